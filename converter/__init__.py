@@ -1,0 +1,1 @@
+"""Stage two: checkpoints <-> models. `python -m converter --help`."""

@@ -1,0 +1,1 @@
+"""From files of proteins to packed, masked batches: sequences -> indexed -> packing -> masking -> loader."""

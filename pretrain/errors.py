@@ -1,0 +1,52 @@
+"""How every command talks to a user who made a mistake: one clear line on stderr and exit status 2, no traceback.
+
+`InputError` is for what a user can put right (a file, a key, a flag); anything else that escapes is a defect of ours and
+keeps its traceback. `ArgumentParser` prints one line instead of a usage block and suggests the nearest flag.
+"""
+
+import argparse
+import difflib
+import sys
+from collections.abc import Callable, Sequence
+
+EXIT_USAGE = 2
+
+
+class InputError(ValueError):
+    """Bad input from the user. The message is one line naming the file, the line or key, what was wrong and what would be right."""
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """argparse with one-line errors, no abbreviated flags, and the nearest flag suggested for an unknown one."""
+
+    def __init__(self, *args, **kwargs):
+        kwargs.setdefault("allow_abbrev", False)
+        super().__init__(*args, **kwargs)
+
+    def parse_args(self, args: Sequence[str] | None = None, namespace=None):
+        parsed, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            flag = next((word for word in unknown if word.startswith("-")), unknown[0]).split("=")[0]
+            self.error(f"unknown argument {flag}{self._nearest(flag)}")
+        return parsed
+
+    def _nearest(self, flag: str) -> str:
+        near = difflib.get_close_matches(flag, self._option_string_actions, n=1)
+        return f"; did you mean {near[0]}?" if near else ""
+
+    def error(self, message: str):
+        self.exit(EXIT_USAGE, f"{self.prog}: error: {message} (--help lists the flags)\n")
+
+
+def run(main: Callable[[Sequence[str] | None], int | None], argv: Sequence[str] | None = None) -> int:
+    """Call `main(argv)` and turn a user's mistake into one line and status 2. Returns the exit status."""
+    try:
+        return main(argv) or 0
+    except InputError as error:
+        message = str(error)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        message = f"{error.filename}: {error.strerror or error}"
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    return EXIT_USAGE

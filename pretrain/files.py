@@ -1,0 +1,46 @@
+"""Files that appear whole or not at all: written under a temporary name beside the target, synced, renamed."""
+
+import contextlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+
+def fsync_path(path: Path) -> None:
+    """Flush a file's or a directory's contents to disk, so that a rename after it survives a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def atomic_path(final: str | Path) -> Iterator[Path]:
+    """Yield a temporary path in `final`'s directory; on success it becomes `final`, on any error it is removed."""
+    final = Path(final)
+    final.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{final.name}.", suffix=".tmp", dir=final.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        temporary.chmod(0o644)
+        fsync_path(temporary)
+        os.replace(temporary, final)
+        fsync_path(final.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(final: str | Path, text: str) -> None:
+    """Replace `final` with `text` (UTF-8) in one step."""
+    with atomic_path(final) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(final: str | Path, value: object) -> None:
+    """Replace `final` with `value` as indented JSON in one step."""
+    write_text(final, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
