@@ -1,0 +1,153 @@
+"""Packed attention: many proteins in one stream of tokens, each attending only to itself, with no dense mask.
+
+Legend: T tokens of the stream, B proteins in it, H heads, D head size; a bucket holds n proteins padded to S tokens.
+
+`packed_attention(qkv, plan, dropout_p)` is the one function. A plan is made once per forward pass and shared by all
+layers. Backends compute the same maths:
+  varlen     CUDA, fp16/bf16, no dropout: `torch.nn.attention.varlen` flash attention straight on the stream
+  jagged     CUDA, fp16/bf16, dropout > 0: SDPA on jagged nested tensors (varlen_attn knows no dropout)
+  buckets    CPU, and CUDA in fp32/fp64: proteins of like length gathered into padded batches for SDPA
+  reference  one protein at a time, written out; the tests' yardstick
+Dropout is never left out silently: a backend that cannot do it is not chosen.
+"""
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# A bucket's shortest protein is at least this fraction of its longest: at most a quarter of the keys are padding.
+BUCKET_RATIO = 0.75
+# A cap on n * S * S keeps the score matrix of the maths path of SDPA (taken with dropout on CPU) in cache-friendly sizes.
+BUCKET_MAX_SCORES = 1 << 21
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """n proteins padded to S: rows [start, start + n * S) of the gathered stream; `mask` is [n, 1, 1, S], None if exact."""
+
+    start: int
+    proteins: int
+    length: int
+    mask: Tensor | None
+
+
+@dataclass(frozen=True)
+class AttentionPlan:
+    """Protein boundaries (`cu_seqlens` [B+1], int32) and what the chosen backend derives from them."""
+
+    backend: str
+    cu_seqlens: Tensor
+    max_seqlen: int
+    gather: Tensor | None = None  # [padded tokens] stream index of every bucketed slot
+    scatter: Tensor | None = None  # [T] bucketed slot of every stream token
+    buckets: tuple[Bucket, ...] = field(default=())
+
+
+def choose_backend(device: torch.device, dtype: torch.dtype, dropout_p: float) -> str:
+    """The fastest backend that computes exactly what was asked on this device and dtype."""
+    if device.type != "cuda" or dtype not in (torch.float16, torch.bfloat16):
+        return "buckets"
+    return "varlen" if dropout_p == 0.0 else "jagged"
+
+
+def make_plan(cu_seqlens: Tensor, backend: str, max_seqlen: int | None = None) -> AttentionPlan:
+    """Prepare `cu_seqlens` for `backend`. `max_seqlen` may be any upper bound; without it the device is asked (a sync)."""
+    if backend == "buckets":
+        return _bucket_plan(cu_seqlens)
+    if max_seqlen is None:
+        max_seqlen = int(cu_seqlens.diff().max())
+    return AttentionPlan(backend, cu_seqlens, max_seqlen)
+
+
+def _bucket_plan(cu_seqlens: Tensor) -> AttentionPlan:
+    bounds = cu_seqlens.to("cpu", torch.int64)
+    starts, lengths = bounds[:-1], bounds.diff()
+    order = torch.argsort(lengths, descending=True, stable=True)
+    order = order[lengths[order] > 0]
+    gather, buckets, slot = [], [], 0
+    scatter = torch.empty(int(bounds[-1]), dtype=torch.int64)
+    for members in _split_by_length(order, lengths):
+        size = int(lengths[members[0]])
+        offsets = torch.arange(size)
+        real = offsets < lengths[members, None]  # [n, S]
+        index = starts[members, None] + torch.where(real, offsets, 0)  # padding repeats the first token; its key is masked
+        scatter[index[real]] = slot + torch.nonzero(real.flatten()).flatten()
+        mask = None if bool(real.all()) else real[:, None, None, :].to(cu_seqlens.device)
+        buckets.append(Bucket(slot, len(members), size, mask))
+        gather.append(index.flatten())
+        slot += index.numel()
+    device = cu_seqlens.device
+    longest = max((bucket.length for bucket in buckets), default=0)
+    return AttentionPlan(
+        "buckets", cu_seqlens, longest, torch.cat(gather).to(device), scatter.to(device), tuple(buckets)
+    )
+
+
+def _split_by_length(order: Tensor, lengths: Tensor) -> list[Tensor]:
+    """Cut protein numbers, longest first, into runs of like length."""
+    sorted_lengths = lengths[order].tolist()
+    groups, begin = [], 0
+    for i, length in enumerate(sorted_lengths):
+        longest = sorted_lengths[begin]
+        full = (i - begin + 1) * longest * longest > BUCKET_MAX_SCORES
+        if i > begin and (full or length < BUCKET_RATIO * longest):
+            groups.append(order[begin:i])
+            begin = i
+    groups.append(order[begin:])
+    return groups
+
+
+def packed_attention(qkv: Tensor, plan: AttentionPlan, dropout_p: float = 0.0) -> Tensor:
+    """softmax(Q K^T / sqrt(D)) V within each protein of the stream.
+
+    qkv: [T, H, 3, D], Megatron's row order of `query_key_value`. dropout_p: dropout of the attention probabilities
+    (0 outside training). Returns [T, H, D].
+    """
+    return _BACKENDS[plan.backend](qkv, plan, dropout_p)
+
+
+def _buckets(qkv: Tensor, plan: AttentionPlan, dropout_p: float) -> Tensor:
+    tokens, heads, _, size = qkv.shape
+    padded = qkv.reshape(tokens, -1).index_select(0, plan.gather)
+    outputs = []
+    for bucket in plan.buckets:
+        rows = padded[bucket.start : bucket.start + bucket.proteins * bucket.length]
+        shaped = rows.view(bucket.proteins, bucket.length, heads, 3, size)
+        query, key, value = (part.transpose(1, 2) for part in shaped.unbind(3))  # each [n, H, S, D]
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=bucket.mask, dropout_p=dropout_p)
+        outputs.append(mixed.transpose(1, 2).reshape(-1, heads * size))
+    return torch.cat(outputs).index_select(0, plan.scatter).view(tokens, heads, size)
+
+
+def _varlen(qkv: Tensor, plan: AttentionPlan, dropout_p: float) -> Tensor:
+    from torch.nn.attention.varlen import varlen_attn
+
+    assert dropout_p == 0.0, "varlen_attn has no dropout; choose_backend gives 'jagged'"
+    query, key, value = (part.contiguous() for part in qkv.unbind(2))
+    return varlen_attn(query, key, value, plan.cu_seqlens, plan.cu_seqlens, plan.max_seqlen, plan.max_seqlen)
+
+
+def _jagged(qkv: Tensor, plan: AttentionPlan, dropout_p: float) -> Tensor:
+    offsets = plan.cu_seqlens.to(torch.int64)
+    query, key, value = (
+        torch.nested.nested_tensor_from_jagged(part.contiguous(), offsets, max_seqlen=plan.max_seqlen).transpose(1, 2)
+        for part in qkv.unbind(2)
+    )
+    mixed = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout_p)
+    return mixed.transpose(1, 2).values()
+
+
+def _reference(qkv: Tensor, plan: AttentionPlan, dropout_p: float) -> Tensor:
+    outputs = []
+    for protein in qkv.split(plan.cu_seqlens.diff().tolist()):
+        query, key, value = (part.transpose(0, 1) for part in protein.unbind(2))  # [H, S, D]
+        scores = query @ key.transpose(1, 2) / math.sqrt(query.shape[-1])
+        probabilities = F.dropout(scores.softmax(-1), dropout_p)
+        outputs.append((probabilities @ value).transpose(0, 1))
+    return torch.cat(outputs)
+
+
+_BACKENDS = {"buckets": _buckets, "varlen": _varlen, "jagged": _jagged, "reference": _reference}
