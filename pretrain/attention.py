@@ -73,7 +73,9 @@ def _bucket_plan(cu_seqlens: Tensor) -> AttentionPlan:
         size = int(lengths[members[0]])
         offsets = torch.arange(size)
         real = offsets < lengths[members, None]  # [n, S]
-        index = starts[members, None] + torch.where(real, offsets, 0)  # padding repeats the first token; its key is masked
+        index = starts[members, None] + torch.where(
+            real, offsets, 0
+        )  # padding repeats the first token; its key is masked
         scatter[index[real]] = slot + torch.nonzero(real.flatten()).flatten()
         mask = None if bool(real.all()) else real[:, None, None, :].to(cu_seqlens.device)
         buckets.append(Bucket(slot, len(members), size, mask))

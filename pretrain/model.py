@@ -218,7 +218,9 @@ def initialize(model: ProteinBert, seed: int) -> None:
                 continue
             scaled = name.endswith(("attention.dense.weight", "dense_4h_to_h.weight"))
             value = torch.empty(parameter.shape, dtype=torch.float32)
-            value.normal_(0.0, std / math.sqrt(2 * model.config.num_layers) if scaled else std, generator=_rng(seed, name))
+            value.normal_(
+                0.0, std / math.sqrt(2 * model.config.num_layers) if scaled else std, generator=_rng(seed, name)
+            )
             if name == "word_embeddings.weight":
                 value[model.config.vocab_size :] = 0.0
             parameter.copy_(value)
