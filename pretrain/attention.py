@@ -20,13 +20,13 @@ from torch import Tensor
 
 # A bucket's shortest protein is at least this fraction of its longest: at most a quarter of the keys are padding.
 BUCKET_RATIO = 0.75
-# A cap on n * S * S keeps the score matrix of the maths path of SDPA (taken with dropout on CPU) in cache-friendly sizes.
+# A cap on n * S * S keeps the scores of SDPA's maths path (taken with dropout on CPU) at a size that caches like.
 BUCKET_MAX_SCORES = 1 << 21
 
 
 @dataclass(frozen=True)
 class Bucket:
-    """n proteins padded to S: rows [start, start + n * S) of the gathered stream; `mask` is [n, 1, 1, S], None if exact."""
+    """n proteins padded to S: rows [start, start + n * S) of the gathered stream; mask is [n, 1, 1, S] or None."""
 
     start: int
     proteins: int
@@ -54,7 +54,7 @@ def choose_backend(device: torch.device, dtype: torch.dtype, dropout_p: float) -
 
 
 def make_plan(cu_seqlens: Tensor, backend: str, max_seqlen: int | None = None) -> AttentionPlan:
-    """Prepare `cu_seqlens` for `backend`. `max_seqlen` may be any upper bound; without it the device is asked (a sync)."""
+    """Prepare `cu_seqlens` for `backend`. `max_seqlen`: any upper bound; None asks the device (a sync)."""
     if backend == "buckets":
         return _bucket_plan(cu_seqlens)
     if max_seqlen is None:
@@ -73,9 +73,7 @@ def _bucket_plan(cu_seqlens: Tensor) -> AttentionPlan:
         size = int(lengths[members[0]])
         offsets = torch.arange(size)
         real = offsets < lengths[members, None]  # [n, S]
-        index = starts[members, None] + torch.where(
-            real, offsets, 0
-        )  # padding repeats the first token; its key is masked
+        index = starts[members, None] + torch.where(real, offsets, 0)  # padding repeats token 0, its key masked
         scatter[index[real]] = slot + torch.nonzero(real.flatten()).flatten()
         mask = None if bool(real.all()) else real[:, None, None, :].to(cu_seqlens.device)
         buckets.append(Bucket(slot, len(members), size, mask))

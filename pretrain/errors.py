@@ -1,7 +1,7 @@
 """How every command talks to a user who made a mistake: one clear line on stderr and exit status 2, no traceback.
 
-`InputError` is for what a user can put right (a file, a key, a flag); anything else that escapes is a defect of ours and
-keeps its traceback. `ArgumentParser` prints one line instead of a usage block and suggests the nearest flag.
+`InputError` is for what a user can put right (a file, a key, a flag); anything else that escapes is a defect of ours
+and keeps its traceback. `ArgumentParser` prints one line instead of a usage block and suggests the nearest flag.
 """
 
 import argparse
@@ -13,7 +13,7 @@ EXIT_USAGE = 2
 
 
 class InputError(ValueError):
-    """Bad input from the user. The message is one line naming the file, the line or key, what was wrong and what would be right."""
+    """Bad input from the user. One line: the file, the line or key, what was wrong and what would be right."""
 
 
 class ArgumentParser(argparse.ArgumentParser):

@@ -183,10 +183,8 @@ class ProteinBert(nn.Module):
         if last >= 0:
             yield x
         for i, layer in enumerate(self.layers.values()):
-            if self.recompute and self.training:
-                x = checkpoint(layer, x, plan, use_reentrant=False)
-            else:
-                x = layer(x, plan)
+            recompute = self.recompute and self.training
+            x = checkpoint(layer, x, plan, use_reentrant=False) if recompute else layer(x, plan)
             if i < last:
                 yield x
         yield self.final_layernorm(x) if self.final_layernorm else x
@@ -218,9 +216,8 @@ def initialize(model: ProteinBert, seed: int) -> None:
                 continue
             scaled = name.endswith(("attention.dense.weight", "dense_4h_to_h.weight"))
             value = torch.empty(parameter.shape, dtype=torch.float32)
-            value.normal_(
-                0.0, std / math.sqrt(2 * model.config.num_layers) if scaled else std, generator=_rng(seed, name)
-            )
+            spread = std / math.sqrt(2 * model.config.num_layers) if scaled else std
+            value.normal_(0.0, spread, generator=_rng(seed, name))
             if name == "word_embeddings.weight":
                 value[model.config.vocab_size :] = 0.0
             parameter.copy_(value)

@@ -74,7 +74,7 @@ def global_norm(gradients: Iterable[Tensor]) -> Tensor:
 
 
 def clip_grad_norm(parameters: Iterable[nn.Parameter], max_norm: float) -> float:
-    """Scale all gradients by max_norm / norm when the norm is larger (max_norm 0: only measure). Returns the norm before."""
+    """Scale all gradients by max_norm / norm when the norm is larger (0: only measure). Returns the norm before."""
     gradients = [p.grad for p in parameters if p.grad is not None]
     norm = float(global_norm(gradients))
     if max_norm > 0 and math.isfinite(norm) and norm > max_norm:

@@ -1,0 +1,15 @@
+"""`python -m converter --load SRC --save DST --target tape [--verify]`."""
+
+import sys
+
+from pretrain.errors import run
+
+
+def cli() -> None:
+    from converter.convert import main
+
+    sys.exit(run(main))
+
+
+if __name__ == "__main__":
+    cli()

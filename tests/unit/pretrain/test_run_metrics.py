@@ -1,0 +1,71 @@
+"""The log of a run and its FLOP count."""
+
+import json
+import math
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from pretrain import model
+from pretrain.errors import InputError
+from pretrain.metrics import MetricsLog, peak_flops, training_flops
+from pretrain.model import ModelConfig, ProteinBert
+
+
+def read(directory):
+    return [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_lines_are_appended_and_non_finite_values_become_null(tmp_path):
+    log = MetricsLog(tmp_path)
+    log.write({"iteration": 1, "lm_loss": 2.5})
+    log.write({"iteration": 2, "lm_loss": math.nan, "grad_norm": math.inf})
+    log.close()
+    assert read(tmp_path) == [{"iteration": 1, "lm_loss": 2.5}, {"iteration": 2, "lm_loss": None, "grad_norm": None}]
+
+
+def test_a_resumed_run_drops_what_came_after_its_checkpoint(tmp_path):
+    lines = [json.dumps({"iteration": i}) for i in range(1, 6)]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + '\n{"iteration": 6, "lm_lo')
+    log = MetricsLog(tmp_path, resume_at=3)
+    log.write({"iteration": 4})
+    log.close()
+    assert [line["iteration"] for line in read(tmp_path)] == [1, 2, 3, 4]
+
+
+def test_a_foreign_metrics_file_is_not_rewritten(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text("epoch,loss\n1,2\n")
+    with pytest.raises(InputError, match=r"metrics\.jsonl: line 1"):
+        MetricsLog(tmp_path, resume_at=3)
+    assert (tmp_path / "metrics.jsonl").read_text().startswith("epoch")
+
+
+def test_tensorboard_events_are_written(tmp_path):
+    log = MetricsLog(tmp_path, tmp_path / "tb")
+    log.write({"iteration": 1, "lm_loss": 2.5})
+    log.close()
+    assert list((tmp_path / "tb").glob("events.*"))
+
+
+def test_training_flops_equal_pytorchs_own_counter(monkeypatch):
+    """Forward and backward of real proteins through the reference attention, every matrix product counted by PyTorch."""
+    config = ModelConfig(
+        hidden_size=32, num_layers=2, num_attention_heads=4, max_position_embeddings=64,
+        hidden_dropout=0.0, attention_dropout=0.0,
+    )  # fmt: skip
+    monkeypatch.setattr(model, "choose_backend", lambda *_: "reference")
+    lengths = [40, 7, 64]
+    bounds = torch.tensor([0, *lengths]).cumsum(0).to(torch.int32)
+    tokens = torch.randint(6, 31, (sum(lengths),))
+    positions = torch.cat([torch.arange(n) for n in lengths])
+    masked = torch.arange(0, 100, 9)
+    net = ProteinBert(config).train()
+    with FlopCounterMode(display=False) as counter:
+        net(tokens, positions, bounds, masked).exp().sum().backward()
+    ours = training_flops(config, sum(lengths), sum(n * n for n in lengths), len(masked))
+    assert counter.get_total_flops() == pytest.approx(ours, rel=1e-3)
+
+
+def test_unknown_devices_have_no_peak():
+    assert peak_flops(torch.device("cpu"), torch.bfloat16) is None
