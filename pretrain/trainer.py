@@ -66,6 +66,7 @@ class Trainer:
         self.scaler = _loss_scaler(config) if config.training.fp16 else None
         self.counters = Counters()
         self.resumed = load_state(self) if config.checkpoint.load else None
+        self._saved_at = self._evaluated_at = self.resumed
         self.peak_flops = peak_flops(self.device, self.dtype)
 
     # ---- the loop
@@ -90,22 +91,19 @@ class Trainer:
                     values = self.train_step(micro_batches)
                 self._count(micro_batches, values)
                 bar.advance(self.counters.consumed_train_samples)
-                if self.counters.iteration % c.logging.log_interval == 0:
+                if self._due(c.logging.log_interval):
                     bar.show(self._log_step(log, values, throughput))
-                if _due(self.counters.iteration, c.logging.eval_interval):
+                if self._due(c.logging.eval_interval):
                     bar.show(*self._log_evaluation(log))
-                saved = _due(self.counters.iteration, c.checkpoint.save_interval)
-                if saved:
+                if self._due(c.checkpoint.save_interval):
                     self.save()
                 if why := self._why_stop(stop, started):
                     reason = why
                     break
-            else:
-                saved = False
-            if not saved or reason == "completed":
-                self.save()
-            if reason == "completed" and not _due(self.counters.iteration, c.logging.eval_interval):
+            if reason == "completed" and self._evaluated_at != self.counters.iteration:
                 bar.show(*self._log_evaluation(log))
+            if self._saved_at != self.counters.iteration:
+                self.save()
         write_json(f"{c.checkpoint.save}/exit_reason.json", {"reason": reason, "iteration": self.counters.iteration})
         return reason
 
@@ -156,15 +154,16 @@ class Trainer:
         counters.consumed_proteins += sum(batch.num_proteins for batch in micro_batches)
         counters.skipped_iterations += values["skipped"]
 
+    def _due(self, interval: int | None) -> bool:
+        return bool(interval) and self.counters.iteration % interval == 0
+
     def _why_stop(self, stop: StopSignal, started: float) -> str | None:
         training = self.config.training
         if stop.received:
             return "preempted"
         if training.exit_duration_in_mins and time.monotonic() - started > 60 * training.exit_duration_in_mins:
             return "exit-duration-in-mins"
-        if training.exit_interval and self.counters.iteration % training.exit_interval == 0:
-            return "exit-interval"
-        return None
+        return "exit-interval" if self._due(training.exit_interval) else None
 
     # ---- what is reported
 
@@ -179,6 +178,7 @@ class Trainer:
 
     def _log_evaluation(self, log: MetricsLog) -> list[str]:
         lines = []
+        self._evaluated_at = self.counters.iteration
         for name, dataset in self.valid_sets.items():
             limit = self._eval_limit() if name == "valid" else None
             loss, masked = self.evaluate(dataset, limit)
@@ -188,6 +188,12 @@ class Trainer:
             log.write({**position, "dataset": name, **values})
             lines.append(f"iteration {self.counters.iteration}  {name} loss {loss:.4f}  perplexity {perplexity:.3f}")
         return lines
+
+    def _eval_limit(self) -> int | None:
+        """--eval-iters counts global batches, as Megatron does; evaluation runs micro-batches. 0: the whole split."""
+        training = self.config.training
+        iters = self.config.logging.eval_iters
+        return iters * (training.global_batch_size // training.micro_batch_size) if iters else None
 
     def _progress(self) -> Progress:
         return Progress(self.schedule.total_samples, self.counters.consumed_train_samples)
@@ -215,10 +221,7 @@ class Trainer:
             "loss_scaler": self.scaler.state_dict() if self.scaler else None,
         }
         checkpoint.save_checkpoint(c.save, self.counters.iteration, run_state(self), meta, keep_last=c.keep_last)
-
-
-def _due(iteration: int, interval: int | None) -> bool:
-    return bool(interval) and iteration % interval == 0
+        self._saved_at = self.counters.iteration
 
 
 def _device(name: str) -> torch.device:
