@@ -1,0 +1,326 @@
+"""Flags and YAML: Megatron's launch lines work unchanged, every mistake is one line with both numbers."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from pretrain.config import OPTIONS, SECTIONS, Config, parse_config
+from pretrain.errors import InputError
+from pretrain.flags import MATHS, OBSOLETE
+from pretrain.tokenizer import build_tokenizer
+
+CONFIGS = Path(__file__).resolve().parents[3] / "pretrain" / "configs"
+NEEDED = ["--data-path", "d", "--save", "s", "--train-iters", "100"]
+
+
+def parse(*words, needed=True, **kwargs) -> Config:
+    return parse_config([*(NEEDED if needed else []), *map(str, words)], notify=lambda notice: None, **kwargs)
+
+
+def yaml_file(tmp_path, text: str) -> list[str]:
+    (tmp_path / "c.yaml").write_text(text)
+    return ["--config", str(tmp_path / "c.yaml")]
+
+
+# ---- the original's launch lines
+
+SINGLE = """--num-layers 12 --attention-dropout 0.1 --hidden-dropout 0.1 --hidden-size 768 --num-attention-heads 12
+--layernorm-epsilon 1e-12 --micro-batch-size 4 --global-batch-size 8 --seq-length 2176 --max-position-embeddings 2176
+--train-iters 2000000 --lr-decay-iters 990000 --save ckpt --load ckpt --data-path pfam_text_document
+--vocab-file iupac_vocab.txt --tokenizer-type BertWordPieceCase --data-impl mmap --split 32593668,1715454,44311
+--lr 0.0001 --min-lr 0.00001 --lr-decay-style linear --lr-warmup-fraction .01 --weight-decay 1e-2 --clip-grad 1.0
+--log-interval 100 --save-interval 10000 --eval-interval 1000 --eval-iters 10 --fp16"""
+MANY = """--local_rank=3 --num-layers 16 --attention-dropout 0.1 --hidden-dropout 0.1 --hidden-size 1024
+--num-attention-heads 16 --layernorm-epsilon 1e-12 --micro-batch-size 4 --global-batch-size 128 --seq-length 2176
+--max-position-embeddings 2176 --train-iters 1000000 --save ckpt --load ckpt --data-path pfam_text_document
+--vocab-file iupac_vocab.txt --data-impl mmap --split 32593668,1715454,44311 --num-workers 96
+--distributed-backend nccl --lr 0.0001 --lr-decay-style linear --min-lr 1.0e-5 --lr-decay-iters 990000
+--weight-decay 1e-2 --clip-grad 1.0 --lr-warmup-fraction .01 --log-interval 1 --save-interval 1000
+--eval-interval 100 --eval-iters 10 --fp16 --checkpoint-activations --tensorboard-dir tb"""
+
+
+def test_the_originals_single_process_line():
+    config = parse_config(SINGLE.split())
+    assert (config.model.num_layers, config.model.hidden_size, config.model.num_attention_heads) == (12, 768, 12)
+    assert config.model.layernorm_epsilon == 1e-12 and config.optim.min_lr == 1e-5
+    assert config.training.fp16 and config.training.recompute_granularity is None
+    assert config.data.data_path == ("pfam_text_document",) and config.data.tokenizer_type == "BertWordPieceCase"
+    assert (config.model.hidden_act, config.model.lm_head_act) == ("gelu_new", "gelu")
+
+
+def test_the_originals_many_gpu_line_is_the_200m_recipe():
+    config = parse_config(MANY.split(), world_size=32)
+    recipe = parse_config(["--config", str(CONFIGS / "proteinlm_200m.yaml"), "--data-path", "x", "--save", "y"])
+    assert config.parallel.local_rank == 3 and config.training.recompute_granularity == "full"
+    assert config.differences(recipe) == []
+    assert config.optim == recipe.optim
+    assert config.data.split == recipe.data.split and config.training.global_batch_size == 128
+
+
+def test_defaults():
+    config = parse()
+    assert dataclasses.asdict(config.optim) | {"lr_decay_iters": None} == dataclasses.asdict(Config().optim)
+    assert (config.optim.weight_decay, config.optim.clip_grad, config.optim.adam_beta2) == (0.01, 1.0, 0.999)
+    assert (config.data.split, config.data.mask_prob, config.training.seed) == ("969,30,1", 0.15, 1234)
+    assert config.optim.lr_decay_iters == 100
+    assert config.training.global_batch_size == config.training.micro_batch_size
+
+
+def test_every_option_is_documented_in_one_line():
+    for name, (section, option) in OPTIONS.items():
+        doc = option.metadata["doc"]
+        assert doc and "\n" not in doc and len(doc) < 90, (section, name)
+    assert len(OPTIONS) == sum(len(dataclasses.fields(section)) for section in SECTIONS.values())  # no name twice
+
+
+def test_help_lists_every_option(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        parse_config(["--help"])
+    text = capsys.readouterr().out
+    assert stopped.value.code == 0
+    assert all(f"--{name.replace('_', '-')}" in text for name in OPTIONS)
+
+
+# ---- old spellings, flags that choose the maths, flags without a meaning
+
+
+@pytest.mark.parametrize(
+    ("flags", "acts"),
+    [
+        ("", ("gelu_new", "gelu")),
+        ("--bias-gelu-fusion", ("gelu_new", "gelu")),
+        ("--no-bias-gelu-fusion", ("gelu", "gelu")),
+        ("--onnx-safe", ("gelu", "gelu")),
+        ("--onnx-safe True", ("gelu", "gelu")),
+        ("--onnx-safe False", ("gelu_new", "gelu")),
+        ("--openai-gelu", ("gelu_new", "gelu_new")),
+        ("--openai-gelu --no-bias-gelu-fusion", ("gelu_new", "gelu_new")),
+    ],
+)
+def test_activations(flags, acts):
+    model = parse(*flags.split()).model
+    assert (model.hidden_act, model.lm_head_act) == acts
+
+
+def test_aliases():
+    words = "--model-parallel-size 2 --batch-size 8 --warmup 0.02 --checkpoint-activations"
+    config = parse(*words.split())
+    assert config.parallel.tensor_model_parallel_size == 2 and config.training.micro_batch_size == 8
+    assert config.optim.lr_warmup_fraction == 0.02 and config.training.recompute_granularity == "full"
+    assert parse("--activations-checkpoint-method", "uniform").training.recompute_granularity == "full"
+    with pytest.raises(InputError, match="--batch-size means --micro-batch-size 8, but --micro-batch-size 4 is given"):
+        parse("--batch-size", 8, "--micro-batch-size", 4)
+    with pytest.raises(InputError, match="--openai-gelu means --hidden-act gelu_new, but --hidden-act relu"):
+        parse("--openai-gelu", "--hidden-act", "relu")
+
+
+@pytest.mark.parametrize("flag", OBSOLETE)
+def test_flags_without_a_meaning_are_accepted_with_a_notice(flag):
+    notices = []
+    value = ["1"] if OBSOLETE[flag][0] else []
+    config = parse_config([*NEEDED, f"--{flag}", *value], notify=notices.append)
+    assert config == parse()
+    assert len(notices) == 1 and f"--{flag} " in notices[0] and "\n" not in notices[0]
+
+
+def test_no_notice_without_reason(capsys):
+    parse_config(SINGLE.split())
+    assert capsys.readouterr() == ("", "")
+    assert not set(MATHS) & set(OBSOLETE)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("--apply-residual-connection-post-layernorm", "--apply-residual-connection-post-layernorm is not supported"),
+        ("--data-impl lazy", "--data-impl lazy is not supported"),
+        ("--optimizer sgd", "--optimizer sgd is not supported"),
+    ],
+)
+def test_refused_by_name(words, told):
+    with pytest.raises(InputError, match=told):
+        parse(*words.split())
+
+
+def test_unknown_flag_suggests_the_nearest(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        parse("--hiden-size", 3)
+    error = capsys.readouterr().err
+    assert stopped.value.code == 2 and "did you mean --hidden-size?" in error and error.count("\n") == 1
+
+
+def test_underscores_are_dashes_in_flags_but_not_in_values():
+    config = parse("--hidden_size=64", "--num_attention_heads", 4, "--tensorboard_dir", "a_b")
+    assert config.model.hidden_size == 64 and config.logging.tensorboard_dir == "a_b"
+
+
+# ---- values and combinations
+
+WRONG = [
+    ("--num-layers 0", "--num-layers is 0, but must be at least 1"),
+    ("--num-layers two", "--num-layers is 'two', not a number"),
+    ("--num-layers 2.5", "--num-layers is 2.5, not a whole number"),
+    ("--lr nan", "--lr is nan, not a finite number"),
+    ("--lr 1e-999", "--lr is 0.0, but must be more than 0"),
+    ("--lr -1", "--lr is -1.0, but must be more than 0"),
+    ("--hidden-dropout 1", "--hidden-dropout is 1.0, but must be less than 1"),
+    ("--mask-prob 0", "must be more than 0"),
+    ("--mask-prob 1e-6", "mask-prob 1e-06 of seq-length 2176 masks no token"),
+    ("--lr-decay-style exponential", "not one of constant, linear, cosine, WSD"),
+    ("--hidden-act silu", "--hidden-act silu is not one of gelu, gelu_new, relu, swish"),
+    ("--tokenizer-type GPT2BPETokenizer", "--tokenizer-type GPT2BPETokenizer is not one of"),
+    ("--recompute-granularity selective", "not one of full"),
+    ("--hidden-size 100", "num-attention-heads 16 must divide hidden-size 100"),
+    ("--seq-length 4096", "seq-length 4096 is more than max-position-embeddings 2176"),
+    ("--fp16 --bf16", "exclude each other"),
+    ("--global-batch-size 10", "global-batch-size 10 must be a multiple of micro-batch-size 4"),
+    ("--min-lr 1", "min-lr 1.0 is more than lr 0.0001"),
+    ("--train-samples 5", "train-iters 100 and train-samples 5 are both given"),
+    ("--lr-decay-samples 5", "lr-decay-samples 5 does not go with train-iters; use lr-decay-iters"),
+    ("--lr-warmup-samples 5", "lr-warmup-samples 5 does not go with train-iters"),
+    ("--lr-warmup-fraction 0.1 --lr-warmup-iters 5", "lr-warmup-fraction 0.1 and lr-warmup-iters 5: give one"),
+    ("--lr-warmup-iters 200", "lr-warmup-iters 200 is more than lr-decay-iters 100"),
+    ("--rampup-batch-size 4 4", "takes START INCREMENT SAMPLES, not 4 4"),
+    ("--rampup-batch-size 4 12 100 --global-batch-size 32", "4 in steps of 12 does not arrive at global-batch-size 32"),
+    ("--split 1,2", "--split 1,2 is not three shares"),
+    ("--split 0,0,0", "is not three shares"),
+    ("--split a,b,c", "is not three shares"),
+    ("--data-path 0.5 a 0.5", "--data-path has 3 words"),
+    ("--data-path x a 0.5 b", "'x' before a is not a weight"),
+    ("--tokenizer-type SentencePiece", "needs --vocab-file"),
+    ("--tensor-model-parallel-size 3", "tensor-model-parallel-size 3 must divide num-attention-heads 16"),
+    ("--pipeline-model-parallel-size 17", "pipeline-model-parallel-size 17 is more than num-layers 16"),
+    ("--num-layers-per-virtual-pipeline-stage 2", "needs pipeline-model-parallel-size above 1, not 1"),
+    (
+        "--pipeline-model-parallel-size 4 --num-layers-per-virtual-pipeline-stage 3",
+        "num-layers 16 must be a multiple of pipeline-model-parallel-size 4 x num-layers-per-virtual-pipeline-stage 3",
+    ),
+    ("--keep-last 0", "--keep-last is 0, but must be at least 1"),
+    ("--override-lr-scheduler --use-checkpoint-lr-scheduler", "exclude each other"),
+]
+
+
+@pytest.mark.parametrize(("words", "told"), WRONG)
+def test_wrong_values_are_told_with_both_numbers(words, told):
+    with pytest.raises(InputError) as error:
+        parse(*words.split())
+    assert told in str(error.value) and "\n" not in str(error.value)
+
+
+def test_what_is_needed():
+    with pytest.raises(InputError, match="--data-path is needed"):
+        parse("--save", "s", "--train-iters", 1, needed=False)
+    with pytest.raises(InputError, match="--save is needed"):
+        parse("--data-path", "d", "--train-iters", 1, needed=False)
+    with pytest.raises(InputError, match="give --train-iters or --train-samples"):
+        parse("--data-path", "d", "--save", "s", needed=False)
+    assert parse("--train-iters", 1, needed=False, required=()).data.data_path == ()
+
+
+def test_samples_instead_of_iterations():
+    words = "--data-path d --save s --train-samples 1000 --lr-warmup-samples 10 --rampup-batch-size 4 4 100"
+    config = parse(*words.split(), "--global-batch-size", 16, needed=False)
+    assert config.optim.lr_decay_samples == 1000 and config.training.rampup_batch_size == (4, 4, 100)
+
+
+def test_world():
+    words = ("--tensor-model-parallel-size", 2, "--pipeline-model-parallel-size", 2)
+    assert parse(*words, world_size=8).training.global_batch_size == 8
+    with pytest.raises(InputError, match="2 x pipeline-model-parallel-size 2 = 4 must divide the 6 processes"):
+        parse(*words, world_size=6)
+    with pytest.raises(InputError, match=r"global-batch-size 12 must be a multiple of .* 4 x 2 .* = 8"):
+        parse("--global-batch-size", 12, world_size=2)
+
+
+# ---- YAML
+
+
+def test_yaml_then_flags(tmp_path):
+    text = "model:\n  num-layers: 4\n  hidden_size: 64\nnum_attention_heads: 4\nfp16: yes\n"
+    text += "optim: {lr: 1e-3, min_lr: 1e-4}\n"
+    config = parse(*yaml_file(tmp_path, text + "train_samples: 1e6\ndata_path: [0.5, a, 0.5, b c]\n"), "--lr", "3e-3")
+    assert (config.model.num_layers, config.model.hidden_size, config.model.num_attention_heads) == (4, 64, 4)
+    assert config.optim.lr == 3e-3 and config.optim.min_lr == 1e-4  # PyYAML itself reads 1e-4 as text
+    assert config.training.fp16 and config.training.train_iters == 100 and config.training.train_samples is None
+    assert config.data.data_path == ("d",)
+    assert (
+        parse(*yaml_file(tmp_path, text), "--bf16").training.fp16 is False
+    )  # a flag drops what the file says against it
+    assert parse(*yaml_file(tmp_path, text), "--no-fp16").training.fp16 is False
+    assert parse(*yaml_file(tmp_path, "rampup_batch_size: 4 4 10\nglobal_batch_size: 8\n")).training.rampup_batch_size
+
+
+def test_numbers_as_yaml_has_them(tmp_path):
+    text = "train_samples: 1e6\nlr: 1E-4\nseed: 7\nloss_scale_window: 500.0\nsave_interval: null\nload: 12\n"
+    config = parse(*yaml_file(tmp_path, text), "--data-path", "d", "--save", "s", needed=False)
+    assert config.training.train_samples == 1_000_000 and config.optim.loss_scale_window == 500
+    assert config.checkpoint.save_interval is None and config.checkpoint.load == "12"
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("hiden_size: 3\n", ":1: hiden_size is not an option; did you mean hidden_size?"),
+        ("model:\n  num_layers: 2\n  lr: 3\n", ":3: lr belongs to section optim, not model"),
+        ("modle:\n  num_layers: 2\n", ":1: modle is not an option; did you mean model?"),
+        ("num_layers: 2\nnum_layers: 3\n", ":2: num_layers is given twice, first on line 1"),
+        ("num_layers: 2\nmodel:\n  num-layers: 3\n", "num-layers is given twice"),
+        ("num_layers: [2]\n", ":1: num_layers is [2], not a number"),
+        ("num_layers: true\n", "num_layers is True, not a number"),
+        ("fp16: maybe\n", "fp16 is 'maybe', not true or false"),
+        ("data_path: {a: 1}\n", "data_path is {'a': 1}, not text"),
+        ("model: 3\n", ":1: model is a section"),
+        ("- a\n", "a configuration is a mapping"),
+        ("a: [1\n", "not YAML"),
+        ("lr: !!python/object/apply:os.system ['true']\n", "not YAML"),
+        ("num_layers: null\n", "num_layers is None, not a number"),
+    ],
+)
+def test_wrong_yaml_names_file_and_line(tmp_path, text, told):
+    with pytest.raises(InputError) as error:
+        parse(*yaml_file(tmp_path, text))
+    assert "c.yaml" in str(error.value) and told in str(error.value) and "\n" not in str(error.value)
+
+
+def test_missing_yaml(tmp_path):
+    with pytest.raises(InputError, match=r"absent\.yaml: cannot read"):
+        parse("--config", tmp_path / "absent.yaml")
+
+
+def test_dict_and_yaml_round_trips(tmp_path):
+    config = parse("--data-path", "0.3", "a", "0.7", "b c", "--adam-eps", "1e-9", "--bf16", "--valid-data-path", "x=y")
+    assert Config.from_dict(config.to_dict()) == config
+    assert Config.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    config.dump_yaml(tmp_path / "dumped.yaml")
+    assert parse_config(["--config", str(tmp_path / "dumped.yaml")]) == config
+    with pytest.raises(InputError, match="meta: hidden is not an option"):
+        Config.from_dict({"model": {"hidden": 3}}, "meta")
+
+
+def test_differences():
+    ours, theirs = parse(), parse("--num-layers", 8, "--ffn-hidden-size", 4096, "--lr", "1e-3")
+    assert ours.differences(theirs) == ["num-layers 16, not 8"]  # 4096 is what 4 x 1024 means
+
+
+@pytest.mark.parametrize(
+    ("name", "millions"), [("debug", 0.12), ("proteinlm_8m", 8), ("proteinlm_35m", 34), ("proteinlm_200m", 205)]
+)
+def test_configs_are_what_they_are_called(name, millions):
+    config = parse_config(["--config", str(CONFIGS / f"{name}.yaml")], required=())
+    model = config.model_config(build_tokenizer(config.data.tokenizer_type))
+    assert model.num_parameters() / 1e6 == pytest.approx(millions, rel=0.02)
+    assert model.hidden_act == "gelu_new" and model.vocab_size == 31
+
+
+def test_3b_says_that_its_shape_is_unknown():
+    text = (CONFIGS / "proteinlm_3b.yaml").read_text()
+    config = parse_config(["--config", str(CONFIGS / "proteinlm_3b.yaml")], required=())
+    assert (config.model.num_layers, config.model.hidden_size, config.model.num_attention_heads) == (36, 2560, 40)
+    assert "without its shape" in text
+
+
+def test_frozen():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        parse().model.num_layers = 3
