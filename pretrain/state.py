@@ -1,5 +1,7 @@
 """What a checkpoint of a run holds, as tensors by name: weights, Adam's moments, RNG states. No pickled objects."""
 
+from dataclasses import asdict, replace
+
 import torch
 from torch import Tensor, nn
 
@@ -7,6 +9,11 @@ from pretrain import checkpoint
 from pretrain.errors import InputError
 
 MOMENTS = ("exp_avg", "exp_avg_sq", "step")
+# A resumed run must go on with the schedule it began with, unless a flag says which of the two counts.
+SCHEDULE = (
+    *("lr", "min_lr", "lr_decay_style", "lr_decay_iters", "lr_decay_samples"),
+    *("lr_warmup_fraction", "lr_warmup_iters", "lr_warmup_samples"),
+)
 
 
 def optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Tensor]]:
@@ -75,6 +82,7 @@ def load_state(trainer) -> int | None:
     print(f"loaded {options.load} iteration {iteration}", flush=True)
     if options.finetune:
         return None
+    _settle_schedule(trainer, meta, f"{options.load} iteration {iteration}")
     if "rng" in state:
         set_rng_state(state["rng"], trainer.device)
     for name, value in meta["counters"].items():
@@ -85,8 +93,6 @@ def load_state(trainer) -> int | None:
 
 
 def _check_meta(trainer, meta: dict, where: str) -> None:
-    from dataclasses import asdict
-
     ours, theirs = asdict(trainer.model_config), meta["model_config"]
     shape = ("hidden_size", "num_layers", "num_attention_heads", "ffn_hidden_size", "max_position_embeddings")
     maths = ("vocab_size", "make_vocab_size_divisible_by", "hidden_act", "lm_head_act", "layernorm_epsilon")
@@ -96,3 +102,21 @@ def _check_meta(trainer, meta: dict, where: str) -> None:
             raise InputError(f"{where}: the checkpoint has {flag} {theirs[name]}, this run asks for {ours[name]}")
     if trainer.tokenizer.to_dict() != meta["tokenizer"]:
         raise InputError(f"{where}: the checkpoint was trained with another vocabulary; use its --tokenizer-type")
+
+
+def _settle_schedule(trainer, meta: dict, where: str) -> None:
+    """--override-lr-scheduler: ours; --use-checkpoint-lr-scheduler: the checkpoint's; neither: refused."""
+    optim = trainer.config.optim
+    saved = meta["config"].get("optim", {})
+    differing = [name for name in SCHEDULE if name in saved and saved[name] != getattr(optim, name)]
+    if not differing or optim.override_lr_scheduler:
+        return
+    if optim.use_checkpoint_lr_scheduler:
+        settled = replace(optim, **{name: saved[name] for name in differing})
+        trainer.adopt(replace(trainer.config, optim=settled))
+        return
+    name = differing[0]
+    raise InputError(
+        f"{where}: began with {name.replace('_', '-')} {saved[name]}, this run asks for {getattr(optim, name)}; "
+        "say --override-lr-scheduler for the new one or --use-checkpoint-lr-scheduler for the old"
+    )

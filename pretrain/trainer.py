@@ -44,13 +44,12 @@ class Trainer:
     """One pretraining run in one process."""
 
     def __init__(self, config: Config):
-        self.config = config
+        self.adopt(config)
         self.device = _device(config.training.device)
         self.dtype = _dtype(config)
         if config.training.deterministic:
             torch.use_deterministic_algorithms(True)
         torch.manual_seed(config.training.seed)
-        self.schedule = Schedule(config)
         self.tokenizer = build_tokenizer(config.data.tokenizer_type, config.data.vocab_file)
         self.train_data, self.valid_sets = _datasets(config, self.tokenizer)
         self.model_config = config.model_config(self.tokenizer)
@@ -68,6 +67,11 @@ class Trainer:
         self.resumed = load_state(self) if config.checkpoint.load else None
         self._saved_at = self._evaluated_at = self.resumed
         self.peak_flops = peak_flops(self.device, self.dtype)
+
+    def adopt(self, config: Config) -> None:
+        """Take `config` and the schedule that follows from it."""
+        self.config = config
+        self.schedule = Schedule(config)
 
     # ---- the loop
 
@@ -91,7 +95,7 @@ class Trainer:
                     values = self.train_step(micro_batches)
                 self._count(micro_batches, values)
                 bar.advance(self.counters.consumed_train_samples)
-                if self._due(c.logging.log_interval):
+                if self._due(c.logging.log_interval) or values["skipped"]:
                     bar.show(self._log_step(log, values, throughput))
                 if self._due(c.logging.eval_interval):
                     bar.show(*self._log_evaluation(log))

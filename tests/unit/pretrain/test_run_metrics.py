@@ -49,7 +49,7 @@ def test_tensorboard_events_are_written(tmp_path):
 
 
 def test_training_flops_equal_pytorchs_own_counter(monkeypatch):
-    """Forward and backward of real proteins through the reference attention, every matrix product counted by PyTorch."""
+    """Forward and backward of real proteins, every matrix product counted by PyTorch."""
     config = ModelConfig(
         hidden_size=32, num_layers=2, num_attention_heads=4, max_position_embeddings=64,
         hidden_dropout=0.0, attention_dropout=0.0,

@@ -1,0 +1,47 @@
+"""Batch ramp-up, run length and learning rates from a configuration."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from pretrain.errors import InputError
+from pretrain.schedules import Schedule
+
+
+def schedule(**changes) -> Schedule:
+    training = {"train_iters": 100, "train_samples": None, "global_batch_size": 16, "rampup_batch_size": None}
+    optim = {
+        "lr": 1.0, "min_lr": 0.0, "lr_decay_style": "linear", "lr_decay_iters": None, "lr_decay_samples": None,
+        "lr_warmup_fraction": None, "lr_warmup_iters": 0, "lr_warmup_samples": 0,
+    }  # fmt: skip
+    for name, value in changes.items():
+        (training if name in training else optim)[name] = value
+    return Schedule(SimpleNamespace(training=SimpleNamespace(**training), optim=SimpleNamespace(**optim)))
+
+
+def test_plain_run_counts_iterations():
+    plain = schedule(lr_warmup_fraction=0.1)
+    assert plain.total_samples == 1600
+    assert plain.batch_size(0) == plain.batch_size(10**9) == 16
+    assert plain.learning_rate(5, 80) == pytest.approx(0.5)
+    assert plain.learning_rate(55, 880) == pytest.approx(0.5)
+
+
+def test_ramp_up_grows_in_equal_steps():
+    ramp = schedule(rampup_batch_size=(4, 4, 48))
+    assert [ramp.batch_size(n) for n in (0, 15, 16, 31, 32, 47, 48, 1000)] == [4, 4, 8, 8, 12, 12, 16, 16]
+    # 4 steps of 4, 2 of 8, then 12, 12 (32 -> 44 -> 56), and the rest of the 100 iterations at 16
+    assert ramp.total_samples == 4 * 4 + 2 * 8 + 2 * 12 + 92 * 16
+
+
+def test_ramp_up_that_cannot_arrive_is_refused():
+    with pytest.raises(InputError, match="must divide global-batch-size 16 - 4"):
+        schedule(rampup_batch_size=(4, 5, 48))
+
+
+def test_samples_drive_length_and_learning_rate():
+    by_samples = schedule(train_iters=None, train_samples=1000, lr_warmup_samples=100, lr_decay_samples=600)
+    assert by_samples.total_samples == 1000
+    assert by_samples.learning_rate(1, 50) == pytest.approx(0.5)
+    assert by_samples.learning_rate(1, 350) == pytest.approx(0.5)
+    assert by_samples.learning_rate(1, 800) == 0.0
