@@ -67,13 +67,13 @@ def family_losses(checkpoint: str, fasta: str, mask_prob: float, seed: int):
     from converter import dcp
     from pretrain.data.masking import mask_tokens, sample_rng
     from pretrain.data.sequences import read_fasta
-    from pretrain.tokenizer import IUPAC
+    from pretrain.tokenizer import build_tokenizer
 
-    source = dcp.read(checkpoint)
+    source, tokenizer = dcp.read(checkpoint), build_tokenizer()
     model = source.build()
     longest = source.config.max_position_embeddings
     totals: dict[str, np.ndarray] = defaultdict(lambda: np.zeros(2))
-    letters = np.zeros(IUPAC.vocab_size)
+    letters = np.zeros(tokenizer.vocab_size)
     batch: list[tuple] = []
 
     @torch.no_grad()
@@ -96,9 +96,9 @@ def family_losses(checkpoint: str, fasta: str, mask_prob: float, seed: int):
         batch.clear()
 
     for number, (header, residues) in enumerate(read_fasta(fasta)):
-        tokens = np.concatenate([[IUPAC.cls_id], IUPAC.encode(residues)])[:longest].astype(np.int64)
+        tokens = np.concatenate([[tokenizer.cls_id], tokenizer.encode(residues)])[:longest].astype(np.int64)
         rng = sample_rng(seed, number)
-        masked, places, answer = mask_tokens(tokens, np.isin(tokens, IUPAC.residue_ids), IUPAC, rng, mask_prob)
+        masked, places, answer = mask_tokens(tokens, np.isin(tokens, tokenizer.residue_ids), tokenizer, rng, mask_prob)
         batch.append((accession(header), masked, places, answer))
         if len(batch) == 64:
             flush()

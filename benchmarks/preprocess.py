@@ -1,0 +1,126 @@
+"""`python -m pretrain.preprocess`, the whole command with its start-up, beside BERT word-piece tokenizers on one core.
+
+    python benchmarks/preprocess.py [--input train.fasta] [--runs 5] [--result F.json]
+
+Without --input it makes 200,000 random proteins. The peers get the same proteins as spaced text ("M K V"), already in
+memory, and only tokenize: transformers' pure-Python BERT tokenizer (the kind the original tool calls for each protein)
+and its compiled one. They see fewer proteins (a rate needs no more); their ids must equal the shard's.
+"""
+
+import argparse
+import itertools
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from pretrain.data.indexed import IndexedDataset
+from pretrain.data.sequences import read_fasta
+from pretrain.tokenizer import PRETRAIN_TOKENS
+
+PEER_PROTEINS = 1000
+
+
+def random_fasta(path: Path, number: int = 200_000) -> None:
+    """Random residues, lengths like Pfam's (log-normal, median 170), wrapped at 60."""
+    rng = np.random.default_rng(0)
+    lengths = np.clip(rng.lognormal(np.log(170), 0.7, number).astype(int), 20, 5000)
+    pool = rng.choice(np.frombuffer(b"ACDEFGHIKLMNPQRSTVWY", np.uint8), 1 << 20).tobytes().decode()
+    starts = rng.integers(0, len(pool) - 5000, number)
+    with open(path, "w") as file:
+        for i, (start, length) in enumerate(zip(starts.tolist(), lengths.tolist(), strict=True)):
+            residues = pool[start : start + length]
+            file.write(f">protein_{i}\n" + "".join(residues[at : at + 60] + "\n" for at in range(0, length, 60)))
+
+
+def median_seconds(function: Callable[[], object], runs: int) -> tuple[float, float, float]:
+    """(median, least, most) wall-clock seconds of `function`."""
+    seconds = []
+    for _ in range(runs):
+        start = time.perf_counter()
+        function()
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds), min(seconds), max(seconds)
+
+
+def peers(folder: Path) -> dict[str, Callable[[str], list[int]]]:
+    """Name -> (spaced text -> ids), none where transformers is not installed."""
+    try:
+        from transformers import BertTokenizer
+        from transformers.models.bert.tokenization_bert_legacy import BertTokenizerLegacy
+    except ImportError as error:
+        print(f"no peers: {error}", file=sys.stderr)
+        return {}
+    (folder / "vocab.txt").write_text("\n".join(PRETRAIN_TOKENS) + "\n")
+    python = BertTokenizerLegacy(str(folder / "vocab.txt"), do_lower_case=False)
+    compiled = BertTokenizer(vocab=str(folder / "vocab.txt"), do_lower_case=False)
+    return {
+        "BERT tokenizer in Python": lambda text: python.convert_tokens_to_ids(python.tokenize(text)),
+        "BERT tokenizer, compiled": lambda text: compiled.encode(text, add_special_tokens=False),
+    }
+
+
+def measure(fasta: Path, folder: Path, runs: int) -> list[dict]:
+    command = [sys.executable, "-m", "pretrain.preprocess", "--input", str(fasta), "--output-prefix", str(folder / "x")]
+    result = median_seconds(lambda: subprocess.run(command, check=True, stdout=subprocess.DEVNULL), runs)
+    shard = IndexedDataset(folder / "x_text_document")
+    rows = [row("pretrain.preprocess, all of it", len(shard), result)]
+    proteins = [sequence for _, sequence in itertools.islice(read_fasta(str(fasta)), PEER_PROTEINS)]
+    spaced = [" ".join(protein) for protein in proteins if protein]
+    for name, encode in peers(folder).items():
+        ours = [shard.read(i).tolist() for i in range(20)]
+        assert [encode(text) for text in spaced[:20]] == ours, f"{name} gives other ids"
+        rows.append(row(name, len(spaced), median_seconds(lambda f=encode: [f(text) for text in spaced], runs)))
+    return rows
+
+
+def row(name: str, proteins: int, seconds: tuple[float, float, float]) -> dict:
+    median, least, most = seconds
+    rates = {"proteins_per_second": proteins / median, "slowest": proteins / most, "fastest": proteins / least}
+    return {"name": name, "proteins": proteins, **{key: round(value) for key, value in rates.items()}}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--input", type=Path, help="FASTA; without it, random proteins")
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--result", type=Path, help="also write the numbers here, as JSON")
+    args = parser.parse_args()
+    if hasattr(os, "sched_setaffinity"):  # one core for everybody, the command's process included
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        fasta = args.input or folder / "random.fasta"
+        if args.input is None:
+            random_fasta(fasta)
+        rows = measure(fasta, folder, args.runs)
+    for one in rows:
+        spread = f"{one['slowest']:,}-{one['fastest']:,}"
+        times = one["proteins_per_second"] / rows[-1 if len(rows) == 1 else 1]["proteins_per_second"]
+        print(f"{one['name']:32} {one['proteins_per_second']:>10,} proteins/s ({spread}), x {times:,.0f}")
+    if args.result:
+        commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
+        about = {"commit": commit, "command": " ".join(sys.argv), "cores_used": 1, "runs": args.runs}
+        about |= {"machine": platform.platform(), "processor": _processor_name(), "cores": os.cpu_count()}
+        about |= {"python": platform.python_version(), "input": args.input.name if args.input else "random proteins"}
+        args.result.write_text(json.dumps(about | {"rows": rows}, indent=2) + "\n")
+
+
+def _processor_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,260 @@
+"""Micro-batches of packed rows, step by step, from worker processes that read ahead.
+
+    loader = PackedLoader(train, micro_batch_size=4, batch_schedule=lambda consumed: 128, consumed_samples=0)
+    for micro_batches in loader:      # list[Batch]: this data-parallel rank's share of the next global batch
+        ...
+
+Global batch k is the next `batch_schedule(consumed)` samples of the dataset, in order. Micro-batch j of a step on rank
+r holds its rows [(j * dp_size + r) * micro_batch_size, ... + micro_batch_size). Must hold: what a global batch contains
+depends on nothing else, neither on the number of workers, the micro-batch size, the ranks, nor on where a run was
+resumed; and loading draws nothing from torch's global random generator.
+"""
+
+import atexit
+import os
+import signal
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, get_worker_info
+
+from pretrain.data.blending import BlendedDataset, ConcatenatedDataset, build_datasets
+from pretrain.data.dataset import Dataset, PackedDataset, Request, Row, RowReader
+from pretrain.data.masking import num_to_mask
+from pretrain.errors import InputError
+
+__all__ = [
+    "Batch",
+    "BlendedDataset",
+    "ConcatenatedDataset",
+    "PackedDataset",
+    "PackedLoader",
+    "build_datasets",
+    "collate",
+    "eval_batches",
+]
+
+IGNORED = -100  # the label of an unused place, torch's default ignore_index
+SHUTDOWN_GRACE_S = 60
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """b packed rows of s tokens; n segments are the proteins and the padding tails of the rows that have one."""
+
+    tokens: Tensor  # int64 [b, s]
+    position_ids: Tensor  # int64 [b, s], from 0 in every segment
+    cu_seqlens: Tensor  # int32 [n + 1], bounds of the segments in the flattened b * s tokens: 0 ... b * s
+    masked_positions: Tensor  # int64 [b * m], into the flattened tokens; unused places point at their row's first token
+    labels: Tensor  # int64 [b * m], -100 in unused places; m = round(mask_prob * s)
+    num_masked: int
+    num_real_tokens: int  # [CLS] included, padding not
+    num_proteins: int
+    sum_squared_lengths: int  # over the proteins, in tokens: what attention costs
+    num_cropped: int
+
+    def to(self, device: torch.device | str) -> "Batch":
+        """The same batch on `device`, copied without waiting where the memory is pinned."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> "Batch":
+        """The same batch in page-locked memory (DataLoader calls this)."""
+        return self._map(lambda array: torch.as_tensor(array).pin_memory())
+
+    def _map(self, function: Callable) -> "Batch":
+        """Apply `function` to the tensors (numpy arrays on their way out of a worker)."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return replace(self, **{name: function(value) for name, value in values.items() if not isinstance(value, int)})
+
+
+def collate(rows: list[Row], mask_prob: float) -> Batch:
+    """Rows of one length as a batch."""
+    s = len(rows[0].tokens)
+    most = num_to_mask(mask_prob, s)
+    masked_positions = np.repeat(np.arange(len(rows)) * s, most).reshape(len(rows), most)
+    labels = np.full((len(rows), most), IGNORED, np.int64)
+    for i, row in enumerate(rows):
+        masked_positions[i, : len(row.labels)] += row.masked_positions
+        labels[i, : len(row.labels)] = row.labels
+    bounds = [row.segment_starts + np.int32(i * s) for i, row in enumerate(rows)]
+    return Batch(
+        tokens=torch.from_numpy(np.stack([row.tokens for row in rows])),
+        position_ids=torch.from_numpy(np.stack([row.position_ids for row in rows])),
+        cu_seqlens=torch.from_numpy(np.concatenate([*bounds, np.array([len(rows) * s], np.int32)])),
+        masked_positions=torch.from_numpy(masked_positions.reshape(-1)),
+        labels=torch.from_numpy(labels.reshape(-1)),
+        num_masked=sum(len(row.labels) for row in rows),
+        num_real_tokens=sum(row.num_real_tokens for row in rows),
+        num_proteins=sum(row.num_proteins for row in rows),
+        sum_squared_lengths=sum(row.sum_squared_lengths for row in rows),
+        num_cropped=sum(row.num_cropped for row in rows),
+    )
+
+
+@dataclass(frozen=True)
+class _MicroBatches:
+    """What a worker holds: requests for a micro-batch's rows in, the batch out."""
+
+    readers: tuple[RowReader, ...]
+
+    def __getitem__(self, requests: tuple[Request, ...]) -> Batch | InputError:
+        try:
+            rows = [self.readers[request.reader].read(request.sample, request.sequences) for request in requests]
+            batch = collate(rows, self.readers[0].mask_prob)
+            # Arrays cross the worker's pipe as plain bytes. Tensors would each be a file in /dev/shm, which containers
+            # keep small, and a passed file descriptor: slower for batches of this size.
+            return batch._map(Tensor.numpy) if get_worker_info() else batch
+        except InputError as error:
+            return error  # raised by the loader: the DataLoader would wrap its one line in a worker's traceback
+
+
+def _as_it_is(batch: Batch) -> Batch:
+    return batch
+
+
+def _ignore_signals(worker: int) -> None:
+    """Let the main process end the workers: a terminal's Ctrl-C and a scheduler's SIGTERM reach the whole job.
+
+    A worker that died of either would take its run down while it saves. It leaves when told to, when the main process
+    is gone (DataLoader's watchdog), or at the latest some time after SIGTERM.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGALRM, lambda *_: os._exit(0))
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(SHUTDOWN_GRACE_S))
+    torch.set_num_threads(1)
+
+
+class PackedLoader:
+    """Iterating yields, for every optimizer step, this rank's micro-batches of the next global batch.
+
+    batch_schedule(consumed samples) -> global batch size; it may grow. `num_samples` bounds the samples consumed since
+    the run's very start; a step that would pass it is not taken (None: no end). Workers (`num_workers` processes of one
+    thread, each `prefetch` micro-batches ahead) live as long as the iteration.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        micro_batch_size: int,
+        batch_schedule: Callable[[int], int],
+        consumed_samples: int = 0,
+        num_samples: int | None = None,
+        dp_rank: int = 0,
+        dp_size: int = 1,
+        num_workers: int = 0,
+        prefetch: int = 2,
+        start_method: str = "spawn",  # a fork of a process with CUDA, NCCL or threads in it may hang
+    ):
+        for name, value, least in (
+            ("micro-batch-size", micro_batch_size, 1),
+            ("num-workers", num_workers, 0),
+            ("prefetch", prefetch, 1),
+            ("consumed samples", consumed_samples, 0),
+        ):
+            if value < least:
+                raise InputError(f"{name} {value} must be at least {least}")
+        if len(dataset) == 0:
+            raise InputError("the training set holds no protein")
+        assert 0 <= dp_rank < dp_size, (dp_rank, dp_size)
+        self.dataset, self.micro_batch_size = dataset, micro_batch_size
+        self.consumed_samples, self.num_samples = consumed_samples, num_samples
+        self.dp_rank, self.dp_size = dp_rank, dp_size
+        self.num_workers, self.prefetch, self.start_method = num_workers, prefetch, start_method
+        self._batch_schedule = batch_schedule
+        self._check(consumed_samples, batch_schedule(consumed_samples))  # a wrong size is said before the first step
+
+    def __iter__(self) -> Iterator[list[Batch]]:
+        batches = iter(self._data_loader())
+        if self.num_workers:
+            # Should the run die of an exception, workers go before multiprocessing waits for them at exit.
+            atexit.register(batches._shutdown_workers)
+        try:
+            for consumed, size in self._steps():
+                self._check(consumed, size)
+                count = size // (self.micro_batch_size * self.dp_size)
+                yield [_received(next(batches)) for _ in range(count)]
+        finally:
+            if self.num_workers:
+                atexit.unregister(batches._shutdown_workers)
+                batches._shutdown_workers()
+
+    def _data_loader(self) -> DataLoader:
+        workers = {}
+        if self.num_workers:
+            workers = {
+                "num_workers": self.num_workers,
+                "prefetch_factor": self.prefetch,
+                "multiprocessing_context": self.start_method,
+                "worker_init_fn": _ignore_signals,
+            }
+        return DataLoader(
+            _MicroBatches(self.dataset.readers),
+            batch_size=None,
+            sampler=_Requests(self),
+            collate_fn=_as_it_is,
+            pin_memory=torch.cuda.is_available(),
+            generator=torch.Generator(),  # else it draws from the global one, and a resumed run's dropout differs
+            **workers,
+        )
+
+    def _steps(self) -> Iterator[tuple[int, int]]:
+        """(samples consumed before, global batch size) of every step."""
+        consumed = self.consumed_samples
+        while True:
+            size = self._batch_schedule(consumed)
+            if self.num_samples is not None and consumed + size > self.num_samples:
+                return
+            yield consumed, size
+            consumed += size
+
+    def _fault(self, consumed: int, size: int) -> str | None:
+        unit = self.micro_batch_size * self.dp_size
+        if size > 0 and size % unit == 0:
+            return None
+        return (
+            f"global batch size {size} (at {consumed} consumed samples) must be a multiple of {unit} = "
+            f"micro-batch-size {self.micro_batch_size} x data-parallel size {self.dp_size}"
+        )
+
+    def _check(self, consumed: int, size: int) -> None:
+        if fault := self._fault(consumed, size):
+            raise InputError(fault)
+
+    def _requests(self) -> Iterator[tuple[Request, ...]]:
+        """This rank's micro-batches in order, read ahead of the steps; ends at a step that `__iter__` will refuse."""
+        rows = self.micro_batch_size
+        for consumed, size in self._steps():
+            if self._fault(consumed, size):
+                return
+            for first in range(consumed + self.dp_rank * rows, consumed + size, rows * self.dp_size):
+                yield tuple(self.dataset.locate(sample) for sample in range(first, first + rows))
+
+
+class _Requests:
+    """A sampler for DataLoader."""
+
+    def __init__(self, loader: PackedLoader):
+        self._loader = loader
+
+    def __iter__(self) -> Iterator[tuple[Request, ...]]:
+        return self._loader._requests()
+
+
+def _received(batch: Batch | InputError) -> Batch:
+    if isinstance(batch, InputError):
+        raise batch
+    return batch._map(torch.as_tensor)
+
+
+def eval_batches(dataset: Dataset, micro_batch_size: int, limit_batches: int | None = None) -> Iterator[Batch]:
+    """Every row of `dataset` once, in order, in batches of `micro_batch_size`; the last one may be smaller."""
+    if micro_batch_size < 1:
+        raise InputError(f"micro-batch-size {micro_batch_size} must be at least 1")
+    for number, first in enumerate(range(0, len(dataset), micro_batch_size)):
+        if limit_batches is not None and number >= limit_batches:
+            return
+        samples = range(first, min(first + micro_batch_size, len(dataset)))
+        yield collate([dataset.sample(sample) for sample in samples], dataset.readers[0].mask_prob)
