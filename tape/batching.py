@@ -1,0 +1,50 @@
+"""Which proteins form which batch: of like length, shuffled, and a function of (seed, epoch) alone. Pure numpy.
+
+An epoch's proteins are permuted, cut into pools of `POOL` batches, sorted by length inside a pool and cut into batches,
+which are then permuted. Padding stays small and no protein has a fixed neighbour. Every protein appears once an epoch;
+only the last batch formed may be smaller. What must hold: step n is the same batch whatever the accumulation, the
+worker count and the restart point.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+POOL = 32
+
+
+def epoch_batches(lengths: np.ndarray, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
+    """The batches of one epoch, in order: int64 index arrays of `batch_size` proteins (one of them may be smaller)."""
+    rng = np.random.default_rng([seed, epoch])
+    order = rng.permutation(len(lengths))
+    batches = []
+    for begin in range(0, len(order), POOL * batch_size):
+        pool = order[begin : begin + POOL * batch_size]
+        pool = pool[np.argsort(lengths[pool], kind="stable")]
+        batches += [pool[first : first + batch_size] for first in range(0, len(pool), batch_size)]
+    return [batches[place] for place in rng.permutation(len(batches))]
+
+
+def num_steps(num_proteins: int, batch_size: int) -> int:
+    """Optimizer steps of one epoch."""
+    return -(-num_proteins // batch_size)
+
+
+def training_steps(
+    lengths: np.ndarray, batch_size: int, accumulation: int, seed: int, first_step: int, last_step: int
+) -> Iterator[list[np.ndarray]]:
+    """Steps first_step ... last_step - 1 (from 0), each a list of at most `accumulation` micro-batches of indices."""
+    per_epoch = num_steps(len(lengths), batch_size)
+    epoch, batches = -1, []
+    for step in range(first_step, last_step):
+        if step // per_epoch != epoch:
+            epoch = step // per_epoch
+            batches = epoch_batches(lengths, batch_size, seed, epoch)
+        batch = batches[step % per_epoch]
+        yield np.array_split(batch, min(accumulation, len(batch)))
+
+
+def eval_batches(lengths: np.ndarray, batch_size: int) -> list[np.ndarray]:
+    """Every protein once, longest first, so that running out of memory shows at once. The last batch may be smaller."""
+    order = np.argsort(-lengths, kind="stable")
+    return [order[begin : begin + batch_size] for begin in range(0, len(order), batch_size)]

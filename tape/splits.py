@@ -1,0 +1,125 @@
+"""One split held in memory for training or evaluation: examples tokenised once, batches collated as they are asked for.
+
+What must hold: a batch is a function of (epoch, indices); nothing is left out of a split, and `truncated` says how much
+of which proteins was cut.
+"""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from pretrain.errors import InputError
+from tape.datasets import RemoteHomologyDataset, TapeDataset
+from tape.tasks import Task
+from tape.tokenizer import TAPETokenizer
+
+CACHE_BYTES = 1 << 30  # examples kept ready; beyond that they are made anew each time
+Request = tuple[int, np.ndarray]  # epoch, indices of the proteins of one batch
+
+
+class SplitData:
+    """A dataset, or the part of it named by `indices`, that collates batches. Index space: 0 ... len(self) - 1."""
+
+    def __init__(self, dataset: TapeDataset, indices: np.ndarray | None = None, cache: dict | None = None):
+        self.dataset = dataset
+        self.indices = np.arange(len(dataset)) if indices is None else indices
+        self.lengths = dataset.lengths[self.indices]
+        self._cache: dict[int, tuple] = {} if cache is None else cache
+        self._room = CACHE_BYTES
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    @property
+    def sequences(self) -> list[str]:
+        """Whole sequences, as they are on disk."""
+        return [self.dataset.record(int(index))["primary"] for index in self.indices]
+
+    @property
+    def classes(self) -> np.ndarray | None:
+        """int64 [N] of a classification task; None where a protein has no class."""
+        if not isinstance(self.dataset, RemoteHomologyDataset):
+            return None
+        return np.array([self._example(int(index))[2] for index in self.indices], np.int64)
+
+    @property
+    def truncated(self) -> dict:
+        """What --max_length did to the proteins of this part."""
+        counts = self.dataset.counts
+        limit = counts["max_length"]
+        over = np.zeros(0, np.int64)
+        if limit is not None and counts["too_long"] == "crop":
+            lengths = np.array([len(sequence) for sequence in self.sequences])
+            over = lengths[lengths > limit] - limit
+        return {
+            "max_length": limit,
+            "too_long": counts["too_long"],
+            "proteins_cropped": len(over),
+            "residues_cropped": int(over.sum()),
+        }
+
+    def subset(self, indices: np.ndarray) -> "SplitData":
+        """The proteins at these places, sharing what is in memory."""
+        return SplitData(self.dataset, self.indices[indices], self._cache)
+
+    def _example(self, index: int) -> tuple:
+        found = self._cache.get(index)
+        if found is None:
+            found = self.dataset[index]
+            size = sum(value.nbytes for value in found if isinstance(value, np.ndarray))
+            if self._room >= size and not hasattr(self.dataset, "set_epoch"):
+                self._cache[index] = found
+                self._room -= size
+        return found
+
+    def __getitem__(self, request: Request) -> dict:
+        """The batch of (epoch, indices): input_ids, input_mask, targets, ids, protein_length ..."""
+        epoch, indices = request
+        if hasattr(self.dataset, "set_epoch"):  # masked residues change with the epoch
+            self.dataset.set_epoch(epoch)
+        return self.dataset.collate_fn([self._example(int(index)) for index in self.indices[indices]])
+
+
+def load_split(
+    task: Task, data_dir: str | Path, split: str, tokenizer: TAPETokenizer, max_length: int, too_long: str
+) -> SplitData:
+    """Open a split and read it whole. max_length: residues the model may see; too_long: "crop" or "error"."""
+    dataset = task.dataset(data_dir, split, tokenizer, in_memory=True, max_length=max_length, too_long=too_long)
+    if not len(dataset):
+        raise InputError(f"{dataset.path}: holds no proteins")
+    return SplitData(dataset)
+
+
+def build_tokenizer(name: str) -> TAPETokenizer:
+    """TAPE's tokenizer of a --tokenizer value."""
+    return TAPETokenizer(vocab=name)
+
+
+def residue_limit(model: torch.nn.Module, max_length: int | None) -> int:
+    """Residues of a protein the model may see: --max_length, or all that fit beside <cls> and <sep>."""
+    positions = model.config.max_position_embeddings
+    if max_length is not None and max_length > positions - 2:
+        raise InputError(
+            f"--max_length {max_length}: the model has {positions} positions, so at most {positions - 2} residues fit"
+        )
+    return positions - 2 if max_length is None else max_length
+
+
+def batches(data: SplitData, plan: Sequence[Request], num_workers: int = 0) -> Iterator[dict]:
+    """The batches of the plan, in order; prepared by worker processes if num_workers > 0."""
+    if num_workers == 0:
+        return (data[request] for request in plan)
+    loader = torch.utils.data.DataLoader(data, batch_size=None, sampler=plan, num_workers=num_workers)
+    return iter(loader)
+
+
+def to_device(batch: dict, device: torch.device) -> dict:
+    """The batch with its tensors on `device`."""
+    if device.type == "cpu":
+        return batch
+    return {
+        key: value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value
+        for key, value in batch.items()
+    }

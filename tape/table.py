@@ -1,0 +1,247 @@
+"""Results of `tape-eval` beside the published numbers.
+
+    tape-table runs/                          every <task>-<split>.json below it
+    tape-table runs/a runs/b/stability-test.json --markdown --output table.md
+
+Runs that differ only in their seed share a line: their mean, their spread (sample standard deviation) and how many. One
+run alone shows its 95% interval over proteins. A published number stands beside ours only to be compared with care: the
+note of a line says what differs (split, head, metric, proteins left out). Numbers are what the files say; nothing is
+recomputed. Imports no torch.
+"""
+
+import html
+import json
+import math
+import statistics
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pretrain import errors
+from pretrain.errors import InputError
+from pretrain.files import write_text
+
+# (TAPE Transformer, ProteinLM-200M, ProteinLM-3B) and the split they were measured on. Rao et al. 2019 (TAPE) and
+# Xiao et al. 2021 (ProteinLM).
+PUBLISHED = {
+    "contact_prediction": ("test", (0.36, 0.52, 0.75)),
+    "remote_homology": ("test_fold_holdout", (0.21, 0.26, 0.30)),
+    "secondary_structure": ("cb513", (0.73, 0.75, 0.79)),
+    "fluorescence": ("test", (0.68, 0.68, 0.68)),
+    "stability": ("test", (0.73, 0.77, 0.79)),
+}
+METRICS = {
+    "precision_at_l5": "P@L/5, separation >= 6, mean over proteins",
+    "accuracy": "accuracy",
+    "spearmanr": "Spearman's rho",
+    "perplexity": "perplexity",
+}
+TASK_METRICS = {
+    ("remote_homology", "accuracy"): "top-1 accuracy, 1,195 folds",
+    ("secondary_structure", "accuracy"): "3-class accuracy over residues",
+    ("masked_language_modeling", "accuracy"): "accuracy over masked residues",
+}
+# What keeps even the same split and head from being the same measurement.
+CAVEATS = {
+    "contact_prediction": "published: contacts pooled over a batch and batches averaged, proteins over 512 dropped",
+    "remote_homology": "published: proteins over 512 dropped, no final LayerNorm",
+    "secondary_structure": "published: proteins over 512 dropped, no final LayerNorm",
+    "fluorescence": "published: no final LayerNorm",
+    "stability": "published: no final LayerNorm",
+}
+HEAD_CAVEATS = {
+    "tape": "ProteinLM's columns used head proteinlm",
+    "proteinlm": "TAPE's column used TAPE's own head",
+}
+COLUMNS = (
+    "task",
+    "split",
+    "metric",
+    "head",
+    "weights",
+    "ours",
+    "runs",
+    "proteins",
+    "TAPE Transformer",
+    "ProteinLM-200M",
+    "ProteinLM-3B",
+    "note",
+)
+REQUIRED = ("task", "split", "metric", "value", "n_examples", "head", "checkpoint", "seed")
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of the table: every run of one kind on one split."""
+
+    task: str
+    split: str
+    metric: str
+    head: str
+    weights: str  # the run's name, else "pretrained" or "random"
+    results: tuple[dict, ...]
+
+    @property
+    def values(self) -> list[float]:
+        return [math.nan if result["value"] is None else float(result["value"]) for result in self.results]
+
+
+def find_results(paths: Iterable[str | Path]) -> list[Path]:
+    """The result files named, and those below the directories named; each once."""
+    found = {}
+    for path in map(Path, paths):
+        if path.is_dir():
+            below = [file for file in sorted(path.rglob("*.json")) if _is_result(file)]
+            if not below:
+                raise InputError(f"{path}: no result of tape-eval below it (<task>-<split>.json)")
+            found.update((file.resolve(), file) for file in below)
+        elif path.is_file():
+            found[path.resolve()] = path
+        else:
+            raise InputError(f"{path}: no such file or directory; should be a run directory or a result of tape-eval")
+    return list(found.values())
+
+
+def _is_result(file: Path) -> bool:
+    tasks = (*PUBLISHED, "masked_language_modeling", "language_modeling")
+    return any(file.name.startswith(f"{task}-") for task in tasks)
+
+
+def read_result(path: Path) -> dict:
+    """One result file, checked for what the table needs."""
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not a JSON file ({error})") from error
+    missing = [key for key in REQUIRED if not isinstance(result, dict) or key not in result]
+    if missing:
+        raise InputError(f"{path}: key {missing[0]!r} is missing; should be a result that tape-eval wrote")
+    return result
+
+
+def group(results: Sequence[dict]) -> list[Line]:
+    """Lines in the order of the published table; runs that differ only in the seed share one."""
+    lines: dict[tuple, list[dict]] = {}
+    for result in results:
+        source = result["checkpoint"].get("from_pretrained") or {}
+        identity = source.get("weights_sha256")
+        key = (result["task"], result["split"], result["metric"], result["head"], result.get("run"), identity)
+        lines.setdefault(key, []).append(result)
+    unnamed = [key for key in lines if not key[4] and key[5]]
+    several = len({key[5] for key in unnamed}) > 1  # two pretrained models: tell them apart
+    made = []
+    for key, members in lines.items():
+        task, split, metric, head, name, identity = key
+        weights = "random" if identity is None else f"pretrained {identity[:8]}" if several else "pretrained"
+        ordered = sorted(members, key=lambda result: (result["seed"] is None, result["seed"] or 0))
+        made.append(Line(task, split, metric, head, name or weights, tuple(ordered)))
+    places = {task: place for place, task in enumerate(PUBLISHED)}
+    return sorted(made, key=lambda line: (places.get(line.task, len(places)), line.split, line.head, line.weights))
+
+
+def _ours(line: Line) -> str:
+    values = line.values
+    if len(values) > 1:
+        return f"{statistics.fmean(values):.3f} ± {statistics.stdev(values):.3f}"
+    interval = line.results[0].get("interval")
+    shown = f"{values[0]:.3f}"
+    return f"{shown} [{interval['low']:.3f}, {interval['high']:.3f}]" if _known(interval) else shown
+
+
+def _known(interval: dict | None) -> bool:
+    return bool(interval) and interval["low"] is not None and interval["high"] is not None
+
+
+def _notes(line: Line) -> list[str]:
+    notes = []
+    seeds = [result["seed"] for result in line.results]
+    if len(set(seeds)) < len(seeds):
+        notes.append("some runs share a seed")
+    cropped = [result.get("truncated") or {} for result in line.results]
+    most = max((entry.get("proteins_cropped", 0) for entry in cropped), default=0)
+    if most:
+        limit = next(entry["max_length"] for entry in cropped if entry.get("proteins_cropped", 0) == most)
+        notes.append(f"{most} proteins cropped to {limit} residues")
+    if line.task not in PUBLISHED:
+        return [*notes, "nothing published to compare with"]
+    split, _ = PUBLISHED[line.task]
+    if line.split != split:
+        notes.append(f"not comparable: published on {split}")
+    return [*notes, HEAD_CAVEATS.get(line.head, ""), CAVEATS[line.task]]
+
+
+def cells(line: Line) -> list[str]:
+    """The text of one line, one string a column."""
+    _, published = PUBLISHED.get(line.task, ("", (None, None, None)))
+    metric = TASK_METRICS.get((line.task, line.metric)) or METRICS.get(line.metric, line.metric)
+    proteins = sorted({result["n_examples"] for result in line.results})
+    return [
+        line.task,
+        line.split,
+        metric,
+        line.head,
+        line.weights,
+        _ours(line),
+        str(len(line.results)),
+        " or ".join(f"{number:,}" for number in proteins),
+        *("-" if value is None else f"{value:.2f}" for value in published),
+        "; ".join(filter(None, _notes(line))),
+    ]
+
+
+def to_text(rows: Sequence[Sequence[str]]) -> str:
+    """Aligned columns for a terminal; the notes below, numbered."""
+    short = [[*row[:-1], f"({number})"] for number, row in enumerate(rows, 1)]
+    table = [list(COLUMNS), *short]
+    widths = [max(len(row[place]) for row in table) for place in range(len(COLUMNS))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in table]
+    return "\n".join([*lines, "", *(f"({number}) {row[-1]}" for number, row in enumerate(rows, 1))]) + "\n"
+
+
+def to_markdown(rows: Sequence[Sequence[str]]) -> str:
+    """A GitHub table."""
+    table = [COLUMNS, ["---"] * len(COLUMNS), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in table) + "\n"
+
+
+def to_html(rows: Sequence[Sequence[str]]) -> str:
+    """One <table> element, for a page of its own or another's."""
+
+    def row_of(tag: str, row: Sequence[str]) -> str:
+        return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in row) + "</tr>"
+
+    body = "\n".join(row_of("td", row) for row in rows)
+    return f"<table>\n<thead>\n{row_of('th', COLUMNS)}\n</thead>\n<tbody>\n{body}\n</tbody>\n</table>\n"
+
+
+def build_table(paths: Iterable[str | Path]) -> list[list[str]]:
+    """The rows of the table for these results (see COLUMNS)."""
+    return [cells(line) for line in group([read_result(path) for path in find_results(paths)])]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = errors.ArgumentParser("tape-table", description=__doc__.split("\n")[0])
+    parser.add_argument("results", nargs="+", help="run directories or result files of tape-eval")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--markdown", action="store_true", help="a GitHub table")
+    form.add_argument("--html", action="store_true", help="an HTML table")
+    parser.add_argument("--output", help="write here instead of to the terminal")
+    args = parser.parse_args(argv)
+    rows = build_table(args.results)
+    text = (to_markdown if args.markdown else to_html if args.html else to_text)(rows)
+    if args.output:
+        write_text(args.output, text)
+        print(f"wrote {len(rows)} lines to {args.output}")
+    else:
+        sys.stdout.write(text)
+    return 0
+
+
+def cli() -> int:
+    """The console command."""
+    return errors.run(main)
+
+
+if __name__ == "__main__":
+    sys.exit(cli())

@@ -1,0 +1,138 @@
+"""A task: which data, which model, which loss and which number. Everything a trainer or an evaluator needs to know.
+
+    task = TASKS["secondary_structure"]
+    model = task.build_model("runs/tape_model", head="proteinlm")
+    total, count = task.loss(task.forward(model, batch), batch)     # the caller divides once, over the whole batch
+    task.score(predictions of the whole split)                      # {"accuracy": ..., "n_examples": ...}
+
+What must hold: a Prediction holds one protein with its padding removed, so a score never depends on batching.
+Legend: B proteins, L residues, T tokens (L + 2), C classes.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from tape import metrics
+from tape.model import ProteinBertConfig, squared_error_sum
+
+Batch = Mapping[str, object]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What one protein's metrics need. `scores` and `labels` by task:
+
+    value              scores [], labels []
+    homology           scores [C] logits, labels []
+    secondary structure  scores [L, 3] logits, labels [L] (-1 = not counted), valid [L] (the record's valid_mask)
+    contacts           scores [L, L] log-odds of contact, labels [L, L] (1, 0, -1 = not counted)
+    masked LM          scores [m] cross-entropies in nats, labels [m] the hidden ids, predicted [m] the likeliest ids
+    """
+
+    id: str
+    length: int  # residues the model saw
+    scores: np.ndarray
+    labels: np.ndarray
+    valid: np.ndarray | None = None
+    predicted: np.ndarray | None = None
+
+
+Metric = Callable[[Sequence[Prediction]], float]
+
+
+@dataclass(frozen=True)
+class Task:
+    """One TAPE task. Subclasses give `loss` and `predictions`."""
+
+    name: str
+    dataset: type  # TAPE's constructor: (data_path, split, tokenizer, in_memory=False)
+    model: type  # a ProteinBertFor... class
+    num_labels: int
+    splits: tuple[str, ...]  # test splits, after "train" and "valid"
+    metric: str  # the primary metric, a key of `metrics`
+    metrics: Mapping[str, Metric] = field(repr=False)
+    higher_is_better: bool = True
+
+    def build_model(
+        self,
+        pretrained_dir: str | Path | None = None,
+        config: ProteinBertConfig | None = None,
+        head: str | None = None,
+    ) -> torch.nn.Module:
+        """The task's model from a TAPE directory, or random weights of `config` (TAPE's default shape if that is None).
+
+        head: 'proteinlm' | 'tape'; None takes the directory's (or the config's).
+        """
+        overrides = {"num_labels": self.num_labels} | ({} if head is None else {"head": head})
+        return self.model.from_pretrained(pretrained_dir, config=config, **overrides)
+
+    def forward(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
+        """The task's logits for one batch."""
+        return model(input_ids=batch["input_ids"], input_mask=batch["input_mask"])[0]
+
+    def loss(self, logits: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, torch.Tensor | int]:
+        """(sum of the losses, how many were summed): the caller adds both over everything, then divides once."""
+        raise NotImplementedError
+
+    def predictions(self, logits: torch.Tensor, batch: Batch) -> list[Prediction]:
+        """One record a protein, on the CPU, padding removed."""
+        raise NotImplementedError
+
+    def score(self, predictions: Sequence[Prediction]) -> dict[str, float | int]:
+        """Every metric of a whole split, and the counts behind it."""
+        return {name: metric(predictions) for name, metric in self.metrics.items()} | self.counts(predictions)
+
+    def counts(self, predictions: Sequence[Prediction]) -> dict[str, int]:
+        """What the metrics were taken over."""
+        return {"n_examples": len(predictions)}
+
+    def per_protein(self, predictions: Sequence[Prediction]) -> np.ndarray | None:
+        """For a bootstrap over proteins, of the primary metric:
+
+        [N]    the metric is the mean of these (NaN: the protein leaves the mean)
+        [N, 2] the metric is sum of column 0 / sum of column 1
+        None   neither (a rank correlation, a perplexity): resample the predictions and score them again
+        """
+        return None
+
+
+def to_numpy(tensor: torch.Tensor) -> np.ndarray:
+    """A tensor's values on the CPU; half precision becomes float32."""
+    tensor = tensor.detach()
+    return (tensor.float() if tensor.is_floating_point() else tensor).cpu().numpy()
+
+
+def stack_scores(predictions: Sequence[Prediction]) -> tuple[np.ndarray, np.ndarray]:
+    """Scores and labels of all proteins, one under the other: ([N, ...], [N])."""
+    if not predictions:
+        return np.zeros((0, 1), np.float32), np.zeros(0, np.int64)
+    scores = np.concatenate([np.atleast_1d(p.scores) if p.labels.ndim else p.scores[None] for p in predictions])
+    return scores, np.concatenate([np.atleast_1d(p.labels) for p in predictions])
+
+
+def _spearmanr(predictions: Sequence[Prediction]) -> float:
+    return metrics.spearmanr(*stack_scores(predictions))
+
+
+def _mean_squared_error(predictions: Sequence[Prediction]) -> float:
+    return metrics.mean_squared_error(*stack_scores(predictions))
+
+
+VALUE_METRICS: dict[str, Metric] = {"spearmanr": _spearmanr, "mse": _mean_squared_error}
+
+
+class ValueTask(Task):
+    """One number a protein; squared error."""
+
+    def loss(self, logits: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, int]:
+        return squared_error_sum(logits, batch["targets"])
+
+    def predictions(self, logits: torch.Tensor, batch: Batch) -> list[Prediction]:
+        rows = zip(
+            batch["ids"], batch["protein_length"].tolist(), to_numpy(logits), to_numpy(batch["targets"]), strict=True
+        )
+        return [Prediction(name, length, score[0], label[0]) for name, length, score, label in rows]
