@@ -1,0 +1,276 @@
+"""From the world to files: the unlabelled corpus (FASTA) and TAPE's five tasks (LMDB directories, TAPE's names and
+splits).
+
+What is shared between the corpus and the tasks, and what is not: the corpus holds relatives from every family,
+without labels, as Pfam does; no protein of a task is in it verbatim. Between train and test of a task, families
+differ: each fold has superfamilies; the last one of every fold is never labelled in training (secondary structure,
+contacts, homology, stability). Fluorescence mutates one wild type: train has up to three mutations, test has more,
+as in TAPE.
+"""
+
+import pickle
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import lmdb
+import numpy as np
+
+from demo.evolution import fitness
+from demo.substitution import COIL, HELIX, STRAND, proposal_matrix
+from demo.synthetic import World, sample_proteins
+from pretrain.files import atomic_path
+
+SS8 = {HELIX: 1, STRAND: 4, COIL: 7}  # H, E, C in the order GHIBESTC; a coil shorter than five is a turn, T
+TURN = 6
+CORPUS = "corpus.fasta"
+
+
+@dataclass(frozen=True)
+class TaskSizes:
+    """Proteins (or mutants) in each split of the tasks."""
+
+    corpus_per_family: int = 160
+    pool_per_family: int = 24  # leaves kept out of the corpus, for the tasks
+    secondary_train: int = 60
+    contact_train: int = 60
+    homology_train: int = 2  # per labelled family
+    held_out: int = 2  # labelled test proteins per held-out family
+    fluorescence: tuple[int, int, int] = (400, 100, 400)
+    stability_parents: tuple[int, int, int] = (60, 12, 40)
+    mutants_per_parent: int = 12
+
+
+@dataclass(frozen=True)
+class Proteins:
+    """A set of proteins of the world: family int [N], sequences int8 [N, L]."""
+
+    family: np.ndarray
+    sequences: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.family)
+
+    def __getitem__(self, rows) -> "Proteins":
+        return Proteins(self.family[rows], self.sequences[rows])
+
+
+def split_corpus(world: World, sizes: TaskSizes, seed: int) -> tuple[Proteins, Proteins]:
+    """(corpus, labelled pool): leaves of the same trees, with no sequence in both."""
+    extra = sizes.pool_per_family
+    leaves = Proteins(*sample_proteins(world, sizes.corpus_per_family + extra, seed))
+    rng = np.random.default_rng([seed, 3])
+    place = np.argsort(rng.random((world.families, sizes.corpus_per_family + extra)), axis=1).ravel()
+    pool, corpus = leaves[place < extra], leaves[place >= extra]
+    labelled = {row.tobytes() for row in pool.sequences}
+    fresh = np.array([row.tobytes() not in labelled for row in corpus.sequences])
+    corpus = corpus[fresh]
+    order, pool_order = rng.permutation(len(corpus)), rng.permutation(len(pool))
+    return corpus[order], pool[pool_order]
+
+
+def make_tasks(world: World, pool: Proteins, sizes: TaskSizes, seed: int) -> dict[str, list[dict]]:
+    """{'folder/name_split': records} for the five tasks. Every protein of the pool is used by at most one split of
+    a task.
+    """
+    rng = np.random.default_rng([seed, 4])
+    rank = world.superfamily % world.size.superfamilies  # 0, 1, ... within its fold
+    last = world.size.superfamilies - 1
+    member = np.arange(world.families) % world.size.families
+    seen, middle, unseen = (
+        rank[pool.family] < last,
+        member[pool.family] == world.size.families - 1,
+        rank[pool.family] == last,
+    )
+    labelled, sister, held_out = pool[seen & ~middle], pool[seen & middle], pool[unseen]
+    tasks = {}
+    tasks |= _secondary_structure(world, labelled, sister, held_out, sizes, rng)
+    tasks |= _contacts(world, labelled, sister, held_out, sizes, rng)
+    tasks |= _homology(world, labelled, sister, held_out, sizes)
+    tasks |= _fluorescence(world, labelled, sizes, rng)
+    tasks |= _stability(world, labelled, sister, held_out, sizes, rng)
+    return tasks
+
+
+def _per_family(proteins: Proteins, count: int, skip: int = 0) -> Proteins:
+    """The proteins numbered skip ... skip + count - 1 of each family."""
+    order = np.argsort(proteins.family, kind="stable")
+    family = proteins.family[order]
+    number = np.arange(len(family)) - np.searchsorted(family, family)
+    return proteins[np.sort(order[(number >= skip) & (number < skip + count)])]
+
+
+def _records(world: World, proteins: Proteins) -> list[dict]:
+    texts = world.text(proteins.sequences, proteins.family)
+    return [
+        {"primary": text, "protein_length": len(text), "id": f"f{family}_{n}".encode()}
+        for n, (text, family) in enumerate(zip(texts, proteins.family, strict=True))
+    ]
+
+
+def _secondary_structure(world, labelled, sister, held_out, sizes, rng):
+    def records(proteins):
+        rows = _records(world, proteins)
+        for row, family in zip(rows, proteins.family, strict=True):
+            ss3 = world.secondary[family, : row["protein_length"]].astype(np.int64)
+            row |= {"ss3": ss3, "ss8": _eight_states(ss3), "valid_mask": np.ones(len(ss3), bool)}
+        return rows
+
+    name = "secondary_structure/secondary_structure_"
+    return {
+        name + "train": records(labelled[: sizes.secondary_train]),
+        name + "valid": records(_per_family(sister, 1)),
+        name + "casp12": records(_per_family(sister, 1, skip=1)),
+        name + "ts115": records(_per_family(held_out, 1, skip=sizes.held_out)),
+        name + "cb513": records(_per_family(held_out, sizes.held_out)),
+    }
+
+
+def _eight_states(ss3: np.ndarray) -> np.ndarray:
+    ss8 = np.array([SS8[HELIX], SS8[STRAND], SS8[COIL]])[ss3]
+    start = 0
+    for end in [*(np.flatnonzero(np.diff(ss3)) + 1), len(ss3)]:
+        if ss3[start] == COIL and start > 0 and end < len(ss3) and end - start < 5:
+            ss8[start:end] = TURN
+        start = end
+    return ss8
+
+
+def _contacts(world, labelled, sister, held_out, sizes, rng):
+    def records(proteins):
+        rows = _records(world, proteins)
+        for row, family in zip(rows, proteins.family, strict=True):
+            points = world.points[family, : row["protein_length"]]
+            valid = np.ones(len(points), bool)
+            valid[: rng.integers(0, 3)] = False  # disordered ends without coordinates, as in ProteinNet
+            tertiary = (points + rng.normal(0, 0.2, points.shape)).astype(np.float32)
+            row |= {"tertiary": np.where(valid[:, None], tertiary, 0), "valid_mask": valid}
+        return rows
+
+    name = "proteinnet/proteinnet_"
+    train = labelled[sizes.secondary_train :][: sizes.contact_train]
+    return {
+        name + "train": records(train),
+        name + "train_unfiltered": records(train),
+        name + "valid": records(_per_family(sister, 1, skip=2)),
+        name + "test": records(_per_family(held_out, sizes.held_out, skip=3)),
+    }
+
+
+def _homology(world, labelled, sister, held_out, sizes):
+    def records(proteins):
+        rows = _records(world, proteins)
+        for row, family in zip(rows, proteins.family, strict=True):
+            row |= {
+                "fold_label": int(world.fold[family]),
+                "class_": int(np.bincount(world.secondary[family, : row["protein_length"]], minlength=3)[:2].argmax()),
+                "superfamily_label": int(world.superfamily[family]),
+                "family_label": int(family),
+            }
+        return rows
+
+    name = "remote_homology/remote_homology_"
+    return {
+        name + "train": records(_per_family(labelled, sizes.homology_train)),
+        name + "valid": records(_per_family(labelled, 1, skip=sizes.homology_train)),
+        name + "test_fold_holdout": records(_per_family(held_out, sizes.held_out, skip=6)),
+        name + "test_superfamily_holdout": records(_per_family(sister, sizes.held_out, skip=4)),
+        name + "test_family_holdout": records(_per_family(labelled, 1, skip=sizes.homology_train + 1)),
+    }
+
+
+def mutate(world: World, parents: Proteins, counts: np.ndarray, rng: np.random.Generator) -> Proteins:
+    """One mutant per parent row, with counts[n] substitutions at different sites, each drawn from WAG's
+    substitutions.
+    """
+    jumps, _ = proposal_matrix()
+    np.fill_diagonal(jumps, 0)
+    cumulative = (jumps / jumps.sum(axis=1, keepdims=True)).cumsum(axis=1)[:, :-1]
+    draw = rng.random(parents.sequences.shape)
+    draw[np.arange(draw.shape[1]) >= world.length[parents.family][:, None]] = 2.0
+    chosen = draw.argsort(axis=1).argsort(axis=1) < counts[:, None]
+    replacement = (rng.random((*draw.shape, 1)) > cumulative[parents.sequences]).sum(axis=-1)
+    return Proteins(parents.family, np.where(chosen, replacement, parents.sequences).astype(np.int8))
+
+
+def _fluorescence(world, labelled, sizes, rng):
+    """log fluorescence = 1.3 + 2.5 sigmoid(fitness lost): flat near the wild type, a floor for the dead (as in
+    Sarkisyan 2016).
+    """
+    strands = (world.secondary == STRAND).sum(axis=1)
+    family = labelled.family[np.argmax(strands[labelled.family])]
+    wild = labelled[np.flatnonzero(labelled.family == family)[:1]]
+    zero = fitness(world.landscape, wild.family, wild.sequences)
+
+    def records(count, fewest, most):
+        counts = rng.integers(fewest, most + 1, count)
+        mutants = mutate(world, wild[np.zeros(count, int)], counts, rng)
+        lost = fitness(world.landscape, mutants.family, mutants.sequences) - zero
+        value = 1.3 + 2.5 / (1 + np.exp(-(lost + 8.0) / 2.0)) + rng.normal(0, 0.05, count)
+        rows = _records(world, mutants)
+        for row, y, n in zip(rows, value, counts, strict=True):
+            row |= {"log_fluorescence": np.array([y], np.float32), "num_mutations": int(n)}
+        return rows
+
+    name, (train, valid, test) = "fluorescence/fluorescence_", sizes.fluorescence
+    return {
+        name + "train": records(train, 1, 3),
+        name + "valid": records(valid, 1, 3),
+        name + "test": records(test, 4, 10),
+    }
+
+
+def _stability(world, labelled, sister, held_out, sizes, rng):
+    """Score = fitness against the wild type, in units of 5 nats, with noise; parents of test come from unlabelled
+    superfamilies.
+    """
+
+    def records(parents):
+        wild = parents[np.repeat(np.arange(len(parents)), sizes.mutants_per_parent)]
+        counts = rng.integers(0, 9, len(wild))
+        mutants = mutate(world, wild, counts, rng)
+        change = fitness(world.landscape, mutants.family, mutants.sequences)
+        change -= fitness(world.landscape, wild.family, wild.sequences)
+        rows = _records(world, mutants)
+        names = world.text(wild.sequences, wild.family)
+        for row, y, parent, family in zip(
+            rows, change / 5 + rng.normal(0, 0.1, len(rows)), names, wild.family, strict=True
+        ):
+            kinds = "".join("HE"[s] for s in world.secondary[family] if s != COIL)
+            runs = "".join(k for n, k in enumerate(kinds) if n == 0 or kinds[n - 1] != k)
+            row |= {"stability_score": np.array([y], np.float32), "parent": parent, "topology": runs}
+        return rows
+
+    name, (train, valid, test) = "stability/stability_", sizes.stability_parents
+    return {
+        name + "train": records(labelled[-train:]),
+        name + "valid": records(sister[-valid:]),
+        name + "test": records(held_out[-test:]),
+    }
+
+
+def write_fasta(path: Path, names: Iterable[str], texts: Iterable[str]) -> None:
+    """One record a protein, one line of residues each; the file appears whole."""
+    with atomic_path(path) as temporary:
+        temporary.write_text("".join(f">{n}\n{t}\n" for n, t in zip(names, texts, strict=True)))
+
+
+def write_lmdb(path: Path, records: list[dict]) -> None:
+    """A TAPE LMDB directory: keys b'num_examples', b'0', b'1', ...; values pickled."""
+    path.mkdir(parents=True)
+    with lmdb.open(str(path), map_size=1 << 30) as database, database.begin(write=True) as transaction:
+        for number, record in enumerate(records):
+            transaction.put(str(number).encode(), pickle.dumps(record))
+        transaction.put(b"num_examples", pickle.dumps(len(records)))
+
+
+def write_world(directory: Path, world: World, sizes: TaskSizes, seed: int) -> dict[str, int]:
+    """Write corpus.fasta and the five tasks under `directory`; returns how many proteins each file holds."""
+    corpus, pool = split_corpus(world, sizes, seed)
+    names = (f"p{n} family={f} fold={world.fold[f]}" for n, f in enumerate(corpus.family))
+    write_fasta(directory / CORPUS, names, world.text(corpus.sequences, corpus.family))
+    counts = {CORPUS: len(corpus)}
+    for name, records in make_tasks(world, pool, sizes, seed).items():
+        write_lmdb(directory / f"{name}.lmdb", records)
+        counts[name] = len(records)
+    return counts

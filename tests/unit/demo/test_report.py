@@ -1,0 +1,142 @@
+"""The report: verdicts from paired bootstrap intervals, and one HTML file that needs no other."""
+
+import json
+import re
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from demo import report, run
+from demo.budget import BUDGETS, TASKS
+from pretrain.errors import InputError
+from tape.bootstrap import Scores, save_scores
+
+
+def _save(directory, task, split, kind, columns):
+    directory.mkdir(parents=True, exist_ok=True)
+    save_scores(
+        directory / f"{task}-{split}.npz",
+        Scores(kind, np.asarray(columns, float)),
+        [str(i) for i in range(len(columns))],
+    )
+
+
+def _accuracy(tmp_path, ours, baseline):
+    for name, share in (("a", ours), ("b", baseline)):
+        right = (np.arange(100) < share * 100).astype(float)
+        _save(tmp_path / name, "remote_homology", "test_fold_holdout", "ratio", np.stack([right, np.ones(100)], axis=1))
+    return report.compare("remote_homology", "test_fold_holdout", tmp_path / "a", tmp_path / "b")
+
+
+def test_a_clear_gain_excludes_zero(tmp_path):
+    comparison = _accuracy(tmp_path, 0.9, 0.5)
+    assert comparison.proteins == 100
+    assert comparison.difference["value"] == pytest.approx(0.4)
+    # 40 of 100 pairs differ by 1: standard error sqrt(0.4 * 0.6 / 100) = 0.049, so the interval is about 0.4 +-
+    # 0.096.
+    assert comparison.difference["low"] == pytest.approx(0.304, abs=0.02)
+    assert comparison.excludes_zero and "better" in comparison.verdict
+
+
+@pytest.mark.parametrize(
+    ("ours", "baseline", "word"), [(0.52, 0.5, "includes 0"), (0.5, 0.5, "includes 0"), (0.4, 0.8, "WORSE")]
+)
+def test_no_gain_is_said_so(tmp_path, ours, baseline, word):
+    comparison = _accuracy(tmp_path, ours, baseline)
+    assert not comparison.excludes_zero and word in comparison.verdict
+
+
+def _comparison(task, low, high):
+    interval = {"value": (low + high) / 2, "low": low, "high": high}
+    return report.Comparison(task, "test", 50, interval, interval, interval)
+
+
+def test_the_last_line_names_what_failed():
+    good = [_comparison(task, 0.1, 0.2) for task in report.MUST_EXCEED]
+    assert report.verdict_lines([*good, _comparison("fluorescence", -0.1, 0.1)])[-1].startswith("passed")
+    bad = [_comparison("stability", -0.01, 0.2), _comparison("contact_prediction", -0.2, -0.1), *good[1:3]]
+    last = report.verdict_lines(bad)[-1]
+    assert last.startswith("FAILED") and "stability" in last and "contact_prediction" in last and "remote" not in last
+
+
+def test_unigram_entropy_by_hand(tmp_path):
+    (tmp_path / "x.fasta").write_text(">a\nAAAC\n>b\nACGG\n")  # A 4/8, C 2/8, G 2/8
+    assert report.unigram_entropy(tmp_path / "x.fasta") == pytest.approx(1.5 * np.log(2))
+
+
+def test_report_is_one_file_that_refers_to_no_other(tmp_path, monkeypatch):
+    layout = run.Layout(tmp_path)
+    layout.data.mkdir()
+    (layout.data / "corpus.fasta").write_text(">a\nMKVLA\n>b\nMKTLA\n")
+    layout.checkpoint.mkdir()
+    lines = [{"iteration": i, "lm_loss": 3.0 / (i + 1)} for i in range(5)] + [{"iteration": 4, "valid_loss": 0.7}]
+    (layout.checkpoint / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    rng = np.random.default_rng(0)
+    for task, split in run.TEST_SPLIT.items():
+        for start in run.STARTS:
+            directory = layout.run(task, start)
+            if task in ("fluorescence", "stability"):
+                truth = rng.normal(size=60)
+                noise = 0.3 if start == "pretrained" else 3.0
+                _save(
+                    directory, task, split, "spearman", np.stack([truth + noise * rng.normal(size=60), truth], axis=1)
+                )
+            else:
+                right = rng.random(60) < (0.9 if start == "pretrained" else 0.3)
+                _save(directory, task, split, "ratio", np.stack([right, np.ones(60)], axis=1))
+            result = {
+                "task": task,
+                "split": split,
+                "metric": "accuracy",
+                "value": 0.5,
+                "n_examples": 60,
+                "head": "tape",
+            }
+            result |= {"checkpoint": {"from_pretrained": None}, "seed": 1, "run": start}
+            (directory / f"{task}-{split}.json").write_text(json.dumps(result))
+    prediction = SimpleNamespace(scores=rng.normal(size=(9, 9)), labels=np.eye(9), id="p<1>")
+    task = SimpleNamespace(per_protein=lambda predictions: np.array([0.5, np.nan, 0.2]))
+    monkeypatch.setattr(report, "predict_contacts", lambda layout, start: ([prediction] * 3, task))
+    facts = {"budget": "small", "seed": 0, "cores": 2, "counts": {"corpus.fasta": 2}, "seconds": {"pretrain": 1.25}}
+    verdicts = report.write_report(layout, facts)
+    text = (tmp_path / "report.html").read_text()
+    assert verdicts[-1].startswith("passed") and verdicts[-1].replace("|", "") in text
+    assert len(re.findall(r'<img [^>]*src="data:image/png;base64,', text)) == 3
+    assert not re.findall(r'(?:src|href)="(?!data:)', text) and "<script" not in text
+    assert "head <code>tape</code>" in text and all(task in text for task in run.TEST_SPLIT)
+    kept = json.loads((tmp_path / "comparisons.json").read_text())
+    assert [row["task"] for row in kept] == list(run.TEST_SPLIT) and kept[0]["difference"]["low"] > 0
+
+
+def test_commands_have_the_same_budget_from_both_starts():
+    layout, budget = run.Layout(run.Path("out")), BUDGETS["full"]
+    for task in TASKS:
+        ours, baseline = (run.finetune_words(layout, budget, task, start, 1, {"bf16": True}) for start in run.STARTS)
+        differ = set(ours[0]) ^ set(baseline[0])
+        paths = {str(layout.run(task, start)) for start in run.STARTS}
+        assert differ == {"--from_pretrained", "--model_config_file", *run.STARTS, *paths}
+        assert ours[0][ours[0].index("--head") + 1] == "tape" and ours[0][-1] == "--bf16"
+    assert set(budget.finetune) == set(TASKS) == set(run.TEST_SPLIT)
+
+
+def test_flag_words():
+    assert run.flag_words({"lr": 0.001, "bf16": True, "data-path": run.Path("a b")}) == [
+        "--lr",
+        "0.001",
+        "--bf16",
+        "--data-path",
+        "a b",
+    ]
+
+
+def test_output_must_be_new_or_empty(tmp_path):
+    (tmp_path / "x").write_text("")
+    with pytest.raises(InputError, match="not an empty directory"):
+        run.prepare(tmp_path)
+    assert run.prepare(tmp_path / "new").logs.is_dir()
+
+
+def test_a_failing_command_names_its_log(tmp_path):
+    with pytest.raises(InputError, match=r"status [12].*x\.log"):
+        run.command("pretrain.no_such_module", [], tmp_path / "x.log", 1)
