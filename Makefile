@@ -1,0 +1,60 @@
+# One environment (.venv, made here and reused), five commands:
+#   make demo       the whole road on synthetic proteins, to demo_output/report.html
+#   make test       every test
+#   make test-fast  those that take seconds
+#   make lint       ruff: checks and format
+#   make bench      the comparisons of benchmarks/
+# Needs python3 (3.11 or newer, with venv) and nothing else. Another interpreter: make PYTHON=/path/to/python test
+
+SHELL := /bin/bash
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.installed
+
+# Two processes of one thread each use two cores without the threads of one fighting those of the other. The end-to-end files
+# (first in the alphabet, and the slowest) start first; a file's tests share their fixtures, so a file stays in one process.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-fast lint bench
+
+help:
+	@sed -n '2,6s/^# *//p' Makefile
+
+# The demo writes to a new folder; what an earlier one left behind makes room.
+demo: $(READY)
+	@[ -n "$(ARGS)" ] || rm -rf demo_output
+	$(BIN)/python -m demo.run $(ARGS)
+
+test: $(READY)
+	$(PYTEST) $(ARGS)
+
+test-fast: $(READY)
+	$(PYTEST) -m "not slow" $(ARGS)
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+bench: $(READY)
+	$(BIN)/python benchmarks/preprocess.py
+	$(BIN)/python benchmarks/packing.py
+
+# The stamp is written last, so an install that was cut off is done again; a changed pyproject.toml installs again in place.
+# Python 3.11 and 3.12 are the versions the tests have seen: a newer python3 is taken only where neither is found.
+$(READY): pyproject.toml setup.py
+	@set -e; \
+	usable() { "$$1" -c "import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, $$2))" 2>/dev/null; }; \
+	if ! $(BIN)/python -c 'import pip' 2>/dev/null; then \
+		python="$(PYTHON)"; \
+		for choice in python3:12 python3.12:12 python3.11:12 python3:99; do \
+			[ -z "$$python" ] && usable "$${choice%:*}" "$${choice#*:}" && python="$${choice%:*}"; \
+		done; \
+		[ -n "$$python" ] || { echo "make: found no python3 of version 3.11 or newer with the venv module" \
+			"(Debian and Ubuntu: apt-get install python3-venv)" >&2; exit 1; }; \
+		echo "making $(VENV) with $$python ($$("$$python" --version))"; \
+		"$$python" -m venv --clear $(VENV); \
+	fi; \
+	echo "installing into $(VENV) (the first time takes minutes)"; \
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'; \
+	touch $@

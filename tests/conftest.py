@@ -1,0 +1,117 @@
+"""What several test files share: running a command as a user would, and tiny inputs in the formats users bring.
+
+The proteins here are random letters: enough to see that a road is open, never enough to judge a model.
+"""
+
+import os
+import pickle
+import subprocess
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import lmdb
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parent.parent
+RESIDUES = np.array(list("ACDEFGHIKLMNPQRSTVWY"))
+SPLITS = {
+    "secondary_structure/secondary_structure": ("train", "valid", "casp12", "ts115", "cb513"),
+    "proteinnet/proteinnet": ("train", "valid", "test"),
+    "remote_homology/remote_homology": (
+        "train",
+        "valid",
+        "test_fold_holdout",
+        "test_superfamily_holdout",
+        "test_family_holdout",
+    ),
+    "fluorescence/fluorescence": ("train", "valid", "test"),
+    "stability/stability": ("train", "valid", "test"),
+    "pfam/pfam": ("train", "valid", "holdout"),
+}
+
+
+def random_protein(rng: np.random.Generator, shortest: int = 30, longest: int = 70) -> str:
+    """One sequence of random residues."""
+    return "".join(rng.choice(RESIDUES, rng.integers(shortest, longest)))
+
+
+def write_lmdb(directory: Path, records: Iterable[dict]) -> None:
+    """A split in TAPE's form: pickled records under the keys "0", "1", ..., and their number under "num_examples"."""
+    directory.mkdir(parents=True)
+    records = list(records)
+    with lmdb.open(str(directory), map_size=1 << 24) as environment, environment.begin(write=True) as transaction:
+        for index, record in enumerate(records):
+            transaction.put(str(index).encode(), pickle.dumps(record))
+        transaction.put(b"num_examples", pickle.dumps(len(records)))
+
+
+def labels(folder: str, length: int, rng: np.random.Generator) -> dict:
+    """The fields of one protein of `length` residues for the task that lives in `folder`."""
+    everywhere = np.ones(length, dtype=bool)
+    if folder == "secondary_structure":
+        return {"ss3": rng.integers(0, 3, length), "ss8": rng.integers(0, 8, length), "valid_mask": everywhere}
+    if folder == "proteinnet":  # a chain of C-alpha atoms 3.8 Angstrom apart that folds back on itself now and then
+        steps = rng.normal(size=(length, 3))
+        steps *= 3.8 / np.linalg.norm(steps, axis=1, keepdims=True)
+        return {"tertiary": np.cumsum(steps, axis=0).astype(np.float32), "valid_mask": everywhere}
+    if folder == "remote_homology":
+        fold = int(rng.integers(0, 1195))
+        return {"fold_label": fold, "class_label": 0, "superfamily_label": fold, "family_label": fold}
+    if folder == "fluorescence":
+        return {"log_fluorescence": rng.normal(size=1).astype(np.float32), "num_mutations": int(rng.integers(1, 9))}
+    if folder == "stability":
+        return {"stability_score": rng.normal(size=1).astype(np.float32)}
+    return {"family": int(rng.integers(0, 9)), "clan": 0}
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The repository."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def run_command() -> Callable[..., subprocess.CompletedProcess]:
+    """Run a command the way a user does. `python` and the console commands are those of the environment under test."""
+
+    def run(*words: object, check: bool = True, cwd: Path = ROOT, timeout: float = 300) -> subprocess.CompletedProcess:
+        environment = dict(os.environ, PATH=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+        command = [str(word) for word in words]
+        done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout)
+        if check and done.returncode != 0:
+            pytest.fail(f"{' '.join(command)}\nstatus {done.returncode}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
+        return done
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def tiny_fasta(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """200 random proteins, wrapped at 60 residues."""
+    rng = np.random.default_rng(1)
+    path = tmp_path_factory.mktemp("fasta") / "tiny.fasta"
+    lines = []
+    for number in range(200):
+        protein = random_protein(rng)
+        lines += [f">protein_{number}", *(protein[at : at + 60] for at in range(0, len(protein), 60))]
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_tape_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A TAPE data directory: every split of the five tasks and of pfam, 12 proteins each."""
+    rng = np.random.default_rng(2)
+    directory = tmp_path_factory.mktemp("tape_data")
+    for place, splits in SPLITS.items():
+        for split in splits:
+            proteins = [random_protein(rng) for _ in range(12)]
+            records = [
+                {"primary": protein, "protein_length": len(protein), "id": str(number).encode()}
+                | labels(place.split("/")[0], len(protein), rng)
+                for number, protein in enumerate(proteins)
+            ]
+            write_lmdb(directory / f"{place}_{split}.lmdb", records)
+    return directory

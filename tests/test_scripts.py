@@ -1,0 +1,91 @@
+"""Each file of scripts/, checked by shellcheck and run on small data."""
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+SCRIPTS = sorted((ROOT / "scripts").glob("*.sh"))
+SHELL_FILES = [*SCRIPTS, *sorted((ROOT / "benchmarks").glob("*.sh")), ROOT / ".ci/run"]
+TASKS = ("secondary_structure", "contact_prediction", "remote_homology", "fluorescence", "stability")
+TINY_MODEL = ("--num-layers", 2, "--hidden-size", 32, "--num-attention-heads", 2, "--seq-length", 128)
+TINY_MODEL += (
+    "--max-position-embeddings",
+    128,
+    "--ffn-hidden-size",
+    64,
+    "--micro-batch-size",
+    2,
+    "--global-batch-size",
+    4,
+)
+TINY_RUN = ("--train-iters", 2, "--lr-decay-iters", 2, "--split", "90,10,0", "--eval-iters", 1, "--device", "cpu")
+
+
+@pytest.mark.parametrize("path", SHELL_FILES, ids=lambda path: path.name)
+def test_shellcheck(path):
+    shellcheck = shutil.which("shellcheck") or shutil.which("shellcheck", path=ROOT / ".venv/bin")
+    if shellcheck is None:
+        pytest.skip("shellcheck is not installed")
+    done = subprocess.run([shellcheck, str(path)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("path", SHELL_FILES, ids=lambda path: path.name)
+def test_stops_at_the_first_failure_and_says_what_it_is(path):
+    lines = path.read_text().splitlines()
+    assert lines[0] == "#!/usr/bin/env bash"
+    assert lines[1].startswith("# ")
+    assert "set -euo pipefail" in lines
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
+def test_without_arguments_tells_its_usage(path, run_command):
+    done = run_command("bash", path, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("usage:") and path.name in done.stderr
+
+
+@pytest.fixture(scope="module")
+def shard(tmp_path_factory, tiny_fasta, run_command) -> Path:
+    """What scripts/preprocess_pfam.sh makes of the tiny FASTA."""
+    prefix = tmp_path_factory.mktemp("shard") / "pfam"
+    run_command("bash", ROOT / "scripts/preprocess_pfam.sh", tiny_fasta, prefix)
+    return Path(f"{prefix}_text_document")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory, shard, run_command) -> Path:
+    """The model directory that scripts/{pretrain_single_gpu,convert}.sh make of the shard."""
+    folder = tmp_path_factory.mktemp("model")
+    pretrain = ROOT / "scripts/pretrain_single_gpu.sh"
+    run_command("bash", pretrain, shard, folder / "ckpt", *TINY_MODEL, *TINY_RUN)
+    run_command("bash", ROOT / "scripts/convert.sh", folder / "ckpt", folder / "tape")
+    return folder / "tape"
+
+
+@pytest.mark.slow
+def test_preprocess_writes_a_shard(shard):
+    assert shard.with_suffix(".bin").stat().st_size > 0
+    assert shard.with_suffix(".idx").read_bytes()[:9] == b"MMIDIDX\0\0"
+
+
+@pytest.mark.slow
+def test_pretrain_and_convert_write_a_model(model):
+    assert (model / "config.json").is_file()
+    assert (model / "model.safetensors").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", TASKS)
+def test_finetune(task, model, tiny_tape_data, tmp_path, run_command):
+    script = ROOT / f"scripts/finetune_{task}.sh"
+    run_command("bash", script, model, tiny_tape_data, tmp_path / "run", "--max_steps", 2)
+    assert list((tmp_path / "run").rglob(f"{task}-*.json")), "tape-eval wrote its numbers"
+
+
+def test_every_script_is_run_here():
+    names = {path.stem for path in SCRIPTS}
+    assert names == {"preprocess_pfam", "pretrain_single_gpu", "convert", *(f"finetune_{task}" for task in TASKS)}
