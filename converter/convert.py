@@ -1,67 +1,185 @@
-"""One conversion: recognise the source, read it, write the target beside its final name, verify, rename."""
+"""Any checkpoint of ProteinLM's neighbourhood to any other: what `pretrain` saved, Megatron, TAPE, Hugging Face.
+
+One conversion from end to end: recognise the source, read it, write the target beside its final name, verify, rename.
+What was left out, changed or assumed is printed and kept beside the result in conversion_report.txt.
+"""
 
 import shutil
 import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
-from converter import dcp, tape_dir, verify
+from converter import dcp, huggingface, megatron, sources, tape_dir, verify
+from converter.model import PortableModel
 from pretrain.errors import ArgumentParser, InputError
-from pretrain.files import fsync_path
+from pretrain.files import fsync_path, write_text
+from pretrain.model import ACTIVATIONS
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+TARGETS = ("tape", "hf", "megatron", "dcp")
+REPORT = "conversion_report.txt"
 
 
 def parser() -> ArgumentParser:
     p = ArgumentParser(prog="python -m converter", description=__doc__)
-    p.add_argument("--load", required=True, type=Path, help="what `python -m pretrain` saved")
+    p.add_argument("--load", required=True, type=Path, help="a checkpoint or model directory, or a model_optim_rng.pt")
     p.add_argument("--save", required=True, type=Path, help="directory to write; must be absent or empty")
-    p.add_argument("--target", default="tape", choices=["tape"], help="format to write")
-    p.add_argument("--iteration", type=int, help="checkpoint to read (default: the latest)")
-    p.add_argument("--dtype", default="fp32", choices=DTYPES, help="dtype of the written tensors")
-    p.add_argument("--verify", action="store_true", help="run proteins through source and result and compare")
+    p.add_argument("--target", default="tape", choices=TARGETS, help="format to write (default: tape)")
+    p.add_argument("--source", choices=sources.KINDS, help="what --load is (default: recognised by its contents)")
+    p.add_argument("--iteration", type=_at_least(0), help="checkpoint of a run to read (default: the latest)")
+    p.add_argument("--dtype", choices=DTYPES, help="dtype of the written tensors (default: as they are stored)")
+    size = _at_least(1)
+    p.add_argument("--tensor-model-parallel-size", type=size, default=1, help="--target megatron: TP (default 1)")
+    p.add_argument("--pipeline-model-parallel-size", type=size, default=1, help="--target megatron: PP (default 1)")
+    p.add_argument("--num-attention-heads", type=size, help="for Megatron files without args: no tensor shows it")
+    p.add_argument("--hidden-act", choices=ACTIVATIONS, help="the MLP's activation, where the source says it wrongly")
+    p.add_argument("--bin", action="store_true", help="--target tape or hf: write pytorch_model.bin too")
+    p.add_argument("--verify", action="store_true", help="read the result back, run proteins through both and compare")
+    data = p.add_argument_group("--verify with data: predicts the loss that continued pretraining starts from")
+    data.add_argument("--data-path", nargs="+", help="token shards, as pretrain takes them")
+    data.add_argument("--seq-length", type=size, help="(default: the model's positions)")
+    data.add_argument("--global-batch-size", type=size, default=1, help="rows of the first step (default 1)")
+    data.add_argument("--split", default="969,30,1", help="(default 969,30,1)")
+    data.add_argument("--mask-prob", type=float, default=0.15, help="(default 0.15)")
+    data.add_argument("--seed", type=int, default=1234, help="(default 1234)")
     return p
 
 
+def _at_least(least: int):
+    def whole_number(text: str) -> int:
+        if int(text) < least:
+            raise ValueError
+        return int(text)
+
+    whole_number.__name__ = f"whole number of at least {least}"
+    return whole_number
+
+
+@dataclass
+class Report:
+    """Lines printed as they come and kept for the file beside the result."""
+
+    lines: list[str]
+
+    def say(self, line: str) -> None:
+        print(line, flush=True)
+        self.lines.append(line)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Convert; returns 0, or 1 when --verify finds a difference that the dtype does not explain."""
+    """Convert; returns 0, or 1 when --verify finds a difference. Nothing is under --save then."""
     args = parser().parse_args(argv)
-    if args.save.exists() and (not args.save.is_dir() or any(args.save.iterdir())):
-        raise InputError(f"{args.save}: already exists and is not an empty directory; give --save a new name")
-    if not args.load.exists():
-        raise InputError(f"{args.load}: no such checkpoint; give --load the directory that pretrain saved to")
-    model = dcp.read(args.load, args.iteration)
-    print(f"read {model.origin}: {model.config.num_parameters(model.has_lm_head):,} parameters")
+    _check(args)
+    report = Report([])
+    source = _read(args, report)
+    stored = prepare(source, args)
+    for note in stored.notes:
+        report.say(f"note: {note}")
+    _check_range(stored, DTYPES.get(args.dtype))
+    source = source if args.verify else None  # its memory may be used again
     args.save.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{args.save.name}.", suffix=".tmp", dir=args.save.parent))
     try:
-        for line in tape_dir.write(model.to_dtype(DTYPES[args.dtype]), temporary):
-            print(line)
-        if args.verify and not _verified(model, temporary, args.dtype):
+        _write(stored, args, temporary)
+        if args.verify and not _verified(source, stored, args, temporary, report):
+            print("nothing was written", flush=True)
             return 1
+        report.say(f"wrote {args.save} ({args.target})")
+        write_text(temporary / REPORT, "\n".join(report.lines) + "\n")
         _publish(temporary, args.save)
+    except OSError as error:
+        raise InputError(f"{args.save}: cannot be written ({error.strerror or error})") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    print(f"wrote {args.save}")
     return 0
 
 
-def _verified(model, directory: Path, dtype: str) -> bool:
-    difference = verify.compare_with_tape(model, directory)
-    print(difference)
-    worst = max(difference.hidden, difference.logits or 0.0)
-    if dtype == "fp32" and not worst <= verify.TOLERANCE:
-        print(f"verification failed: {worst:.3g} is more than {verify.TOLERANCE:g}; nothing was written")
+def _check(args) -> None:
+    if args.save.exists() and (not args.save.is_dir() or any(args.save.iterdir())):
+        raise InputError(f"{args.save}: already exists and is not an empty directory; give --save a new name")
+    parallel = (args.tensor_model_parallel_size, args.pipeline_model_parallel_size)
+    if args.target != "megatron" and parallel != (1, 1):
+        raise InputError(
+            f"--tensor-model-parallel-size {parallel[0]} --pipeline-model-parallel-size {parallel[1]}: only --target "
+            f"megatron is cut that way; {args.target} loads into any layout"
+        )
+    if args.bin and args.target not in ("tape", "hf"):
+        raise InputError(f"--bin: --target {args.target} has no pytorch_model.bin")
+    if args.data_path and not args.verify:
+        raise InputError("--data-path: only --verify reads data; add --verify")
+
+
+def _read(args, report: Report) -> PortableModel:
+    """The source with the user's overrides."""
+    kind, model = sources.read(args.load, args.source, args.iteration, args.num_attention_heads)
+    head = "with" if model.has_lm_head else "without"
+    report.say(
+        f"read {model.origin}: {kind}, {model.config.num_parameters(model.has_lm_head):,} parameters, {head} masked-LM "
+        f"head, {str(model.dtype).removeprefix('torch.')}, hidden_act {model.config.hidden_act}"
+    )
+    if args.hidden_act and args.hidden_act != model.config.hidden_act:
+        note = f"hidden_act {model.config.hidden_act} of the source replaced by {args.hidden_act}, as --hidden-act says"
+        model = replace(model.noted(note), config=replace(model.config, hidden_act=args.hidden_act))
+    return model
+
+
+def prepare(source: PortableModel, args) -> PortableModel:
+    """The source on the target's vocabulary, refused by name where the target cannot hold it."""
+    if args.target == "megatron":
+        return megatron.prepare(source, args.tensor_model_parallel_size, args.pipeline_model_parallel_size)
+    return {"tape": tape_dir, "hf": huggingface, "dcp": dcp}[args.target].prepare(source)
+
+
+def _check_range(model: PortableModel, dtype: torch.dtype | None) -> None:
+    """No number becomes infinite by rounding."""
+    for name, tensor in model.tensors.items():
+        if dtype is not None and tensor.dtype != dtype and tensor.numel():
+            largest = float(tensor.abs().max())
+            if largest > torch.finfo(dtype).max:
+                kind = str(dtype).removeprefix("torch.")
+                raise InputError(f"{model.origin}: {name} holds {largest:.3g}, beyond {kind}; use --dtype fp32 or bf16")
+
+
+def _write(stored: PortableModel, args, directory: Path) -> None:
+    dtype = DTYPES.get(args.dtype)
+    if args.target == "tape":
+        tape_dir.write(stored, directory, dtype, args.bin)
+    elif args.target == "hf":
+        huggingface.write(stored, directory, dtype, args.bin)
+    elif args.target == "megatron":
+        sizes = (args.tensor_model_parallel_size, args.pipeline_model_parallel_size)
+        megatron.write(stored, directory, megatron.Cut(*sizes, dtype))
+    else:
+        dcp.write(stored, directory, dtype, last_use=not args.verify)
+
+
+def _verified(source: PortableModel | None, stored: PortableModel, args, directory: Path, report: Report) -> bool:
+    def read_back(path: Path) -> PortableModel:
+        return sources.read(path, args.target, None, None)[1]
+
+    rounded = stored.as_stored_in(DTYPES.get(args.dtype))
+    if not verify.verify(source, rounded, args.target, directory, read_back, report.say):
         return False
+    if args.data_path:
+        from converter.predict import first_step_loss
+
+        length = args.seq_length or source.config.max_position_embeddings
+        settings = (args.data_path, length, args.global_batch_size, args.split, args.mask_prob, args.seed)
+        loss, masked = first_step_loss(rounded, *settings)
+        report.say(
+            f"predicted masked-LM loss of the first step: {loss:.6f} over {masked} residues ({args.global_batch_size} "
+            f"rows of {length}, seed {args.seed}, without dropout)"
+        )
     return True
 
 
 def _publish(temporary: Path, final: Path) -> None:
+    """Sync all that was written and give it its name; an empty directory of that name is replaced."""
     temporary.chmod(0o755)
-    for path in temporary.iterdir():
+    for path in [*temporary.rglob("*"), temporary]:
         fsync_path(path)
-    fsync_path(temporary)
-    temporary.replace(final)  # an empty directory of that name is replaced
+    temporary.replace(final)
     fsync_path(final.parent)

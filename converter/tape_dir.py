@@ -1,34 +1,67 @@
-"""PortableModel <-> a TAPE-format model directory (`tape/pretrained.py` reads and writes the files themselves)."""
+"""PortableModel <-> a TAPE-format model directory. `tape/pretrained.py` reads the files, `tape/names.py` has names."""
 
-from dataclasses import replace
 from pathlib import Path
 
-from converter.model import PortableModel
-from converter.names import MODEL_CONFIG_TO_TAPE, PRETRAIN_TO_TAPE_TOKENS
-from converter.vocabulary import VOCABULARY_TENSORS, lost_tokens, remap_rows
-from pretrain.tokenizer import TAPE_TOKENS
-from tape.pretrained import write_tape_dir
+import torch
+from torch import Tensor
+
+from converter.model import PortableModel, make_config
+from converter.names import MODEL_CONFIG_TO_TAPE
+from converter.streams import write_safetensors, write_torch_file
+from converter.vocabulary import to_tokenizer
+from pretrain.errors import InputError
+from pretrain.files import write_json
+from pretrain.tokenizer import TAPE_TOKENS, build_tokenizer
+from tape.names import MLM_NAMES, TOKEN_TYPES, encoder_to_tape
+from tape.pretrained import CONFIG_NAME, SAFE_NAME, TAPE_EXTRAS, TORCH_NAME, load_tape_dir
+
+# What TAPE's config.json leaves out where it is the default of TAPE's own ProteinBertConfig.
+DEFAULTS = {"lm_head_act": "gelu", "final_layernorm": True, "output_dropout": True}
 
 
-def tape_names(model: PortableModel) -> list[str]:
-    """The model's vocabulary with TAPE's spelling of the special tokens."""
-    return [PRETRAIN_TO_TAPE_TOKENS.get(token, token) for token in model.vocabulary]
+def read(directory: str | Path) -> PortableModel:
+    """A directory that this project, the original project's converter or its finetuning wrote."""
+    directory = Path(directory)
+    files = load_tape_dir(directory)
+    where = str(directory / CONFIG_NAME)
+    told = {ours: files.config[theirs] for ours, theirs in MODEL_CONFIG_TO_TAPE.items() if theirs in files.config}
+    config = make_config(DEFAULTS | {"make_vocab_size_divisible_by": 1} | told, where)
+    if config.vocab_size != len(TAPE_TOKENS):
+        raise InputError(f"{where}: vocab_size {config.vocab_size}; TAPE's vocabulary has {len(TAPE_TOKENS)} tokens")
+    notes = [*files.notes]
+    if files.head:
+        notes.append(f"{', '.join(sorted(files.head))} left out: the head of a finetuned task")
+    if "lm_head_act" not in files.config and config.hidden_act == "gelu":
+        notes.append(
+            f"{where} says hidden_act gelu (erf), which the original project's converter wrote for every model, also "
+            "for those trained with tanh; if this one was, add --hidden-act gelu_new"
+        )
+    return PortableModel(config, build_tokenizer("tape"), files.state, str(directory), tuple(notes)).checked()
 
 
-def to_tape_vocabulary(model: PortableModel) -> PortableModel:
-    """The same model on TAPE's 30 tokens, without padding rows."""
-    config = replace(model.config, vocab_size=len(TAPE_TOKENS), make_vocab_size_divisible_by=1)
-    tensors = dict(model.tensors)
-    for name in VOCABULARY_TENSORS:
-        if name in tensors:
-            tensors[name] = remap_rows(tensors[name], tape_names(model), TAPE_TOKENS, config.padded_vocab_size)
-    return replace(model, config=config, vocabulary=TAPE_TOKENS, tensors=tensors)
+def prepare(model: PortableModel) -> PortableModel:
+    """The model as `write` stores it: on TAPE's 30 tokens, without padding rows."""
+    return to_tokenizer(model, "tape", divisible_by=1)
 
 
-def write(model: PortableModel, directory: Path) -> list[str]:
-    """Write encoder and masked-LM head. Returns report lines for what TAPE has no place for."""
-    tape = to_tape_vocabulary(model)
-    config = {theirs: getattr(tape.config, ours) for ours, theirs in MODEL_CONFIG_TO_TAPE.items()}
-    write_tape_dir(directory, config | {"converted_from": model.origin}, tape.tensors)
-    lost = lost_tokens(tape_names(model), TAPE_TOKENS)
-    return [f"left out: the row of {token}, which TAPE's vocabulary does not have" for token in lost]
+def write(model: PortableModel, directory: Path, dtype: torch.dtype | None = None, torch_file: bool = False) -> None:
+    """Write encoder and masked-LM head, weights first: a directory with a config.json is complete."""
+    told = {theirs: getattr(model.config, ours) for ours, theirs in MODEL_CONFIG_TO_TAPE.items()}
+    config = TAPE_EXTRAS | {"type_vocab_size": 1} | told | {"converted_from": model.origin}
+    mlm = {f"lm_head.{ours}": f"mlm.{theirs}" for theirs, ours in MLM_NAMES.items()}
+
+    def translate(name: str, tensor: Tensor) -> dict[str, Tensor]:
+        if name in mlm:
+            return {mlm[name]: tensor}
+        parts = {f"bert.{theirs}": part for theirs, part in encoder_to_tape({name: tensor}, config).items()}
+        types = parts.pop(f"bert.{TOKEN_TYPES}")
+        if name == "word_embeddings.weight":
+            parts[f"bert.{TOKEN_TYPES}"] = types.to(tensor.dtype)
+            if model.has_lm_head:
+                parts["mlm.decoder.weight"] = tensor
+        return parts
+
+    write_safetensors(directory / SAFE_NAME, model.tensors, translate, dtype)
+    if torch_file:
+        write_torch_file(directory / TORCH_NAME, model.tensors, translate, dtype)
+    write_json(directory / CONFIG_NAME, config)

@@ -1,14 +1,22 @@
 """Embedding rows are moved by token name, never by position: each neighbour numbers its tokens differently."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from converter.model import VOCABULARY_TENSORS, PortableModel
+from converter.names import PRETRAIN_TO_TAPE_TOKENS
 from pretrain.errors import InputError
+from pretrain.tokenizer import Tokenizer, build_tokenizer
 
-# The tensors whose first dimension is the vocabulary.
-VOCABULARY_TENSORS = ("word_embeddings.weight", "lm_head.bias")
+TAPE_TO_PRETRAIN_TOKENS = {theirs: ours for ours, theirs in PRETRAIN_TO_TAPE_TOKENS.items()}
+
+
+def canonical(tokens: Sequence[str]) -> list[str]:
+    """The tokens with the pretraining vocabulary's spelling of the special ones."""
+    return [TAPE_TO_PRETRAIN_TOKENS.get(token, token) for token in tokens]
 
 
 def remap_rows(tensor: Tensor, source: Sequence[str], target: Sequence[str], rows: int) -> Tensor:
@@ -26,6 +34,40 @@ def remap_rows(tensor: Tensor, source: Sequence[str], target: Sequence[str], row
     return result
 
 
-def lost_tokens(source: Sequence[str], target: Sequence[str]) -> list[str]:
-    """Tokens whose rows the target has no place for."""
-    return [token for token in source if token not in set(target)]
+def take_rows(
+    tensors: dict[str, Tensor], source: Sequence[str], tokenizer: Tokenizer, divisible_by: int, origin: str
+) -> tuple[dict[str, Tensor], list[str]]:
+    """`tensors` with their vocabulary rows (row r: token source[r]) in `tokenizer`'s order, padded with zeros to a
+    multiple of `divisible_by`; and notes of what was dropped or came out as zeros."""
+    ours, theirs = canonical(tokenizer.tokens), canonical(source)
+    rows = -(-len(ours) // divisible_by) * divisible_by
+    tensors, notes = dict(tensors), []
+    for name in VOCABULARY_TENSORS:
+        if name in tensors:
+            whole = tensors[name]
+            if whole.dim() == 0 or len(whole) < len(theirs):
+                found = f"has shape {tuple(whole.shape)}"
+                raise InputError(f"{origin}: {name} {found}; its vocabulary has {len(theirs)} tokens")
+            tensors[name] = remap_rows(whole, theirs, ours, rows)
+            if name == VOCABULARY_TENSORS[0] and len(whole) > len(theirs) and whole[len(theirs) :].any():
+                count = len(whole) - len(theirs)
+                notes.append(f"{count} padding rows of the vocabulary dropped (they stand for no token)")
+    lost, absent = [t for t in theirs if t not in ours], [t for t in ours if t not in theirs]
+    if lost:
+        notes.append(f"rows of {', '.join(lost)} left out: no such token in the {tokenizer.name} vocabulary")
+    if absent:
+        notes.append(f"rows of {', '.join(absent)} are zeros: the source's vocabulary does not have them")
+    return tensors, notes
+
+
+def to_tokenizer(model: PortableModel, name: str, divisible_by: int) -> PortableModel:
+    """The model on the vocabulary `name` ('iupac' or 'tape')."""
+    if not model.tokenizer.one_to_one:
+        raise InputError(
+            f"{model.origin}: its vocabulary ({model.tokenizer.name}) does not map residues one to one, which this "
+            "target needs; pretrain with --tokenizer-type iupac, or convert with --target dcp"
+        )
+    tokenizer = build_tokenizer(name)
+    tensors, notes = take_rows(model.tensors, model.vocabulary, tokenizer, divisible_by, model.origin)
+    config = replace(model.config, vocab_size=tokenizer.vocab_size, make_vocab_size_divisible_by=divisible_by)
+    return replace(model, config=config, tokenizer=tokenizer, tensors=tensors).noted(*notes)
