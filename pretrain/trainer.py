@@ -52,6 +52,8 @@ class Trainer:
         torch.manual_seed(config.training.seed)
         self.tokenizer = build_tokenizer(config.data.tokenizer_type, config.data.vocab_file)
         self.train_data, self.valid_sets = _datasets(config, self.tokenizer)
+        for name, data in {"train": self.train_data, **self.valid_sets}.items():
+            print(_described(name, data, config.data.seq_length), flush=True)
         self.model_config = config.model_config(self.tokenizer)
         self.model = ProteinBert(self.model_config)
         initialize(self.model, config.training.seed)
@@ -114,7 +116,7 @@ class Trainer:
     def train_step(self, micro_batches: list[Batch]) -> dict:
         """One optimizer step on a global batch. Returns lm_loss, grad_norm, learning_rate, loss_scale, skipped."""
         self.model.train()
-        masked = sum(batch.num_masked for batch in micro_batches)
+        masked = max(1, sum(batch.num_masked for batch in micro_batches))
         scale = self.scaler.scale if self.scaler else 1.0
         loss_sum = torch.zeros((), dtype=torch.float64)
         for batch in micro_batches:
@@ -228,6 +230,12 @@ class Trainer:
         self._saved_at = self.counters.iteration
 
 
+def _described(name: str, data, seq_length: int) -> str:
+    """What a data set holds; proteins longer than a row are cropped, never dropped, and said here."""
+    cropped = f", {data.num_cropped:,} longer than a row and cropped" if data.num_cropped else ""
+    return f"{name}: {data.num_proteins:,} proteins in {len(data):,} rows of {seq_length} tokens{cropped}"
+
+
 def _device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -258,6 +266,6 @@ def _datasets(config: Config, tokenizer) -> tuple[object, dict[str, PackedDatase
         name, _, prefix = entry.rpartition("=")
         indexed = IndexedDataset(prefix)
         sets[name or prefix.rsplit("/", 1)[-1]] = PackedDataset(
-            indexed, (0, len(indexed)), tokenizer, d.seq_length, d.mask_prob, seed, train=False
+            indexed, (0, len(indexed.documents) - 1), tokenizer, d.seq_length, d.mask_prob, seed, train=False
         )
     return train, sets
