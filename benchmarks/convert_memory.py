@@ -147,7 +147,7 @@ def run(options, work: Path) -> str:
     shape = f"{layers} layers, hidden {hidden}, {heads} heads, {positions} positions"
     machine = f"{platform.machine()}, {os.cpu_count()} CPUs, {memory:.0f} GB"
     versions = f"Python {platform.python_version()}, torch {torch.__version__}"
-    limit = f" Memory for data was limited to {options.limit_gb:g} GB." if options.limit_gb else ""
+    limit = f" --limit-gb {options.limit_gb:g}" if options.limit_gb else ""
     lines = [
         "# Memory of a conversion",
         "",
@@ -157,7 +157,8 @@ def run(options, work: Path) -> str:
         "|---|---|---|---|---|",
         *rows,
         "",
-        f"`python benchmarks/convert_memory.py {' '.join(sys.argv[1:])}`, commit {commit.strip()}, {machine}, {versions}.{limit}",
+        f"`python benchmarks/convert_memory.py --size {options.size} --tp {options.tp}{limit}`, "
+        f"commit {commit.strip()}, {machine}, {versions}.",
         "",
     ]
     return "\n".join(lines)

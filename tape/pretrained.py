@@ -100,6 +100,9 @@ def load_tape_dir(directory: str | Path, overrides: Mapping | None = None) -> Ta
     path, tensors = _read_weights(directory)
     notes: list[str] = []
     encoder, mlm, head = _sort_names(tensors, path, notes)
+    if config["num_hidden_layers"] > len(encoder):  # before anything is made for each layer that config.json claims
+        layers = config["num_hidden_layers"]
+        raise InputError(f"{path}: its {len(encoder)} tensors cannot be the {layers} layers of config.json")
     types = encoder.get(TOKEN_TYPES)
     kinds = {} if types is None else {TOKEN_TYPES: (len(types) if types.dim() else 1, config["hidden_size"])}
     _check(encoder, encoder_shapes(config) | kinds, path, "bert.")
