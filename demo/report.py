@@ -37,9 +37,7 @@ table { border-collapse: collapse; margin: 1rem 0; font-size: 13px } td, th { bo
 
 @dataclass(frozen=True)
 class Comparison:
-    """One task: both scores and their paired difference, each {'value', 'low', 'high'} with a 95% interval over
-    proteins.
-    """
+    """One task: both scores and their paired difference, {'value', 'low', 'high'} with 95% intervals over proteins."""
 
     task: str
     split: str
