@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor, Shard
+from torch.distributed.tensor import DTensor, Replicate, Shard
 
 from pretrain.data.dataset import Dataset, Row
 from pretrain.data.loader import Batch, collate
@@ -73,7 +73,7 @@ class Gradients:
         """Take the sums that are still to be taken: over tp, over plain replicas, over the tied embedding's copies."""
         if self.world.alone:
             return
-        self._settle_partial()
+        self._settle_placements()
         if not self.sharded and self.world.dp_size > 1:
             sum_together([_local(p.grad) for p in self._with_gradient()], self.world.dp_group, self.reduce_dtype)
         if self.world.ends_group is not None and "word_embeddings.weight" in self.named:
@@ -82,18 +82,21 @@ class Gradients:
     def _with_gradient(self) -> list[nn.Parameter]:
         return [p for p in self.named.values() if p.grad is not None]
 
-    def _settle_partial(self) -> None:
-        """Under sequence parallelism each tp rank has the gradient of its tokens for weights that all of them hold."""
-        partial = [p for p in self._with_gradient() if is_partial(p.grad)]
-        if not partial:
-            return
+    def _settle_placements(self) -> None:
+        """Bring each gradient to its weight's place on the tp mesh; backward passes leave some in another.
+
+        Under sequence parallelism each rank has the gradient of its own tokens for weights that all of them hold: these
+        sums are taken together. The gradient of an embedding that is used for nothing else comes whole.
+        """
+        moved = [p for p in self._with_gradient() if isinstance(p, DTensor) and p.grad.placements != p.placements]
+        partial = [p for p in moved if is_partial(p.grad)]
         terms = [p.grad.to_local() for p in partial]
-        sum_together(terms, self.world.mesh.get_group("tp"))
+        if terms:
+            sum_together(terms, self.world.mesh.get_group("tp"))
         for parameter, total in zip(partial, terms, strict=True):
-            parameter.grad = DTensor.from_local(
-                total, parameter.device_mesh, parameter.placements, run_check=False,
-                shape=parameter.shape, stride=parameter.stride(),
-            )  # fmt: skip
+            parameter.grad = DTensor.from_local(total, parameter.device_mesh, [Replicate()], run_check=False)
+        for parameter in moved:
+            parameter.grad = parameter.grad.redistribute(placements=parameter.placements)
 
     def norm_with(self, loss_sum: float) -> tuple[float, float]:
         """(the 2-norm over the whole model, the loss summed over the whole global batch): one message for both."""
