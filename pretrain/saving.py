@@ -22,7 +22,7 @@ class Saver:
         self._failure: BaseException | None = None
 
     def save(self, iteration: int, state: dict, meta: dict) -> None:
-        """Write a checkpoint, or begin to. Every process calls it with its part of `state` (nested dicts of tensors)."""
+        """Write a checkpoint, or begin to. Every process calls it, each with its part of `state`."""
         self.wait()
         if not self.options.async_save:
             self._write(iteration, state, meta)

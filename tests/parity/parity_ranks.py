@@ -1,4 +1,4 @@
-"""Processes that are started once and play many jobs: `Ranks(8).run(4, function, *arguments)`.
+"""Processes that are started once and play many jobs: `Ranks().run(4, function, *arguments)`.
 
 Each job is a process group of its own (gloo, over a file) of the first n processes. They are forked from one server
 that has imported torch and the trainer, which takes seconds where eight starts would take a minute.
@@ -18,24 +18,27 @@ TIMEOUT_S = 120
 
 
 class Ranks:
-    """`count` idle processes of one thread each."""
+    """Idle processes of one thread each, started when first needed."""
 
-    def __init__(self, count: int):
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["pretrain.trainer", "torch.distributed.pipelining"])
+    def __init__(self):
+        self._context = multiprocessing.get_context("forkserver")
+        self._context.set_forkserver_preload(["pretrain.trainer", "torch.distributed.pipelining"])
         self._pipes, self._processes = [], []
-        for _ in range(count):
-            ours, theirs = context.Pipe()
-            process = context.Process(target=_serve, args=(theirs,), daemon=True)
-            process.start()
-            self._pipes.append(ours)
-            self._processes.append(process)
+
+    def _start(self) -> None:
+        ours, theirs = self._context.Pipe()
+        process = self._context.Process(target=_serve, args=(theirs,), daemon=True)
+        process.start()
+        self._pipes.append(ours)
+        self._processes.append(process)
 
     def run(self, size: int, function: Callable, *arguments) -> list:
         """`function(*arguments)` on processes 0 ... size - 1 of a job of `size`; what each returned, in order.
 
         A job of one has no process group, as without torchrun. The first process's exception is raised here.
         """
+        while len(self._pipes) < size:
+            self._start()
         with tempfile.TemporaryDirectory() as folder:
             for rank in range(size):
                 self._pipes[rank].send((function, arguments, rank, size, os.path.join(folder, "meeting")))
