@@ -294,7 +294,12 @@ def _device(config: Config) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and not torch.cuda.is_available():
         raise InputError("--device cuda: this PyTorch sees no CUDA device; use --device cpu or auto")
-    return local_device(name, config.parallel.local_rank)
+    device = local_device(name, config.parallel.local_rank)
+    if device.type == "cuda" and device.index >= torch.cuda.device_count():
+        raise InputError(f"process {device.index} of this node has no GPU: the node shows {torch.cuda.device_count()}")
+    if device.type == "cpu" and config.parallel.distributed_backend == "nccl":
+        raise InputError("--distributed-backend nccl needs GPUs, but this run computes on the CPU; use gloo")
+    return device
 
 
 def _whole_model(config: Config, model_config: ModelConfig, device: torch.device) -> nn.Module:

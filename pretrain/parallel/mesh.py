@@ -96,7 +96,7 @@ class World:
         """A World over every process of the default group."""
         mesh = init_device_mesh(device.type, layout.sizes, mesh_dim_names=AXES)
         world = cls(layout, device, mesh)
-        groups = [mesh.get_group(axis) for axis in AXES] + [world.dp_group, world.ends_group]
+        groups = [dist.group.WORLD, *(mesh.get_group(axis) for axis in AXES), world.dp_group, world.ends_group]
         if side:
             world.side_group = dist.new_group(backend="gloo")
             groups.append(world.side_group)

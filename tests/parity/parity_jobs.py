@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import time
 
 import torch
 import torch.distributed as dist
@@ -191,3 +192,52 @@ def train_with_layers_as_units(flags: list[str]) -> dict:
         return train(flags)
     finally:
         data.shard = honest
+
+
+# ---- whole runs and faults
+
+
+def run_in_fp32(flags: list[str]) -> str:
+    return make_trainer(flags, torch.float32).run()
+
+
+def losses_in_fp32(flags: list[str]) -> list[float]:
+    return [values["lm_loss"] for values in steps(make_trainer(flags, torch.float32), 3)]
+
+
+def overflow_in_one_process(flags: list[str]) -> tuple[list[bool], list[float]]:
+    """Two fp16 steps, an infinite gradient in the last process in the first: did weights move, and the loss scales."""
+    scaling = ["--initial-loss-scale", "1024", "--hysteresis", "1"]
+    trainer = make_trainer([*flags, *scaling], torch.float32)
+    honest = trainer.gradients.finish
+    done: list[int] = []
+
+    def finish():
+        honest()
+        done.append(1)
+        if len(done) == 1 and trainer.world.rank == trainer.world.size - 1:
+            next(p for n, p in trainer.gradients.named.items() if n.endswith("4h.bias")).grad.mul_(torch.inf)
+
+    trainer.gradients.finish = finish
+    moved, scales = [], [trainer.scaler.scale]
+    before = [whole(p.detach()).clone() for p in trainer.model.parameters()]
+    for _ in steps(trainer, 2):
+        now = [whole(p.detach()).clone() for p in trainer.model.parameters()]
+        moved.append(any(not torch.equal(a, b) for a, b in zip(before, now, strict=True)))
+        scales.append(trainer.scaler.scale)
+    return moved, scales
+
+
+def fall_silent(flags: list[str]) -> tuple[float, str]:
+    """The second process goes to sleep after a step; how long the first waits for it, and its error."""
+    trainer = make_trainer(flags)
+    list(steps(trainer, 1))
+    if trainer.world.rank == 1:
+        time.sleep(8)
+        return 0.0, ""
+    began = time.monotonic()
+    try:
+        list(steps(trainer, 1))
+    except RuntimeError as error:
+        return time.monotonic() - began, str(error)
+    return 0.0, "nothing"
