@@ -110,7 +110,7 @@ class Parallel:
     num_distributed_optimizer_instances: int = opt(1, "groups of replicas that each shard the whole model", low=1)
     grad_reduce_in_bf16: bool = opt(False, "send gradients between replicas in bf16 (fp32 unless given)")
     pipeline_schedule: str | None = opt(
-        None, "order of a pipeline's micro-batches (1f1b, or interleaved if layers per virtual stage are given)",
+        None, "order of a pipeline's micro-batches (1f1b, or interleaved where that flag is given)",
         choices=("1f1b", "interleaved", "zero-bubble"),
     )  # fmt: skip
     distributed_backend: str | None = opt(None, "nccl on GPUs, gloo on CPUs unless given", choices=("nccl", "gloo"))
