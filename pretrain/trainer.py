@@ -54,7 +54,8 @@ class Trainer:
     def __init__(self, config: Config):
         self.device = _device(config)
         self.world = World.join(config, self.device)
-        self.adopt(config.for_world(self.world.size))
+        config = config.for_world(self.world.size)
+        self.adopt(config)
         self.dtype = _dtype(config)
         if config.training.deterministic:
             torch.use_deterministic_algorithms(True)

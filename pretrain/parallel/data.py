@@ -46,12 +46,13 @@ def shard(model: nn.Module, world: World, full: bool, one_unit: bool, reduce_dty
             module.set_force_sum_reduction_for_comms(True)  # gloo has no scaled sum
 
 
-def communicate(model: nn.Module, last: bool, full: bool) -> None:
+def communicate(model: nn.ModuleList, last: bool, full: bool) -> None:
     """Tell FSDP2 whether the coming micro-batch is a step's last: only then are gradients reduced."""
-    if isinstance(model, FSDPModule):
-        model.set_requires_gradient_sync(last)
-        model.set_is_last_backward(last)
-        model.set_reshard_after_backward(last or full)
+    for part in model.children():
+        if isinstance(part, FSDPModule):
+            part.set_requires_gradient_sync(last)
+            part.set_is_last_backward(last)
+            part.set_reshard_after_backward(last or full)
 
 
 def release(model: nn.Module) -> None:

@@ -7,6 +7,7 @@ import time
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.fsdp._fully_shard import _fsdp_param_group
 from torch.distributed.tensor import DTensor
 
 from pretrain.config import parse_config
@@ -143,6 +144,30 @@ def run_and_resume(flags: list[str], total: int, stop_at: int | None = None, loa
     for moment in ("exp_avg", "exp_avg_sq"):
         found |= {f"{moment} {name}": value for name, value in gathered(trainer, state[moment]).items()}
     return {"began": began, "state": found, "dropout": torch.rand(4)}
+
+
+def messages_of_a_step(flags: list[str]) -> dict[str, int]:
+    """How many gathers of weights and sums of gradients one optimizer step sends between replicas."""
+    trainer = make_trainer(flags)
+    list(steps(trainer, 1))
+    places = {"foreach_all_gather": _fsdp_param_group, "foreach_reduce": _fsdp_param_group, "sum_together": data}
+    counts, honest = dict.fromkeys(places, 0), {name: getattr(place, name) for name, place in places.items()}
+
+    def counted(name: str):
+        def call(*arguments, **options):
+            counts[name] += 1
+            return honest[name](*arguments, **options)
+
+        return call
+
+    for name, place in places.items():
+        setattr(place, name, counted(name))
+    try:
+        list(steps(trainer, 1))
+    finally:
+        for name, place in places.items():
+            setattr(place, name, honest[name])
+    return counts
 
 
 # ---- what each negative control breaks

@@ -104,3 +104,18 @@ def test_layers_as_units_lose_gradients_under_zero_bubble(ranks, corpus, one_pro
     """Why FSDP2 wraps a whole stage there: per-layer units drop gradients, and nothing complains."""
     found = ranks.run(4, jobs.train_with_layers_as_units, [*corpus, *ZERO_BUBBLE, *FSDP])[0]
     assert differences(found, one_process)["norm"] > 1e-4
+
+
+@pytest.mark.parametrize(
+    ("flags", "gathers", "scatters", "sums"),
+    [([], 0, 0, 1), (FSDP, 5, 5, 0), (["--use-torch-fsdp2"], 18, 5, 0), ([*PP, *FSDP], 3, 3, 1)],
+)
+def test_gradients_travel_once_a_step(flags, gathers, scatters, sums, ranks, corpus):
+    """Two or four micro-batches; FSDP2 has a unit for each of 4 layers and one for the rest (of a stage, 2 and 1).
+
+    Its full form gathers each layer for 2 forward and 2 backward passes, and the rest for each of 2 micro-batches.
+    Under a pipeline the one sum is the tied embedding's.
+    """
+    counts = ranks.run(4 if PP[0] in flags else 2, jobs.messages_of_a_step, [*corpus, *flags])[0]
+    assert (counts["foreach_reduce"], counts["sum_together"]) == (scatters, sums)
+    assert counts["foreach_all_gather"] == gathers
