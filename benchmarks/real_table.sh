@@ -29,7 +29,7 @@ recipes=(
     "secondary_structure 16 240 5e-4"
     "remote_homology 32 500 5e-4"
     "fluorescence 32 160 5e-4"
-    "contact_prediction 4 80 5e-4 --head tape"
+    "contact_prediction 4 80 5e-4 --head tape --gradient_accumulation_steps 4"
 )
 for arm in "${arms[@]}"; do
     source=$model
@@ -38,6 +38,9 @@ for arm in "${arms[@]}"; do
     fi
     for recipe in "${recipes[@]}"; do
         read -r task batch steps rate further <<<"$recipe"
+        if [ -e "$out/$arm-$task/$task-valid.json" ]; then
+            continue # done by an earlier call
+        fi
         begin=$(date +%s)
         # shellcheck disable=SC2086  # further flags are words
         bash "scripts/finetune_$task.sh" "$source" "$data" "$out/$arm-$task" --model_config_file "$model/config.json" \

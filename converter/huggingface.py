@@ -34,17 +34,23 @@ WIDEST_PADDING = 128 * 64  # rows of a 31-token vocabulary padded for 64 ranks
 ONLY = {"position_embedding_type": "absolute", "is_decoder": False, "add_cross_attention": False}
 
 
-def to_hf(name: str, tensor: Tensor, heads: int) -> dict[str, Tensor]:
-    """One of our tensors under Hugging Face's names; the fused query_key_value [heads, 3, size] becomes three."""
+def hf_names(name: str) -> list[str]:
+    """Hugging Face's name of one of our tensors; three for the fused query_key_value."""
     layer = LAYER.fullmatch(name)
     if layer is None:
-        return {HF_NAMES[name]: tensor}
+        return [HF_NAMES[name]]
     part, _, kind = layer[2].rpartition(".")
-    prefix = f"bert.encoder.layer.{layer[1]}."
-    if part != FUSED:
-        return {f"{prefix}{HF_LAYER_NAMES[part]}.{kind}": tensor}
+    theirs = HF_QKV if part == FUSED else [HF_LAYER_NAMES[part]]
+    return [f"bert.encoder.layer.{layer[1]}.{each}.{kind}" for each in theirs]
+
+
+def to_hf(name: str, tensor: Tensor, heads: int) -> dict[str, Tensor]:
+    """One of our tensors under Hugging Face's names; query_key_value's rows [heads, 3, size] are taken apart."""
+    names = hf_names(name)
+    if len(names) == 1:
+        return {names[0]: tensor}
     split = tensor.reshape(heads, 3, -1, *tensor.shape[1:])
-    return {f"{prefix}{theirs}.{kind}": split[:, i].flatten(0, 1) for i, theirs in enumerate(HF_QKV)}
+    return {theirs: split[:, i].flatten(0, 1) for i, theirs in enumerate(names)}
 
 
 def prepare(model: PortableModel) -> PortableModel:
@@ -143,9 +149,11 @@ def _ours(weights: WeightFiles, config) -> tuple[dict[str, Tensor], list[str]]:
 
     has_head = "cls.predictions.transform.dense.weight" in left
     for name, shape in expected_shapes(config, has_head):
-        theirs = list(to_hf(name, torch.empty(shape, device="meta"), config.num_attention_heads))
-        parts = [take(each) for each in theirs]
-        tensors[name] = _fused(parts, config.num_attention_heads, theirs, shape) if len(parts) > 1 else parts[0]
+        parts = {theirs: take(theirs) for theirs in hf_names(name)}
+        fused = len(parts) > 1
+        tensors[name] = (
+            _fused(parts, config.num_attention_heads, shape, weights) if fused else next(iter(parts.values()))
+        )
     for copy, original in HF_TIED.items():
         if copy in left and not torch.equal(take(copy), weights.get(original)):
             notes.append(f"{copy} is not {original}: the embedding and cls.predictions.bias are kept, as tied")
@@ -162,13 +170,15 @@ def _ours(weights: WeightFiles, config) -> tuple[dict[str, Tensor], list[str]]:
     return tensors, notes
 
 
-def _fused(parts: list[Tensor], heads: int, names: list[str], shape: tuple[int, ...]) -> Tensor:
+def _fused(parts: dict[str, Tensor], heads: int, shape: tuple[int, ...], weights: WeightFiles) -> Tensor:
     """Query, key and value [h, ...] as one tensor with rows [heads, 3, size]."""
     wanted = (shape[0] // 3, *shape[1:])
-    for name, part in zip(names, parts, strict=True):
-        if tuple(part.shape) != wanted or part.dtype != parts[0].dtype:
-            raise InputError(f"{name} has shape {tuple(part.shape)} ({part.dtype}); its config asks for {wanted}")
-    return torch.stack([part.reshape(heads, -1, *part.shape[1:]) for part in parts], 1).flatten(0, 2)
+    dtype = next(iter(parts.values())).dtype
+    for name, part in parts.items():
+        if tuple(part.shape) != wanted or part.dtype != dtype:
+            found = f"shape {tuple(part.shape)} and {part.dtype}, not {wanted} and {dtype}"
+            raise InputError(f"{weights.files[name]}: {name} has {found}")
+    return torch.stack([part.reshape(heads, -1, *part.shape[1:]) for part in parts.values()], 1).flatten(0, 2)
 
 
 def _vocabulary(directory: Path, vocab_size: int, notes: list[str]) -> list[str]:

@@ -14,7 +14,17 @@ from torch import Tensor
 
 from converter import megatron_layout as cut
 from converter.megatron_args import check_same_run, config_of
-from converter.megatron_files import FILE_NAME, RELEASE, TRACKER, Layout, Shard, check_complete, find_layout, open_shard
+from converter.megatron_files import (
+    FILE_NAME,
+    RELEASE,
+    TRACKER,
+    Layout,
+    Shard,
+    check_complete,
+    find_layout,
+    open_shard,
+    shard_path,
+)
 from converter.megatron_merge import Merger
 from converter.model import VOCABULARY_TENSORS, PortableModel, expected_shapes, with_lm_head
 from converter.names import MEGATRON_ARGS, MEGATRON_HEAD_EMBEDDING
@@ -39,6 +49,9 @@ def read(path: str | Path, iteration: int | None = None, heads: int | None = Non
         differences |= check_same_run(first, shard, layout)
         merger.add(shard, tp, [i * layout.pipeline_parallel + pp for i in range(chunks)])
     tensors, notes = merger.finish()
+    if "final_layernorm.weight" not in tensors:
+        absent = shard_path(layout, 0, layout.pipeline_parallel, layout.pipeline_parallel + 1)
+        raise InputError(f"{layout.where}: no shard holds final_layernorm.weight; {absent} or the like is missing")
     config, assumed = config_of(first, tensors, heads, layout)
     tensors, dropped = take_rows(
         tensors, build_tokenizer().tokens, build_tokenizer(), config.make_vocab_size_divisible_by, layout.where
@@ -131,11 +144,11 @@ class Cut:
 
 
 def write(model: PortableModel, directory: Path, how: Cut) -> None:
-    """Write one file a rank, and the tracker. Without a known iteration the checkpoint is a `release`.
+    """Write one file a rank, and the tracker. Without an iteration (Megatron's begin at 1) it is a `release`.
 
     A file's tensors are cut and rounded when it is its turn: memory for the model and one file.
     """
-    iteration = model.counters.get("iteration")
+    iteration = model.counters.get("iteration") or None
     name = RELEASE if iteration is None else f"iter_{iteration:07d}"
     args = _namespace(model, how)
     for pp in range(how.pipeline_parallel):

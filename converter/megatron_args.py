@@ -121,6 +121,9 @@ def _check_vocabulary(
 ) -> None:
     """The rows are those of the 31 tokens with Megatron's padding; the files hold no vocabulary to compare with."""
     rows, told = len(tensors["word_embeddings.weight"]), args.get("padded_vocab_size")
+    bias = tensors.get("lm_head.bias")
+    if bias is not None and tuple(bias.shape) != (rows,):
+        raise InputError(f"{where}: lm_head.bias has shape {tuple(bias.shape)}, the embedding has {rows} rows")
     if told is not None and told != rows:
         raise InputError(f"{where}: args.padded_vocab_size is {ascii(told)[:40]}, the embedding has {rows} rows")
     expected = padded_vocabulary(config.vocab_size, config.make_vocab_size_divisible_by, layout.tensor_parallel)

@@ -42,6 +42,7 @@ def _pretrain(iterations: int, rows: int, learning_rate: float) -> Flags:
         "weight-decay": 0.01,
         "clip-grad": 1.0,
         "split": "985,10,5",
+        "num-workers": 1,
         "log-interval": max(1, iterations // 100),
         "eval-interval": max(1, iterations // 10),
         "save-interval": iterations,
@@ -68,11 +69,11 @@ BUDGETS = {
     "full": Budget(
         world=WorldSize(),
         tasks=TaskSizes(),
-        pretrain=_pretrain(2400, 4, 3e-3),
+        pretrain=_pretrain(2200, 4, 3e-3),
         finetune=_finetune(
-            dict(zip(TASKS, (120, 150, 200, 300, 200), strict=True)),
+            dict(zip(TASKS, (200, 100, 100, 200, 120), strict=True)),
             dict(zip(TASKS, (8, 8, 16, 16, 16), strict=True)),
-            dict(zip(TASKS, (1e-3, 1e-3, 1e-3, 5e-4, 5e-4), strict=True)),
+            dict(zip(TASKS, (1e-3, 5e-4, 5e-4, 5e-4, 5e-4), strict=True)),
         ),
     ),
     "small": Budget(
@@ -80,11 +81,9 @@ BUDGETS = {
         tasks=TaskSizes(
             corpus_per_family=100,
             pool_per_family=16,
-            secondary_train=12,
-            contact_train=12,
+            test=3,
             fluorescence=(32, 16, 32),
-            stability_parents=(6, 3, 6),
-            mutants_per_parent=6,
+            stability_parents=(1, 1, 1),
         ),
         pretrain=_pretrain(30, 4, 3e-3),
         finetune=_finetune(dict.fromkeys(TASKS, 4), dict.fromkeys(TASKS, 8), dict.fromkeys(TASKS, 1e-3)),

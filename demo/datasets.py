@@ -1,13 +1,13 @@
-"""From the world to files: the unlabelled corpus (FASTA) and TAPE's five tasks (LMDB directories, TAPE's names and
-splits).
+"""From the world to files: the unlabelled corpus (FASTA) and the five tasks (LMDB directories with TAPE's names).
 
 What is shared between the corpus and the tasks, and what is not: the corpus holds relatives from every family,
 without labels, as Pfam does; no protein of a task is in it verbatim. Between train and test of a task, families
-differ: each fold has superfamilies; the last one of every fold is never labelled in training (secondary structure,
-contacts, homology, stability). Fluorescence mutates one wild type: train has up to three mutations, test has more,
-as in TAPE.
+differ. The last family of every superfamily has no labelled protein in train: it is the test set of secondary
+structure, contacts and stability. Homology's fold holdout is the last superfamily of every fold, none of whose families
+are in its train. Fluorescence mutates one wild type: train has up to three mutations, test has more, as in TAPE.
 """
 
+import itertools
 import pickle
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -30,15 +30,15 @@ CORPUS = "corpus.fasta"
 class TaskSizes:
     """Proteins (or mutants) in each split of the tasks."""
 
-    corpus_per_family: int = 160
+    corpus_per_family: int = 340
     pool_per_family: int = 24  # leaves kept out of the corpus, for the tasks
-    secondary_train: int = 60
-    contact_train: int = 60
-    homology_train: int = 2  # per labelled family
-    held_out: int = 2  # labelled test proteins per held-out family
+    secondary_train: int = 1  # proteins per labelled family, here and below
+    contact_train: int = 3
+    homology_train: int = 1
+    test: int = 3  # per held-out family
     fluorescence: tuple[int, int, int] = (400, 100, 400)
-    stability_parents: tuple[int, int, int] = (60, 12, 40)
-    mutants_per_parent: int = 12
+    stability_parents: tuple[int, int, int] = (2, 1, 1)  # train, valid, test: per family
+    mutants_per_parent: int = 6
 
 
 @dataclass(frozen=True)
@@ -70,25 +70,17 @@ def split_corpus(world: World, sizes: TaskSizes, seed: int) -> tuple[Proteins, P
 
 
 def make_tasks(world: World, pool: Proteins, sizes: TaskSizes, seed: int) -> dict[str, list[dict]]:
-    """{'folder/name_split': records} for the five tasks. Every protein of the pool is used by at most one split of
-    a task.
-    """
+    """{'folder/name_split': records} for the five tasks; a protein of the pool is in at most one split of a task."""
     rng = np.random.default_rng([seed, 4])
-    rank = world.superfamily % world.size.superfamilies  # 0, 1, ... within its fold
-    last = world.size.superfamilies - 1
-    member = np.arange(world.families) % world.size.families
-    seen, middle, unseen = (
-        rank[pool.family] < last,
-        member[pool.family] == world.size.families - 1,
-        rank[pool.family] == last,
-    )
-    labelled, sister, held_out = pool[seen & ~middle], pool[seen & middle], pool[unseen]
+    held_out = np.arange(world.families) % world.size.families == world.size.families - 1
+    far = world.superfamily % world.size.superfamilies == world.size.superfamilies - 1
+    seen, unseen = pool[~held_out[pool.family]], pool[held_out[pool.family]]
     tasks = {}
-    tasks |= _secondary_structure(world, labelled, sister, held_out, sizes, rng)
-    tasks |= _contacts(world, labelled, sister, held_out, sizes, rng)
-    tasks |= _homology(world, labelled, sister, held_out, sizes)
-    tasks |= _fluorescence(world, labelled, sizes, rng)
-    tasks |= _stability(world, labelled, sister, held_out, sizes, rng)
+    tasks |= _secondary_structure(world, seen, unseen, sizes)
+    tasks |= _contacts(world, seen, unseen, sizes, rng)
+    tasks |= _homology(world, pool, far, held_out, sizes)
+    tasks |= _fluorescence(world, seen, sizes, rng)
+    tasks |= _stability(world, seen, unseen, sizes, rng)
     return tasks
 
 
@@ -108,7 +100,7 @@ def _records(world: World, proteins: Proteins) -> list[dict]:
     ]
 
 
-def _secondary_structure(world, labelled, sister, held_out, sizes, rng):
+def _secondary_structure(world, seen, unseen, sizes):
     def records(proteins):
         rows = _records(world, proteins)
         for row, family in zip(rows, proteins.family, strict=True):
@@ -118,11 +110,11 @@ def _secondary_structure(world, labelled, sister, held_out, sizes, rng):
 
     name = "secondary_structure/secondary_structure_"
     return {
-        name + "train": records(labelled[: sizes.secondary_train]),
-        name + "valid": records(_per_family(sister, 1)),
-        name + "casp12": records(_per_family(sister, 1, skip=1)),
-        name + "ts115": records(_per_family(held_out, 1, skip=sizes.held_out)),
-        name + "cb513": records(_per_family(held_out, sizes.held_out)),
+        name + "train": records(_per_family(seen, sizes.secondary_train)),
+        name + "valid": records(_per_family(seen, 1, skip=sizes.secondary_train)),
+        name + "casp12": records(_per_family(seen, 1, skip=sizes.secondary_train + 1)),
+        name + "ts115": records(_per_family(unseen, 1, skip=sizes.test)),
+        name + "cb513": records(_per_family(unseen, sizes.test)),
     }
 
 
@@ -136,7 +128,7 @@ def _eight_states(ss3: np.ndarray) -> np.ndarray:
     return ss8
 
 
-def _contacts(world, labelled, sister, held_out, sizes, rng):
+def _contacts(world, seen, unseen, sizes, rng):
     def records(proteins):
         rows = _records(world, proteins)
         for row, family in zip(rows, proteins.family, strict=True):
@@ -148,16 +140,16 @@ def _contacts(world, labelled, sister, held_out, sizes, rng):
         return rows
 
     name = "proteinnet/proteinnet_"
-    train = labelled[sizes.secondary_train :][: sizes.contact_train]
+    train = records(_per_family(seen, sizes.contact_train))
     return {
-        name + "train": records(train),
-        name + "train_unfiltered": records(train),
-        name + "valid": records(_per_family(sister, 1, skip=2)),
-        name + "test": records(_per_family(held_out, sizes.held_out, skip=3)),
+        name + "train": train,
+        name + "train_unfiltered": train,
+        name + "valid": records(_per_family(seen, 1, skip=sizes.contact_train)),
+        name + "test": records(_per_family(unseen, sizes.test)),
     }
 
 
-def _homology(world, labelled, sister, held_out, sizes):
+def _homology(world, pool, far, held_out, sizes):
     def records(proteins):
         rows = _records(world, proteins)
         for row, family in zip(rows, proteins.family, strict=True):
@@ -170,19 +162,19 @@ def _homology(world, labelled, sister, held_out, sizes):
         return rows
 
     name = "remote_homology/remote_homology_"
+    near, sister, distant = (pool[rows[pool.family]] for rows in (~far & ~held_out, ~far & held_out, far))
+    count = sizes.homology_train
     return {
-        name + "train": records(_per_family(labelled, sizes.homology_train)),
-        name + "valid": records(_per_family(labelled, 1, skip=sizes.homology_train)),
-        name + "test_fold_holdout": records(_per_family(held_out, sizes.held_out, skip=6)),
-        name + "test_superfamily_holdout": records(_per_family(sister, sizes.held_out, skip=4)),
-        name + "test_family_holdout": records(_per_family(labelled, 1, skip=sizes.homology_train + 1)),
+        name + "train": records(_per_family(near, count)),
+        name + "valid": records(_per_family(near, 1, skip=count)),
+        name + "test_fold_holdout": records(_per_family(distant, sizes.test)),
+        name + "test_superfamily_holdout": records(_per_family(sister, sizes.test)),
+        name + "test_family_holdout": records(_per_family(near, 2, skip=count + 1)),
     }
 
 
 def mutate(world: World, parents: Proteins, counts: np.ndarray, rng: np.random.Generator) -> Proteins:
-    """One mutant per parent row, with counts[n] substitutions at different sites, each drawn from WAG's
-    substitutions.
-    """
+    """One mutant per parent row: counts[n] different sites, each residue replaced as WAG would."""
     jumps, _ = proposal_matrix()
     np.fill_diagonal(jumps, 0)
     cumulative = (jumps / jumps.sum(axis=1, keepdims=True)).cumsum(axis=1)[:, :-1]
@@ -193,13 +185,13 @@ def mutate(world: World, parents: Proteins, counts: np.ndarray, rng: np.random.G
     return Proteins(parents.family, np.where(chosen, replacement, parents.sequences).astype(np.int8))
 
 
-def _fluorescence(world, labelled, sizes, rng):
+def _fluorescence(world, seen, sizes, rng):
     """log fluorescence = 1.3 + 2.5 sigmoid(fitness lost): flat near the wild type, a floor for the dead (as in
     Sarkisyan 2016).
     """
     strands = (world.secondary == STRAND).sum(axis=1)
-    family = labelled.family[np.argmax(strands[labelled.family])]
-    wild = labelled[np.flatnonzero(labelled.family == family)[:1]]
+    family = seen.family[np.argmax(strands[seen.family])]
+    wild = seen[np.flatnonzero(seen.family == family)[:1]]
     zero = fitness(world.landscape, wild.family, wild.sequences)
 
     def records(count, fewest, most):
@@ -220,33 +212,40 @@ def _fluorescence(world, labelled, sizes, rng):
     }
 
 
-def _stability(world, labelled, sister, held_out, sizes, rng):
-    """Score = fitness against the wild type, in units of 5 nats, with noise; parents of test come from unlabelled
-    superfamilies.
+def _stability(world, seen, unseen, sizes, rng):
+    """Score = fitness per residue, standardised over the training parents, with noise.
+
+    As in TAPE's data, a score holds both how stable the wild type is and what its mutations (0 to 8) cost.
     """
-
-    def records(parents):
-        wild = parents[np.repeat(np.arange(len(parents)), sizes.mutants_per_parent)]
-        counts = rng.integers(0, 9, len(wild))
-        mutants = mutate(world, wild, counts, rng)
-        change = fitness(world.landscape, mutants.family, mutants.sequences)
-        change -= fitness(world.landscape, wild.family, wild.sequences)
-        rows = _records(world, mutants)
-        names = world.text(wild.sequences, wild.family)
-        for row, y, parent, family in zip(
-            rows, change / 5 + rng.normal(0, 0.1, len(rows)), names, wild.family, strict=True
-        ):
-            kinds = "".join("HE"[s] for s in world.secondary[family] if s != COIL)
-            runs = "".join(k for n, k in enumerate(kinds) if n == 0 or kinds[n - 1] != k)
-            row |= {"stability_score": np.array([y], np.float32), "parent": parent, "topology": runs}
-        return rows
-
     name, (train, valid, test) = "stability/stability_", sizes.stability_parents
-    return {
-        name + "train": records(labelled[-train:]),
-        name + "valid": records(sister[-valid:]),
-        name + "test": records(held_out[-test:]),
+    parents = {
+        "train": _per_family(seen, train),
+        "valid": _per_family(seen, valid, skip=train),
+        "test": _per_family(unseen, test),
     }
+    reference = _fitness_per_residue(world, parents["train"])
+    return {
+        name + split: _mutant_records(world, wild, sizes.mutants_per_parent, reference, rng)
+        for split, wild in parents.items()
+    }
+
+
+def _fitness_per_residue(world: World, proteins: Proteins) -> np.ndarray:
+    return fitness(world.landscape, proteins.family, proteins.sequences) / world.length[proteins.family]
+
+
+def _mutant_records(world, parents, count, reference, rng) -> list[dict]:
+    wild = parents[np.repeat(np.arange(len(parents)), count)]
+    mutants = mutate(world, wild, rng.integers(0, 9, len(wild)), rng)
+    value = (_fitness_per_residue(world, mutants) - reference.mean()) / reference.std()
+    value += rng.normal(0, 0.05, len(value))
+    rows = _records(world, mutants)
+    names = world.text(wild.sequences, wild.family)
+    for row, y, parent, family in zip(rows, value, names, wild.family, strict=True):
+        elements = [kind for kind, _ in itertools.groupby(world.secondary[family]) if kind != COIL]
+        topology = "".join("HE"[kind] for kind in elements)
+        row |= {"stability_score": np.array([y], np.float32), "parent": parent, "topology": topology}
+    return rows
 
 
 def write_fasta(path: Path, names: Iterable[str], texts: Iterable[str]) -> None:

@@ -16,8 +16,7 @@ from demo.substitution import pair_preference, proposal_matrix
 
 @dataclass(frozen=True)
 class Landscape:
-    """Fitness of F families over at most L sites with at most K contacts a site. Sites past a family's length have
-    rate 0.
+    """Fitness of F families over at most L sites with at most K contacts a site; past a family's length the rate is 0.
 
     field float32 [F, L, 20]; partner int16 [F, L, K] (own index where unused); weight float32 [F, L, K] (0 where
     unused); rate float32 [F, L] (substitutions proposed per unit of time, relative to WAG's).
@@ -61,9 +60,7 @@ def evolve(
     rng: np.random.Generator,
     sweeps: int = 2,
 ) -> np.ndarray:
-    """Descendants int8 [N, L] of `sequences` int8 [N, L] after `time` [N] (WAG's units), each in its own family's
-    landscape.
-    """
+    """Descendants int8 [N, L] of `sequences` after `time` [N] (WAG's units), each in its own family's landscape."""
     jumps, jump_rate = proposal_matrix()
     cumulative = jumps.cumsum(axis=1).astype(np.float32)[:, :-1]
     sequences = sequences.copy()
@@ -90,8 +87,7 @@ def _substitute(landscape, family, sequences, rows, site, cumulative, rng) -> No
 
 
 def random_tree(leaves: int, rng: np.random.Generator) -> list[tuple[np.ndarray, np.ndarray]]:
-    """A random tree as generations of (parent in the generation before int64 [n], branch length float64 [n]), root
-    first.
+    """A random tree, root first: per generation (parent in the one before int64 [n], branch length float64 [n]).
 
     Each generation is about four times the one before; parents are drawn at random, so clades differ in size.
     """

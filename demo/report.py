@@ -37,9 +37,7 @@ table { border-collapse: collapse; margin: 1rem 0; font-size: 13px } td, th { bo
 
 @dataclass(frozen=True)
 class Comparison:
-    """One task: both scores and their paired difference, each {'value', 'low', 'high'} with a 95% interval over
-    proteins.
-    """
+    """One task: both scores and their paired difference, {'value', 'low', 'high'} with 95% intervals over proteins."""
 
     task: str
     split: str
@@ -152,7 +150,8 @@ def _summary(facts: dict) -> str:
     return (
         f"Budget {facts['budget']}, seed {facts['seed']}, {facts['cores']} cores. The unlabelled corpus holds "
         "relatives from every family, as Pfam does; no protein of a task is in it. Test proteins of secondary "
-        "structure, contacts, homology and stability come from superfamilies without any labelled protein in train. "
+        "structure, contacts and stability are of families without a labelled protein in train (another family of "
+        "their superfamily has some), those of homology of superfamilies without any. "
         "Both starting points had the same head, steps, batches and learning rate. Scores with 95% bootstrap "
         "intervals over test proteins."
     )

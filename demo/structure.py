@@ -75,10 +75,10 @@ def random_fold(rng: np.random.Generator) -> Fold:
     return Fold(segments, (int(rng.integers(2, 5)), *inner, int(rng.integers(2, 5))))
 
 
-def vary_loops(fold: Fold, rng: np.random.Generator) -> Fold:
-    """A relative's structure: the same segments, some loops up to two residues longer or shorter."""
+def vary_loops(fold: Fold, rng: np.random.Generator, share: float = 0.1) -> Fold:
+    """A relative: the same segments; each loop is one residue longer or shorter with probability `share`."""
     shortest = (1, *(_shortest_loop(a, b) for a, b in itertools.pairwise(fold.segments)), 1)
-    change = rng.choice([-2, -1, 0, 0, 0, 1, 2], size=len(fold.loops))
+    change = rng.choice([-1, 0, 1], size=len(fold.loops), p=[share / 2, 1 - share, share / 2])
     loops = tuple(max(low, loop + int(d)) for low, loop, d in zip(shortest, fold.loops, change, strict=True))
     return replace(fold, loops=loops)
 

@@ -1,5 +1,4 @@
-"""The synthetic world: folds, superfamilies and families of proteins, each family with its structure and its
-landscape.
+"""The synthetic world: folds, superfamilies and families of proteins, each with its structure and its landscape.
 
     fold          a chain topology and its coordinates (demo.structure); a common ancestor
     superfamily   descends from its fold's ancestor by a long branch; some loops have another length
@@ -24,19 +23,20 @@ MAX_CONTACTS = 10  # contacts a site that enter the fitness, strongest first
 
 @dataclass(frozen=True)
 class WorldSize:
-    """How many of everything, and how strongly structure shapes sequence (see this module)."""
+    """How many of everything, and how strongly structure shapes sequence."""
 
-    folds: int = 20
+    folds: int = 14
     superfamilies: int = 3  # per fold
-    families: int = 3  # per superfamily
+    families: int = 2  # per superfamily
     structure_weight: float = 1.0  # nats per log propensity of the secondary structure
     burial_weight: float = 0.9  # nats per standard deviation of hydropathy, most buried against mean
     coupling: float = 2.0  # nats per unit of pair preference, for the one strongest partner of a site
     weak_coupling: float = 0.15  # the same for a site's other contacts
-    conserved: tuple[float, float, float] = (0.15, 0.12, 0.10)  # fraction of sites: fold, superfamily, family layer
+    # Conserved sites, each layer's share of the sites it could take: fold, superfamily, family. Never coupled sites.
+    conserved: tuple[float, float, float] = (0.5, 0.25, 0.2)
     conserved_field: float = 4.0  # nats for the ancestor's residue at a conserved site
     rate_shape: float = 1.0  # of the gamma distribution of rates over sites (mean 1)
-    times: tuple[float, float, float] = (0.9, 0.5, 0.8)  # fold to superfamily, to family, to an average leaf
+    times: tuple[float, float, float] = (1.5, 2.5, 2.5)  # fold to superfamily, to family, to an average leaf
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class World:
     """Everything true of the world. F families, at most L sites.
 
     landscape; length int [F]; root int8 [F, L] (family ancestors); fold, superfamily int [F];
-    secondary int8 [F, L]; points float32 [F, L, 3] (Angstrom); leaf_time: mean time from family ancestor to leaf.
+    secondary int8 [F, L]; points float32 [F, L, 3] (Angstrom).
     """
 
     size: WorldSize
@@ -77,8 +77,11 @@ def build_world(size: WorldSize, seed: int) -> World:
     built = [_Sites.build(fold, size, longest, rng) for _, fold in superfamilies]
     superfamily = np.repeat(np.arange(len(built)), size.families)
     fold = np.repeat([number for number, _ in superfamilies], size.families)
-    stack = lambda name: np.stack([getattr(sites, name) for sites in built])[superfamily]  # noqa: E731
-    landscape = Landscape(stack("field").copy(), stack("partner"), stack("weight"), stack("rate"))
+
+    def stack(name: str) -> np.ndarray:  # of each family's superfamily
+        return np.stack([getattr(sites, name) for sites in built])[superfamily]
+
+    landscape = Landscape(stack("field"), stack("partner"), stack("weight"), stack("rate"))
     root = _ancestors(size, landscape, [sites.keys for sites in built], fold, superfamily, rng)
     length = np.array([sites.length for sites in built])[superfamily]
     return World(size, landscape, length, root, fold, superfamily, stack("secondary"), stack("points"))
@@ -86,9 +89,7 @@ def build_world(size: WorldSize, seed: int) -> World:
 
 @dataclass(frozen=True)
 class _Sites:
-    """One superfamily's structure and what follows from it, padded to L sites; keys int64 [L] name its columns
-    (-1: padding).
-    """
+    """One superfamily's structure and what follows from it, padded to L sites; keys int64 [L] name the columns."""
 
     length: int
     keys: np.ndarray
@@ -106,29 +107,28 @@ class _Sites:
         field = size.structure_weight * secondary_structure_preference()[secondary]
         field += size.burial_weight * buried[:, None] * hydrophobicity()
         partner, weight = _contacts(points, size)
-        # Loops and exposed sites change faster; a gamma-distributed factor on top (Z. Yang, J. Mol. Evol. 39:306,
-        # 1994).
-        rate = (
-            rng.gamma(size.rate_shape, 1 / size.rate_shape, n)
-            * np.where(secondary == COIL, 1.3, 0.9)
-            * (1 - 0.4 * buried)
-        )
-        pad = lambda a, value=0: np.concatenate([a, np.full((longest - n, *a.shape[1:]), value, a.dtype)])  # noqa: E731
+        # Gamma-distributed rates (Z. Yang, J. Mol. Evol. 39:306, 1994); loops and exposed sites change faster.
+        rate = rng.gamma(size.rate_shape, 1 / size.rate_shape, n)
+        rate *= np.where(secondary == COIL, 1.3, 0.9) * (1 - 0.4 * buried)
         return _Sites(
             length=n,
-            keys=pad(fold.columns(), -1),
-            secondary=pad(secondary, COIL),
-            points=pad(points.astype(np.float32)),
-            field=pad(field.astype(np.float32)),
-            partner=pad(partner),
-            weight=pad(weight),
-            rate=pad(rate.astype(np.float32)),
+            keys=_pad(fold.columns(), longest, -1),
+            secondary=_pad(secondary, longest, COIL),
+            points=_pad(points.astype(np.float32), longest),
+            field=_pad(field.astype(np.float32), longest),
+            partner=_pad(partner, longest),
+            weight=_pad(weight, longest),
+            rate=_pad(rate.astype(np.float32), longest),
         )
+
+
+def _pad(array: np.ndarray, length: int, value: float = 0) -> np.ndarray:
+    """[n, ...] -> [length, ...], filled up with `value`."""
+    return np.concatenate([array, np.full((length - len(array), *array.shape[1:]), value, array.dtype)])
 
 
 def _contacts(points: np.ndarray, size: WorldSize) -> tuple[np.ndarray, np.ndarray]:
-    """partner int16 [n, K] and weight float32 [n, K]: contacts at least 4 apart; each site has at most one strong
-    partner.
+    """partner int16 [n, K], weight float32 [n, K] of the contacts at least 4 apart; at most one strong contact a site.
 
     Strong pairs are a greedy matching that begins with the closest pairs at least 6 apart.
     """
@@ -147,8 +147,7 @@ def _contacts(points: np.ndarray, size: WorldSize) -> tuple[np.ndarray, np.ndarr
     weight += weight.T
     partner = np.argsort(-weight, axis=1, kind="stable")[:, :MAX_CONTACTS]
     kept = np.take_along_axis(weight, partner, axis=1)
-    # A contact beyond one site's K would act on one side only; drop it from both, so that the fitness stays
-    # symmetric.
+    # A contact beyond one site's K would act on one side only; drop it from both: the fitness stays symmetric.
     listed = np.zeros((n, n), bool)
     np.put_along_axis(listed, partner, kept > 0, axis=1)
     mutual = np.take_along_axis(listed & listed.T, partner, axis=1)
@@ -165,7 +164,9 @@ def _ancestors(size, landscape, keys, fold, superfamily, rng) -> np.ndarray:
     real = np.stack(keys) >= 0
     # Sites that co-mutate stay free to do so: conserved sites are drawn from the others.
     taken = landscape.weight[first].max(axis=2) >= np.float32(size.coupling)
-    conserve = lambda families, site, residue: _add_field(landscape, families, site, residue, size)  # noqa: E731
+
+    def conserve(families, site: int, residue: int) -> None:
+        landscape.field[families, site, residue] += size.conserved_field
 
     inherited = _superfamily_roots(landscape, keys, fold[first], first, rng)
     nucleus = {}  # (fold, column) -> the fold's residue there, None where the column is not conserved
@@ -192,14 +193,8 @@ def _ancestors(size, landscape, keys, fold, superfamily, rng) -> np.ndarray:
     return root
 
 
-def _add_field(landscape: Landscape, families, site: int, residue: int, size: WorldSize) -> None:
-    landscape.field[families, site, residue] += size.conserved_field
-
-
 def _superfamily_roots(landscape, keys, fold, first, rng) -> np.ndarray:
-    """int8 [S, L]: each superfamily's copy of its fold's ancestor, column by column; columns of its own are drawn
-    anew.
-    """
+    """int8 [S, L]: each superfamily's copy of its fold's ancestor, column by column; its own columns are drawn anew."""
     sites = landscape.rate.shape[1]
     free = Landscape(landscape.field, landscape.partner, landscape.weight, np.sign(landscape.rate))
     start = rng.choice(20, p=wag()[1], size=(len(first), sites)).astype(np.int8)
@@ -212,9 +207,7 @@ def _superfamily_roots(landscape, keys, fold, first, rng) -> np.ndarray:
 
 
 def sample_proteins(world: World, per_family: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """The leaves of one random tree per family: (family int64 [N], sequences int8 [N, L]), N = families x
-    per_family.
-    """
+    """The leaves of a random tree per family: family int64 [N] and sequences int8 [N, L], N = families x per_family."""
     rng = np.random.default_rng([seed, 2])
     family, sequences = np.arange(world.families), world.root
     trees = [random_tree(per_family, rng) for _ in range(world.families)]

@@ -125,6 +125,11 @@ def latest_iteration(directory: str | Path) -> int | None:
     if not tracker.exists():
         return None
     text = tracker.read_text(encoding="utf-8", errors="replace").strip()
+    if any(Path(directory).glob("*/mp_rank_*")) and not any(Path(directory).glob(f"iter_*/{META}")):
+        raise InputError(
+            f"{directory}: a Megatron checkpoint; convert it first: "
+            f"python -m converter --load {directory} --save DIR --target dcp"
+        )
     if not re.fullmatch(r"[0-9]{1,12}", text):
         raise InputError(f"{tracker}: holds {text[:40]!r}, not an iteration number{_offer(Path(directory))}")
     iteration = int(text)
@@ -235,11 +240,10 @@ def read_model_tensors(directory: str | Path, iteration: int | None = None, part
     with _told_in_one_line(str(path), newest_of=(directory, iteration)):
         reader = SafeReader(path)
         entries = reader.read_metadata().state_dict_metadata
-        flat = {
-            name: torch.empty(entry.size, dtype=entry.properties.dtype)
-            for name, entry in entries.items()
-            if name.startswith(part + ".") and isinstance(entry, TensorStorageMetadata)
-        }
+        mine = {name: entry for name, entry in entries.items() if name.startswith(part + ".")}
+        if other := next((name for name, entry in mine.items() if not isinstance(entry, TensorStorageMetadata)), None):
+            raise InputError(f"{path}: {other} is not a tensor")
+        flat = {name: torch.empty(entry.size, dtype=entry.properties.dtype) for name, entry in mine.items()}
         if not flat:
             raise InputError(f"{path}: holds no {part}")
         _load(flat, reader, process_group=None, no_dist=True)

@@ -62,6 +62,8 @@ class Trainer:
         torch.manual_seed(config.training.seed)
         self.tokenizer = build_tokenizer(config.data.tokenizer_type, config.data.vocab_file)
         self.train_data, self.valid_sets = _datasets(config, self.tokenizer)
+        for name, data in {"train": self.train_data, **self.valid_sets}.items():
+            self.say(_described(name, data, config.data.seq_length))
         self.model_config = config.model_config(self.tokenizer)
         autocast = self.dtype if self.dtype != torch.float32 else None
         if self.world.alone:
@@ -289,6 +291,12 @@ class Trainer:
         self._saved_at = self.counters.iteration
 
 
+def _described(name: str, data, seq_length: int) -> str:
+    """What a data set holds; proteins longer than a row are cropped, never dropped, and said here."""
+    cropped = f", {data.num_cropped:,} longer than a row and cropped" if data.num_cropped else ""
+    return f"{name}: {data.num_proteins:,} proteins in {len(data):,} rows of {seq_length} tokens{cropped}"
+
+
 def _device(config: Config) -> torch.device:
     name = config.training.device
     if name == "auto":
@@ -336,6 +344,6 @@ def _datasets(config: Config, tokenizer) -> tuple[object, dict[str, PackedDatase
         name, _, prefix = entry.rpartition("=")
         indexed = IndexedDataset(prefix)
         sets[name or prefix.rsplit("/", 1)[-1]] = PackedDataset(
-            indexed, (0, len(indexed)), tokenizer, d.seq_length, d.mask_prob, seed, train=False
+            indexed, (0, len(indexed.documents) - 1), tokenizer, d.seq_length, d.mask_prob, seed, train=False
         )
     return train, sets

@@ -1,11 +1,13 @@
 #!/usr/bin/env bash
-# A pretraining checkpoint to a model directory that TAPE reads; the two are then compared, hidden state by hidden state.
+# A checkpoint to a model directory that TAPE reads; the two are then compared, tensor by tensor and hidden state by
+# hidden state.
 #
 #   bash scripts/convert.sh SRC DST [flags]
 #
-# SRC    the --save directory of pretraining (its newest checkpoint; another one: --iteration N)
-# DST    the model directory to write
-# flags  e.g. --target tape, which is what is done without any
+# SRC    the --save directory of pretraining (its newest checkpoint; another one: --iteration N), a Megatron checkpoint
+#        (directory or model_optim_rng.pt), a TAPE or a Hugging Face model directory: recognised by what is in it
+# DST    the directory to write; must be new
+# flags  e.g. --target hf, megatron or dcp (without: tape), --dtype fp16, --tensor-model-parallel-size 2
 set -euo pipefail
 if [ $# -lt 2 ]; then
     echo "usage: bash scripts/convert.sh SRC DST [flags]" >&2

@@ -71,9 +71,8 @@ class TapeDataset(torch.utils.data.Dataset):
     ):
         """data_path: TAPE's data root, the task's folder in it, or a .lmdb or .json itself.
 
-        in_memory: keep decoded records. max_length: residues the model may see; too_long: 'error', 'crop' (the first
-        max_length residues are kept) or
-        'skip'; see `counts`.
+        in_memory: keep decoded records. max_length: residues the model may see; too_long: what happens to a longer
+        protein, 'error', 'crop' (its first max_length residues are kept) or 'skip'; see `counts`.
         """
         if split not in self.splits and Path(data_path).suffix not in (".lmdb", ".json"):
             raise InputError(f"{self.folder} has no split {split!r}; it has {', '.join(self.splits)}")

@@ -91,7 +91,7 @@ def encoder_to_pretrain(tensors: Mapping[str, Tensor], heads: int, notes: list[s
                 state[f"layers.{number}.{FUSED}.{kind}"] = torch.stack(split, 1).flatten(0, 2)
         elif part not in ("attention.self.key", "attention.self.value"):
             state[name] = value
-    if types is not None and types[0].any():
+    if types is not None and types[0].any() and "position_embeddings.weight" in state:
         state["position_embeddings.weight"] = state["position_embeddings.weight"] + types[0]
         notes.append(f"{where}: token type 0 is not zero; it was added to every position embedding, which is the same")
     return state

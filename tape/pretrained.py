@@ -100,7 +100,12 @@ def load_tape_dir(directory: str | Path, overrides: Mapping | None = None) -> Ta
     path, tensors = _read_weights(directory)
     notes: list[str] = []
     encoder, mlm, head = _sort_names(tensors, path, notes)
-    _check(encoder, encoder_shapes(config), path, "bert.")
+    if config["num_hidden_layers"] > len(encoder):  # before anything is made for each layer that config.json claims
+        layers = config["num_hidden_layers"]
+        raise InputError(f"{path}: its {len(encoder)} tensors cannot be the {layers} layers of config.json")
+    types = encoder.get(TOKEN_TYPES)
+    kinds = {} if types is None else {TOKEN_TYPES: (len(types) if types.dim() else 1, config["hidden_size"])}
+    _check(encoder, encoder_shapes(config) | kinds, path, "bert.")
     mlm = _usable_mlm(mlm, encoder["embeddings.word_embeddings.weight"], path, notes)
     if mlm:
         _check(mlm, mlm_shapes(config), path, "mlm.")
@@ -230,8 +235,8 @@ def _check(tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple], path: Pat
     if missing:
         raise InputError(f"{path}: {prefix}{missing[0]} is missing ({len(missing)} of {len(shapes)} names are)")
     for name, value in tensors.items():
-        if name.endswith(TOKEN_TYPES) or name in FINAL_NORM:
-            continue
+        if name not in shapes and name.removeprefix("bert.") in (TOKEN_TYPES, *FINAL_NORM):
+            continue  # a file may have these where the model does not
         if name not in shapes:
             raise InputError(f"{path}: {prefix}{name} does not belong to the model of config.json")
         if tuple(value.shape) != tuple(shapes[name]):

@@ -44,15 +44,15 @@ TASK_METRICS = {
 }
 # What keeps even the same split and head from being the same measurement.
 CAVEATS = {
-    "contact_prediction": "published: contacts pooled over a batch and batches averaged, proteins over 512 dropped",
-    "remote_homology": "published: proteins over 512 dropped, no final LayerNorm",
-    "secondary_structure": "published: proteins over 512 dropped, no final LayerNorm",
-    "fluorescence": "published: no final LayerNorm",
-    "stability": "published: no final LayerNorm",
+    "contact_prediction": "published P@L/5 pools contacts over a batch; ProteinLM dropped proteins over 512 residues",
+    "remote_homology": "ProteinLM dropped proteins over 512 residues and its final LayerNorm",
+    "secondary_structure": "ProteinLM dropped proteins over 512 residues and its final LayerNorm",
+    "fluorescence": "ProteinLM dropped its final LayerNorm",
+    "stability": "ProteinLM dropped its final LayerNorm",
 }
 HEAD_CAVEATS = {
-    "tape": "ProteinLM's columns used head proteinlm",
-    "proteinlm": "TAPE's column used TAPE's own head",
+    "tape": "ProteinLM used head proteinlm",
+    "proteinlm": "TAPE used its own head",
 }
 COLUMNS = (
     "task",

@@ -196,8 +196,8 @@ class Trainer:
 
     def _improves(self, value: float) -> bool:
         best = self.progress.best
-        if best is None or math.isnan(best):
-            return best is None or not math.isnan(value)
+        if best is None or math.isnan(best):  # an undefined metric decides nothing: the newest weights stay
+            return True
         return value > best if self.task.higher_is_better else value < best
 
     def save_weights(self) -> None:

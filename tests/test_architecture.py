@@ -215,13 +215,13 @@ def test_every_name_in_the_readme_tree_exists():
 
 
 def test_every_file_of_the_house_is_in_the_readme_tree():
-    """Each file of the packages, the scripts, the docs and the benchmarks; `__init__.py` goes without saying."""
+    """Each file of the packages, scripts, docs and benchmarks; `__init__.py` and figures go without saying."""
     named = readme_tree()
     folders = (*PACKAGES, "scripts", "docs", "conda_env")
     files = [path for folder in folders for path in (ROOT / folder).rglob("*") if path.is_file()]
     files += [path for path in (ROOT / "benchmarks").iterdir() if path.suffix in {".py", ".sh"}]
     names = {str(path.relative_to(ROOT)) for path in files if "__pycache__" not in path.parts}
-    unnamed = {name for name in names if not name.endswith("__init__.py")} - named
+    unnamed = {name for name in names if not name.endswith(("__init__.py", ".svg", ".png"))} - named
     assert sorted(unnamed) == []
 
 

@@ -199,6 +199,7 @@ def train_tokenizer(args: argparse.Namespace) -> str:
     first = next(stream := proteins(), None)
     if first is None:
         raise InputError(f"{', '.join(args.input)}: no proteins to train a tokenizer on")
+    print(f"training {path} on a sample of the proteins: about a minute", file=sys.stderr)
     with atomic_path(path) as temporary:
         temporary.write_bytes(train_sentencepiece(itertools.chain([first], stream), args.vocab_size, args.seed))
     print(f"trained {path}: {args.vocab_size} tokens")

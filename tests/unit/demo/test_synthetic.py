@@ -15,10 +15,7 @@ SMALL = synthetic.WorldSize(folds=3, superfamilies=3, families=2)
 SIZES = datasets.TaskSizes(
     corpus_per_family=40,
     pool_per_family=12,
-    secondary_train=10,
-    contact_train=10,
     fluorescence=(50, 20, 50),
-    stability_parents=(6, 3, 5),
     mutants_per_parent=20,
 )
 
@@ -125,7 +122,7 @@ def test_strands_pair_in_ladders():
 def test_relatives_share_columns_but_not_loops():
     rng = np.random.default_rng(1)
     fold = structure.random_fold(rng)
-    relative = structure.vary_loops(fold, rng)
+    relative = structure.vary_loops(fold, rng, share=0.8)
     assert relative.segments == fold.segments and relative.loops != fold.loops
     shared = set(fold.columns().tolist()) & set(relative.columns().tolist())
     assert len(shared) > 0.85 * fold.length
@@ -312,13 +309,27 @@ def test_nothing_leaks(written, world):
             for record in _read(directory / task / f"{task}_{split}.lmdb"):
                 assert record["primary"] not in corpus
                 assert seen.setdefault(record["primary"], split) == split
-    folder = directory / "remote_homology"
-    train = _read(folder / "remote_homology_train.lmdb")
-    test = _read(folder / "remote_homology_test_fold_holdout.lmdb")
-    assert not {r["superfamily_label"] for r in train} & {r["superfamily_label"] for r in test}
-    assert {r["fold_label"] for r in train} == {r["fold_label"] for r in test}
-    for record in _read(directory / "stability/stability_test.lmdb"):
-        assert record["parent"] not in corpus
+    labels = {
+        split: _read(directory / f"remote_homology/remote_homology_{split}.lmdb")
+        for split in SPLITS["remote_homology"].split()
+    }
+    kinds = lambda split, key: {record[key] for record in labels[split]}  # noqa: E731
+    assert not kinds("train", "superfamily_label") & kinds("test_fold_holdout", "superfamily_label")
+    assert not kinds("train", "family_label") & kinds("test_superfamily_holdout", "family_label")
+    assert kinds("train", "family_label") == kinds("test_family_holdout", "family_label")
+    for split in labels:
+        assert kinds(split, "fold_label") == set(range(SMALL.folds))
+
+
+@pytest.mark.parametrize("name", ["secondary_structure cb513", "proteinnet test", "stability test"])
+def test_test_families_have_no_labels_in_train(written, name):
+    directory, _ = written
+    task, split = name.split()
+    families = {
+        part: {record["id"].split(b"_")[0] for record in _read(directory / task / f"{task}_{part}.lmdb")}
+        for part in ("train", split)
+    }
+    assert not families["train"] & families[split]
 
 
 def test_labels_come_from_the_world(written, world):
@@ -334,9 +345,12 @@ def test_labels_come_from_the_world(written, world):
     assert max(r["num_mutations"] for r in few) <= 3 < 4 <= min(r["num_mutations"] for r in many)
     assert np.mean([r["log_fluorescence"][0] for r in few]) > np.mean([r["log_fluorescence"][0] for r in many]) + 0.3
     rows = _read(directory / "stability/stability_train.lmdb")
-    changed = np.array([sum(a != b for a, b in zip(r["primary"], r["parent"], strict=True)) for r in rows])
-    score = np.array([r["stability_score"][0] for r in rows])
-    assert score[changed == 0].mean() > score[changed >= 5].mean() + 0.5
+    for parent in {r["parent"] for r in rows}:
+        mine = [r for r in rows if r["parent"] == parent]
+        changed = np.array([sum(a != b for a, b in zip(r["primary"], parent, strict=True)) for r in mine])
+        score = np.array([r["stability_score"][0] for r in mine])
+        assert np.corrcoef(changed, score)[0, 1] < -0.3
+        assert set(mine[0]["topology"]) <= set("HE")
 
 
 def test_thousands_of_proteins_a_second(world):

@@ -224,10 +224,10 @@ def test_plain_text_is_one_protein_a_line(tmp_path):
     "name, data, kind",
     [
         ("x.fa", b"", "fasta"),
-        ("x.FASTA.gz", gzip.compress(b">a\n"), "fasta"),
+        ("x.FASTA.gz", gzip.compress(b">a\n", mtime=0), "fasta"),
         ("x.jsonl", b"", "jsonl"),
         ("x.dat", b"\n >a\nMK", "fasta"),
-        ("x.dat.gz", gzip.compress(b'{"text": ""}'), "jsonl"),
+        ("x.dat.gz", gzip.compress(b'{"text": ""}', mtime=0), "jsonl"),
         ("x.txt", b">a\nMK\n", "fasta"),
         ("x.txt", b"MK\n", "text"),
         ("x", b"MK\n", "text"),

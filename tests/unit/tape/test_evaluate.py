@@ -100,7 +100,7 @@ def test_several_splits_at_once(world, capsys):
     write_split(world, "remote_homology", "test_fold_holdout", 9, seed=3)
     assert score(world, "remote_homology", "--split", "valid", "test_fold_holdout")["n_examples"] == 24
     printed = capsys.readouterr().out.splitlines()
-    assert [line.split()[1:3] for line in printed] == [["valid", "n=24"], ["test_fold_holdout", "n=9"]]
+    assert [line.split()[1:3] for line in printed] == [["valid", "n=24:"], ["test_fold_holdout", "n=9:"]]
     assert json.loads((world / "runs/remote_homology/remote_homology-test_fold_holdout.json").read_text())
 
 

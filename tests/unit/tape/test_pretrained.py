@@ -135,6 +135,14 @@ WRONG_FILES = {
         lambda t: t.update({"bert.encoder.layer.0.mlp.dense_h_4h.weight": torch.zeros(9, 16)}),
         r"dense_h_4h.weight has shape \[9, 16\], but config.json gives \[24, 16\]",
     ),
+    "final norm": (
+        lambda t: t.update({"bert.encoder.final_ln.bias": torch.zeros(9)}),
+        r"final_ln.bias has shape \[9\], but config.json gives \[16\]",
+    ),
+    "token types": (
+        lambda t: t.update({"bert.embeddings.token_type_embeddings.weight": torch.zeros(1, 9)}),
+        r"token_type_embeddings.weight has shape \[1, 9\], but config.json gives \[1, 16\]",
+    ),
     "positions": (
         lambda t: t.update({"bert.embeddings.position_embeddings.weight": torch.zeros(8, 16)}),
         r"\[8, 16\], but config.json gives \[32, 16\]",

@@ -78,7 +78,7 @@ def test_what_is_not_comparable_is_said(tmp_path):
     result(tmp_path, 5.0, task="masked_language_modeling", split="holdout", metric="perplexity")
     by_task = {row["task"]: row for row in rows(tmp_path)}
     note = by_task["contact_prediction"]["note"]
-    assert "published on test" in note and "pooled over a batch" in note and "head proteinlm" in note
+    assert "published on test" in note and "pools contacts over a batch" in note and "head proteinlm" in note
     assert by_task["contact_prediction"]["metric"].startswith("P@L/5, separation >= 6")
     assert "4 proteins cropped to 30 residues" in by_task["stability"]["note"]
     assert "some runs share a seed" in by_task["stability"]["note"]

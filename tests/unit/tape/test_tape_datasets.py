@@ -16,12 +16,11 @@ RNG = np.random.default_rng(0)
 
 def write_lmdb(path, records, count=True, subdir=True):
     path.parent.mkdir(parents=True, exist_ok=True)
-    with lmdb.open(str(path), map_size=1 << 24, subdir=subdir, lock=subdir) as environment:
-        with environment.begin(write=True) as transaction:
-            for i, record in enumerate(records):
-                transaction.put(str(i).encode(), pickle.dumps(record))
-            if count:
-                transaction.put(b"num_examples", pickle.dumps(len(records)))
+    items = {str(i): record for i, record in enumerate(records)} | ({"num_examples": len(records)} if count else {})
+    environment = lmdb.open(str(path), map_size=1 << 24, subdir=subdir, lock=subdir)
+    with environment, environment.begin(write=True) as transaction:
+        for key, value in items.items():
+            transaction.put(key.encode(), pickle.dumps(value))
     return path
 
 
@@ -53,7 +52,7 @@ def test_values_and_batches(fluorescence):
     assert batch["ids"] == ["p", "p"] and batch["protein_length"].tolist() == [12, 3]
 
 
-@pytest.mark.parametrize("method", ["fork", "spawn"])
+@pytest.mark.parametrize("method", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
 def test_workers_read_the_same(fluorescence, method):
     data = datasets.FluorescenceDataset(fluorescence[0], "train")
     data[0]  # the parent has used its environment before the fork
@@ -181,7 +180,7 @@ class Evil:
 
 
 WRONG = {
-    "labels short": ("SecondaryStructure", structure_record(ss3=np.zeros(4, int)), r"record 1: ss3 has shape \[4\], but the protein has 6"),
+    "labels short": ("SecondaryStructure", structure_record(ss3=np.zeros(4, int)), r"ss3 has shape \[4\], .* has 6"),
     "labels long": ("SecondaryStructure", structure_record(ss3=np.zeros(7, int)), r"ss3 has shape \[7\]"),
     "labels high": ("SecondaryStructure", structure_record(ss3=np.full(6, 3)), "ss3 must be whole numbers of 0-2"),
     "labels text": ("SecondaryStructure", structure_record(ss3="HHHEEE"), "ss3 holds no plain numbers"),
@@ -195,7 +194,7 @@ WRONG = {
     "key gone": ("Stability", value_record("ACD"), "no stability_score; the record has id, log_fluorescence"),
     "code": ("Fluorescence", {"primary": "ACD", "log_fluorescence": Evil()}, "record 1: .*print"),
     "fold": ("RemoteHomology", {"primary": "ACD", "fold_label": 1195}, "fold_label is 1195, one of 0-1194"),
-    "atoms": ("Proteinnet", contact_record(tertiary=np.zeros((11, 3))), r"tertiary has shape \[11, 3\], but the protein has 12"),
+    "atoms": ("Proteinnet", contact_record(tertiary=np.zeros((11, 3))), r"shape \[11, 3\], .* has 12"),
     "no valid": ("Proteinnet", {"primary": "ACD", "tertiary": np.zeros((3, 3))}, "no valid_mask"),
 }  # fmt: skip
 GOOD = {

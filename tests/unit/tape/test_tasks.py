@@ -132,7 +132,7 @@ def test_contact_scores_of_true_contacts_are_perfect(root):
     batch = data.collate_fn([data[i] for i in range(5)])
     logits = torch.stack((torch.zeros_like(batch["targets"]), batch["targets"]), -1).float()
     scores = task.score(task.predictions(logits, batch))
-    best = [p for p in task.predictions(logits, batch)]
+    best = task.predictions(logits, batch)
     table = metrics.precision_table([(p.scores, p.labels) for p in best])["precision_at_l5"]
     for value, p in zip(table, best, strict=True):
         contacts, k = int((np.triu(p.labels) == 1).sum()), p.length // 5

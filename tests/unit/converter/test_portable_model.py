@@ -1,0 +1,52 @@
+"""The portable form: its names and shapes are those of the model, and configs from files are checked before use."""
+
+from dataclasses import asdict
+
+import pytest
+import torch
+
+from converter.model import PortableModel, expected_shapes, make_config, with_lm_head
+from pretrain.errors import InputError
+from pretrain.model import ModelConfig, ProteinBert, initialize
+from pretrain.tokenizer import build_tokenizer
+
+CONFIG = ModelConfig(hidden_size=8, num_layers=2, num_attention_heads=2, max_position_embeddings=6, ffn_hidden_size=20)
+
+
+@pytest.mark.parametrize("lm_head", [True, False])
+@pytest.mark.parametrize("final_layernorm", [True, False])
+def test_expected_shapes_are_the_models(lm_head, final_layernorm):
+    config = ModelConfig(**asdict(CONFIG) | {"final_layernorm": final_layernorm})
+    state = ProteinBert(config, lm_head).state_dict()
+    assert dict(expected_shapes(config, lm_head)) == {name: tuple(tensor.shape) for name, tensor in state.items()}
+
+
+def test_a_fresh_head_is_the_one_that_pretraining_would_make():
+    bert = ProteinBert(CONFIG)
+    initialize(bert, 1234)
+    state = {name: tensor for name, tensor in bert.state_dict().items() if not name.startswith("lm_head.")}
+    model = with_lm_head(PortableModel(CONFIG, build_tokenizer(), state, "x")).checked()
+    for name, tensor in bert.state_dict().items():
+        assert torch.equal(model.tensors[name], tensor), name
+    assert "fresh" in model.notes[-1]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("hidden_size", "8"),
+        ("hidden_size", True),
+        ("num_layers", 0),
+        ("num_attention_heads", 3),
+        ("hidden_dropout", 1.0),
+        ("layernorm_epsilon", float("nan")),
+        ("hidden_act", "magic"),
+        ("final_layernorm", 1),
+        ("max_position_embeddings", 2**40),
+        ("colour", 1),
+    ],
+)
+def test_impossible_configs_are_refused(name, value):
+    with pytest.raises(InputError, match=r"^somewhere: "):
+        make_config(asdict(CONFIG) | {name: value}, "somewhere")
+    assert make_config(asdict(CONFIG), "somewhere") == CONFIG
