@@ -151,7 +151,8 @@ class Trainer:
         """
         self.model.train()
         scale = self.scaler.scale if self.scaler else 1.0
-        loss_sum = self._accumulate(micro_batches, scale / counts.masked)
+        masked = max(1, counts.masked)  # a row of two or three tokens may hide none
+        loss_sum = self._accumulate(micro_batches, scale / masked)
         self.gradients.finish()
         counters = self.counters
         lr = self.schedule.learning_rate(counters.iteration + 1, counters.consumed_train_samples + counts.rows)
@@ -164,7 +165,7 @@ class Trainer:
         if self.scaler:
             self.scaler.update(overflow=not good)
         return {
-            "lm_loss": loss_sum / counts.masked,
+            "lm_loss": loss_sum / masked,
             "grad_norm": norm,
             "learning_rate": lr,
             "loss_scale": scale,
