@@ -4,7 +4,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from pretrain.errors import InputError, run
+from pretrain.errors import run
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -12,24 +12,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     from pretrain.config import parse_config
     from pretrain.trainer import Trainer
 
-    config = parse_config(argv)
-    _refuse_what_needs_more_processes(config, int(os.environ.get("WORLD_SIZE", "1")))
-    reason = Trainer(config).run()
-    print(f"finished: {reason}", flush=True)
-
-
-def _refuse_what_needs_more_processes(config, world_size: int) -> None:
-    """This version trains in one process: a second rank would silently train the same model again."""
-    parallel = config.parallel
-    for what, size in (
-        ("WORLD_SIZE", world_size),
-        ("tensor-model-parallel-size", parallel.tensor_model_parallel_size),
-        ("pipeline-model-parallel-size", parallel.pipeline_model_parallel_size),
-    ):
-        if size > 1:
-            raise InputError(f"{what} {size}: this version trains in 1 process")
-    if config.checkpoint.async_save:
-        raise InputError("--async-save: this version saves synchronously; leave the flag out")
+    first = os.environ.get("RANK", "0") == "0"
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    config = parse_config(argv, world_size=world_size, notify=None if first else lambda notice: None)
+    trainer = Trainer(config)
+    reason = trainer.run()
+    trainer.say(f"finished: {reason}")
+    trainer.world.leave()
 
 
 def cli() -> None:

@@ -100,5 +100,15 @@ class MetricsLog:
             self._writer.close()
 
 
+class NoLog:
+    """Stands where `MetricsLog` does on the processes that do not write."""
+
+    def write(self, values: dict) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
 def _finite(value):
     return None if isinstance(value, float) and not math.isfinite(value) else value

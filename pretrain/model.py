@@ -10,6 +10,7 @@ LN, decoder tied to the word embedding, bias. Heads are inferred with -1 and abs
 class runs as a tensor-parallel shard and as a pipeline stage.
 """
 
+import contextlib
 import hashlib
 import math
 from dataclasses import dataclass
@@ -83,12 +84,15 @@ class Attention(nn.Module):
         super().__init__()
         self.head_size = config.hidden_size // config.num_attention_heads
         self.dropout = config.attention_dropout
+        self.dropout_rng = contextlib.nullcontext  # a shard of the heads draws from a generator of its own
         self.query_key_value = nn.Linear(config.hidden_size, 3 * config.hidden_size)
         self.dense = nn.Linear(config.hidden_size, config.hidden_size)
 
     def forward(self, x: Tensor, plan: AttentionPlan) -> Tensor:
-        qkv = self.query_key_value(x).view(x.shape[0], -1, 3, self.head_size)  # [T, H, 3, D]
-        mixed = packed_attention(qkv, plan, self.dropout if self.training else 0.0)
+        qkv = self.query_key_value(x).unflatten(-1, (-1, 3, self.head_size))  # [T, H, 3, D]
+        dropout = self.dropout if self.training else 0.0
+        with self.dropout_rng() if dropout else contextlib.nullcontext():
+            mixed = packed_attention(qkv, plan, dropout)
         return self.dense(mixed.flatten(1))  # [T, h]
 
 
@@ -142,6 +146,7 @@ class ProteinBert(nn.Module):
         super().__init__()
         self.config = config
         self.recompute = False  # activation checkpointing of every layer; the trainer sets it
+        self.vocab_start = 0  # the vocabulary's row that the first of these logits belongs to (a shard has a part)
         self.word_embeddings = nn.Embedding(config.padded_vocab_size, config.hidden_size)
         self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
         self.embedding_dropout = nn.Dropout(config.hidden_dropout)
@@ -155,14 +160,17 @@ class ProteinBert(nn.Module):
     ) -> Tensor:
         """Encode packed proteins.
 
-        tokens: int64 [b, s] or flat [T] (a later pipeline stage gets hidden states [b, s, h] instead);
+        tokens: int64 [b, s] or flat [T] (a later pipeline stage gets hidden states [T, h] instead);
         position_ids: int64, shaped like tokens; cu_seqlens: int32 [B+1] over the T flattened tokens, covering all.
         Without masked_positions: hidden states [b, s, h] or [T, h]. With masked_positions (int64 [M], indices into the
-        flattened tokens): logits [M, V], -inf for the padding rows of the vocabulary.
+        flattened tokens): logits [M, V], -inf for the padding rows of the vocabulary; a stage without the head passes
+        the stream [T, h] on.
         """
         *_, hidden = self._states(tokens, position_ids, cu_seqlens)
-        if masked_positions is None or self.lm_head is None:
+        if masked_positions is None:
             return hidden.view(*position_ids.shape, -1)
+        if self.lm_head is None:
+            return hidden
         return self.lm_logits(hidden.index_select(0, masked_positions))
 
     def hidden_states(self, tokens: Tensor, position_ids: Tensor, cu_seqlens: Tensor) -> list[Tensor]:
@@ -172,12 +180,13 @@ class ProteinBert(nn.Module):
     def lm_logits(self, hidden: Tensor) -> Tensor:
         """hidden [..., h] -> logits [..., V]."""
         logits = self.lm_head(hidden, self.word_embeddings.weight)
-        padding = torch.arange(logits.shape[-1], device=logits.device) >= self.config.vocab_size
+        rows = torch.arange(self.vocab_start, self.vocab_start + logits.shape[-1], device=logits.device)
+        padding = rows >= self.config.vocab_size
         return logits.masked_fill(padding, -torch.inf)
 
     def _states(self, tokens: Tensor, position_ids: Tensor, cu_seqlens: Tensor):
         """Yield the stream [T, h] after the embedding and after each layer; the last one normalised."""
-        plan = self._plan(cu_seqlens, tokens)
+        plan = self._plan(cu_seqlens.flatten(), position_ids)
         x = self._embed(tokens.flatten(), position_ids.flatten()) if self.position_embeddings else tokens.flatten(0, -2)
         last = len(self.layers) - 1
         if last >= 0:
@@ -192,35 +201,37 @@ class ProteinBert(nn.Module):
     def _embed(self, tokens: Tensor, position_ids: Tensor) -> Tensor:
         return self.embedding_dropout(self.word_embeddings(tokens) + self.position_embeddings(position_ids))
 
-    def _plan(self, cu_seqlens: Tensor, tokens: Tensor) -> AttentionPlan:
+    def _plan(self, cu_seqlens: Tensor, position_ids: Tensor) -> AttentionPlan:
         device = cu_seqlens.device
         dtype = next(self.parameters()).dtype
         if torch.is_autocast_enabled(device.type):
             dtype = torch.get_autocast_dtype(device.type)
         backend = choose_backend(device, dtype, self.config.attention_dropout if self.training else 0.0)
         # The row length bounds every protein of a packed batch: no need to ask the device for the longest.
-        return make_plan(cu_seqlens, backend, tokens.shape[1] if tokens.dim() > 1 else None)
+        return make_plan(cu_seqlens, backend, position_ids.shape[1] if position_ids.dim() > 1 else None)
 
 
 def initialize(model: ProteinBert, seed: int) -> None:
+    """Give every parameter its `initial_weight`."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(initial_weight(name, parameter.shape, model.config, seed))
+
+
+def initial_weight(name: str, shape: torch.Size, config: ModelConfig, seed: int) -> Tensor:
     """Megatron's initial weights, each a function of (seed, its name) alone, so that no layout changes them.
 
     N(0, init_method_std); attention.dense and dense_4h_to_h N(0, std / sqrt(2 L)); biases 0, norms 1 and 0; padding
-    rows of the word embedding 0.
+    rows of the word embedding 0. fp32 on the CPU.
     """
-    std = model.config.init_method_std
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.dim() < 2:
-                parameter.fill_(1.0 if "layernorm" in name and name.endswith("weight") else 0.0)
-                continue
-            scaled = name.endswith(("attention.dense.weight", "dense_4h_to_h.weight"))
-            value = torch.empty(parameter.shape, dtype=torch.float32)
-            spread = std / math.sqrt(2 * model.config.num_layers) if scaled else std
-            value.normal_(0.0, spread, generator=_rng(seed, name))
-            if name == "word_embeddings.weight":
-                value[model.config.vocab_size :] = 0.0
-            parameter.copy_(value)
+    if len(shape) < 2:
+        return torch.full(shape, 1.0 if "layernorm" in name and name.endswith("weight") else 0.0)
+    scaled = name.endswith(("attention.dense.weight", "dense_4h_to_h.weight"))
+    spread = config.init_method_std / (math.sqrt(2 * config.num_layers) if scaled else 1.0)
+    value = torch.empty(shape, dtype=torch.float32).normal_(0.0, spread, generator=_rng(seed, name))
+    if name == "word_embeddings.weight":
+        value[config.vocab_size :] = 0.0
+    return value
 
 
 def _rng(seed: int, name: str) -> torch.Generator:

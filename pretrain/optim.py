@@ -73,12 +73,17 @@ def global_norm(gradients: Iterable[Tensor]) -> Tensor:
     return torch.linalg.vector_norm(torch.stack(norms))
 
 
+def clip_factor(norm: float, max_norm: float) -> float | None:
+    """What to multiply gradients of this norm by; None to leave them (also when the norm is not finite)."""
+    return max_norm / (norm + 1e-6) if 0 < max_norm < norm < math.inf else None
+
+
 def clip_grad_norm(parameters: Iterable[nn.Parameter], max_norm: float) -> float:
     """Scale all gradients by max_norm / norm when the norm is larger (0: only measure). Returns the norm before."""
     gradients = [p.grad for p in parameters if p.grad is not None]
     norm = float(global_norm(gradients))
-    if max_norm > 0 and math.isfinite(norm) and norm > max_norm:
-        torch._foreach_mul_(gradients, max_norm / (norm + 1e-6))
+    if factor := clip_factor(norm, max_norm):
+        torch._foreach_mul_(gradients, factor)
     return norm
 
 

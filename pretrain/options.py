@@ -106,6 +106,13 @@ class Parallel:
     num_layers_per_virtual_pipeline_stage: int | None = opt(None, "layers of an interleaved stage's piece", low=1)
     sequence_parallel: bool = opt(False, "also cut norms and dropout along the tokens (with tensor parallelism)")
     use_distributed_optimizer: bool = opt(False, "shard weights and optimizer state over the replicas")
+    use_torch_fsdp2: bool = opt(False, "its full form: also free gathered weights after each layer's use")
+    num_distributed_optimizer_instances: int = opt(1, "groups of replicas that each shard the whole model", low=1)
+    grad_reduce_in_bf16: bool = opt(False, "send gradients between replicas in bf16 (fp32 unless given)")
+    pipeline_schedule: str | None = opt(
+        None, "order of a pipeline's micro-batches (1f1b, or interleaved where that flag is given)",
+        choices=("1f1b", "interleaved", "zero-bubble"),
+    )  # fmt: skip
     distributed_backend: str | None = opt(None, "nccl on GPUs, gloo on CPUs unless given", choices=("nccl", "gloo"))
     local_rank: int | None = opt(None, "this process's GPU on its node, as old launchers pass it", low=0)
     distributed_timeout_minutes: float = opt(10.0, "how long a silent peer is waited for", above=0)

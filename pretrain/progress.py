@@ -3,6 +3,8 @@
 import contextlib
 import sys
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 
 from pretrain.data.loader import Batch
 from pretrain.metrics import training_flops
@@ -10,11 +12,11 @@ from pretrain.model import ModelConfig
 
 
 class Progress:
-    """A tqdm bar on a terminal; elsewhere each message is one line on stdout."""
+    """A tqdm bar on a terminal; elsewhere each message is one line on stdout. quiet: neither."""
 
-    def __init__(self, total: int | None, done: int):
-        self._bar = None
-        if sys.stderr.isatty():
+    def __init__(self, total: int | None, done: int, quiet: bool = False):
+        self._bar, self._quiet = None, quiet
+        if sys.stderr.isatty() and not quiet:
             from tqdm import tqdm
 
             self._bar = tqdm(total=total, initial=done, unit="rows", dynamic_ncols=True)
@@ -32,7 +34,7 @@ class Progress:
         for message in messages:
             if self._bar is not None:
                 self._bar.write(message)
-            else:
+            elif not self._quiet:
                 print(message, flush=True)
 
     def __exit__(self, *exc_info):
@@ -40,8 +42,32 @@ class Progress:
             self._bar.close()
 
 
+@dataclass(frozen=True)
+class BatchCounts:
+    """What one optimizer step is over, all replicas together."""
+
+    rows: int
+    tokens: int  # rows as fed, padding included
+    real_tokens: int
+    proteins: int
+    masked: int
+    sum_squared_lengths: int
+
+    @classmethod
+    def of(cls, micro_batches: list[Batch], sum_over_replicas: Callable[[list[int]], list[int]]) -> "BatchCounts":
+        """Of the micro-batches that this replica reads and the others' together."""
+        mine = [
+            (len(b.tokens), b.tokens.numel(), b.num_real_tokens, b.num_proteins, b.num_masked, b.sum_squared_lengths)
+            for b in micro_batches
+        ]
+        return cls(*sum_over_replicas([sum(column) for column in zip(*mine, strict=True)]))
+
+
 class Throughput:
-    """Adds up steps since the last report; evaluation and saving are not in its time."""
+    """Adds up steps since the last report, over all replicas; evaluation and saving are not in its time.
+
+    peak: FLOP/s of all devices together, None where unknown.
+    """
 
     def __init__(self, config: ModelConfig, peak: float | None):
         self.config, self.peak = config, peak
@@ -51,17 +77,14 @@ class Throughput:
         self.seconds, self.tokens, self.real, self.flops = 0.0, 0, 0, 0.0
 
     @contextlib.contextmanager
-    def step(self, micro_batches: list[Batch]):
-        """Time one optimizer step on these micro-batches; the step must end in a device synchronisation."""
+    def step(self, counts: BatchCounts):
+        """Time one optimizer step over so much; the step must end in a device synchronisation."""
         begin = time.perf_counter()
         yield
         self.seconds += time.perf_counter() - begin
-        for batch in micro_batches:
-            self.tokens += batch.tokens.numel()
-            self.real += batch.num_real_tokens
-            self.flops += training_flops(
-                self.config, batch.num_real_tokens, batch.sum_squared_lengths, batch.num_masked
-            )
+        self.tokens += counts.tokens
+        self.real += counts.real_tokens
+        self.flops += training_flops(self.config, counts.real_tokens, counts.sum_squared_lengths, counts.masked)
 
     def take(self) -> dict:
         """tokens_per_second counts rows as fed, real_tokens_per_second no padding; mfu is null on unknown devices."""

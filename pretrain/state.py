@@ -7,6 +7,8 @@ from torch import Tensor, nn
 
 from pretrain import checkpoint
 from pretrain.errors import InputError
+from pretrain.parallel.apply import seed_generators
+from pretrain.parallel.mesh import Layout
 
 MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 # A resumed run must go on with the schedule it began with, unless a flag says which of the two counts.
@@ -50,6 +52,11 @@ def set_rng_state(states: dict[str, Tensor], device: torch.device) -> None:
         torch.cuda.set_rng_state(states["cuda"], device)
 
 
+def _place(world, states: dict[str, Tensor]) -> dict:
+    """Under this process's name, where there are several."""
+    return states if world.alone else {f"rank{world.rank:05d}": states}
+
+
 def run_state(trainer) -> dict:
     """The tensors of a trainer to save, honouring --no-save-optim and --no-save-rng."""
     options = trainer.config.checkpoint
@@ -57,7 +64,7 @@ def run_state(trainer) -> dict:
     if not options.no_save_optim:
         state["optimizer"] = optimizer_state(trainer.model, trainer.optimizer)
     if not options.no_save_rng:
-        state["rng"] = rng_state(trainer.device)
+        state["rng"] = _place(trainer.world, rng_state(trainer.device))
     return state
 
 
@@ -69,22 +76,27 @@ def load_state(trainer) -> int | None:
     options = trainer.config.checkpoint
     iteration = checkpoint.latest_iteration(options.load)
     if iteration is None:
-        print(f"notice: {options.load} holds no checkpoint yet; starting afresh", flush=True)
+        trainer.say(f"notice: {options.load} holds no checkpoint yet; starting afresh")
         return None
     iteration, meta = checkpoint.load_meta(options.load, iteration)
     _check_meta(trainer, meta, f"{options.load} iteration {iteration}")
     state = {"model": dict(trainer.model.state_dict())}
     if not (options.finetune or options.no_load_optim):
         state["optimizer"] = optimizer_state(trainer.model, trainer.optimizer)
-    if not (options.finetune or options.no_load_rng):
-        state["rng"] = rng_state(trainer.device)
+    same_layout = meta.get("layout", asdict(Layout())) == asdict(trainer.world.layout)
+    if same_layout and not (options.finetune or options.no_load_rng):
+        state["rng"] = _place(trainer.world, rng_state(trainer.device))
     checkpoint.load_checkpoint(options.load, iteration, state)
-    print(f"loaded {options.load} iteration {iteration}", flush=True)
+    trainer.say(f"loaded {options.load} iteration {iteration}")
     if options.finetune:
         return None
     _settle_schedule(trainer, meta, f"{options.load} iteration {iteration}")
     if "rng" in state:
-        set_rng_state(state["rng"], trainer.device)
+        states = state["rng"]
+        set_rng_state(states if trainer.world.alone else next(iter(states.values())), trainer.device)
+    elif not same_layout:
+        trainer.say(f"notice: saved by {Layout(**meta['layout'])}, now {trainer.world.layout}: new dropout masks")
+        seed_generators(trainer.config, trainer.world, iteration)
     for name, value in meta["counters"].items():
         setattr(trainer.counters, name, value)
     if trainer.scaler and meta.get("loss_scaler"):

@@ -1,28 +1,36 @@
 """The training loop: `Trainer(config).run()` reads top to bottom what one pretraining run does.
 
+The same lines run in one process and in hundreds (`pretrain.parallel`): a World that is alone sums over nothing.
+
 What must hold: the loss of a step is the sum over the masked residues of its global batch divided once by their number;
 a non-finite loss or gradient never reaches the weights; everything a resumed run needs is in the checkpoint, so that on
 CPU it continues bit for bit.
 """
 
 import contextlib
+import itertools
 import math
 import time
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 
 import torch
+from torch import nn
 
-from pretrain import checkpoint
 from pretrain.config import Config
 from pretrain.data.indexed import IndexedDataset
 from pretrain.data.loader import Batch, PackedDataset, PackedLoader, build_datasets, eval_batches
 from pretrain.errors import InputError
 from pretrain.files import write_json
 from pretrain.loss import masked_lm_loss
-from pretrain.metrics import MetricsLog, peak_flops
-from pretrain.model import ProteinBert, initialize
-from pretrain.optim import LossScaler, build_optimizer, clip_grad_norm, set_learning_rate
-from pretrain.progress import Progress, Throughput
+from pretrain.metrics import MetricsLog, NoLog, peak_flops
+from pretrain.model import ModelConfig, ProteinBert, initialize
+from pretrain.optim import LossScaler, build_optimizer, clip_factor, set_learning_rate
+from pretrain.parallel import apply
+from pretrain.parallel.data import Gradients, communicate, evaluation_batches, release
+from pretrain.parallel.mesh import World, local_device
+from pretrain.progress import BatchCounts, Progress, Throughput
+from pretrain.saving import Saver
 from pretrain.schedules import Schedule
 from pretrain.shutdown import StopSignal
 from pretrain.state import load_state, run_state
@@ -41,11 +49,13 @@ class Counters:
 
 
 class Trainer:
-    """One pretraining run in one process."""
+    """One pretraining run, or this process's part of it."""
 
     def __init__(self, config: Config):
+        self.device = _device(config)
+        self.world = World.join(config, self.device)
+        config = config.for_world(self.world.size)
         self.adopt(config)
-        self.device = _device(config.training.device)
         self.dtype = _dtype(config)
         if config.training.deterministic:
             torch.use_deterministic_algorithms(True)
@@ -53,27 +63,40 @@ class Trainer:
         self.tokenizer = build_tokenizer(config.data.tokenizer_type, config.data.vocab_file)
         self.train_data, self.valid_sets = _datasets(config, self.tokenizer)
         for name, data in {"train": self.train_data, **self.valid_sets}.items():
-            print(_described(name, data, config.data.seq_length), flush=True)
+            self.say(_described(name, data, config.data.seq_length))
         self.model_config = config.model_config(self.tokenizer)
-        self.model = ProteinBert(self.model_config)
-        initialize(self.model, config.training.seed)
-        self.model.to(self.device)
-        self.model.recompute = config.training.recompute_granularity == "full"
-        if config.training.compile:
-            for layer in self.model.layers.values():
-                layer.compile()
+        autocast = self.dtype if self.dtype != torch.float32 else None
+        if self.world.alone:
+            self.model, self.loss, self.pipeline = (
+                _whole_model(config, self.model_config, self.device),
+                masked_lm_loss,
+                None,
+            )
+        else:
+            self.model = apply.build_parts(config, self.model_config, self.world)
+            self.loss = apply.loss_of(self.model, self.world)
+            self.pipeline = apply.build_pipeline(self.model, config, self.world, autocast)
+            apply.seed_generators(config, self.world)
+        self.gradients = Gradients(self.model, self.world, apply.reduce_dtype(config))
         o = config.optim
         self.optimizer = build_optimizer(self.model, o.lr, o.weight_decay, (o.adam_beta1, o.adam_beta2), o.adam_eps)
         self.scaler = _loss_scaler(config) if config.training.fp16 else None
         self.counters = Counters()
+        self.saver = Saver(config.checkpoint, self.world.side_group)
         self.resumed = load_state(self) if config.checkpoint.load else None
         self._saved_at = self._evaluated_at = self.resumed
-        self.peak_flops = peak_flops(self.device, self.dtype)
+        peak = peak_flops(self.device, self.dtype)
+        self.peak_flops = peak and peak * self.world.size
 
     def adopt(self, config: Config) -> None:
         """Take `config` and the schedule that follows from it."""
         self.config = config
         self.schedule = Schedule(config)
+
+    def say(self, message: str) -> None:
+        """One line on stdout, by one process."""
+        if self.world.is_main:
+            print(message, flush=True)
 
     # ---- the loop
 
@@ -86,16 +109,21 @@ class Trainer:
             self.schedule.batch_size,
             self.counters.consumed_train_samples,
             self.schedule.total_samples,
+            dp_rank=self.world.dp_rank,
+            dp_size=self.world.dp_size,
             num_workers=c.data.num_workers,
         )
-        log = MetricsLog(c.checkpoint.save, c.logging.tensorboard_dir, resume_at=self.resumed)
+        log = NoLog()
+        if self.world.is_main:
+            log = MetricsLog(c.checkpoint.save, c.logging.tensorboard_dir, resume_at=self.resumed)
         reason, started = "completed", time.monotonic()
         with StopSignal() as stop, contextlib.closing(log), self._progress() as bar:
             throughput = Throughput(self.model_config, self.peak_flops)
             for micro_batches in loader:
-                with throughput.step(micro_batches):
-                    values = self.train_step(micro_batches)
-                self._count(micro_batches, values)
+                counts = BatchCounts.of(micro_batches, self.world.sum_over_replicas)
+                with throughput.step(counts):
+                    values = self.train_step(micro_batches, counts)
+                self._count(counts, values)
                 bar.advance(self.counters.consumed_train_samples)
                 if self._due(c.logging.log_interval) or values["skipped"]:
                     bar.show(self._log_step(log, values, throughput))
@@ -110,64 +138,84 @@ class Trainer:
                 bar.show(*self._log_evaluation(log))
             if self._saved_at != self.counters.iteration:
                 self.save()
-        write_json(f"{c.checkpoint.save}/exit_reason.json", {"reason": reason, "iteration": self.counters.iteration})
+            self.saver.wait()
+        if self.world.is_main:
+            ended = {"reason": reason, "iteration": self.counters.iteration}
+            write_json(f"{c.checkpoint.save}/exit_reason.json", ended)
         return reason
 
-    def train_step(self, micro_batches: list[Batch]) -> dict:
-        """One optimizer step on a global batch. Returns lm_loss, grad_norm, learning_rate, loss_scale, skipped."""
+    def train_step(self, micro_batches: list[Batch], counts: BatchCounts) -> dict:
+        """One optimizer step on a global batch, of which this replica has `micro_batches` and `counts` tells the whole.
+
+        Returns lm_loss, grad_norm, learning_rate, loss_scale, skipped, the same on every process.
+        """
         self.model.train()
-        masked = max(1, sum(batch.num_masked for batch in micro_batches))
         scale = self.scaler.scale if self.scaler else 1.0
-        loss_sum = torch.zeros((), dtype=torch.float64)
-        for batch in micro_batches:
-            loss = self._loss(batch.to(self.device))
-            (loss * (scale / masked)).backward()
-            loss_sum += loss.detach().double().cpu()
-        counters, rows = self.counters, sum(len(batch.tokens) for batch in micro_batches)
-        lr = self.schedule.learning_rate(counters.iteration + 1, counters.consumed_train_samples + rows)
+        masked = max(1, counts.masked)  # a row of two or three tokens may hide none
+        loss_sum = self._accumulate(micro_batches, scale / masked)
+        self.gradients.finish()
+        counters = self.counters
+        lr = self.schedule.learning_rate(counters.iteration + 1, counters.consumed_train_samples + counts.rows)
         set_learning_rate(self.optimizer, lr)
-        norm = self._unscale_and_clip(scale)
-        good = math.isfinite(norm) and math.isfinite(float(loss_sum))
+        norm, loss_sum = self._unscale_and_clip(scale, loss_sum)
+        good = math.isfinite(norm) and math.isfinite(loss_sum)
         if good:
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         if self.scaler:
             self.scaler.update(overflow=not good)
         return {
-            "lm_loss": float(loss_sum) / masked,
+            "lm_loss": loss_sum / masked,
             "grad_norm": norm,
             "learning_rate": lr,
             "loss_scale": scale,
             "skipped": not good,
         }
 
+    def _accumulate(self, micro_batches: list[Batch], weight: float) -> float:
+        """Add up the gradients of weight x loss. Returns the sum of this process's losses (not every one has one)."""
+        if self.pipeline:
+            return float(self.pipeline.step(micro_batches, weight))
+        loss_sum = torch.zeros((), dtype=torch.float64)
+        for number, batch in enumerate(micro_batches, 1):
+            communicate(self.model, number == len(micro_batches), self.config.parallel.use_torch_fsdp2)
+            loss = self._loss(batch.to(self.device))
+            (loss * weight).backward()
+            loss_sum += loss.detach().double().cpu()
+        return float(loss_sum)
+
     def _loss(self, batch: Batch) -> torch.Tensor:
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
             logits = self.model(batch.tokens, batch.position_ids, batch.cu_seqlens, batch.masked_positions)
-        return masked_lm_loss(logits, batch.labels)
+        return self.loss(logits, batch.labels)
 
-    def _unscale_and_clip(self, scale: float) -> float:
-        parameters = list(self.model.parameters())
+    def _unscale_and_clip(self, scale: float, loss_sum: float) -> tuple[float, float]:
+        """(gradient norm of the whole model before clipping, loss of the whole global batch)."""
         if scale != 1.0:
-            torch._foreach_mul_([p.grad for p in parameters if p.grad is not None], 1.0 / scale)
-        return clip_grad_norm(parameters, self.config.optim.clip_grad)
+            self.gradients.scale(1.0 / scale)
+        norm, loss_sum = self.gradients.norm_with(loss_sum)
+        if factor := clip_factor(norm, self.config.optim.clip_grad):
+            self.gradients.scale(factor)
+        return norm, loss_sum
 
-    def _count(self, micro_batches: list[Batch], values: dict) -> None:
+    def _count(self, counts: BatchCounts, values: dict) -> None:
         counters = self.counters
         counters.iteration += 1
-        counters.consumed_train_samples += sum(len(batch.tokens) for batch in micro_batches)
-        counters.consumed_tokens += sum(batch.num_real_tokens for batch in micro_batches)
-        counters.consumed_proteins += sum(batch.num_proteins for batch in micro_batches)
+        counters.consumed_train_samples += counts.rows
+        counters.consumed_tokens += counts.real_tokens
+        counters.consumed_proteins += counts.proteins
         counters.skipped_iterations += values["skipped"]
 
     def _due(self, interval: int | None) -> bool:
         return bool(interval) and self.counters.iteration % interval == 0
 
     def _why_stop(self, stop: StopSignal, started: float) -> str | None:
+        """Decided together: all processes leave after the same step."""
         training = self.config.training
-        if stop.received:
+        if self.world.any(stop.received):
             return "preempted"
-        if training.exit_duration_in_mins and time.monotonic() - started > 60 * training.exit_duration_in_mins:
+        minutes = training.exit_duration_in_mins
+        if minutes and self.world.any(time.monotonic() - started > 60 * minutes):
             return "exit-duration-in-mins"
         return "exit-interval" if self._due(training.exit_interval) else None
 
@@ -202,31 +250,45 @@ class Trainer:
         return iters * (training.global_batch_size // training.micro_batch_size) if iters else None
 
     def _progress(self) -> Progress:
-        return Progress(self.schedule.total_samples, self.counters.consumed_train_samples)
+        return Progress(self.schedule.total_samples, self.counters.consumed_train_samples, not self.world.is_main)
 
     @torch.no_grad()
     def evaluate(self, dataset: PackedDataset, limit_batches: int | None = None) -> tuple[float, int]:
         """Mean masked cross-entropy in nats over a whole split (or its first batches), and the residues it is over."""
         self.model.eval()
         total, masked = 0.0, 0
-        for batch in eval_batches(dataset, self.config.training.micro_batch_size, limit_batches):
-            total += float(self._loss(batch.to(self.device)))
-            masked += batch.num_masked
+        for batches in self._evaluation_batches(dataset, limit_batches):
+            if self.pipeline:
+                total += float(self.pipeline.evaluate(batches))
+            else:
+                total += sum(float(self._loss(batch.to(self.device))) for batch in batches)
+            masked += sum(batch.num_masked for batch in batches)
+        release(self.model)
+        (total,) = self.world.sum_over_all([total if self.world.counts_loss else 0.0])
+        (masked,) = self.world.sum_over_replicas([masked])
         return total / max(1, masked), masked
+
+    def _evaluation_batches(self, dataset: PackedDataset, limit: int | None) -> Iterable[list[Batch]]:
+        """This replica's part of a split, as many micro-batches at a time as the pipeline has stages."""
+        rows, together = self.config.training.micro_batch_size, self.world.layout.pp
+        if self.world.alone:
+            return ([batch] for batch in eval_batches(dataset, rows, limit))
+        batches = evaluation_batches(dataset, rows, limit, self.world, together)
+        return iter(lambda: list(itertools.islice(batches, together)), [])
 
     # ---- checkpoints
 
     def save(self) -> None:
         """Write `<save>/iter_*` whole or not at all."""
-        c = self.config.checkpoint
         meta = {
             "model_config": asdict(self.model_config),
             "tokenizer": self.tokenizer.to_dict(),
             "config": self.config.to_dict(),
             "counters": asdict(self.counters),
+            "layout": asdict(self.world.layout),
             "loss_scaler": self.scaler.state_dict() if self.scaler else None,
         }
-        checkpoint.save_checkpoint(c.save, self.counters.iteration, run_state(self), meta, keep_last=c.keep_last)
+        self.saver.save(self.counters.iteration, run_state(self), meta)
         self._saved_at = self.counters.iteration
 
 
@@ -236,12 +298,29 @@ def _described(name: str, data, seq_length: int) -> str:
     return f"{name}: {data.num_proteins:,} proteins in {len(data):,} rows of {seq_length} tokens{cropped}"
 
 
-def _device(name: str) -> torch.device:
+def _device(config: Config) -> torch.device:
+    name = config.training.device
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and not torch.cuda.is_available():
         raise InputError("--device cuda: this PyTorch sees no CUDA device; use --device cpu or auto")
-    return torch.device(name)
+    device = local_device(name, config.parallel.local_rank)
+    if device.type == "cuda" and device.index >= torch.cuda.device_count():
+        raise InputError(f"process {device.index} of this node has no GPU: the node shows {torch.cuda.device_count()}")
+    if device.type == "cpu" and config.parallel.distributed_backend == "nccl":
+        raise InputError("--distributed-backend nccl needs GPUs, but this run computes on the CPU; use gloo")
+    return device
+
+
+def _whole_model(config: Config, model_config: ModelConfig, device: torch.device) -> nn.Module:
+    model = ProteinBert(model_config)
+    initialize(model, config.training.seed)
+    model.to(device)
+    model.recompute = config.training.recompute_granularity == "full"
+    if config.training.compile:
+        for layer in model.layers.values():
+            layer.compile()
+    return model
 
 
 def _dtype(config: Config) -> torch.dtype:

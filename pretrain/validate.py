@@ -45,7 +45,41 @@ def check_world(config, world_size: int) -> int:
     for name, size in _batches(config):
         if size % rows:
             raise InputError(f"{name} {size} must be a multiple of {what}")
+    _check_replicas(config.parallel, replicas)
+    _check_rounds(config, rows)
     return replicas
+
+
+def _check_replicas(parallel, replicas: int) -> None:
+    groups = parallel.num_distributed_optimizer_instances
+    if replicas % groups:
+        raise InputError(
+            f"num-distributed-optimizer-instances {groups} must divide the {replicas} data-parallel replicas"
+        )
+
+
+def _check_rounds(config, rows: int) -> None:
+    """Schedules of several stages a process work in rounds of as many micro-batches, about one for every stage."""
+    pipeline = config.parallel.pipeline_model_parallel_size
+    in_rounds = config.parallel.num_layers_per_virtual_pipeline_stage or config.parallel.pipeline_schedule
+    if pipeline == 1 or in_rounds in (None, "1f1b"):
+        return
+    for size in _all_batch_sizes(config):
+        count = size // rows
+        rounds = max(1, count // pipeline)
+        if count % rounds:
+            raise InputError(
+                f"global batch size {size} is {count} micro-batches a replica, which do not make {rounds} equal rounds "
+                f"for pipeline-model-parallel-size {pipeline}; a multiple of {rows * pipeline} rows does"
+            )
+
+
+def _all_batch_sizes(config) -> Sequence[int]:
+    training = config.training
+    if not training.rampup_batch_size:
+        return [training.global_batch_size] if training.global_batch_size else []
+    start, increment, _ = training.rampup_batch_size
+    return range(start, training.global_batch_size + 1, increment)
 
 
 def _batches(config) -> list[tuple[str, int]]:
@@ -181,6 +215,35 @@ def _check_layout(config) -> None:
     if pipeline > model.num_layers:
         raise InputError(f"pipeline-model-parallel-size {pipeline} is more than num-layers {model.num_layers}")
     _check_interleaving(model.num_layers, pipeline, parallel.num_layers_per_virtual_pipeline_stage)
+    _check_schedule(config)
+    sharded = parallel.use_distributed_optimizer or parallel.use_torch_fsdp2
+    groups = parallel.num_distributed_optimizer_instances
+    if groups > 1 and not sharded:
+        raise InputError(f"num-distributed-optimizer-instances {groups} needs --use-distributed-optimizer")
+
+
+def _check_schedule(config) -> None:
+    parallel = config.parallel
+    name, pipeline = parallel.pipeline_schedule, parallel.pipeline_model_parallel_size
+    piece = parallel.num_layers_per_virtual_pipeline_stage
+    if name is None:
+        return
+    if pipeline == 1:
+        raise InputError(f"pipeline-schedule {name} needs pipeline-model-parallel-size above 1, not {pipeline}")
+    if name == "interleaved" and piece is None:
+        raise InputError("pipeline-schedule interleaved needs --num-layers-per-virtual-pipeline-stage")
+    if name == "1f1b" and piece is not None:
+        raise InputError(
+            f"pipeline-schedule 1f1b has one stage a process, so num-layers-per-virtual-pipeline-stage {piece} does "
+            "not go with it; use interleaved"
+        )
+    if name == "zero-bubble" and parallel.use_torch_fsdp2:
+        raise InputError(
+            f"pipeline-schedule zero-bubble with pipeline-model-parallel-size {pipeline} keeps each stage's weights "
+            "gathered for the whole step, so --use-torch-fsdp2 would save nothing; use --use-distributed-optimizer"
+        )
+    if name == "zero-bubble" and config.training.compile:
+        raise InputError("pipeline-schedule zero-bubble cuts the backward pass in two, which --compile cannot")
 
 
 def _check_interleaving(layers: int, pipeline: int, piece: int | None) -> None:

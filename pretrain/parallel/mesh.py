@@ -1,0 +1,170 @@
+"""Which process this is and whom it talks to: the DeviceMesh (pp, dp_replicate, dp_shard, tp) and its few collectives.
+
+    world = World.join(config, device)        # under torchrun; alone, the same object without a process group
+    world.dp_rank, world.is_main, world.sum_over_replicas([3, 4]), world.any(flag)
+
+Ranks are laid out as Megatron-LM lays them: tp fastest, then the replicas, then pp. So with 8 GPUs a node, tp 8 stays
+within a node, and pp, which sends least, crosses most nodes. What each axis does is told in the file of its name.
+"""
+
+import itertools
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+
+AXES = ("pp", "dp_replicate", "dp_shard", "tp")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The sizes of the four axes; their product is the number of processes."""
+
+    pp: int = 1
+    dp_replicate: int = 1
+    dp_shard: int = 1  # ways that weights and optimizer state are cut over the replicas (1: not)
+    tp: int = 1
+
+    @classmethod
+    def of(cls, config, world_size: int) -> "Layout":
+        """The layout that a Config (checked by `for_world`) asks for on so many processes."""
+        p = config.parallel
+        dp = world_size // (p.tensor_model_parallel_size * p.pipeline_model_parallel_size)
+        sharded = p.use_distributed_optimizer or p.use_torch_fsdp2
+        replicate = p.num_distributed_optimizer_instances if sharded else dp
+        return cls(p.pipeline_model_parallel_size, replicate, dp // replicate, p.tensor_model_parallel_size)
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        return tuple(getattr(self, axis) for axis in AXES)
+
+    def __str__(self) -> str:
+        return " x ".join(f"{axis}{size}" for axis, size in zip(AXES, self.sizes, strict=True))
+
+
+def world_size_of_launcher() -> int:
+    """How many processes torchrun (or a script that sets its variables) started."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def local_device(name: str, local_rank: int | None = None) -> torch.device:
+    """This process's device: `name` is cpu or cuda; the GPU is --local-rank's, else LOCAL_RANK's."""
+    if name != "cuda":
+        return torch.device(name)
+    if local_rank is None:
+        local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    return torch.device("cuda", local_rank)
+
+
+class World:
+    """This process's place in the mesh. With one process there is no mesh and every collective is the identity."""
+
+    def __init__(self, layout: Layout, device: torch.device, mesh: DeviceMesh | None = None):
+        self.layout, self.device, self.mesh = layout, device, mesh
+        self.rank = dist.get_rank() if mesh else 0
+        self.size = dist.get_world_size() if mesh else 1
+        place = dict(zip(AXES, mesh.get_coordinate() if mesh else (0, 0, 0, 0), strict=True))
+        self.pp_rank, self.tp_rank = place["pp"], place["tp"]
+        self.dp_size = layout.dp_replicate * layout.dp_shard
+        self.dp_rank = place["dp_replicate"] * layout.dp_shard + place["dp_shard"]
+        self.dp_replicate_rank = place["dp_replicate"]
+        self.dp_group = mesh["dp_replicate", "dp_shard"]._flatten("dp").get_group() if mesh else None
+        self.ends_group = self._make_ends_group() if layout.pp > 1 else None
+        # What runs beside training (asynchronous saving) must not mix its messages with training's.
+        self.side_group = None
+
+    @classmethod
+    def join(cls, config, device: torch.device) -> "World":
+        """Meet the other processes of this run; alone when there are none."""
+        world_size = world_size_of_launcher()
+        if world_size == 1 and not dist.is_initialized():
+            return cls(Layout(), device)
+        timeout = timedelta(minutes=config.parallel.distributed_timeout_minutes)
+        if not dist.is_initialized():
+            backend = config.parallel.distributed_backend or ("nccl" if device.type == "cuda" else "gloo")
+            if device.type == "cuda":
+                torch.cuda.set_device(device)
+            # Checkpoints' bookkeeping travels as CPU tensors, so gloo is there beside NCCL.
+            dist.init_process_group("cpu:gloo,cuda:nccl" if backend == "nccl" else "gloo", timeout=timeout)
+        return cls.over_all(Layout.of(config, dist.get_world_size()), device, timeout, config.checkpoint.async_save)
+
+    @classmethod
+    def over_all(cls, layout: Layout, device: torch.device, timeout: timedelta, side: bool = False) -> "World":
+        """A World over every process of the default group."""
+        mesh = init_device_mesh(device.type, layout.sizes, mesh_dim_names=AXES)
+        world = cls(layout, device, mesh)
+        groups = [dist.group.WORLD, *(mesh.get_group(axis) for axis in AXES), world.dp_group, world.ends_group]
+        if side:
+            world.side_group = dist.new_group(backend="gloo")
+            groups.append(world.side_group)
+        for group in groups:  # a group made later has the library's default, 30 minutes on gloo
+            if group is not None:
+                dist.distributed_c10d._set_pg_timeout(timeout, group)
+        return world
+
+    def _make_ends_group(self) -> dist.ProcessGroup | None:
+        """The group of the two stages that hold a copy of the word embedding; None between them."""
+        if self.layout.pp == 2:
+            return self.mesh.get_group("pp")
+        mine = None
+        ranks = self.mesh.mesh
+        for place in itertools.product(*(range(size) for size in self.layout.sizes[1:])):
+            ends = [int(ranks[(0, *place)]), int(ranks[(-1, *place)])]
+            group = dist.new_group(ends)  # every process of the job has to call this, whoever is in it
+            if self.rank in ends:
+                mine = group
+        return mine
+
+    # ---- who is who
+
+    @property
+    def alone(self) -> bool:
+        return self.mesh is None
+
+    @property
+    def is_main(self) -> bool:
+        """The one process that prints and writes metrics."""
+        return self.rank == 0
+
+    @property
+    def is_first_stage(self) -> bool:
+        return self.pp_rank == 0
+
+    @property
+    def is_last_stage(self) -> bool:
+        return self.pp_rank == self.layout.pp - 1
+
+    @property
+    def counts_loss(self) -> bool:
+        """Of the processes that hold a replica's loss (the last stage's tp ranks) one adds it to the sum."""
+        return self.is_last_stage and self.tp_rank == 0
+
+    # ---- collectives
+
+    def sum_over_replicas(self, values: list[int]) -> list[int]:
+        """Element by element over the data-parallel replicas."""
+        if self.alone:
+            return values
+        total = torch.tensor(values, dtype=torch.int64, device=self.device)
+        dist.all_reduce(total, group=self.dp_group)
+        return total.tolist()
+
+    def sum_over_all(self, values: list[float]) -> list[float]:
+        """Element by element over every process, in fp64."""
+        if self.alone:
+            return values
+        total = torch.tensor(values, dtype=torch.float64, device=self.device)
+        dist.all_reduce(total)
+        return total.tolist()
+
+    def any(self, flag: bool) -> bool:
+        """Whether any process says so: what all must do together (stop, save) is decided by this."""
+        return flag if self.alone else self.sum_over_all([float(flag)])[0] > 0
+
+    def leave(self) -> None:
+        """Say goodbye to the others."""
+        if not self.alone and dist.is_initialized():
+            dist.destroy_process_group()

@@ -1,0 +1,268 @@
+"""What the parity tests run on every process of a job: real training steps in float64, looked at from inside."""
+
+import contextlib
+import itertools
+import time
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.fsdp._fully_shard import _fsdp_param_group
+from torch.distributed.tensor import DTensor
+
+from pretrain.config import parse_config
+from pretrain.data.loader import PackedLoader
+from pretrain.parallel import data
+from pretrain.progress import BatchCounts
+from pretrain.state import optimizer_state
+from pretrain.trainer import Trainer
+
+TINY = [
+    *("--num-layers", "4", "--hidden-size", "16", "--num-attention-heads", "4", "--max-position-embeddings", "32"),
+    *("--seq-length", "32", "--micro-batch-size", "2", "--global-batch-size", "8", "--train-iters", "8"),
+    *("--make-vocab-size-divisible-by", "32", "--init-method-std", "0.2", "--lr", "1e-3", "--clip-grad", "0.5"),
+    *("--hidden-dropout", "0", "--attention-dropout", "0", "--num-workers", "0", "--device", "cpu"),
+    *("--split", "80,20,0", "--log-interval", "1", "--eval-interval", "1000", "--eval-iters", "0"),
+]
+
+
+def make_trainer(flags: list[str], dtype: torch.dtype = torch.float64) -> Trainer:
+    """A Trainer of this job on the tiny model; the last of a repeated flag counts."""
+    size = dist.get_world_size() if dist.is_initialized() else 1
+    torch.set_default_dtype(dtype)
+    try:
+        return Trainer(parse_config([*TINY, *flags], world_size=size, notify=lambda notice: None))
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def steps(trainer: Trainer, count: int):
+    """Yield the values of `count` optimizer steps."""
+    training = trainer.config.training
+    loader = PackedLoader(
+        trainer.train_data, training.micro_batch_size, trainer.schedule.batch_size,
+        trainer.counters.consumed_train_samples, dp_rank=trainer.world.dp_rank, dp_size=trainer.world.dp_size,
+    )  # fmt: skip
+    for _, micro_batches in zip(range(count), loader, strict=False):
+        counts = BatchCounts.of(micro_batches, trainer.world.sum_over_replicas)
+        values = trainer.train_step(micro_batches, counts)
+        trainer._count(counts, values)
+        yield values
+
+
+def whole(tensor: Tensor) -> Tensor:
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def gathered(trainer: Trainer, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Whole tensors by name, of every stage. Copies that must be equal (tied embedding, replicas) are checked to be."""
+    mine = {name: whole(tensor.detach()).clone() for name, tensor in tensors.items()}
+    if trainer.world.alone:
+        return mine
+    everyone: list = [None] * trainer.world.size
+    dist.all_gather_object(everyone, mine)
+    merged: dict[str, Tensor] = {}
+    for theirs in everyone:
+        for name, tensor in theirs.items():
+            first = merged.setdefault(name, tensor)
+            assert torch.allclose(first, tensor, rtol=0, atol=1e-14), f"copies of {name} differ"
+    return merged
+
+
+def train(flags: list[str], count: int = 3, sabotage=None) -> dict:
+    """`count` steps: per step loss, norm and every gradient (of the first), and the weights and validation loss after.
+
+    sabotage(trainer) breaks something on purpose before the first step.
+    """
+    trainer = make_trainer(flags)
+    if sabotage:
+        sabotage(trainer)
+    gradients, honest = [], trainer._unscale_and_clip
+
+    def looked_at(*arguments):
+        if not gradients:
+            named = trainer.gradients.named.items()  # a lost gradient counts as 0
+            gradients.append(
+                gathered(trainer, {n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in named})
+            )
+        return honest(*arguments)
+
+    trainer._unscale_and_clip = looked_at
+    values = list(steps(trainer, count))
+    loss, residues = trainer.evaluate(trainer.valid_sets["valid"])
+    return {
+        "loss": torch.tensor([v["lm_loss"] for v in values], dtype=torch.float64),
+        "norm": torch.tensor([v["grad_norm"] for v in values], dtype=torch.float64),
+        "validation": torch.tensor([loss, residues], dtype=torch.float64),
+        **{f"gradient of {name}": value for name, value in gradients[0].items()},
+        **gathered(trainer, dict(trainer.model.named_parameters())),
+    }
+
+
+def dropout_masks(flags: list[str]) -> dict[str, Tensor]:
+    """What the first micro-batch of one step drops: outputs of the dropout modules, and what attention draws."""
+    trainer = make_trainer(flags)
+    seen: dict[str, Tensor] = {}
+
+    def look(name: str):
+        def hook(module, inputs, output):
+            seen.setdefault(name, (output.detach() != 0).double())
+
+        return hook
+
+    def first_draw(name: str, rng):
+        @contextlib.contextmanager
+        def looked_at():
+            with rng():
+                seen.setdefault(name, torch.rand(8, generator=torch.Generator().set_state(torch.get_rng_state())))
+                yield
+
+        return looked_at
+
+    for part in getattr(trainer.model, "children", list)():
+        part.embedding_dropout.register_forward_hook(look("embedding"))
+        for number, layer in part.layers.items():
+            uses = itertools.cycle(["after attention", "after MLP"])
+            layer.dropout.register_forward_hook(
+                lambda *call, number=number, uses=uses: look(f"layers.{number} {next(uses)}")(*call)
+            )
+            layer.attention.dropout_rng = first_draw(f"layers.{number} attention", layer.attention.dropout_rng)
+    list(steps(trainer, 1))
+    return seen
+
+
+def run_and_resume(flags: list[str], total: int, stop_at: int | None = None, load: str | None = None) -> dict:
+    """A whole run of the trainer to `total` iterations, or to `stop_at`; losses it logged, weights, moments."""
+    more = ["--train-iters", str(total)]
+    more += ["--exit-interval", str(stop_at)] if stop_at else []
+    more += ["--load", load] if load else []
+    trainer = make_trainer([*flags, *more])
+    began = trainer.counters.iteration
+    trainer.run()
+    state = optimizer_state(trainer.model, trainer.optimizer)
+    found = gathered(trainer, dict(trainer.model.named_parameters()))
+    for moment in ("exp_avg", "exp_avg_sq"):
+        found |= {f"{moment} {name}": value for name, value in gathered(trainer, state[moment]).items()}
+    return {"began": began, "state": found, "dropout": torch.rand(4)}
+
+
+def messages_of_a_step(flags: list[str]) -> dict[str, int]:
+    """How many gathers of weights and sums of gradients one optimizer step sends between replicas."""
+    trainer = make_trainer(flags)
+    list(steps(trainer, 1))
+    places = {"foreach_all_gather": _fsdp_param_group, "foreach_reduce": _fsdp_param_group, "sum_together": data}
+    counts, honest = dict.fromkeys(places, 0), {name: getattr(place, name) for name, place in places.items()}
+
+    def counted(name: str):
+        def call(*arguments, **options):
+            counts[name] += 1
+            return honest[name](*arguments, **options)
+
+        return call
+
+    for name, place in places.items():
+        setattr(place, name, counted(name))
+    try:
+        list(steps(trainer, 1))
+    finally:
+        for name, place in places.items():
+            setattr(place, name, honest[name])
+    return counts
+
+
+# ---- what each negative control breaks
+
+
+def drop_position_ids(trainer: Trainer) -> None:
+    """Every protein's residues are all in its first place, as where a stage never gets the ids."""
+    first = trainer.model[0].position_embeddings
+    if first is not None:
+        first.register_forward_pre_hook(lambda module, inputs: (torch.zeros_like(inputs[0]),))
+
+
+def drop_boundaries(trainer: Trainer) -> None:
+    """The last stage takes a micro-batch for one long protein."""
+    if trainer.world.is_last_stage:
+        part = trainer.model[0]
+        honest = part._plan
+        part._plan = lambda cu_seqlens, position_ids: honest(cu_seqlens[[0, -1]], position_ids)
+
+
+def mean_of_means(trainer: Trainer) -> None:
+    """Each replica divides by its own number of masked residues, and the replicas are averaged."""
+    honest = trainer._accumulate
+
+    def accumulate(micro_batches, weight):
+        masked = sum(batch.num_masked for batch in micro_batches)
+        return honest(micro_batches, 1.0 / (masked * trainer.world.dp_size))
+
+    trainer._accumulate = accumulate
+
+
+def norm_of_one_process(trainer: Trainer) -> None:
+    honest = trainer.world.sum_over_all
+    trainer.world.sum_over_all = lambda values: [values[0], *honest(values[1:])]
+
+
+def untie_embedding(trainer: Trainer) -> None:
+    """Each copy of the word embedding is stepped by its own gradient."""
+    trainer.world.ends_group = None
+
+
+def train_with_layers_as_units(flags: list[str]) -> dict:
+    """FSDP2 wraps each layer, and lets its weights go after use, also under the zero-bubble schedule."""
+    honest = data.shard
+    data.shard = lambda model, world, full, one_unit, dtype: honest(model, world, True, False, dtype)
+    try:
+        return train(flags)
+    finally:
+        data.shard = honest
+
+
+# ---- whole runs and faults
+
+
+def run_in_fp32(flags: list[str]) -> str:
+    return make_trainer(flags, torch.float32).run()
+
+
+def losses_in_fp32(flags: list[str]) -> list[float]:
+    return [values["lm_loss"] for values in steps(make_trainer(flags, torch.float32), 3)]
+
+
+def overflow_in_one_process(flags: list[str]) -> tuple[list[bool], list[float]]:
+    """Two fp16 steps, an infinite gradient in the last process in the first: did weights move, and the loss scales."""
+    scaling = ["--initial-loss-scale", "1024", "--hysteresis", "1"]
+    trainer = make_trainer([*flags, *scaling], torch.float32)
+    honest = trainer.gradients.finish
+    done: list[int] = []
+
+    def finish():
+        honest()
+        done.append(1)
+        if len(done) == 1 and trainer.world.rank == trainer.world.size - 1:
+            next(p for n, p in trainer.gradients.named.items() if n.endswith("4h.bias")).grad.mul_(torch.inf)
+
+    trainer.gradients.finish = finish
+    moved, scales = [], [trainer.scaler.scale]
+    before = [whole(p.detach()).clone() for p in trainer.model.parameters()]
+    for _ in steps(trainer, 2):
+        now = [whole(p.detach()).clone() for p in trainer.model.parameters()]
+        moved.append(any(not torch.equal(a, b) for a, b in zip(before, now, strict=True)))
+        scales.append(trainer.scaler.scale)
+    return moved, scales
+
+
+def fall_silent(flags: list[str]) -> tuple[float, str]:
+    """The second process goes to sleep after a step; how long the first waits for it, and its error."""
+    trainer = make_trainer(flags)
+    list(steps(trainer, 1))
+    if trainer.world.rank == 1:
+        time.sleep(8)
+        return 0.0, ""
+    began = time.monotonic()
+    try:
+        list(steps(trainer, 1))
+    except RuntimeError as error:
+        return time.monotonic() - began, str(error)
+    return 0.0, "nothing"

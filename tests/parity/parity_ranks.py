@@ -1,0 +1,74 @@
+"""Processes that are started once and play many jobs: `Ranks().run(4, function, *arguments)`.
+
+Each job is a process group of its own (gloo, over a file) of the first n processes. They are forked from one server
+that has imported torch and the trainer, which takes seconds where eight starts would take a minute.
+"""
+
+import multiprocessing
+import os
+import tempfile
+import traceback
+from collections.abc import Callable
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+TIMEOUT_S = 120
+
+
+class Ranks:
+    """Idle processes of one thread each, started when first needed."""
+
+    def __init__(self):
+        self._context = multiprocessing.get_context("forkserver")
+        self._context.set_forkserver_preload(["pretrain.trainer", "torch.distributed.pipelining"])
+        self._pipes, self._processes = [], []
+
+    def _start(self) -> None:
+        ours, theirs = self._context.Pipe()
+        process = self._context.Process(target=_serve, args=(theirs,), daemon=True)
+        process.start()
+        self._pipes.append(ours)
+        self._processes.append(process)
+
+    def run(self, size: int, function: Callable, *arguments) -> list:
+        """`function(*arguments)` on processes 0 ... size - 1 of a job of `size`; what each returned, in order.
+
+        A job of one has no process group, as without torchrun. The first process's exception is raised here.
+        """
+        while len(self._pipes) < size:
+            self._start()
+        with tempfile.TemporaryDirectory() as folder:
+            for rank in range(size):
+                self._pipes[rank].send((function, arguments, rank, size, os.path.join(folder, "meeting")))
+            answers = []
+            for rank in range(size):
+                assert self._pipes[rank].poll(TIMEOUT_S + 30), f"process {rank} does not answer"
+                answers.append(self._pipes[rank].recv())
+        for rank, (good, value) in enumerate(answers):
+            assert good, f"process {rank} of {size}:\n{value}"
+        return [value for _, value in answers]
+
+    def close(self) -> None:
+        for process in self._processes:
+            process.kill()
+            process.join()
+
+
+def _serve(pipe) -> None:
+    torch.set_num_threads(1)
+    while True:
+        function, arguments, rank, size, meeting = pipe.recv()
+        try:
+            if size > 1:
+                store = dist.FileStore(meeting, size)
+                dist.init_process_group(
+                    "gloo", store=store, rank=rank, world_size=size, timeout=timedelta(seconds=TIMEOUT_S)
+                )
+            answer = True, function(*arguments)
+        except BaseException:
+            answer = False, traceback.format_exc()
+        if dist.is_initialized():
+            dist.destroy_process_group()
+        pipe.send(answer)

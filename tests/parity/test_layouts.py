@@ -1,0 +1,121 @@
+"""Every layout trains the model that one process trains: loss, every gradient, norm, weights and validation, to 1e-10.
+
+float64, dropout 0, real packed batches, three clipped optimizer steps; gloo processes against one. The negative
+controls break one thing each and must be seen by the same comparison.
+"""
+
+import parity_jobs as jobs
+import pytest
+import torch
+
+TOLERANCE = 1e-10  # measured: 1.3e-15 in gradients and norm, 1.3e-13 in weights
+
+TP = ["--tensor-model-parallel-size", "2"]
+SP = [*TP, "--sequence-parallel"]
+PP = ["--pipeline-model-parallel-size", "2"]
+VIRTUAL = ["--num-layers-per-virtual-pipeline-stage", "1"]
+ZERO_BUBBLE = [*PP, "--pipeline-schedule", "zero-bubble"]
+FSDP = ["--use-distributed-optimizer"]
+RECOMPUTE = ["--recompute-granularity", "full"]
+
+# name -> (processes, flags)
+LAYOUTS = {
+    "dp2": (2, []),
+    "fsdp2": (2, FSDP),
+    "fsdp2-full": (2, ["--use-torch-fsdp2"]),
+    "hybrid-2x2": (4, [*FSDP, "--num-distributed-optimizer-instances", "2"]),
+    "tp2": (2, TP),
+    "tp2-sp": (2, SP),
+    "pp2": (2, PP),
+    "pp3-uneven": (3, ["--pipeline-model-parallel-size", "3"]),
+    "pp4": (4, ["--pipeline-model-parallel-size", "4"]),
+    "pp2-interleaved": (2, [*PP, *VIRTUAL]),
+    "pp2-zero-bubble": (2, ZERO_BUBBLE),
+    "pp2-zero-bubble-interleaved": (2, [*ZERO_BUBBLE, *VIRTUAL]),
+    "dp2-tp2": (4, TP),
+    "fsdp2-tp2-sp": (4, [*SP, *FSDP]),
+    "dp2-pp2": (4, PP),
+    "fsdp2-pp2": (4, [*PP, *FSDP]),
+    "fsdp2-pp2-interleaved": (4, [*PP, *VIRTUAL, *FSDP]),
+    "fsdp2-pp2-zero-bubble": (4, [*ZERO_BUBBLE, *FSDP]),
+    "pp2-tp2": (4, [*PP, *TP]),
+    "pp2-tp2-sp-zero-bubble": (4, [*ZERO_BUBBLE, *SP]),
+    "dp2-pp2-tp2": (8, [*PP, *TP]),
+    "fsdp2-pp2-tp2-sp": (8, [*PP, *SP, *FSDP]),
+    "tp2-sp-recompute": (2, [*SP, *RECOMPUTE]),
+    "fsdp2-full-recompute": (2, ["--use-torch-fsdp2", *RECOMPUTE]),
+    "pp2-recompute": (2, [*PP, *RECOMPUTE]),
+    "fsdp2-pp2-zero-bubble-recompute": (4, [*ZERO_BUBBLE, *FSDP, *RECOMPUTE]),
+}
+
+
+@pytest.fixture(scope="module")
+def one_process(ranks, corpus) -> dict[str, torch.Tensor]:
+    return ranks.run(1, jobs.train, corpus)[0]
+
+
+def differences(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> dict[str, float]:
+    assert set(found) == set(expected)
+    return {name: float((found[name] - value).abs().max()) for name, value in expected.items()}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_layout_trains_the_same_model(layout, ranks, corpus, one_process):
+    size, flags = LAYOUTS[layout]
+    for found in ranks.run(size, jobs.train, [*corpus, *flags]):  # every process tells the same
+        wrong = {name: d for name, d in differences(found, one_process).items() if not d <= TOLERANCE}
+        assert not wrong, wrong
+
+
+def test_the_steps_compared_are_worth_comparing(one_process):
+    """Every weight has a gradient and moves, gradients are clipped, and the validation set is not empty."""
+    assert all(value.abs().max() > 0 for name, value in one_process.items() if "key_value.bias" not in name)
+    assert (one_process["norm"] > 0.5).all() and one_process["validation"][1] > 50
+
+
+@pytest.mark.parametrize(
+    ("sabotage", "size", "flags", "shows_in"),
+    [
+        (jobs.drop_position_ids, 2, PP, "loss"),
+        (jobs.drop_boundaries, 2, PP, "loss"),
+        (jobs.mean_of_means, 2, [], "norm"),
+    ],
+)
+def test_a_broken_layout_is_seen(sabotage, size, flags, shows_in, ranks, corpus, one_process):
+    found = ranks.run(size, jobs.train, [*corpus, *flags], 3, sabotage)[0]
+    assert differences(found, one_process)[shows_in] > 1e-4
+
+
+@pytest.mark.parametrize("flags", [PP, TP])
+def test_a_norm_of_one_process_is_seen(flags, ranks, corpus, one_process):
+    """Not clipped here: each process would clip by a norm of its own, and the tied copies drift apart."""
+    found = ranks.run(2, jobs.train, [*corpus, *flags, "--clip-grad", "0"], 3, jobs.norm_of_one_process)
+    first = torch.stack([answer["norm"][0] for answer in found])
+    assert ((first - one_process["norm"][0]).abs() > 1e-4).all()
+
+
+def test_an_untied_embedding_is_seen(ranks, corpus):
+    """The two copies drift apart, which `gathered` refuses."""
+    with pytest.raises(AssertionError, match=r"copies of word_embeddings\.weight differ"):
+        ranks.run(2, jobs.train, [*corpus, *PP], 3, jobs.untie_embedding)
+
+
+def test_layers_as_units_lose_gradients_under_zero_bubble(ranks, corpus, one_process):
+    """Why FSDP2 wraps a whole stage there: per-layer units drop gradients, and nothing complains."""
+    found = ranks.run(4, jobs.train_with_layers_as_units, [*corpus, *ZERO_BUBBLE, *FSDP])[0]
+    assert differences(found, one_process)["norm"] > 1e-4
+
+
+@pytest.mark.parametrize(
+    ("flags", "gathers", "scatters", "sums"),
+    [([], 0, 0, 1), (FSDP, 5, 5, 0), (["--use-torch-fsdp2"], 18, 5, 0), ([*PP, *FSDP], 3, 3, 1)],
+)
+def test_gradients_travel_once_a_step(flags, gathers, scatters, sums, ranks, corpus):
+    """Two or four micro-batches; FSDP2 has a unit for each of 4 layers and one for the rest (of a stage, 2 and 1).
+
+    Its full form gathers each layer for 2 forward and 2 backward passes, and the rest for each of 2 micro-batches.
+    Under a pipeline the one sum is the tied embedding's.
+    """
+    counts = ranks.run(4 if PP[0] in flags else 2, jobs.messages_of_a_step, [*corpus, *flags])[0]
+    assert (counts["foreach_reduce"], counts["sum_together"]) == (scatters, sums)
+    assert counts["foreach_all_gather"] == gathers

@@ -1,0 +1,114 @@
+"""A run saved by some processes goes on with others: bit for bit in the same layout, else to 1e-10 (in float64)."""
+
+import shutil
+from pathlib import Path
+
+import parity_jobs as jobs
+import pytest
+import torch
+
+from pretrain import checkpoint
+
+TP = ["--tensor-model-parallel-size", "2"]
+SP = [*TP, "--sequence-parallel"]
+PP = ["--pipeline-model-parallel-size", "2"]
+FSDP = ["--use-distributed-optimizer"]
+LAYOUTS = {
+    "one": (1, []),
+    "dp2": (2, []),
+    "fsdp2": (2, FSDP),
+    "pp2": (2, PP),
+    "tp2-sp": (2, SP),
+    "pp4": (4, ["--pipeline-model-parallel-size", "4"]),
+    "fsdp2-pp2": (4, [*PP, *FSDP]),
+    "fsdp2-tp2-sp": (4, [*SP, *FSDP]),
+    "dp2-pp2-tp2": (8, [*PP, *TP]),
+}
+TOTAL, HALF = 4, 2
+
+
+def run(ranks, corpus, folder: Path, layout: str, *more: str, stop_at=None, load=None) -> list[dict]:
+    size, flags = LAYOUTS[layout]
+    flags = [*corpus, "--save", str(folder), *flags, *more]
+    return ranks.run(size, jobs.run_and_resume, flags, TOTAL, stop_at, load and str(load))
+
+
+@pytest.fixture(scope="module")
+def saved(ranks, corpus, tmp_path_factory):
+    """Checkpoints of half a run by each layout, made when first asked for."""
+    made: dict[str, Path] = {}
+
+    def folder_of(layout: str) -> Path:
+        if layout not in made:
+            made[layout] = tmp_path_factory.mktemp(layout)
+            run(ranks, corpus, made[layout], layout, stop_at=HALF)
+        return made[layout]
+
+    return folder_of
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(ranks, corpus, tmp_path_factory) -> dict[str, torch.Tensor]:
+    return run(ranks, corpus, tmp_path_factory.mktemp("whole"), "one")[0]["state"]
+
+
+PAIRS = [
+    ("one", "fsdp2-tp2-sp"),
+    ("dp2-pp2-tp2", "one"),
+    ("fsdp2-pp2", "dp2"),
+    ("fsdp2-tp2-sp", "pp4"),
+    ("pp4", "fsdp2-pp2"),
+    ("fsdp2-pp2", "dp2-pp2-tp2"),
+]
+
+
+@pytest.mark.parametrize(("source", "target"), PAIRS)
+def test_any_layout_goes_on_where_another_stopped(source, target, ranks, corpus, saved, uninterrupted, tmp_path):
+    found = run(ranks, corpus, tmp_path, target, load=saved(source))[0]
+    assert found["began"] == HALF and set(found["state"]) == set(uninterrupted)
+    wrong = {
+        name: float((found["state"][name] - value).abs().max())
+        for name, value in uninterrupted.items()
+        if not torch.allclose(found["state"][name], value, rtol=0, atol=1e-10)
+    }
+    assert not wrong
+
+
+@pytest.mark.parametrize(("layout", "more"), [("fsdp2-pp2", []), ("tp2-sp", ["--async-save"])])
+def test_the_same_layout_goes_on_bit_for_bit(layout, more, ranks, corpus, tmp_path):
+    """With dropout, so that every process's generators count; resuming without them is the control."""
+    flags = ["--hidden-dropout", "0.1", "--attention-dropout", "0.1", "--save-interval", "2", *more]
+    whole = run(ranks, corpus, tmp_path / "whole", layout, *flags)
+    half = tmp_path / "half"
+    run(ranks, corpus, half, layout, *flags, stop_at=HALF)
+    kept = shutil.copytree(half, tmp_path / "kept")
+    resumed = run(ranks, corpus, half, layout, *flags, load=half)
+    for ours, theirs in zip(resumed, whole, strict=True):
+        assert torch.equal(ours["dropout"], theirs["dropout"])
+        assert all(torch.equal(ours["state"][name], value) for name, value in theirs["state"].items())
+    assert (half / "metrics.jsonl").read_text().count("lm_loss") == TOTAL
+    if not more:
+        control = run(ranks, corpus, tmp_path / "control", layout, *flags, "--no-load-rng", load=kept)[0]
+        assert any(not torch.equal(control["state"][name], value) for name, value in whole[0]["state"].items())
+
+
+def test_one_process_reads_what_eight_wrote(ranks, corpus, saved):
+    """The converter's door: every tensor by name, shapes whole, equal to what the run held."""
+    tensors = checkpoint.read_model_tensors(saved("dp2-pp2-tp2"))
+    alone = checkpoint.read_model_tensors(saved("one"))
+    assert set(tensors) == set(alone)
+    for name, value in alone.items():
+        assert torch.allclose(tensors[name], value, rtol=0, atol=1e-10), name
+
+
+def test_a_broken_shard_is_named_and_the_last_good_iteration_offered(ranks, corpus, saved, tmp_path):
+    folder = shutil.copytree(saved("pp2"), tmp_path / "copy")
+    run(ranks, corpus, folder, "pp2", "--save-interval", "1", stop_at=3, load=folder)
+    shard = sorted((folder / "iter_0000003").glob("__*.distcp"))[-1]
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(AssertionError, match=rf"{shard.name}.*truncated[^\n]*newest complete one is iteration 2"):
+        run(ranks, corpus, tmp_path / "new", "pp2", load=folder)
+    shard.unlink()
+    with pytest.raises(AssertionError, match=rf"{shard.name} is missing[^\n]*newest complete one is iteration 2"):
+        run(ranks, corpus, tmp_path / "new", "pp2", load=folder)
