@@ -9,8 +9,7 @@ import argparse
 import json
 from pathlib import Path
 
-from tape.bootstrap import paired_difference
-from tape.evaluate import load_scores
+from tape.bootstrap import load_scores, paired_difference
 
 TASKS = ("contact_prediction", "remote_homology", "secondary_structure", "fluorescence", "stability")
 
