@@ -1,7 +1,8 @@
-# One environment (.venv, made here and reused), five commands:
+# One environment (.venv, made here and reused), six commands:
 #   make demo       the whole road on synthetic proteins, to demo_output/report.html
 #   make test       every test
 #   make test-fast  those that take seconds
+#   make test-kill  processes of runs killed at random: KILLS=50 of them
 #   make lint       ruff: checks and format
 #   make bench      the comparisons of benchmarks/
 # Needs python3 (3.11 or newer, with venv) and nothing else. Another interpreter: make PYTHON=/path/to/python test
@@ -16,10 +17,10 @@ READY := $(VENV)/.installed
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast lint bench
+.PHONY: help demo test test-fast test-kill lint bench
 
 help:
-	@sed -n '2,6s/^# *//p' Makefile
+	@sed -n '2,7s/^# *//p' Makefile
 
 # The demo writes to a new folder; what an earlier one left behind makes room.
 demo: $(READY)
@@ -31,6 +32,9 @@ test: $(READY)
 
 test-fast: $(READY)
 	$(PYTEST) -m "not slow" $(ARGS)
+
+test-kill: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python tests/kill_harness.py --kills $(or $(KILLS),50) $(ARGS)
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -22,7 +22,14 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def cli() -> None:
-    sys.exit(run(main))
+    status = run(main)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        # All is on disk. Taking the interpreter down can abort in a library's thread (seen with gloo: "terminate called
+        # without an active exception"), and a launcher would take that for a failed run.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-SCRIPTS = sorted((ROOT / "scripts").glob("*.sh"))
+SCRIPTS = sorted([*(ROOT / "scripts").glob("*.sh"), *(ROOT / "scripts").glob("*.sbatch")])
 SHELL_FILES = [*SCRIPTS, *sorted((ROOT / "benchmarks").glob("*.sh")), ROOT / ".ci/run"]
 TASKS = ("secondary_structure", "contact_prediction", "remote_homology", "fluorescence", "stability")
 TINY_MODEL = ("--num-layers", 2, "--hidden-size", 32, "--num-attention-heads", 2, "--seq-length", 128)
@@ -86,6 +86,10 @@ def test_finetune(task, model, tiny_tape_data, tmp_path, run_command):
     assert list((tmp_path / "run").rglob(f"{task}-*.json")), "tape-eval wrote its numbers"
 
 
-def test_every_script_is_run_here():
+def test_every_script_is_run():
+    """Here, or (those of several processes) in tests/seam/test_launchers.py."""
     names = {path.stem for path in SCRIPTS}
-    assert names == {"preprocess_pfam", "pretrain_single_gpu", "convert", *(f"finetune_{task}" for task in TASKS)}
+    launchers = {path.stem for path in SCRIPTS if path.name in (ROOT / "tests/seam/test_launchers.py").read_text()}
+    assert launchers == {"pretrain_multinode", "pretrain_slurm", "pretrain_mpirun"}
+    here = {"preprocess_pfam", "pretrain_single_gpu", "convert", *(f"finetune_{task}" for task in TASKS)}
+    assert names == here | launchers

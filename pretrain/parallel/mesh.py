@@ -59,6 +59,22 @@ def local_device(name: str, local_rank: int | None = None) -> torch.device:
     return torch.device("cuda", local_rank)
 
 
+def _meeting_place(timeout: timedelta) -> dict:
+    """Where the processes of this start meet; {}: where the launcher's variables say.
+
+    torchrun keeps one store over its restarts, where new processes would find the addresses of dead ones and wait for
+    them; so every start has keys of its own. With several nodes their counts of starts can differ: there the scripts
+    have torchrun make a new store each time (TORCH_DISABLE_SHARE_RDZV_TCP_STORE).
+    """
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return {}
+    rank, size = int(os.environ["RANK"]), world_size_of_launcher()
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    store = dist.TCPStore(host, port, size, is_master=False, timeout=timeout)
+    start = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    return {"store": dist.PrefixStore(f"start {start}", store), "rank": rank, "world_size": size}
+
+
 class World:
     """This process's place in the mesh. With one process there is no mesh and every collective is the identity."""
 
@@ -88,7 +104,8 @@ class World:
             if device.type == "cuda":
                 torch.cuda.set_device(device)
             # Checkpoints' bookkeeping travels as CPU tensors, so gloo is there beside NCCL.
-            dist.init_process_group("cpu:gloo,cuda:nccl" if backend == "nccl" else "gloo", timeout=timeout)
+            backends = "cpu:gloo,cuda:nccl" if backend == "nccl" else "gloo"
+            dist.init_process_group(backends, timeout=timeout, **_meeting_place(timeout))
         return cls.over_all(Layout.of(config, dist.get_world_size()), device, timeout, config.checkpoint.async_save)
 
     @classmethod
