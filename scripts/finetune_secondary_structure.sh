@@ -1,39 +1,9 @@
 #!/usr/bin/env bash
 # 3-class secondary structure (NetSurfP-2.0's data); accuracy over residues.
-# Finetune a model, then score it on every evaluation split that is there.
 #
 #   bash scripts/finetune_secondary_structure.sh MODEL_DIR DATA_DIR OUT [flags]
 #
-# MODEL_DIR  a TAPE model directory (what convert.sh wrote), or `random` for the baseline (add --model_config_file)
-# DATA_DIR   holds secondary_structure/secondary_structure_train.lmdb and so on
-# OUT        the run's directory: weights, metrics.jsonl, one secondary_structure-<split>.json a split
-# flags      override the recipe: --seed 1, --bf16, --head tape, --max_steps 500 ...
-#
-# A tenth of train, held out by cluster, decides when to stop; --holdout 0 gives that to the valid split, as TAPE does.
+# What the arguments mean and what is written: scripts/finetune.sh. Flags override the recipe.
 set -euo pipefail
-if [ $# -lt 3 ]; then
-    echo "usage: bash scripts/finetune_secondary_structure.sh MODEL_DIR DATA_DIR OUT [flags]" >&2
-    exit 2
-fi
-model=$1 data=$2 out=$3
-shift 3
-
-weights=(--from_pretrained "$model")
-if [ "$model" = random ]; then
-    weights=()
-fi
-python -m tape.train transformer secondary_structure ${weights[@]+"${weights[@]}"} --data_dir "$data" --output_dir "$out" \
-    --batch_size 32 --learning_rate 1e-4 \
-    --num_train_epochs 20 --patience 3 --holdout 0.1 \
-    "$@"
-
-splits=()
-for split in valid casp12 ts115 cb513; do
-    if [ -d "$data/secondary_structure/secondary_structure_$split.lmdb" ]; then
-        splits+=("$split")
-    fi
-done
-if [ ${#splits[@]} -gt 0 ]; then
-    python -m tape.evaluate transformer secondary_structure "$out" --data_dir "$data" --split "${splits[@]}" \
-        --metrics accuracy --batch_size 32 --save_predictions
-fi
+exec bash "$(dirname "$0")/finetune.sh" secondary_structure accuracy secondary_structure/secondary_structure "valid casp12 ts115 cb513" 32 \
+    "--batch_size 32 --learning_rate 1e-4 --num_train_epochs 20 --patience 3 --holdout 0.1" "$@"

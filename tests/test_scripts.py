@@ -91,5 +91,5 @@ def test_every_script_is_run():
     names = {path.stem for path in SCRIPTS}
     launchers = {path.stem for path in SCRIPTS if path.name in (ROOT / "tests/seam/test_launchers.py").read_text()}
     assert launchers == {"pretrain_multinode", "pretrain_slurm", "pretrain_mpirun"}
-    here = {"preprocess_pfam", "pretrain_single_gpu", "convert", *(f"finetune_{task}" for task in TASKS)}
+    here = {"preprocess_pfam", "pretrain_single_gpu", "convert", "finetune", *(f"finetune_{task}" for task in TASKS)}
     assert names == here | launchers
