@@ -38,7 +38,9 @@ python -m torch.distributed.run \
     -m pretrain --config "$here/../pretrain/configs/proteinlm_200m.yaml" \
     --data-path "$data" --save "$save" --load "$save" "$@" &
 torchrun=$!
-trap 'kill -TERM "$torchrun"' TERM
+# Passed on once: a second SIGTERM would end torchrun's wait for processes that still save. Where the sender reaches
+# torchrun itself (SIGTERM_REACHES_ALL=1, as under Slurm), this script only waits.
+trap '[ -n "${SIGTERM_REACHES_ALL:-}" ] || kill -TERM "$torchrun"' TERM
 status=0
 wait "$torchrun" || status=$?
 while kill -0 "$torchrun" 2>/dev/null; do # the signal ended the wait, not the run

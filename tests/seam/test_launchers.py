@@ -1,8 +1,8 @@
 """The launch scripts of several processes and nodes, run here on CPUs with gloo.
 
 Several nodes: two torchrun agents on this machine, each as one node's script starts it. mpirun: Debian's Open MPI,
-where it is installed. Slurm: NOT a real cluster: `srun` and `scontrol` are stand-ins on PATH that record how they are
-called; srun's starts the command once a node, here, and passes SIGTERM on, as Slurm's does.
+where it is installed. Slurm: NOT a real cluster: `srun`, `scontrol` and `scancel` are stand-ins on PATH that record how
+they are called; srun's starts the command once a node, here, and scancel's signals every process of those.
 """
 
 import json
@@ -24,20 +24,22 @@ pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parent.parent.parent
 TIMEOUT_S = 240
+# A node's task is a process group of its own, which scancel signals whole. At a SIGTERM of its own srun kills them, as
+# Slurm 22.05's did ("forcing job termination").
 SRUN = """#!/usr/bin/env bash
 echo "srun $*" >> "$RECORD"
 while [[ $1 == --* ]]; do shift; done
 pids=()
 for ((node = 0; node < SLURM_JOB_NUM_NODES; node++)); do
-    SLURM_NODEID=$node "$@" &
+    SLURM_NODEID=$node setsid "$@" &
     pids+=($!)
 done
-trap 'kill -TERM "${pids[@]}"' TERM
+printf '%s\\n' "${pids[@]}" > "$RECORD.tasks"
+trap 'kill -KILL -- "${pids[@]/#/-}"' TERM
 worst=0
 for pid in "${pids[@]}"; do
     status=0
     wait "$pid" || status=$?
-    while kill -0 "$pid" 2>/dev/null; do status=0; wait "$pid" || status=$?; done
     ((status > worst)) && worst=$status
 done
 exit "$worst"
@@ -45,6 +47,10 @@ exit "$worst"
 SCONTROL = """#!/usr/bin/env bash
 echo "scontrol $*" >> "$RECORD"
 if [ "$1 $2" = "show hostnames" ]; then printf '127.0.0.1\\nnode1\\n'; fi
+"""
+SCANCEL = """#!/usr/bin/env bash
+echo "scancel $*" >> "$RECORD"
+while read -r pid; do kill -TERM -- "-$pid"; done < "$RECORD.tasks"
 """
 
 
@@ -117,6 +123,7 @@ def slurm(job, folder: Path, iterations: int) -> subprocess.Popen:
     """The batch script, as Slurm would start it for a job of two nodes."""
     stand_in(folder, "srun", SRUN)
     stand_in(folder, "scontrol", SCONTROL)
+    stand_in(folder, "scancel", SCANCEL)
     variables = {"SLURM_JOB_NUM_NODES": "2", "SLURM_JOB_NODELIST": "node[0-1]", "SLURM_SUBMIT_DIR": str(ROOT)}
     number = str(10000 + int(free_port()) % 10000)
     variables |= {"SLURM_JOB_ID": number, "GPUS_PER_NODE": "1", "RECORD": str(folder / "record")}
@@ -138,7 +145,7 @@ def test_mpirun_starts_the_processes(job, tmp_path):
 
 
 def test_slurm_job_of_two_nodes_completes(job, tmp_path):
-    """With stand-ins for srun and scontrol."""
+    """With stand-ins for Slurm's commands."""
     assert ended([slurm(job, tmp_path, 3)], tmp_path) == {"reason": "completed", "iteration": 3}
     record = (tmp_path / "record").read_text()
     assert "scontrol show hostnames node[0-1]" in record and "srun --ntasks-per-node=1" in record
@@ -146,7 +153,7 @@ def test_slurm_job_of_two_nodes_completes(job, tmp_path):
 
 
 def test_preempted_slurm_job_saves_and_is_queued_again(job, tmp_path):
-    """SIGTERM to the batch script alone, as `--signal=B:TERM@120` sends it. With stand-ins for srun and scontrol."""
+    """SIGTERM to the batch script alone, as `--signal=B:TERM@120` sends it. With stand-ins for Slurm's commands."""
     batch = slurm(job, tmp_path, 100000)
     metrics, deadline = tmp_path / "save/metrics.jsonl", time.monotonic() + TIMEOUT_S
     while not (metrics.exists() and metrics.read_text().count("\n") > 2):
@@ -155,4 +162,5 @@ def test_preempted_slurm_job_saves_and_is_queued_again(job, tmp_path):
     batch.send_signal(signal.SIGTERM)
     reason = ended([batch], tmp_path)
     assert reason["reason"] == "preempted" and reason["iteration"] > 2
-    assert "scontrol requeue 1" in (tmp_path / "record").read_text()
+    record = (tmp_path / "record").read_text()
+    assert "scancel --signal=TERM 1" in record and "scontrol requeue 1" in record
