@@ -13,6 +13,8 @@ import pytest
 
 from pretrain import checkpoint
 
+pytestmark = pytest.mark.slow
+
 TP = ["--tensor-model-parallel-size", "2"]
 PP = ["--pipeline-model-parallel-size", "2"]
 FSDP = ["--use-distributed-optimizer"]

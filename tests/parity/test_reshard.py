@@ -9,6 +9,8 @@ import torch
 
 from pretrain import checkpoint
 
+pytestmark = pytest.mark.slow
+
 TP = ["--tensor-model-parallel-size", "2"]
 SP = [*TP, "--sequence-parallel"]
 PP = ["--pipeline-model-parallel-size", "2"]
