@@ -41,18 +41,25 @@ class Encoded:
     ids: np.ndarray  # [T], the tokenizer's dtype
     lengths: np.ndarray  # [N], tokens
     residues: np.ndarray  # [N]
+    longer: int  # proteins left out for their length
     empty: int
     removed: Counter
     unknown: Counter
 
 
-def encode_chunk(chunk: Chunk, tokenizer: Tokenizer, strict: bool) -> Encoded:
+def encode_chunk(chunk: Chunk, tokenizer: Tokenizer, strict: bool, max_length: int | None = None) -> Encoded:
     """Read, clean and tokenize one chunk; InputError (file, line, letter) where `strict` and a letter is unknown."""
     proteins = parse_chunk(chunk)
     if strict and proteins.unknown:
         raise InputError(f"{find_unknown(chunk)} is not in the vocabulary (without --strict it becomes [UNK])")
-    ids, lengths = tokenizer.encode_many(proteins.residues, proteins.lengths)
-    return Encoded(chunk.path, ids, lengths, proteins.lengths, proteins.empty, proteins.removed, proteins.unknown)
+    residues, kept = proteins.residues, proteins.lengths
+    if max_length is not None:
+        short = kept <= max_length
+        residues = np.frombuffer(residues, np.uint8)[np.repeat(short, kept)].tobytes()
+        kept = kept[short]
+    ids, lengths = tokenizer.encode_many(residues, kept)
+    longer = len(proteins.lengths) - len(kept)
+    return Encoded(chunk.path, ids, lengths, kept, longer, proteins.empty, proteins.removed, proteins.unknown)
 
 
 @dataclass
@@ -63,6 +70,7 @@ class Summary:
     proteins: Counter = field(default_factory=Counter)  # by path
     residues: int = 0
     tokens: int = 0
+    longer: int = 0
     empty: int = 0
     shortest: int = 2**31 - 1
     longest: int = 0
@@ -71,6 +79,7 @@ class Summary:
     histogram: np.ndarray = field(default_factory=lambda: np.zeros(len(LENGTH_EDGES) + 1, np.int64))
 
     def add(self, part: Encoded) -> None:
+        self.longer += part.longer
         self.empty += part.empty
         self.removed += part.removed
         self.unknown += part.unknown
@@ -93,6 +102,7 @@ class Summary:
             "residues": self.residues,
             "tokens": self.tokens,
             "empty_records_skipped": self.empty,
+            "longer_left_out": self.longer,
             "shortest": self.shortest,
             "longest": self.longest,
             "mean_length": round(self.residues / proteins, 2),
@@ -125,6 +135,8 @@ def format_summary(summary: dict, prefix: str) -> str:
     lines.append(
         f"removed: {', '.join(counts) or 'nothing'}; empty records skipped: {summary['empty_records_skipped']:,}"
     )
+    if summary["longer_left_out"]:
+        lines.append(f"left out, longer than --max-length: {summary['longer_left_out']:,} proteins")
     lines += [f"notice: {one['path']}: no proteins" for one in summary["inputs"] if one["proteins"] == 0]
     lines.append(f"{summary['seconds']} s, {summary['proteins_per_second']:,} proteins/s -> {prefix}.bin, .idx")
     return "\n".join(lines)
@@ -210,7 +222,7 @@ def preprocess(args: argparse.Namespace, tokenizer: Tokenizer, started: float) -
     """Tokenize every input into one shard; returns the summary that was also written beside it."""
     prefix = f"{args.output_prefix}_text_document"
     summary, progress = Summary(args.input), Progress(args.log_interval)
-    encode = functools.partial(encode_chunk, tokenizer=tokenizer, strict=args.strict)
+    encode = functools.partial(encode_chunk, tokenizer=tokenizer, strict=args.strict, max_length=args.max_length)
     with contextlib.closing(progress), writing(prefix), IndexedWriter(prefix, tokenizer.dtype) as writer:
         for part in map_in_order(encode, read_inputs(args), args.workers):
             writer.add(part.ids, part.lengths)
@@ -218,6 +230,7 @@ def preprocess(args: argparse.Namespace, tokenizer: Tokenizer, started: float) -
             progress.add(len(part.lengths))
         if not summary.proteins:
             empty = f", {summary.empty} empty records" if summary.empty else ""
+            empty += f", {summary.longer} longer than --max-length {args.max_length}" if summary.longer else ""
             raise InputError(f"{', '.join(args.input)}: no proteins{empty}; nothing written")
     result = summary.to_dict(tokenizer, time.monotonic() - started)
     with writing(prefix):
@@ -243,6 +256,7 @@ def build_parser() -> ArgumentParser:
     add("--seed", type=int, default=1234, help="of the proteins drawn to train SentencePiece")
     add("--workers", type=int, default=1, help="processes; the output does not depend on it")
     add("--strict", action="store_true", help="refuse letters outside the vocabulary instead of writing [UNK]")
+    add("--max-length", type=int, help="leave longer proteins out (residues); a curriculum starts with short ones")
     add("--log-interval", type=int, default=1_000_000, help="proteins between progress lines")
     add("--dataset-impl", default="mmap", help="mmap, the one format written")
     add("--append-eod", action="store_true", help="refused: proteins are stored without separators")
@@ -254,8 +268,8 @@ def build_parser() -> ArgumentParser:
 
 def check_arguments(parser: ArgumentParser, args: argparse.Namespace) -> None:
     """Refuse what cannot be done, and say in a line what is accepted without effect."""
-    for flag in ("workers", "log_interval"):
-        if getattr(args, flag) < 1:
+    for flag in ("workers", "log_interval", "max_length"):
+        if getattr(args, flag) is not None and getattr(args, flag) < 1:
             parser.error(f"--{flag.replace('_', '-')} {getattr(args, flag)}: at least 1")
     if args.append_eod:
         parser.error("--append-eod: shards hold residues only; the loader places [CLS] before each protein")

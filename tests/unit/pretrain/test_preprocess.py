@@ -65,6 +65,16 @@ def test_fasta_by_hand(call, tmp_path):
     assert "removed: '*' 1, '-' 1; empty records skipped: 1" in out
 
 
+def test_max_length_leaves_longer_proteins_out_and_counts_them(call, tmp_path):
+    (tmp_path / "x.fasta").write_text(">a\nMKV\n>b\nMKVL\n>c\nAC\n")
+    status, out, _ = call("--input", tmp_path / "x.fasta", "--max-length", 3)
+    assert status == 0 and "longer than --max-length: 1 proteins" in out
+    assert shard(tmp_path) == ["MKV", "AC"] and summary(tmp_path)["longer_left_out"] == 1
+    status, _, err = call("--input", tmp_path / "x.fasta", "--max-length", 1)
+    assert status == 2 and "no proteins, 3 longer than --max-length 1" in err
+    assert call("--input", tmp_path / "x.fasta", "--max-length", 0)[0] == 2
+
+
 def test_summary_file(call, tmp_path):
     (tmp_path / "x.fasta").write_text(FASTA + ">long\n" + "A" * 65)
     assert call("--input", tmp_path / "x.fasta")[0] == 0
