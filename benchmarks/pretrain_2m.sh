@@ -39,6 +39,6 @@ stage train70 1500
 stage train128 4500
 stage train256 7000
 # Whole proteins last, while the learning rate falls to 0.
-stage train 10000 --seq-length 1024 --micro-batch-size 2 --global-batch-size 2 \
-    --lr-decay-style linear --lr-warmup-iters 7000 --lr-decay-iters 10000
+stage train 8600 --seq-length 1024 --micro-batch-size 2 --eval-interval 800 \
+    --lr-decay-style linear --lr-warmup-iters 7000 --lr-decay-iters 8600
 python -m converter --load "$out/ckpt" --save "$out/model" --target tape --verify

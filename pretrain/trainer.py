@@ -116,6 +116,9 @@ class Trainer:
         log = NoLog()
         if self.world.is_main:
             log = MetricsLog(c.checkpoint.save, c.logging.tensorboard_dir, resume_at=self.resumed)
+        done, total = self.counters.consumed_train_samples, self.schedule.total_samples
+        if self.world.is_main and total is not None and done >= total:
+            print(f"notice: nothing left to train on: the schedule ends at sample {total:,}, {done:,} are consumed")
         reason, started = "completed", time.monotonic()
         with StopSignal() as stop, contextlib.closing(log), self._progress() as bar:
             throughput = Throughput(self.model_config, self.peak_flops)

@@ -224,3 +224,12 @@ def test_a_resumed_run_keeps_its_schedule_unless_told_otherwise(prefix, tmp_path
     new = trainer(prefix, tmp_path, "--train-iters", "8", "--load", save, "--override-lr-scheduler")
     old = trainer(prefix, tmp_path, "--train-iters", "8", "--load", save, "--use-checkpoint-lr-scheduler")
     assert new.schedule.learning_rate(4, 32) == pytest.approx(1e-3) and old.schedule.learning_rate(4, 32) == 0
+
+
+def test_a_run_with_nothing_left_to_do_says_so(prefix, tmp_path, capsys):
+    trainer(prefix, tmp_path, "--train-iters", "2").run()
+    again = trainer(prefix, tmp_path, "--train-iters", "2", "--load", str(tmp_path))
+    capsys.readouterr()
+    assert again.run() == "completed" and again.counters.iteration == 2
+    said = capsys.readouterr().out
+    assert "notice: nothing left to train on: the schedule ends at sample 16, 16 are consumed" in said
