@@ -1,6 +1,5 @@
 """ProteinBertConfig: config.json of a TAPE model directory as attributes; TAPE's keys and a few that its files lack."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -8,6 +7,9 @@ from pretrain.errors import InputError
 from pretrain.model import ACTIVATIONS, ModelConfig
 from tape.heads import HEADS
 from tape.pretrained import TAPE_EXTRAS, check_shape_keys, read_config
+from tape.protein_model import ProteinConfig
+
+POOLING = ("first", "mean")
 
 # Key of config.json -> default: TAPE's own, then what its files lack.
 CONFIG_DEFAULTS = {
@@ -29,10 +31,11 @@ CONFIG_DEFAULTS = {
     "output_dropout": True,  # false: no dropout after attention.dense and dense_4h_h, as in the original project
     "head": "proteinlm",  # or "tape" (tape.heads)
     "contact_dropout_prob": 0.5,  # both originals
+    "pooling": "first",  # pooled_output: the first token's state, as both originals; "mean": over the residues
 }
 
 
-class ProteinBertConfig:
+class ProteinBertConfig(ProteinConfig):
     """The keys of config.json as attributes. Unknown keys of a file are kept and written back."""
 
     def __init__(self, vocab_size_or_config_json_file: int | str | Path = 30, **values):
@@ -45,34 +48,15 @@ class ProteinBertConfig:
         self._check()
 
     @classmethod
-    def from_pretrained(cls, directory: str | Path, **overrides) -> "ProteinBertConfig":
-        return cls(**(read_config(directory) | overrides))
-
-    @classmethod
-    def from_json_file(cls, path: str | Path) -> "ProteinBertConfig":
-        return cls(**read_config(path))
-
-    @classmethod
     def from_dict(cls, values: Mapping) -> "ProteinBertConfig":
         return cls(**values)
-
-    def to_dict(self) -> dict:
-        return dict(self.__dict__)
-
-    def to_json_string(self) -> str:
-        return json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n"
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, ProteinBertConfig) and self.__dict__ == other.__dict__
-
-    def __repr__(self) -> str:
-        return f"ProteinBertConfig({self.to_json_string()})"
 
     def _check(self) -> None:
         check_shape_keys(self.__dict__, "ProteinBertConfig")
         for key in ("hidden_act", "lm_head_act"):
             _one_of(key, getattr(self, key), tuple(ACTIVATIONS))
         _one_of("head", self.head, HEADS)
+        _one_of("pooling", self.pooling, POOLING)
         for key in ("hidden_dropout_prob", "attention_probs_dropout_prob", "contact_dropout_prob"):
             value = getattr(self, key)
             if not isinstance(value, int | float) or not 0 <= value < 1:

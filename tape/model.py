@@ -13,6 +13,7 @@ Legend: B proteins, N tokens of the longest (residues + 2), h hidden size, C cla
 import logging
 from collections.abc import Mapping
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -28,8 +29,10 @@ from tape.heads import (
     SequenceToSequenceClassificationHead,
     ValuePredictionHead,
 )
+from tape.model_names import find_model
 from tape.names import infer_head, rename_encoder_in_place, rename_mlm_in_place
-from tape.pretrained import TapeFiles, load_tape_dir, write_tape_dir
+from tape.pretrained import PostLayerNormFile, TapeFiles, load_tape_dir, write_tape_dir
+from tape.protein_model import ProteinModel
 
 logger = logging.getLogger(__name__)
 
@@ -57,15 +60,12 @@ def _accuracy(logits: Tensor, targets: Tensor) -> Tensor:
     return _mean(((logits.argmax(-1) == targets) & counted).sum().float(), counted.sum())
 
 
-class ProteinBertAbstractModel(nn.Module):
+class ProteinBertAbstractModel(ProteinModel):
     """Loading, saving and initial weights, the same for every class."""
 
     config_class = ProteinBertConfig
-    load_report: tuple[str, ...] = ()  # what from_pretrained left out or could not find
-
-    def __init__(self, config: ProteinBertConfig):
-        super().__init__()
-        self.config = config
+    base_model_prefix = "bert"
+    kind: ClassVar[str]  # which of a baseline's classes is this one's counterpart (tape.baselines.MODELS)
 
     @classmethod
     def from_pretrained(
@@ -77,6 +77,8 @@ class ProteinBertAbstractModel(nn.Module):
     ) -> "ProteinBertAbstractModel":
         """A model in evaluation mode with a directory's weights, or random ones (torch's global seed) if None.
 
+        pretrained_dir: a path or a name such as "bert-base" (tape.model_names). A file of songlab's post-LN transformer
+        gives the counterpart of tape.baselines.tape_transformer instead of this class, and a logged notice.
         overrides: keys of config.json, e.g. hidden_dropout_prob, head, num_labels. A finetuned directory's head is
         loaded too, and refused where it is another task's or another kind than asked for. require_head: refuse a
         directory without the weights of this class's head, for evaluation. `load_report` says what was left out.
@@ -88,7 +90,14 @@ class ProteinBertAbstractModel(nn.Module):
             if require_head:
                 raise InputError("from_pretrained: a trained head was asked for, but no directory was given")
             return cls(ProteinBertConfig(**((config.to_dict() if config else {}) | overrides))).eval()
-        files = load_tape_dir(pretrained_dir, (config.to_dict() if config else {}) | overrides)
+        directory = find_model(pretrained_dir)
+        try:
+            files = load_tape_dir(directory, (config.to_dict() if config else {}) | overrides)
+        except PostLayerNormFile as found:
+            from tape.baselines import MODELS
+
+            logger.warning("%s: loaded as that model", found)
+            return MODELS["tape_transformer"][cls.kind].from_pretrained(directory, config, require_head, **overrides)
         model = cls(ProteinBertConfig(**(files.config | cls._head_kind(files, overrides))))
         model.load_report = (*files.notes, *model._load(files, require_head))
         for note in model.load_report:
@@ -148,6 +157,7 @@ class ProteinBertAbstractModel(nn.Module):
 class ProteinBertModel(ProteinBertAbstractModel):
     """The encoder: (input_ids [B, N], input_mask [B, N]) -> (sequence_output [B, N, h], pooled_output [B, h])."""
 
+    kind = "embed"
     _encoder_prefix = "encoder."
 
     def __init__(self, config: ProteinBertConfig):
@@ -157,19 +167,15 @@ class ProteinBertModel(ProteinBertAbstractModel):
         self.register_load_state_dict_pre_hook(rename_encoder_in_place)
 
     def forward(self, input_ids: Tensor, input_mask: Tensor | None = None) -> tuple:
-        """sequence_output is 0 at padding; pooled_output is each protein's first token's state (no dense, no tanh).
+        """sequence_output is 0 at padding; pooled_output is each protein's first token's state (no dense, no tanh), or
+        with config.pooling "mean" the mean of its residues' states.
 
         Without input_mask, <pad> tokens are taken as padding. With config.output_hidden_states a third element: the
         L + 1 hidden states, each [B, N, h]. A protein longer than max_position_embeddings is an InputError.
         """
         mask = real_tokens(input_ids, input_mask)
         lengths = mask.sum(1)
-        limit = self.config.max_position_embeddings
-        if mask.shape[1] > limit and int(lengths.max()) > limit:
-            raise InputError(
-                f"a protein of {int(lengths.max())} tokens (residues + 2) is longer than the model's "
-                f"max_position_embeddings {limit}; crop or leave out long proteins (--max_length)"
-            )
+        check_positions(mask, self.config.max_position_embeddings)
         where = mask.flatten().nonzero().squeeze(1)  # [T]
         positions = (mask.cumsum(1) - 1).flatten()[where]
         bounds = F.pad(lengths[lengths > 0].cumsum(0), (1, 0)).to(torch.int32)
@@ -178,9 +184,15 @@ class ProteinBertModel(ProteinBertAbstractModel):
             states = [_scatter(s, where, mask) for s in self.encoder.hidden_states(tokens, positions, bounds)]
         else:
             states = [_scatter(self.encoder(tokens, positions, bounds), where, mask)]
-        first = mask.int().argmax(1)
-        pooled = states[-1][torch.arange(len(first), device=first.device), first]
+        pooled = self._pool(states[-1], mask)
         return (states[-1], pooled, *([tuple(states)] if self.config.output_hidden_states else []))
+
+    def _pool(self, states: Tensor, mask: Tensor) -> Tensor:
+        """[B, N, h] -> [B, h]."""
+        if self.config.pooling == "mean":
+            return masked_mean(states, residues_only(mask))
+        first = mask.int().argmax(1)
+        return states[torch.arange(len(first), device=first.device), first]
 
     def _head_state(self, files: TapeFiles, names: list[str], require_head: bool) -> tuple[list[str], dict]:
         left = [name for name in (*files.head, *files.state) if name.startswith(("predict.", "classify.", "lm_head."))]
@@ -195,13 +207,34 @@ def real_tokens(input_ids: Tensor, input_mask: Tensor | None) -> Tensor:
     return mask
 
 
+def check_positions(mask: Tensor, limit: int) -> None:
+    """InputError if a protein of mask [B, N] has more tokens than the model has positions."""
+    if mask.shape[1] > limit and (longest := int(mask.sum(1).max())) > limit:
+        raise InputError(
+            f"a protein of {longest} tokens (residues + 2) is longer than the model's max_position_embeddings {limit}; "
+            "crop or leave out long proteins (--max_length)"
+        )
+
+
+def residues_only(mask: Tensor) -> Tensor:
+    """bool [B, N]: real tokens without the first (<cls>) and the last (<sep>) of each protein."""
+    places = mask.cumsum(1)
+    return mask & (places > 1) & (places < places[:, -1:])
+
+
+def masked_mean(states: Tensor, mask: Tensor) -> Tensor:
+    """[B, h]: the mean of states [B, N, h] where mask [B, N] is true; 0 where it nowhere is."""
+    weights = mask.unsqueeze(2).to(states.dtype)
+    return (states * weights).sum(1) / weights.sum(1).clamp(min=1)
+
+
 def _scatter(stream: Tensor, where: Tensor, mask: Tensor) -> Tensor:
     """[T, h] -> [B, N, h], zeros at padding."""
     padded = stream.new_zeros(mask.numel(), stream.shape[-1])
     return padded.index_copy(0, where, stream).view(*mask.shape, -1)
 
 
-def _with_loss(logits: Tensor, total_and_count: tuple | None, measured: dict, rest: tuple) -> tuple:
+def outputs_with_loss(logits: Tensor, total_and_count: tuple | None, measured: dict, rest: tuple) -> tuple:
     """TAPE's return value: (logits, ...), or ((loss, metrics), logits, ...)."""
     if total_and_count is None:
         return (logits, *rest)
@@ -210,6 +243,8 @@ def _with_loss(logits: Tensor, total_and_count: tuple | None, measured: dict, re
 
 class ProteinBertForMaskedLM(ProteinBertAbstractModel):
     """Masked language model, decoder tied to the embedding. logits [B, N, vocabulary]; targets [B, N], -1 ignored."""
+
+    kind = "masked_language_modeling"
 
     def __init__(self, config: ProteinBertConfig):
         super().__init__(config)
@@ -223,9 +258,9 @@ class ProteinBertForMaskedLM(ProteinBertAbstractModel):
         hidden, _, *rest = self.bert(input_ids, input_mask)
         logits = self.mlm(hidden, self.bert.encoder.word_embeddings.weight)
         if targets is None:
-            return _with_loss(logits, None, {}, rest)
+            return outputs_with_loss(logits, None, {}, rest)
         loss = cross_entropy_sum(logits, targets)
-        return _with_loss(logits, loss, {"perplexity": _mean(*loss).detach().exp()}, rest)
+        return outputs_with_loss(logits, loss, {"perplexity": _mean(*loss).detach().exp()}, rest)
 
     def _head_state(self, files: TapeFiles, names: list[str], require_head: bool) -> tuple[list[str], dict]:
         if files.head:
@@ -241,6 +276,8 @@ class ProteinBertForMaskedLM(ProteinBertAbstractModel):
 class ProteinBertForValuePrediction(ProteinBertAbstractModel):
     """One number a protein. logits [B, 1]; targets [B, 1]; mean squared error."""
 
+    kind = "value"
+
     def __init__(self, config: ProteinBertConfig):
         super().__init__(config)
         self.bert = ProteinBertModel(config)
@@ -249,11 +286,13 @@ class ProteinBertForValuePrediction(ProteinBertAbstractModel):
     def forward(self, input_ids: Tensor, input_mask: Tensor | None = None, targets: Tensor | None = None) -> tuple:
         _, pooled, *rest = self.bert(input_ids, input_mask)
         logits = self.predict(pooled)
-        return _with_loss(logits, None if targets is None else squared_error_sum(logits, targets), {}, rest)
+        return outputs_with_loss(logits, None if targets is None else squared_error_sum(logits, targets), {}, rest)
 
 
 class ProteinBertForSequenceClassification(ProteinBertAbstractModel):
     """One class a protein. logits [B, C]; targets [B]; cross-entropy."""
+
+    kind = "classification"
 
     def __init__(self, config: ProteinBertConfig):
         super().__init__(config)
@@ -262,11 +301,13 @@ class ProteinBertForSequenceClassification(ProteinBertAbstractModel):
 
     def forward(self, input_ids: Tensor, input_mask: Tensor | None = None, targets: Tensor | None = None) -> tuple:
         _, pooled, *rest = self.bert(input_ids, input_mask)
-        return _classified(self.classify(pooled), targets, rest)
+        return outputs_of_classes(self.classify(pooled), targets, rest)
 
 
 class ProteinBertForSequenceToSequenceClassification(ProteinBertAbstractModel):
     """One class a token. logits [B, N, C]; targets [B, N], -1 ignored."""
+
+    kind = "token_classification"
 
     def __init__(self, config: ProteinBertConfig):
         super().__init__(config)
@@ -276,17 +317,19 @@ class ProteinBertForSequenceToSequenceClassification(ProteinBertAbstractModel):
     def forward(self, input_ids: Tensor, input_mask: Tensor | None = None, targets: Tensor | None = None) -> tuple:
         mask = real_tokens(input_ids, input_mask)
         hidden, _, *rest = self.bert(input_ids, mask)
-        return _classified(self.classify(hidden, mask), targets, rest)
+        return outputs_of_classes(self.classify(hidden, mask), targets, rest)
 
 
-def _classified(logits: Tensor, targets: Tensor | None, rest: tuple) -> tuple:
+def outputs_of_classes(logits: Tensor, targets: Tensor | None, rest: tuple) -> tuple:
     if targets is None:
-        return _with_loss(logits, None, {}, rest)
-    return _with_loss(logits, cross_entropy_sum(logits, targets), {"accuracy": _accuracy(logits, targets)}, rest)
+        return outputs_with_loss(logits, None, {}, rest)
+    return outputs_with_loss(logits, cross_entropy_sum(logits, targets), {"accuracy": _accuracy(logits, targets)}, rest)
 
 
 class ProteinBertForContactPrediction(ProteinBertAbstractModel):
     """Contacts. logits [B, N-2, N-2, 2], symmetric; targets [B, N-2, N-2]: 1 contact, 0 none, -1 ignored."""
+
+    kind = "contacts"
 
     def __init__(self, config: ProteinBertConfig):
         super().__init__(config)
@@ -305,12 +348,12 @@ class ProteinBertForContactPrediction(ProteinBertAbstractModel):
         hidden, _, *rest = self.bert(input_ids, mask)
         logits = self.predict(hidden, mask)
         if targets is None:
-            return _with_loss(logits, None, {}, rest)
-        measured = {"precision_at_l5": _precision_at_l5(logits, targets, mask.sum(1) - 2)}
-        return _with_loss(logits, cross_entropy_sum(logits, targets), measured, rest)
+            return outputs_with_loss(logits, None, {}, rest)
+        measured = {"precision_at_l5": precision_at_l5(logits, targets, mask.sum(1) - 2)}
+        return outputs_with_loss(logits, cross_entropy_sum(logits, targets), measured, rest)
 
 
-def _precision_at_l5(logits: Tensor, targets: Tensor, lengths: Tensor) -> Tensor:
+def precision_at_l5(logits: Tensor, targets: Tensor, lengths: Tensor) -> Tensor:
     """Mean P@L/5 of a batch's proteins, as a number to watch; tape.tasks scores whole splits."""
     scores = (logits[..., 1] - logits[..., 0]).detach().float().cpu().numpy()
     labels = targets.cpu().numpy()

@@ -7,7 +7,8 @@ What must hold: every tensor's name and shape is checked against config.json, an
 what is left out is in the notes. Where decoder and embedding of a file differ (the original tied a random decoder), the
 embedding wins and mlm.* is left out. Files from elsewhere go through pretrain.safe_load.
 
-songlab's own transformer (post-LN) is another architecture and is refused by name.
+songlab's own transformer (post-LN) is another architecture: PostLayerNormFile says so, and tape.model turns to
+tape.baselines.tape_transformer.
 """
 
 import json
@@ -56,6 +57,10 @@ SHAPE_KEYS = (
 )
 
 
+class PostLayerNormFile(InputError):
+    """The weights are those of songlab's transformer: LayerNorm after each sum, and on the embedding."""
+
+
 @dataclass(frozen=True)
 class TapeFiles:
     """What a TAPE directory holds, its names checked and the encoder's names ours."""
@@ -97,7 +102,7 @@ def load_tape_dir(directory: str | Path, overrides: Mapping | None = None) -> Ta
         raise InputError(f"{directory}: no such directory; --from_pretrained takes a TAPE model directory")
     config = read_config(directory) | dict(overrides or {})
     check_shape_keys(config, str(directory / CONFIG_NAME))
-    path, tensors = _read_weights(directory)
+    path, tensors = read_weights(directory)
     notes: list[str] = []
     encoder, mlm, head = _sort_names(tensors, path, notes)
     if config["num_hidden_layers"] > len(encoder):  # before anything is made for each layer that config.json claims
@@ -177,7 +182,7 @@ def _mlm_to_tape(mlm: Mapping[str, Tensor], embedding: Tensor, config: Mapping, 
     return {f"mlm.{name}": value for name, value in named.items()} | {"mlm.decoder.weight": embedding.detach().clone()}
 
 
-def _read_weights(directory: Path) -> tuple[Path, dict[str, Tensor]]:
+def read_weights(directory: Path) -> tuple[Path, dict[str, Tensor]]:
     """The weights file and its tensors; safetensors where there are both."""
     if (directory / SAFE_NAME).is_file():
         from safetensors import SafetensorError
@@ -201,7 +206,8 @@ def _read_weights(directory: Path) -> tuple[Path, dict[str, Tensor]]:
 def _sort_names(tensors: Mapping[str, Tensor], path: Path, notes: list[str]) -> tuple[dict, dict, dict]:
     """Split a file into (encoder below `bert.`, masked-LM head below `mlm.`, task head); note what nothing uses."""
     if any(".attention.output.LayerNorm." in name or name.endswith("embeddings.LayerNorm.weight") for name in tensors):
-        raise InputError(f"{path}: this is songlab's post-LN transformer, another architecture than this pre-LN BERT")
+        what = "songlab's post-LN transformer (model type tape_transformer)"
+        raise PostLayerNormFile(f"{path}: this is {what}, another architecture than this pre-LN BERT")
     encoder, mlm, head, unused = {}, {}, {}, []
     for name, value in tensors.items():
         short = name.removeprefix("bert.")

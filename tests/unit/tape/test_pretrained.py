@@ -159,7 +159,7 @@ WRONG_FILES = {
     "foreign": (lambda t: t.update({"cls.predictions.bias": torch.zeros(30)}), "cls.predictions.bias is not a name"),
     "post-LN": (
         lambda t: t.update({"bert.embeddings.LayerNorm.weight": torch.zeros(16)}),
-        "post-LN transformer, another architecture",
+        "embeddings.LayerNorm.weight of a post-LN model beside bert.encoder.final_ln.bias of a pre-LN one",
     ),
 }
 

@@ -1,0 +1,160 @@
+"""What the baselines share: a class per kind of task around any trunk, with the heads of tape.heads.
+
+    class ProteinLSTMForValuePrediction(ValuePrediction, ProteinLSTMAbstractModel): ...
+
+A trunk is a ProteinModel: (input_ids [B, N], input_mask [B, N]) -> (sequence_output [B, N, h],
+pooled_output [B, p], ...), with `sequence_size(config)` = h and `pooled_size(config)` = p. What must hold: padding
+never changes a protein's numbers, whatever songlab's models did with it.
+
+Legend: B proteins, N tokens of the longest (residues + 2), h and p sizes, C classes.
+"""
+
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from pretrain.errors import InputError
+from tape.heads import (
+    HEADS,
+    ContactHead,
+    SequenceClassificationHead,
+    SequenceToSequenceClassificationHead,
+    ValuePredictionHead,
+)
+from tape.model import (
+    cross_entropy_sum,
+    masked_mean,
+    outputs_of_classes,
+    outputs_with_loss,
+    precision_at_l5,
+    real_tokens,
+    residues_only,
+    squared_error_sum,
+)
+from tape.names import infer_head
+from tape.protein_model import ProteinConfig, ProteinModel
+
+
+class BaselineConfig(ProteinConfig):
+    """ProteinConfig with this package's keys: `head`, `contact_dropout_prob`, `base_model` (the model type)."""
+
+    model_type: ClassVar[str] = ""
+
+    def __init__(self, **values):
+        defaults = {"base_model": self.model_type, "head": "proteinlm", "contact_dropout_prob": 0.5}
+        super().__init__(**(defaults | values))
+        if self.head not in HEADS:
+            raise InputError(f"{type(self).__name__}: head {self.head!r} is not one of {', '.join(HEADS)}")
+
+
+class BaselineModel(ProteinModel):
+    """A baseline's abstract model: songlab's first weights of embeddings and linear layers."""
+
+    trunk: ClassVar[type]  # set below each trunk class
+    linear_std: ClassVar[float] = 0.02
+
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, nn.Linear | nn.Embedding):
+            nn.init.normal_(module.weight, std=getattr(self.config, "initializer_range", self.linear_std))
+        if isinstance(module, nn.Linear) and module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+    def _add_trunk(self) -> nn.Module:
+        """The trunk under its name, with its first weights."""
+        trunk = self.trunk(self.config)
+        trunk.init_weights()
+        setattr(self, self.base_model_prefix, trunk)
+        return trunk
+
+    @classmethod
+    def _config_of(cls, values, tensors, path, overrides):
+        """The head's kind is the file's: songlab's runs have no key `head`. Another one asked for is refused."""
+        kind = infer_head(tensors)
+        if kind is None:
+            return values
+        if overrides.get("head", kind) != kind:
+            raise InputError(f"{path}: its head is '{kind}', but '{overrides['head']}' was asked for")
+        return values | {"head": kind}
+
+
+class ValuePrediction(BaselineModel):
+    """One number a protein. logits [B, 1]; targets [B, 1]; mean squared error."""
+
+    def __init__(self, config: BaselineConfig):
+        super().__init__(config)
+        self.predict = ValuePredictionHead(self._add_trunk().pooled_size(config), config.head)
+
+    def forward(self, input_ids: Tensor, input_mask: Tensor | None = None, targets: Tensor | None = None) -> tuple:
+        _, pooled, *rest = self.base_model(input_ids, input_mask)
+        logits = self.predict(pooled)
+        return outputs_with_loss(logits, None if targets is None else squared_error_sum(logits, targets), {}, rest)
+
+
+class SequenceClassification(BaselineModel):
+    """One class a protein. logits [B, C]; targets [B]; cross-entropy."""
+
+    def __init__(self, config: BaselineConfig):
+        super().__init__(config)
+        size = self._add_trunk().pooled_size(config)
+        self.classify = SequenceClassificationHead(size, config.num_labels, config.head)
+
+    def forward(self, input_ids: Tensor, input_mask: Tensor | None = None, targets: Tensor | None = None) -> tuple:
+        _, pooled, *rest = self.base_model(input_ids, input_mask)
+        return outputs_of_classes(self.classify(pooled), targets, rest)
+
+
+class SequenceToSequenceClassification(BaselineModel):
+    """One class a token. logits [B, N, C]; targets [B, N], -1 ignored."""
+
+    def __init__(self, config: BaselineConfig):
+        super().__init__(config)
+        size = self._add_trunk().sequence_size(config)
+        self.classify = SequenceToSequenceClassificationHead(size, config.num_labels)
+
+    def forward(self, input_ids: Tensor, input_mask: Tensor | None = None, targets: Tensor | None = None) -> tuple:
+        mask = real_tokens(input_ids, input_mask)
+        hidden, _, *rest = self.base_model(input_ids, mask)
+        return outputs_of_classes(self.classify(hidden, mask), targets, rest)
+
+
+class ContactPrediction(BaselineModel):
+    """Contacts. logits [B, N-2, N-2, 2], symmetric; targets [B, N-2, N-2]: 1 contact, 0 none, -1 ignored."""
+
+    def __init__(self, config: BaselineConfig):
+        super().__init__(config)
+        size = self._add_trunk().sequence_size(config)
+        self.predict = ContactHead(size, config.head, config.contact_dropout_prob)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        input_mask: Tensor | None = None,
+        targets: Tensor | None = None,
+        protein_length: Tensor | None = None,
+    ) -> tuple:
+        """protein_length (TAPE's argument) is accepted and not needed: the mask says it."""
+        mask = real_tokens(input_ids, input_mask)
+        hidden, _, *rest = self.base_model(input_ids, mask)
+        logits = self.predict(hidden, mask)
+        if targets is None:
+            return outputs_with_loss(logits, None, {}, rest)
+        measured = {"precision_at_l5": precision_at_l5(logits, targets, mask.sum(1) - 2)}
+        return outputs_with_loss(logits, cross_entropy_sum(logits, targets), measured, rest)
+
+
+def no_padding(states: Tensor, mask: Tensor) -> Tensor:
+    """states [B, N, h] with zeros at padding."""
+    return states * mask.unsqueeze(2).to(states.dtype)
+
+
+__all__ = [
+    "BaselineConfig",
+    "BaselineModel",
+    "ContactPrediction",
+    "SequenceClassification",
+    "SequenceToSequenceClassification",
+    "ValuePrediction",
+    "masked_mean",
+    "no_padding",
+    "residues_only",
+]
