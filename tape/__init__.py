@@ -1,8 +1,39 @@
 """TAPE: a pretrained protein model to numbers on the five tasks of Rao et al. 2019. A drop-in for songlab's package.
 
-from tape import ProteinBertModel, TAPETokenizer
+    from tape import ProteinBertModel, TAPETokenizer
+    model = ProteinBertModel.from_pretrained("bert-base")
+    sequence_output, pooled_output = model(torch.tensor([TAPETokenizer().encode("MKV")]))[:2]
+
+tape.datasets, tape.registry, tape.tokenizers, tape.metrics, tape.models and tape.main are songlab's modules of those
+names. UniRep and trRosetta are left out.
 """
 
+from tape.baselines.lstm import (
+    ProteinLSTMConfig,
+    ProteinLSTMForContactPrediction,
+    ProteinLSTMForLM,
+    ProteinLSTMForSequenceClassification,
+    ProteinLSTMForSequenceToSequenceClassification,
+    ProteinLSTMForValuePrediction,
+    ProteinLSTMModel,
+)
+from tape.baselines.onehot import (
+    ProteinOneHotConfig,
+    ProteinOneHotForContactPrediction,
+    ProteinOneHotForSequenceClassification,
+    ProteinOneHotForSequenceToSequenceClassification,
+    ProteinOneHotForValuePrediction,
+    ProteinOneHotModel,
+)
+from tape.baselines.resnet import (
+    ProteinResNetConfig,
+    ProteinResNetForContactPrediction,
+    ProteinResNetForMaskedLM,
+    ProteinResNetForSequenceClassification,
+    ProteinResNetForSequenceToSequenceClassification,
+    ProteinResNetForValuePrediction,
+    ProteinResNetModel,
+)
 from tape.model import (
     ProteinBertConfig,
     ProteinBertForContactPrediction,
@@ -12,7 +43,8 @@ from tape.model import (
     ProteinBertForValuePrediction,
     ProteinBertModel,
 )
-from tape.tokenizer import TAPETokenizer
+from tape.protein_model import ProteinConfig, ProteinModel
+from tape.tokenizers import TAPETokenizer
 
 __all__ = [
     "ProteinBertConfig",
@@ -22,5 +54,27 @@ __all__ = [
     "ProteinBertForSequenceToSequenceClassification",
     "ProteinBertForValuePrediction",
     "ProteinBertModel",
+    "ProteinConfig",
+    "ProteinLSTMConfig",
+    "ProteinLSTMForContactPrediction",
+    "ProteinLSTMForLM",
+    "ProteinLSTMForSequenceClassification",
+    "ProteinLSTMForSequenceToSequenceClassification",
+    "ProteinLSTMForValuePrediction",
+    "ProteinLSTMModel",
+    "ProteinModel",
+    "ProteinOneHotConfig",
+    "ProteinOneHotForContactPrediction",
+    "ProteinOneHotForSequenceClassification",
+    "ProteinOneHotForSequenceToSequenceClassification",
+    "ProteinOneHotForValuePrediction",
+    "ProteinOneHotModel",
+    "ProteinResNetConfig",
+    "ProteinResNetForContactPrediction",
+    "ProteinResNetForMaskedLM",
+    "ProteinResNetForSequenceClassification",
+    "ProteinResNetForSequenceToSequenceClassification",
+    "ProteinResNetForValuePrediction",
+    "ProteinResNetModel",
     "TAPETokenizer",
 ]

@@ -2,17 +2,19 @@
 
     data = SecondaryStructureDataset("data", "train")
     token_ids, input_mask, labels = data[0]
-    batch = data.collate_fn([data[0], data[1]])     # input_ids, input_mask, targets, ids, protein_length, ...
+    batch = data.collate_fn([data[0], data[1]])     # TAPE's keys: input_ids, input_mask, targets
+    batch["ids"], batch["protein_length"]           # found too, but not part of model(**batch)
 
-What must hold: no protein is dropped or cut silently. `max_length` (residues) with `too_long` says what happens to a
-longer one, and `counts` says to how many it did. A record that is wrong is an InputError with its file and number.
+Constructors, items and batches are songlab's; max_length and too_long are ours. The files themselves (LMDBDataset,
+FastaDataset, dataset_factory, EmbedDataset ...) are in tape.data_files and named here too.
+
+What must hold: no protein is dropped or cut silently (tape.dataset_base); a record that is wrong is an InputError with
+its file and number.
 
 Legend: L residues, N = L + 2 tokens (<cls> residues <sep>), B proteins of a batch.
 """
 
 from collections.abc import Sequence
-from functools import cached_property
-from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -21,193 +23,32 @@ from scipy.spatial.distance import cdist
 
 from pretrain.data.masking import MASK_STREAM, mask_tokens, sample_rng
 from pretrain.errors import InputError
+from tape.data_files import EmbedDataset, FastaDataset, JSONDataset, LMDBDataset, NPZDataset, dataset_factory
+from tape.dataset_base import TapeDataset, array_of, field
+from tape.examples import Example, TapeBatch, pad_sequences
 from tape.metrics import IGNORE
-from tape.records import find_data_file, open_records
-from tape.tokenizer import TAPETokenizer
 
-TOO_LONG = ("error", "crop", "skip")
+__all__ = [
+    "EmbedDataset",
+    "FastaDataset",
+    "FluorescenceDataset",
+    "JSONDataset",
+    "LMDBDataset",
+    "LanguageModelingDataset",
+    "MaskedLanguageModelingDataset",
+    "NPZDataset",
+    "ProteinnetDataset",
+    "RemoteHomologyDataset",
+    "SecondaryStructure8Dataset",
+    "SecondaryStructureDataset",
+    "StabilityDataset",
+    "TapeDataset",
+    "dataset_factory",
+    "pad_sequences",
+]
+
 CONTACT_DISTANCE = 8.0  # Angstrom between C-alpha atoms
 MIN_SEPARATION = 6  # closer pairs along the chain are not scored
-
-
-def pad_sequences(arrays: Sequence[np.ndarray], constant_value: int = 0) -> np.ndarray:
-    """Arrays of one number of dimensions -> [B, longest ...], the rest filled with `constant_value`."""
-    shape = [len(arrays), *np.max([array.shape for array in arrays], axis=0)]
-    padded = np.full(shape, constant_value, arrays[0].dtype)
-    for row, array in zip(padded, arrays, strict=True):
-        row[tuple(slice(size) for size in array.shape)] = array
-    return padded
-
-
-class Example(tuple):
-    """One protein as TAPE's tuple, which also knows its name, its residues and their valid_mask (bool [L] or None)."""
-
-    id: str
-    length: int
-    valid: np.ndarray | None
-
-    @classmethod
-    def of(cls, values: Sequence, record: dict, valid: np.ndarray | None = None) -> "Example":
-        example = cls(values)
-        example.id, example.length, example.valid = record["id"], len(record["primary"]), valid
-        return example
-
-
-class TapeDataset(torch.utils.data.Dataset):
-    """What the datasets share. Subclasses say where the records are and make the target of one."""
-
-    folder: ClassVar[str]
-    splits: ClassVar[tuple[str, ...]] = ("train", "valid", "test")
-    target_padding: ClassVar[int | None] = IGNORE  # None: one target a protein, nothing to pad
-
-    def __init__(
-        self,
-        data_path: str | Path,
-        split: str,
-        tokenizer: str | TAPETokenizer = "iupac",
-        in_memory: bool = False,
-        max_length: int | None = None,
-        too_long: str = "error",
-    ):
-        """data_path: TAPE's data root, the task's folder in it, or a .lmdb or .json itself.
-
-        in_memory: keep decoded records. max_length: residues the model may see; too_long: what happens to a longer
-        protein, 'error', 'crop' (its first max_length residues are kept) or 'skip'; see `counts`.
-        """
-        if split not in self.splits and Path(data_path).suffix not in (".lmdb", ".json"):
-            raise InputError(f"{self.folder} has no split {split!r}; it has {', '.join(self.splits)}")
-        if too_long not in TOO_LONG:
-            raise InputError(f"too_long {too_long!r} is not one of {', '.join(TOO_LONG)}")
-        self.tokenizer = TAPETokenizer(vocab=tokenizer) if isinstance(tokenizer, str) else tokenizer
-        self.path = find_data_file(data_path, self.folder, self.folder, split)
-        self.split, self.max_length, self.too_long = split, max_length, too_long
-        self.data = open_records(self.path)
-        self._cache: list[dict | None] | None = [None] * len(self.data) if in_memory else None
-        self._kept = self._keep()
-
-    def __len__(self) -> int:
-        return len(self._kept)
-
-    def record(self, index: int) -> dict:
-        """The whole record of protein `index` as it is on disk, uncropped: primary and id are str."""
-        if not 0 <= index < len(self):
-            raise IndexError(index)
-        return self._read(int(self._kept[index]))
-
-    def where(self, index: int) -> str:
-        """File and record of protein `index`, for messages."""
-        return f"{self.path} record {int(self._kept[index])}"
-
-    @cached_property
-    def lengths(self) -> np.ndarray:
-        """int64 [len(self)]: residues of each protein as the model sees it (after cropping)."""
-        lengths = self._record_lengths[self._kept]
-        return lengths if self.max_length is None else np.minimum(lengths, self.max_length)
-
-    @property
-    def counts(self) -> dict[str, int | str | None]:
-        """What `max_length` did to this split, for a result file."""
-        lengths, cropping = self._record_lengths, self.too_long == "crop"
-        over = lengths - (self.max_length or lengths.max(initial=0))
-        over = over[over > 0]
-        return {
-            "n_records": len(lengths),
-            "n_examples": len(self),
-            "max_length": self.max_length,
-            "too_long": self.too_long,
-            "n_cropped": len(over) if cropping else 0,
-            "n_residues_cropped": int(over.sum()) if cropping else 0,
-            "n_skipped": len(lengths) - len(self),
-        }
-
-    @cached_property
-    def _record_lengths(self) -> np.ndarray:
-        return np.array([len(self._read(i)["primary"]) for i in range(len(self.data))], np.int64)
-
-    def _keep(self) -> np.ndarray:
-        """Numbers of the records that are proteins of this dataset."""
-        if self.max_length is None or self.too_long == "crop":
-            return np.arange(len(self.data))
-        fits = self._record_lengths <= self.max_length
-        if self.too_long == "error" and not fits.all():
-            first = int(fits.argmin())
-            raise InputError(
-                f"{self.path} record {first}: {self._record_lengths[first]} residues, but max_length is"
-                f" {self.max_length} ({int((~fits).sum())} such records); crop or skip them explicitly"
-            )
-        return np.flatnonzero(fits)
-
-    def _read(self, number: int) -> dict:
-        if self._cache is None:
-            return self.data[number]
-        if self._cache[number] is None:
-            self._cache[number] = self.data[number]
-        return self._cache[number]
-
-    def __getitem__(self, index: int) -> Example:
-        record, where = self.record(index), self.where(index)
-        return self._example(record, where, len(record["primary"]), index)
-
-    def _example(self, record: dict, where: str, length: int, index: int) -> Example:
-        """TAPE's tuple of one record of `length` residues; subclasses may make more of it."""
-        record = self._cropped(record)
-        token_ids = self._encode(record, where)
-        return Example.of((token_ids, np.ones_like(token_ids), self._target(record, where, length)), record)
-
-    def _target(self, record: dict, where: str, length: int):
-        """The target of a record whose `primary` may be cropped; `length` residues are on disk."""
-        raise NotImplementedError
-
-    def _cropped(self, record: dict) -> dict:
-        return record if self.max_length is None else {**record, "primary": record["primary"][: self.max_length]}
-
-    def _encode(self, record: dict, where: str) -> np.ndarray:
-        """int64 [N]; refuses a vocabulary that is not one id a residue."""
-        token_ids = self.tokenizer.encode(record["primary"])
-        if len(token_ids) != len(record["primary"]) + 2:
-            found = f"{len(token_ids)} tokens for {len(record['primary'])} residues"
-            raise InputError(f"{where}: {found}; TAPE's tasks need a vocabulary of one token a residue")
-        return token_ids
-
-    def collate_fn(self, batch: Sequence[Example]) -> dict:
-        """Examples -> input_ids [B, N], input_mask [B, N], targets, ids (list of str), protein_length [B]."""
-        token_ids, masks, targets = ([example[place] for example in batch] for place in range(3))
-        return {
-            "ids": [example.id for example in batch],
-            "protein_length": torch.tensor([example.length for example in batch]),
-            "input_ids": torch.from_numpy(pad_sequences(token_ids)),
-            "input_mask": torch.from_numpy(pad_sequences(masks)),
-            "targets": self._collate_targets(targets),
-        }
-
-    def _collate_targets(self, targets: list) -> torch.Tensor:
-        if self.target_padding is None:
-            return torch.tensor(targets)
-        return torch.from_numpy(pad_sequences(targets, self.target_padding).astype(np.int64))
-
-
-def field(record: dict, key: str, where: str) -> object:
-    """record[key], or an InputError that says what the record has."""
-    if record.get(key) is None:
-        raise InputError(f"{where}: no {key}; the record has {', '.join(sorted(map(str, record)))}")
-    return record[key]
-
-
-def array_of(record: dict, key: str, where: str, shape: tuple[int, ...]) -> np.ndarray:
-    """record[key] as a numeric array of `shape`, or an InputError with both shapes."""
-    value = field(record, key, where)
-    try:
-        array = np.asarray(value)
-    except ValueError:
-        array = np.empty(0, object)
-    if array.dtype.kind not in "biuf":
-        raise InputError(f"{where}: {key} holds no plain numbers")
-    if array.shape != shape:
-        raise InputError(
-            f"{where}: {key} has shape {list(array.shape)}, but the protein has {len(record['primary'])} residues"
-            f" (expected {list(shape)})"
-        )
-    return array
 
 
 class ValueDataset(TapeDataset):
@@ -222,8 +63,8 @@ class ValueDataset(TapeDataset):
             raise InputError(f"{where}: {self.key} is {record[self.key]!r}, one finite number was expected")
         return float(value.reshape(-1)[0])
 
-    def _collate_targets(self, targets: list) -> torch.Tensor:
-        return torch.tensor(targets, dtype=torch.float32).unsqueeze(1)
+    def _targets(self, batch: Sequence[Example]) -> torch.Tensor:
+        return torch.tensor([example[2] for example in batch], dtype=torch.float32).unsqueeze(1)
 
 
 class FluorescenceDataset(ValueDataset):
@@ -256,18 +97,19 @@ class RemoteHomologyDataset(TapeDataset):
 class SecondaryStructureDataset(TapeDataset):
     """3-class structure of each residue. Item: (token_ids [N], input_mask [N], labels [N], -1 at <cls> and <sep>).
 
-    TAPE ignores valid_mask, and so do the targets; a batch carries it as valid_mask [B, N] (True where the record has
-    none), for the metric that does not.
+    TAPE ignores valid_mask, and so do the targets; batch["valid_mask"] has it, [B, N] (True where the record has none),
+    for the metric that does not.
     """
 
     folder = "secondary_structure"
     splits = ("train", "valid", "casp12", "ts115", "cb513")
     num_labels = 3
+    key: ClassVar[str] = "ss3"
 
     def _example(self, record: dict, where: str, length: int, index: int) -> Example:
-        labels = array_of(record, "ss3", where, (length,))
+        labels = array_of(record, self.key, where, (length,))
         if labels.dtype.kind not in "iu" or not ((labels >= IGNORE) & (labels < self.num_labels)).all():
-            raise InputError(f"{where}: ss3 must be whole numbers of 0-{self.num_labels - 1} (or -1, unknown)")
+            raise InputError(f"{where}: {self.key} must be whole numbers of 0-{self.num_labels - 1} (or -1, unknown)")
         whole = "valid_mask" not in record or record["valid_mask"] is None
         valid = np.ones(length, bool) if whole else array_of(record, "valid_mask", where, (length,)).astype(bool)
         record = self._cropped(record)
@@ -275,9 +117,24 @@ class SecondaryStructureDataset(TapeDataset):
         labels = np.pad(labels[:kept].astype(np.int64), 1, constant_values=IGNORE)
         return Example.of((token_ids, np.ones_like(token_ids), labels), record, valid[:kept])
 
-    def collate_fn(self, batch: Sequence[Example]) -> dict:
-        valid = pad_sequences([np.pad(example.valid, 1) for example in batch], False)
-        return super().collate_fn(batch) | {"valid_mask": torch.from_numpy(valid)}
+    def collate_fn(self, batch: Sequence[Example]) -> TapeBatch:
+        known = [getattr(example, "valid", None) for example in batch]
+        rows = [np.ones(len(e[0]) - 2, bool) if v is None else v for e, v in zip(batch, known, strict=True)]
+        found = super().collate_fn(batch)
+        found.extra["valid_mask"] = torch.from_numpy(pad_sequences([np.pad(row, 1) for row in rows], False))
+        return found
+
+
+class SecondaryStructure8Dataset(SecondaryStructureDataset):
+    """The same with the 8 states of DSSP (ss8), which some copies of the data lack."""
+
+    num_labels = 8
+    key = "ss8"
+
+    def _example(self, record: dict, where: str, length: int, index: int) -> Example:
+        if record.get(self.key) is None:
+            raise InputError(f"{where}: no ss8; 8-state structure needs a file with ss8 (this one has 3-state labels)")
+        return super()._example(record, where, length, index)
 
 
 class ProteinnetDataset(TapeDataset):
@@ -298,10 +155,14 @@ class ProteinnetDataset(TapeDataset):
         contacts = contact_map(tertiary[:kept], valid[:kept])
         return Example.of((token_ids, np.ones_like(token_ids), contacts, kept), record, valid[:kept])
 
-    def collate_fn(self, batch: Sequence[Example]) -> dict:
-        """Also valid_mask [B, L]."""
-        valid = pad_sequences([example.valid for example in batch], False)
-        return super().collate_fn(batch) | {"valid_mask": torch.from_numpy(valid)}
+    def collate_fn(self, batch: Sequence[Example]) -> TapeBatch:
+        """protein_length [B] is one of TAPE's keys here; beside them valid_mask [B, L]."""
+        found = super().collate_fn(batch)
+        found["protein_length"] = found.extra.pop("protein_length")
+        known = [getattr(example, "valid", None) for example in batch]
+        rows = [(e[2] != IGNORE).any(1) if v is None else v for e, v in zip(batch, known, strict=True)]
+        found.extra["valid_mask"] = torch.from_numpy(pad_sequences(rows, False))
+        return found
 
 
 def contact_map(tertiary: np.ndarray, valid: np.ndarray) -> np.ndarray:
@@ -339,5 +200,27 @@ class MaskedLanguageModelingDataset(TapeDataset):
         masked, positions, hidden = mask_tokens(token_ids, maskable, vocabulary, rng, self.mask_prob)
         labels = np.full(len(token_ids), IGNORE, np.int64)
         labels[positions] = hidden
-        classes = (int(record.get("clan", -1)), int(record.get("family", -1)))
-        return Example.of((masked, np.ones_like(masked), labels, *classes), record)
+        return Example.of((masked, np.ones_like(masked), labels, *_families(record)), record)
+
+
+class LanguageModelingDataset(TapeDataset):
+    """Pfam as it is. Item: (token_ids [N], input_mask [N], clan, family); targets [B, N] are the tokens, -1 at padding.
+
+    A model of this task does its own shifting: position i is guessed without token i.
+    """
+
+    folder = "pfam"
+    splits = ("train", "valid", "holdout")
+
+    def _example(self, record: dict, where: str, length: int, index: int) -> Example:
+        record = self._cropped(record)
+        token_ids = self._encode(record, where)
+        return Example.of((token_ids, np.ones_like(token_ids), *_families(record)), record)
+
+    def _targets(self, batch: Sequence[Example]) -> torch.Tensor:
+        return torch.from_numpy(pad_sequences([example[0] for example in batch], IGNORE))
+
+
+def _families(record: dict) -> tuple[int, int]:
+    """(clan, family) of a Pfam record, -1 where it has none."""
+    return int(record.get("clan", -1)), int(record.get("family", -1))

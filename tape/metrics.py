@@ -12,7 +12,7 @@ Legend: L residues of one protein, N proteins (or residues), C classes.
 """
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from scipy import stats
@@ -63,6 +63,12 @@ def mean_squared_error(scores: np.ndarray, labels: np.ndarray) -> float:
     return float(np.mean(difference**2)) if difference.size else float("nan")
 
 
+def mean_absolute_error(scores: np.ndarray, labels: np.ndarray) -> float:
+    """Mean of |score - label| over N values, in float64. NaN when there are none."""
+    difference = np.asarray(scores, np.float64).ravel() - np.asarray(labels, np.float64).ravel()
+    return float(np.mean(np.abs(difference))) if difference.size else float("nan")
+
+
 def perplexity(cross_entropies: np.ndarray) -> float:
     """exp of the mean cross-entropy (nats) over all masked residues [N] of the split."""
     if not cross_entropies.size:
@@ -74,6 +80,15 @@ def perplexity(cross_entropies: np.ndarray) -> float:
 def precision_name(divisor: str, band: str) -> str:
     """`precision_at_l5` (separation >= 6), `precision_at_l5_long` ..."""
     return f"precision_at_{divisor}" + (f"_{band}" if band else "")
+
+
+# TAPE's command-line names that are other names of ours.
+ALIASES: dict[str, str] = {"L5": "precision_at_l5"}
+
+
+def canonical_metric(name: str) -> str:
+    """The name under which a result file has the metric: `L5` is `precision_at_l5`."""
+    return ALIASES.get(name, name)
 
 
 PRECISIONS: tuple[str, ...] = tuple(precision_name(divisor, band) for band in BANDS for divisor in DIVISORS)
@@ -125,3 +140,31 @@ def mean_over_proteins(values: np.ndarray) -> tuple[float, int]:
     if left == len(values) or np.isinf(values).any():
         return float("nan"), left
     return float(np.nanmean(values)), left
+
+
+# ---- the same in TAPE's calling convention, for its registry: metric(target, prediction), an entry a protein in each
+
+
+def _tape_accuracy(target: Sequence, prediction: Sequence) -> float:
+    """Share of the labels other than -1 at which the scores [..., C] are highest: labels of proteins or of residues."""
+    pairs = [(np.atleast_2d(score), np.atleast_1d(label)) for label, score in zip(target, prediction, strict=True)]
+    counts = np.array([count_right(*pair) for pair in pairs], np.float64).reshape(-1, 2).sum(0)
+    return float(counts[0] / counts[1]) if counts[1] else float("nan")
+
+
+def _tape_precision_at_l5(target: Sequence, prediction: Sequence) -> float:
+    """P@L/5 (separation >= 6), mean over proteins; maps [L, L] of scores or [L, L, 2] of logits, and of labels."""
+    maps = [np.asarray(scores, np.float64) for scores in prediction]
+    maps = [scores[..., 1] - scores[..., 0] if scores.ndim == 3 else scores for scores in maps]
+    table = precision_table([(s, np.asarray(t)) for s, t in zip(maps, target, strict=True)])
+    return mean_over_proteins(table["precision_at_l5"])[0]
+
+
+TAPE_METRICS: dict[str, Callable[[Sequence, Sequence], float]] = {
+    "mse": lambda target, prediction: mean_squared_error(np.asarray(prediction), np.asarray(target)),
+    "mae": lambda target, prediction: mean_absolute_error(np.asarray(prediction), np.asarray(target)),
+    "spearmanr": lambda target, prediction: spearmanr(np.asarray(prediction), np.asarray(target)),
+    "accuracy": _tape_accuracy,
+    "precision_at_l5": _tape_precision_at_l5,
+    "L5": _tape_precision_at_l5,
+}

@@ -122,7 +122,11 @@ def _mean_squared_error(predictions: Sequence[Prediction]) -> float:
     return metrics.mean_squared_error(*stack_scores(predictions))
 
 
-VALUE_METRICS: dict[str, Metric] = {"spearmanr": _spearmanr, "mse": _mean_squared_error}
+def _mean_absolute_error(predictions: Sequence[Prediction]) -> float:
+    return metrics.mean_absolute_error(*stack_scores(predictions))
+
+
+VALUE_METRICS: dict[str, Metric] = {"spearmanr": _spearmanr, "mse": _mean_squared_error, "mae": _mean_absolute_error}
 
 
 class ValueTask(Task):

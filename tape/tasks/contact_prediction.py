@@ -3,6 +3,7 @@
 P@L, P@L/2 and P@L/5 in five separation bands (tape.metrics): mean over proteins, with the number that left each mean.
 """
 
+import inspect
 from collections.abc import Sequence
 from functools import partial
 
@@ -17,6 +18,12 @@ from tape.tasks.base import Batch, Prediction, Task, to_numpy
 
 class ContactPrediction(Task):
     """Two classes a pair of residues; cross-entropy over the valid pairs."""
+
+    def forward(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
+        # A model in TAPE's form may want the lengths; ours take them from the mask.
+        wanted = "protein_length" in inspect.signature(model.forward).parameters
+        lengths = {"protein_length": batch["protein_length"]} if wanted else {}
+        return model(input_ids=batch["input_ids"], input_mask=batch["input_mask"], **lengths)[0]
 
     def loss(self, logits: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         return cross_entropy_sum(logits, batch["targets"])

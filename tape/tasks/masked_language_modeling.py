@@ -45,6 +45,7 @@ def _accuracy(predictions: Sequence[Prediction]) -> float:
     return right / counted if counted and finite else float("nan")
 
 
+LM_METRICS = {"perplexity": _perplexity, "accuracy": _accuracy}
 TASK = MaskedLanguageModeling(
     name="masked_language_modeling",
     dataset=MaskedLanguageModelingDataset,
@@ -52,6 +53,6 @@ TASK = MaskedLanguageModeling(
     num_labels=0,
     splits=("holdout",),
     metric="perplexity",
-    metrics={"perplexity": _perplexity, "accuracy": _accuracy},
+    metrics=LM_METRICS,
     higher_is_better=False,
 )

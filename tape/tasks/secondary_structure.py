@@ -1,15 +1,16 @@
-"""Secondary structure: helix, strand or other for every residue (NetSurfP-2.0's data); 3-class accuracy.
+"""Secondary structure: helix, strand or other for every residue (NetSurfP-2.0's data); 3-class accuracy. And 8 states.
 
 `accuracy` counts every labelled residue, as TAPE does; `accuracy_valid` only those that the record's valid_mask keeps.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
 
 from tape import metrics
-from tape.datasets import SecondaryStructureDataset
+from tape.datasets import SecondaryStructure8Dataset, SecondaryStructureDataset
 from tape.model import ProteinBertForSequenceToSequenceClassification, cross_entropy_sum
 from tape.tasks.base import Batch, Prediction, Task, to_numpy
 
@@ -68,3 +69,5 @@ TASK = SecondaryStructure(
     metric="accuracy",
     metrics={"accuracy": _accuracy, "accuracy_valid": _accuracy_valid},
 )
+# 8 states; the task's name is the original project's.
+TASK_Q8 = replace(TASK, name="ss_q8", dataset=SecondaryStructure8Dataset, num_labels=8)

@@ -1,0 +1,158 @@
+"""TAPE's raw datasets: the records of one file as dicts, whatever the form, and the dataset that tape-embed had.
+
+    data = dataset_factory("proteins.fasta")        # .lmdb, .json, .fasta (.faa .fna ..., .gz), or a folder of .npz
+    data[0]["primary"], data[0]["id"]
+
+Names, constructors, items and errors (FileNotFoundError, TypeError, IndexError, ValueError) are songlab's. What must
+hold: pickled values are read through pretrain.safe_load alone (tape.records).
+"""
+
+import errno
+import os
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from pretrain.data.sequences import read_fasta
+from pretrain.errors import InputError
+from tape.examples import pad_sequences
+from tape.records import JSONRecords, LMDBRecords
+from tape.tokenizer import TAPETokenizer
+
+FASTA = (".fasta", ".fa", ".faa", ".fna", ".ffn", ".frn", ".gz")
+
+
+def _existing(data_file: str | Path) -> Path:
+    path = Path(data_file)
+    if not path.exists():
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+    return path
+
+
+def dataset_factory(data_file: str | Path, *args, **kwargs) -> Dataset:
+    """The dataset of a file by its ending; further arguments go to its constructor."""
+    path = _existing(data_file)
+    for suffixes, kind in (((".lmdb",), LMDBDataset), (FASTA, FastaDataset), ((".json",), JSONDataset)):
+        if path.suffix in suffixes:
+            return kind(path, *args, **kwargs)
+    if path.is_dir():
+        return NPZDataset(path, *args, **kwargs)
+    raise InputError(f"{path}: a data file of kind {path.suffix or 'none'}; should be .lmdb, .json or .fasta")
+
+
+class _Records(Dataset):
+    """Items 0 ... len - 1, each a dict with 'id'."""
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> dict:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        return self._records[index]
+
+
+class FastaDataset(_Records):
+    """A FASTA file (or .gz), in memory: {'id': first word of the header, 'primary', 'protein_length'}."""
+
+    def __init__(self, data_file: str | Path, in_memory: bool = False):
+        records = [(header.split(maxsplit=1), residues) for header, residues in read_fasta(str(_existing(data_file)))]
+        self._records = [
+            {"id": words[0] if words else str(number), "primary": residues, "protein_length": len(residues)}
+            for number, (words, residues) in enumerate(records)
+        ]
+
+
+class LMDBDataset(_Records):
+    """An LMDB in TAPE's form. Items are its dicts; in_memory keeps each that has been read."""
+
+    def __init__(self, data_file: str | Path, in_memory: bool = False):
+        self._records = LMDBRecords(_existing(data_file))
+        self._cache: dict[int, dict] | None = {} if in_memory else None
+
+    def __getitem__(self, index: int) -> dict:
+        if self._cache is None:
+            return super().__getitem__(index)
+        if index not in self._cache:
+            self._cache[index] = super().__getitem__(index)
+        return self._cache[index]
+
+
+class JSONDataset(_Records):
+    """A JSON list of dicts, in memory. TypeError where the file or a record has another type."""
+
+    def __init__(self, data_file: str | Path, in_memory: bool = True):
+        self.path = _existing(data_file)
+        try:
+            self._records = JSONRecords(self.path)
+        except InputError as error:
+            if "a JSON list" not in str(error):
+                raise
+            raise TypeError(str(error)) from None
+
+    def __getitem__(self, index: int) -> dict:
+        try:
+            return super().__getitem__(index)
+        except InputError as error:
+            if "a dict was expected" not in str(error):
+                raise
+            raise TypeError(str(error)) from None
+
+
+class NPZDataset(Dataset):
+    """A folder of .npz files, one protein each (all, or those named in split_files); 'id' is the file's name."""
+
+    def __init__(self, data_file: str | Path, in_memory: bool = True, split_files: Collection[str] | None = None):
+        folder = _existing(data_file)
+        if not folder.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder))
+        wanted = None if split_files is None else set(split_files)
+        if wanted is not None and not wanted:
+            raise InputError(f"{folder}: split_files names no file")
+        found = sorted(path for path in folder.glob("*.npz") if wanted is None or path.name in wanted)
+        if not found or (wanted is not None and len(found) < len(wanted)):
+            missing = "no .npz file" if wanted is None else f"{len(wanted) - len(found)} of the files asked for missing"
+            raise FileNotFoundError(errno.ENOENT, missing, str(folder))
+        self._files = found
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __getitem__(self, index: int) -> dict:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        with np.load(self._files[index], allow_pickle=False) as arrays:
+            return {"id": self._files[index].stem} | dict(arrays)
+
+
+class EmbedDataset(Dataset):
+    """Proteins to embed. Item: (id, token_ids [N], input_mask [N]); a batch: ids, input_ids and input_mask [B, N]."""
+
+    def __init__(
+        self,
+        data_file: str | Path,
+        tokenizer: str | TAPETokenizer = "iupac",
+        in_memory: bool = False,
+        convert_tokens_to_ids: bool = True,
+    ):
+        self.tokenizer = TAPETokenizer(vocab=tokenizer) if isinstance(tokenizer, str) else tokenizer
+        self.data = dataset_factory(data_file)
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, index: int) -> tuple[str, np.ndarray, np.ndarray]:
+        item = self.data[index]
+        token_ids = self.tokenizer.encode(item["primary"])
+        return item["id"], token_ids, np.ones_like(token_ids)
+
+    def collate_fn(self, batch: Sequence[tuple]) -> dict:
+        ids, token_ids, masks = zip(*batch, strict=True)
+        tensors = {
+            "input_ids": torch.from_numpy(pad_sequences(token_ids)),
+            "input_mask": torch.from_numpy(pad_sequences(masks)),
+        }
+        return {"ids": list(ids)} | tensors

@@ -1,0 +1,193 @@
+"""What TAPE's datasets share: records of a split as TAPE's tuples, long proteins as an explicit choice, and batches.
+
+    class MyDataset(TapeDataset):
+        folder = "my_folder"                                    # <data_path>/my_folder/my_folder_<split>.lmdb or .json
+
+        def _target(self, record, where, length):
+            return float(field(record, "my_key", where))
+
+What must hold: no protein is dropped or cut silently. `max_length` (residues) with `too_long` says what happens to a
+longer one, and `counts` says to how many it did. A record that is wrong is an InputError with its file and number.
+
+Legend: L residues, N = L + 2 tokens (<cls> residues <sep>), B proteins of a batch.
+"""
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import torch
+
+from pretrain.errors import InputError
+from tape.examples import Example, TapeBatch, pad_sequences
+from tape.metrics import IGNORE
+from tape.records import find_data_file, open_records
+from tape.tokenizer import TAPETokenizer
+
+TOO_LONG = ("error", "crop", "skip")
+
+
+class TapeDataset(torch.utils.data.Dataset):
+    """What the datasets share. Subclasses say where the records are and make the target of one."""
+
+    folder: ClassVar[str]
+    splits: ClassVar[tuple[str, ...]] = ("train", "valid", "test")
+    target_padding: ClassVar[int | None] = IGNORE  # None: one target a protein, nothing to pad
+
+    def __init__(
+        self,
+        data_path: str | Path,
+        split: str,
+        tokenizer: str | TAPETokenizer = "iupac",
+        in_memory: bool = False,
+        max_length: int | None = None,
+        too_long: str = "error",
+    ):
+        """data_path: TAPE's data root, the task's folder in it, or a .lmdb or .json itself.
+
+        in_memory: keep decoded records. max_length: residues the model may see; too_long: what happens to a longer
+        protein, 'error', 'crop' (its first max_length residues are kept) or 'skip'; see `counts`.
+        """
+        if split not in self.splits and Path(data_path).suffix not in (".lmdb", ".json"):
+            raise InputError(f"{self.folder} has no split {split!r}; it has {', '.join(self.splits)}")
+        if too_long not in TOO_LONG:
+            raise InputError(f"too_long {too_long!r} is not one of {', '.join(TOO_LONG)}")
+        self.tokenizer = TAPETokenizer(vocab=tokenizer) if isinstance(tokenizer, str) else tokenizer
+        self.path = find_data_file(data_path, self.folder, self.folder, split)
+        self.split, self.max_length, self.too_long = split, max_length, too_long
+        self.data = open_records(self.path)
+        self._cache: list[dict | None] | None = [None] * len(self.data) if in_memory else None
+        self._kept = self._keep()
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def record(self, index: int) -> dict:
+        """The whole record of protein `index` as it is on disk, uncropped: primary and id are str."""
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        return self._read(int(self._kept[index]))
+
+    def where(self, index: int) -> str:
+        """File and record of protein `index`, for messages."""
+        return f"{self.path} record {int(self._kept[index])}"
+
+    @cached_property
+    def lengths(self) -> np.ndarray:
+        """int64 [len(self)]: residues of each protein as the model sees it (after cropping)."""
+        lengths = self._record_lengths[self._kept]
+        return lengths if self.max_length is None else np.minimum(lengths, self.max_length)
+
+    @property
+    def counts(self) -> dict[str, int | str | None]:
+        """What `max_length` did to this split, for a result file."""
+        lengths, cropping = self._record_lengths, self.too_long == "crop"
+        over = lengths - (self.max_length or lengths.max(initial=0))
+        over = over[over > 0]
+        return {
+            "n_records": len(lengths),
+            "n_examples": len(self),
+            "max_length": self.max_length,
+            "too_long": self.too_long,
+            "n_cropped": len(over) if cropping else 0,
+            "n_residues_cropped": int(over.sum()) if cropping else 0,
+            "n_skipped": len(lengths) - len(self),
+        }
+
+    @cached_property
+    def _record_lengths(self) -> np.ndarray:
+        return np.array([len(self._read(i)["primary"]) for i in range(len(self.data))], np.int64)
+
+    def _keep(self) -> np.ndarray:
+        """Numbers of the records that are proteins of this dataset."""
+        if self.max_length is None or self.too_long == "crop":
+            return np.arange(len(self.data))
+        fits = self._record_lengths <= self.max_length
+        if self.too_long == "error" and not fits.all():
+            first = int(fits.argmin())
+            raise InputError(
+                f"{self.path} record {first}: {self._record_lengths[first]} residues, but max_length is"
+                f" {self.max_length} ({int((~fits).sum())} such records); crop or skip them explicitly"
+            )
+        return np.flatnonzero(fits)
+
+    def _read(self, number: int) -> dict:
+        if self._cache is None:
+            return self.data[number]
+        if self._cache[number] is None:
+            self._cache[number] = self.data[number]
+        return self._cache[number]
+
+    def __getitem__(self, index: int) -> Example:
+        record, where = self.record(index), self.where(index)
+        return self._example(record, where, len(record["primary"]), index)
+
+    def _example(self, record: dict, where: str, length: int, index: int) -> Example:
+        """TAPE's tuple of one record of `length` residues; subclasses may make more of it."""
+        record = self._cropped(record)
+        token_ids = self._encode(record, where)
+        return Example.of((token_ids, np.ones_like(token_ids), self._target(record, where, length)), record)
+
+    def _target(self, record: dict, where: str, length: int):
+        """The target of a record whose `primary` may be cropped; `length` residues are on disk."""
+        raise NotImplementedError
+
+    def _cropped(self, record: dict) -> dict:
+        return record if self.max_length is None else {**record, "primary": record["primary"][: self.max_length]}
+
+    def _encode(self, record: dict, where: str) -> np.ndarray:
+        """int64 [N]; refuses a vocabulary that is not one id a residue."""
+        token_ids = self.tokenizer.encode(record["primary"])
+        if len(token_ids) != len(record["primary"]) + 2:
+            found = f"{len(token_ids)} tokens for {len(record['primary'])} residues"
+            raise InputError(f"{where}: {found}; TAPE's tasks need a vocabulary of one token a residue")
+        return token_ids
+
+    def collate_fn(self, batch: Sequence[Example]) -> TapeBatch:
+        """Examples -> input_ids [B, N], input_mask [B, N], targets; beside them ids (list of str), protein_length [B].
+
+        Plain tuples (a user's own items in TAPE's form) will do; their place in the batch is then their id.
+        """
+        token_ids, masks = ([example[place] for example in batch] for place in range(2))
+        values = {
+            "input_ids": torch.from_numpy(pad_sequences(token_ids)),
+            "input_mask": torch.from_numpy(pad_sequences(masks)),
+            "targets": self._targets(batch),
+        }
+        extra = {
+            "ids": [getattr(example, "id", str(place)) for place, example in enumerate(batch)],
+            "protein_length": torch.tensor([len(tokens) - 2 for tokens in token_ids]),
+        }
+        return TapeBatch(values, extra)
+
+    def _targets(self, batch: Sequence[Example]) -> torch.Tensor:
+        targets = [example[2] for example in batch]
+        if self.target_padding is None:
+            return torch.tensor(targets)
+        return torch.from_numpy(pad_sequences(targets, self.target_padding).astype(np.int64))
+
+
+def field(record: dict, key: str, where: str) -> object:
+    """record[key], or an InputError that says what the record has."""
+    if record.get(key) is None:
+        raise InputError(f"{where}: no {key}; the record has {', '.join(sorted(map(str, record)))}")
+    return record[key]
+
+
+def array_of(record: dict, key: str, where: str, shape: tuple[int, ...]) -> np.ndarray:
+    """record[key] as a numeric array of `shape`, or an InputError with both shapes."""
+    value = field(record, key, where)
+    try:
+        array = np.asarray(value)
+    except ValueError:
+        array = np.empty(0, object)
+    if array.dtype.kind not in "biuf":
+        raise InputError(f"{where}: {key} holds no plain numbers")
+    if array.shape != shape:
+        raise InputError(
+            f"{where}: {key} has shape {list(array.shape)}, but the protein has {len(record['primary'])} residues"
+            f" (expected {list(shape)})"
+        )
+    return array

@@ -1,0 +1,56 @@
+"""One protein as TAPE's tuple, many as TAPE's batch, and the padding between them.
+
+What must hold: a batch's keys are TAPE's, so that `model(**batch)` works as in songlab's package; what our tasks need
+beside them (`ids`, `protein_length`, `valid_mask`) is found by `batch[key]` all the same.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+
+def pad_sequences(sequences: Sequence, constant_value: float = 0, dtype=None) -> np.ndarray | torch.Tensor:
+    """Arrays (or tensors) of one number of dimensions -> [B, longest ...], the rest filled with `constant_value`."""
+    shape = [len(sequences), *np.max([sequence.shape for sequence in sequences], axis=0).tolist()]
+    fill = torch.full if isinstance(sequences[0], torch.Tensor) else np.full
+    padded = fill(shape, constant_value, dtype=dtype or sequences[0].dtype)
+    for row, sequence in zip(padded, sequences, strict=True):
+        row[tuple(slice(size) for size in sequence.shape)] = sequence
+    return padded
+
+
+class Example(tuple):
+    """One protein as TAPE's tuple, which also knows its name, its residues and their valid_mask (bool [L] or None)."""
+
+    id: str
+    length: int
+    valid: np.ndarray | None
+
+    @classmethod
+    def of(cls, values: Sequence, record: dict, valid: np.ndarray | None = None) -> "Example":
+        example = cls(values)
+        example.id, example.length, example.valid = record["id"], len(record["primary"]), valid
+        return example
+
+
+class TapeBatch(dict):
+    """TAPE's dict of tensors. Iteration, `**batch` and `in` see TAPE's keys; `batch[key]` also finds `extra`."""
+
+    def __init__(self, values: dict, extra: dict):
+        super().__init__(values)
+        self.extra = extra
+
+    def __missing__(self, key: str):
+        return self.extra[key]
+
+    def get(self, key: str, default=None):
+        return self[key] if key in self or key in self.extra else default
+
+    def to(self, device: torch.device, non_blocking: bool = False) -> "TapeBatch":
+        """The batch with its tensors on `device`."""
+
+        def move(values: dict) -> dict:
+            return {k: v.to(device, non_blocking=non_blocking) if torch.is_tensor(v) else v for k, v in values.items()}
+
+        return TapeBatch(move(self), move(self.extra))

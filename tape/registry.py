@@ -1,0 +1,291 @@
+"""TAPE's registry (songlab's names), and what the commands ask of it: which Task is meant by a task and a model type.
+
+    from tape.registry import registry
+
+    @registry.register_task("my_task", num_labels=8)              a dataset class becomes a task
+    class MyDataset(Dataset): ...
+    registry.register_task_model("my_task", "transformer", ProteinBertForSequenceToSequenceClassification)
+
+    task = resolve_task("my_task", "transformer")                 what tape-train, tape-eval and tape-predict run
+    load_plugin("my_task.py")                                     the flag --plugin, repeatable
+
+What must hold: registering a name twice, or a model of an unknown task, is a KeyError, as in songlab's package; an
+unknown name in a command is an InputError in one line; a plugin that fails leaves the registry as it was.
+"""
+
+import hashlib
+import importlib.util
+import sys
+from argparse import ArgumentParser
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from difflib import get_close_matches
+from pathlib import Path
+from types import ModuleType
+from typing import ClassVar
+
+from torch import nn
+
+from pretrain.errors import InputError
+from tape import metrics
+from tape.baselines import MODELS
+from tape.tasks import MORE_TASKS, TASKS, Task
+from tape.tasks.plugin import plugin_task, registered_metrics
+
+LEFT_OUT = ("unirep", "trrosetta", "bepler")  # songlab's model types that have no counterpart here
+BUILT_IN = TASKS | MORE_TASKS
+# Task -> which of a baseline's classes it needs (keys of tape.baselines.MODELS[model_type]).
+KINDS = {
+    "embed": "embed",
+    "masked_language_modeling": "masked_language_modeling",
+    "language_modeling": "language_modeling",
+    "fluorescence": "value",
+    "stability": "value",
+    "remote_homology": "classification",
+    "secondary_structure": "token_classification",
+    "ss_q8": "token_classification",
+    "contact_prediction": "contacts",
+}
+CLASSES = {"secondary_structure": 3, "ss_q8": 8, "remote_homology": 1195}  # num_labels in TAPE; -1 elsewhere
+
+
+class TAPETaskSpec:
+    """A task's name, dataset class, number of labels (-1: not a classification) and models by model type."""
+
+    def __init__(self, name: str, dataset: type, num_labels: int = -1, models: dict[str, type] | None = None):
+        self.name, self.dataset, self.num_labels = name, dataset, num_labels
+        self.models: dict[str, type] = {} if models is None else models
+
+    def register_model(self, model_name: str, model_cls: type | None = None):
+        """Add a model class; without it, a decorator. KeyError if the name is taken."""
+        if model_cls is None:
+            return lambda cls: self.register_model(model_name, cls)
+        if model_name in self.models:
+            raise KeyError(f"model {model_name!r} of task {self.name!r} is already registered")
+        self.models[model_name] = model_cls
+        return model_cls
+
+    def get_model(self, model_name: str) -> type:
+        return self.models[model_name]
+
+
+class Registry:
+    """songlab's central list of tasks and metrics. Every method is a class method: there is one registry."""
+
+    task_name_mapping: ClassVar[dict[str, TAPETaskSpec]] = {}
+    metric_name_mapping: ClassVar[dict[str, Callable]] = {}
+
+    @classmethod
+    def register_task(
+        cls, task_name: str, num_labels: int = -1, dataset: type | None = None, models: dict[str, type] | None = None
+    ):
+        """Make a task of a dataset class; without `dataset`, a decorator. Returns the dataset class."""
+        if dataset is None:
+            return lambda found: cls.register_task(task_name, num_labels, found, models)
+        return cls.register_task_spec(task_name, TAPETaskSpec(task_name, dataset, num_labels, models)).dataset
+
+    @classmethod
+    def register_task_spec(cls, task_name: str, task_spec: TAPETaskSpec | None = None):
+        """Add a finished TAPETaskSpec; without it, a decorator. KeyError if the name is taken."""
+        if task_spec is None:
+            return lambda found: cls.register_task_spec(task_name, found)
+        if task_name in cls.task_name_mapping:
+            raise KeyError(f"task {task_name!r} is already registered")
+        cls.task_name_mapping[task_name] = task_spec
+        return task_spec
+
+    @classmethod
+    def register_task_model(cls, task_name: str, model_name: str, model_cls: type | None = None):
+        """Add a model class to a registered task; without it, a decorator. KeyError for an unknown task."""
+        if task_name not in cls.task_name_mapping:
+            raise KeyError(f"task {task_name!r} is not registered; register the task before its models")
+        return cls.task_name_mapping[task_name].register_model(model_name, model_cls)
+
+    @classmethod
+    def register_metric(cls, name: str) -> Callable[[Callable], Callable]:
+        """A decorator for a function of (target, prediction): two lists with an entry a protein."""
+
+        def wrap(function: Callable) -> Callable:
+            assert callable(function), "a metric must be callable"
+            cls.metric_name_mapping[name] = function
+            return function
+
+        return wrap
+
+    @classmethod
+    def get_task_spec(cls, name: str) -> TAPETaskSpec:
+        return cls.task_name_mapping[name]
+
+    @classmethod
+    def get_metric(cls, name: str) -> Callable:
+        return cls.metric_name_mapping[name]
+
+    @classmethod
+    def get_task_model(
+        cls,
+        model_name: str,
+        task_name: str,
+        config_file: str | Path | None = None,
+        load_dir: str | Path | None = None,
+    ) -> nn.Module:
+        """The model of a task: a directory's weights, or random ones (of `config_file`, or of the default shape).
+
+        On the GPU where there is one (songlab's needs one).
+        """
+        import torch
+
+        spec = cls.get_task_spec(task_name)
+        model_cls = spec.get_model(model_name)
+        if load_dir is not None:
+            model = model_cls.from_pretrained(load_dir, num_labels=spec.num_labels)
+        else:
+            config_class = model_cls.config_class
+            config = config_class() if config_file is None else config_class.from_json_file(config_file)
+            config.num_labels = spec.num_labels
+            model = model_cls(config)
+        return model.cuda() if torch.cuda.is_available() else model
+
+
+registry = Registry()
+
+
+def _register_built_in() -> None:
+    """TAPE's tasks with our models and the baselines', and TAPE's metrics."""
+    for name, task in BUILT_IN.items():
+        models = {} if task.model is None else {"transformer": task.model}
+        models |= {model_type: kinds[KINDS[name]] for model_type, kinds in MODELS.items() if KINDS[name] in kinds}
+        registry.register_task(name, CLASSES.get(name, -1), task.dataset, models)
+    for name, function in metrics.TAPE_METRICS.items():
+        registry.register_metric(name)(function)
+
+
+def task_names() -> tuple[str, ...]:
+    """Every registered task, ours first, then the plugins'."""
+    return tuple(registry.task_name_mapping)
+
+
+def model_types() -> tuple[str, ...]:
+    """Every model type that some task has, ours first."""
+    found = (name for spec in registry.task_name_mapping.values() for name in spec.models)
+    return tuple(dict.fromkeys(("transformer", *found)))
+
+
+def resolve_task(name: str, model_type: str) -> Task:
+    """The Task of a command line: what it loads, trains and scores, with `.model` the class of `model_type`.
+
+    A task of ours keeps its loss and its metrics whatever the model; a plugin's task takes loss and logits from the
+    model (tape.tasks.plugin). Metrics registered by plugins are added to `.metrics`. InputError for unknown names.
+    """
+    if name not in registry.task_name_mapping:
+        raise InputError(f"task {name!r}: unknown; {_nearest(name, task_names())}")
+    spec = registry.get_task_spec(name)
+    model = _model_of(spec, model_type)
+    added = {key: f for key, f in registry.metric_name_mapping.items() if metrics.TAPE_METRICS.get(key) is not f}
+    task = BUILT_IN.get(name)
+    task = plugin_task(spec, model) if task is None or spec.dataset is not task.dataset else replace(task, model=model)
+    return replace(task, metrics=dict(task.metrics) | registered_metrics(added, task.metrics))
+
+
+def _model_of(spec: TAPETaskSpec, model_type: str) -> type:
+    if model_type in spec.models:
+        found = spec.get_model(model_type)
+        if not hasattr(found, "from_pretrained"):
+            raise InputError(f"model {model_type!r} of {spec.name}: {found} should be a subclass of tape.ProteinModel")
+        return found
+    if model_type in LEFT_OUT:
+        known = ", ".join(model_types())
+        raise InputError(f"model type {model_type!r}: songlab's {model_type} is left out here; there are {known}")
+    if model_type in model_types():
+        raise InputError(f"task {spec.name} has no model {model_type!r}; it has {', '.join(spec.models) or 'none'}")
+    raise InputError(f"model type {model_type!r}: unknown; {_nearest(model_type, model_types())}")
+
+
+def _nearest(name: str, known: Sequence[str]) -> str:
+    near = get_close_matches(name, known, n=1)
+    return f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
+
+
+# ---- plugins: Python files that register tasks, models and metrics
+
+_plugins: dict[Path, ModuleType] = {}
+
+
+def load_plugin(path: str | Path) -> None:
+    """Import a .py file, once. What it registers stays; if it fails, nothing of it does and an InputError says why."""
+    path = Path(path)
+    place = path.resolve()
+    if place in _plugins:
+        return
+    if path.suffix != ".py" or not place.is_file():
+        raise InputError(f"--plugin {path}: should be a Python file (.py)")
+    # A name of its own that workers find in sys.modules; two files called my_task.py do not collide.
+    name = f"tape_plugin_{hashlib.sha256(str(place).encode()).hexdigest()[:8]}_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, place)
+    module = importlib.util.module_from_spec(spec)
+    before = _snapshot()
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        _restore(before)
+        del sys.modules[name]
+        said = error.args[0] if isinstance(error, KeyError) and error.args else error
+        raise InputError(f"--plugin {path}: {type(error).__name__}: {said}{_line_of(error, place)}") from error
+    _plugins[place] = module
+
+
+def _line_of(error: Exception, place: Path) -> str:
+    """', line N' of the plugin's own file where the error arose."""
+    trace, line = error.__traceback__, None
+    while trace is not None:
+        if Path(trace.tb_frame.f_code.co_filename) == place:
+            line = trace.tb_lineno
+        trace = trace.tb_next
+    return f" (line {line})" if line else ""
+
+
+def _snapshot() -> tuple[dict, dict, dict]:
+    tasks = registry.task_name_mapping
+    return dict(tasks), {name: dict(spec.models) for name, spec in tasks.items()}, dict(registry.metric_name_mapping)
+
+
+def _restore(before: tuple[dict, dict, dict]) -> None:
+    tasks, models, functions = before
+    for mapping, old in ((registry.task_name_mapping, tasks), (registry.metric_name_mapping, functions)):
+        mapping.clear()
+        mapping.update(old)
+    for name, spec in tasks.items():
+        spec.models.clear()
+        spec.models.update(models[name])
+
+
+def parse_plugins(argv: Sequence[str] | None) -> list[str]:
+    """The files of `--plugin FILE` (or --plugin=FILE), in order; the other flags may name what these register."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    files = []
+    for word, after in zip(words, [*words[1:], ""], strict=True):
+        if word == "--plugin":
+            files.append(after)
+        elif word.startswith("--plugin="):
+            files.append(word.partition("=")[2])
+    if "" in files:
+        raise InputError("--plugin: should be followed by a Python file (.py)")
+    return files
+
+
+def load_plugins(argv: Sequence[str] | None) -> list[str]:
+    """Load every --plugin of a command line, before its other flags are checked; returns the files."""
+    files = parse_plugins(argv)
+    for file in files:
+        load_plugin(file)
+    return files
+
+
+def add_plugin_flag(parser: ArgumentParser) -> None:
+    """--plugin in a command's help; its value is a list (load_plugins has already read it)."""
+    parser.add_argument(
+        "--plugin", action="append", default=[], metavar="FILE", help="a .py that registers tasks, models or metrics"
+    )
+
+
+_register_built_in()

@@ -1,0 +1,268 @@
+"""A task that a user registered: the model gives its loss and logits, ((loss, metrics), logits, ...), as in TAPE.
+
+    task = plugin_task(registry.get_task_spec("my_task"), MyModel)      # tape.registry.resolve_task does this
+
+The dataset is TAPE's: constructor (data_path, split, tokenizer, in_memory), items, `collate_fn` giving a dict with
+input_ids, input_mask and targets, which the model's forward takes by name. PluginData adds what our trainer asks for.
+
+What must hold: a mean loss is weighted by the targets it was taken over (those other than -1), so the sum over batches
+is that of the whole split; a Prediction holds one protein, its padding removed. A model whose loss is no such mean
+still trains, but its number then depends on the batches.
+
+Legend: B proteins, N tokens of the longest (residues + 2), C classes.
+"""
+
+import inspect
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from pretrain.errors import InputError
+from tape import metrics
+from tape.dataset_base import TapeDataset
+from tape.examples import TapeBatch
+from tape.tasks.base import Batch, Metric, Prediction, Task, to_numpy
+
+logger = logging.getLogger(__name__)
+
+
+class PluginData(torch.utils.data.Dataset):
+    """A TAPE dataset with the length and the residues of each protein, which are read off its batches of one."""
+
+    def __init__(
+        self,
+        dataset: type,
+        data_path: str | Path,
+        split: str,
+        tokenizer: object = "iupac",
+        in_memory: bool = False,
+        max_length: int | None = None,
+        too_long: str = "error",
+    ):
+        """max_length: residues the model may see; a longer protein is an InputError, for only the user's dataset could
+        cut its labels too."""
+        self.data = dataset(data_path, split, tokenizer, in_memory=in_memory)
+        self.path, self.max_length, self.split = Path(data_path), max_length, split
+        if not hasattr(self.data, "collate_fn"):
+            raise InputError(f"{dataset.__name__}: no collate_fn; a TAPE dataset makes its own batches")
+        if max_length is not None and len(self) and self.lengths.max() > max_length:
+            longest, number = int(self.lengths.max()), int(self.lengths.argmax())
+            raise InputError(
+                f"{dataset.__name__} {split} protein {number}: {longest} residues, but the model sees {max_length};"
+                " let the dataset leave out or cut such proteins"
+            )
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, index: int) -> "NumberedItem":
+        return NumberedItem.of(self.data[index], index)
+
+    @cached_property
+    def lengths(self) -> np.ndarray:
+        """int64 [len(self)]: residues of each protein."""
+        return np.array([len(tokens) - 2 for tokens in self._tokens], np.int64)
+
+    @cached_property
+    def _tokens(self) -> list[np.ndarray]:
+        found = []
+        for index in range(len(self)):
+            batch = self.data.collate_fn([self.data[index]])
+            tokens = batch["input_ids"][0]
+            found.append(tokens[batch["input_mask"][0].bool()].numpy() if "input_mask" in batch else tokens.numpy())
+        return found
+
+    def record(self, index: int) -> dict:
+        """{'primary': residues, 'id': number} of protein `index`."""
+        letters = "".join(getattr(self.data, "tokenizer", _iupac()).convert_ids_to_tokens(self._tokens[index][1:-1]))
+        return {"primary": letters, "id": str(index)}
+
+    @property
+    def counts(self) -> dict:
+        """As TapeDataset.counts; nothing is cropped or skipped here."""
+        told = {"n_records": len(self), "n_examples": len(self), "max_length": self.max_length, "too_long": "error"}
+        return told | {"n_cropped": 0, "n_residues_cropped": 0, "n_skipped": 0}
+
+    def collate_fn(self, items: Sequence["NumberedItem"]) -> TapeBatch:
+        """The user's batch, which also knows the numbers of its proteins as `ids`."""
+        batch = self.data.collate_fn([item.item for item in items])
+        if not isinstance(batch, Mapping) or not {"input_ids", "targets"} <= set(batch):
+            name = type(self.data).__name__
+            raise InputError(f"{name}: collate_fn should return a dict with input_ids, input_mask and targets")
+        return TapeBatch(dict(batch), {"ids": [str(item.number) for item in items]})
+
+
+def _iupac():
+    from tape.tokenizer import TAPETokenizer
+
+    return TAPETokenizer()
+
+
+class NumberedItem(tuple):
+    """A user's item (as it is in `.item`) that knows its place in the dataset."""
+
+    item: object
+    number: int
+
+    @classmethod
+    def of(cls, item: object, number: int) -> "NumberedItem":
+        numbered = cls(item if isinstance(item, tuple) else (item,))
+        numbered.item, numbered.number = item, number
+        return numbered
+
+
+@dataclass(frozen=True)
+class PluginPrediction(Prediction):
+    """scores: the protein's logits; labels: its targets; and its batch's mean loss and metrics, with their weight."""
+
+    loss: float = float("nan")
+    weight: int = 0  # the protein's targets other than -1
+    measured: Mapping[str, float] = field(default_factory=dict)
+
+
+class PluginTask(Task):
+    """Loss, logits and metrics from the model; `loss` is the primary metric, lower is better, as in TAPE's training."""
+
+    def forward(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
+        """The model's logits. Its loss waits in the batch for `loss`, which has no model to ask."""
+        outputs = model(**accepted(model, batch))
+        if "targets" not in batch:
+            return outputs[0]
+        if not isinstance(outputs, Sequence) or len(outputs) < 2:
+            raise InputError(f"{type(model).__name__}: forward with targets should return ((loss, metrics), logits)")
+        first = outputs[0]
+        loss, measured = first if isinstance(first, tuple | list) else (first, {})
+        batch["model_loss"], batch["model_metrics"] = loss, measured
+        return outputs[1]
+
+    def loss(self, logits: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, int]:
+        count = int(_weights(batch["targets"]).sum())
+        return batch["model_loss"].float().mean() * count, count
+
+    def predictions(self, logits: torch.Tensor, batch: Batch) -> list[Prediction]:
+        targets, scores = to_numpy(batch["targets"]), to_numpy(logits)
+        tokens = to_numpy(token_counts(batch))
+        padded = batch["input_ids"].shape[1]
+        measured = {name: float(torch.as_tensor(value).detach()) for name, value in batch["model_metrics"].items()}
+        names = batch.get("ids") or [""] * len(tokens)
+        rows = zip(names, tokens.tolist(), _weights(batch["targets"]).tolist(), strict=True)
+        loss, found = float(batch["model_loss"].detach().float().mean()), []
+        for b, (name, n, weight) in enumerate(rows):
+            cut = tuple(slice(_real(size, padded, n)) for size in targets.shape[1:])
+            label, score = targets[b][cut].copy(), scores[b][_leading(cut, scores[b], targets[b])].copy()
+            found.append(PluginPrediction(name, n - 2, score, label, loss=loss, weight=weight, measured=measured))
+        return found
+
+    def score(self, predictions: Sequence[PluginPrediction]) -> dict[str, float | int]:
+        """Every metric, the model's own (weighted as the loss) under the model's names, and the counts."""
+        table = super().score(predictions)
+        names = dict.fromkeys(name for p in predictions for name in p.measured)
+        own = {name: _weighted(predictions, lambda p, name=name: p.measured[name]) for name in names}
+        return own | table
+
+    def per_protein(self, predictions: Sequence[PluginPrediction]) -> np.ndarray:
+        """[N, 2]: loss times weight, weight."""
+        return np.array([[p.loss * p.weight, p.weight] for p in predictions], np.float64).reshape(-1, 2)
+
+
+def accepted(model: torch.nn.Module, batch: Batch) -> dict:
+    """The entries of a batch that the model's forward has arguments for (all, if it takes **keywords)."""
+    arguments = inspect.signature(model.forward).parameters.values()
+    if any(argument.kind is inspect.Parameter.VAR_KEYWORD for argument in arguments):
+        return dict(batch)
+    return {argument.name: batch[argument.name] for argument in arguments if argument.name in batch}
+
+
+def token_counts(batch: Batch) -> torch.Tensor:
+    """int64 [B]: tokens of each protein, from input_mask, or (without one) the padded length."""
+    if "input_mask" in batch:
+        return batch["input_mask"].long().sum(1)
+    tokens = batch["input_ids"]
+    return torch.full((len(tokens),), tokens.shape[1], device=tokens.device)
+
+
+def _weights(targets: torch.Tensor) -> torch.Tensor:
+    """int64 [B]: targets of each protein that count (whole numbers other than -1; every real number does)."""
+    counted = torch.ones_like(targets, dtype=torch.bool) if targets.is_floating_point() else targets != metrics.IGNORE
+    return counted.reshape(len(targets), -1).sum(1)
+
+
+def _real(size: int, padded: int, tokens: int) -> int | None:
+    """How much of a padded dimension is a protein's: `tokens` of N, tokens - 2 of N - 2, else all of it."""
+    return tokens if size == padded else tokens - 2 if size == padded - 2 else None
+
+
+def _leading(cut: tuple, scores: np.ndarray, labels: np.ndarray) -> tuple:
+    """The cuts of those leading dimensions of the scores that are the labels' dimensions."""
+    same = 0
+    while same < min(scores.ndim, labels.ndim) and scores.shape[same] == labels.shape[same]:
+        same += 1
+    return cut[:same]
+
+
+def _weighted(predictions: Sequence[PluginPrediction], value: Callable[[PluginPrediction], float]) -> float:
+    total = sum(p.weight for p in predictions)
+    return sum(value(p) * p.weight for p in predictions if p.weight) / total if total else float("nan")
+
+
+def _loss(predictions: Sequence[PluginPrediction]) -> float:
+    return _weighted(predictions, lambda p: p.loss)
+
+
+def plugin_task(spec, model: type) -> PluginTask:
+    """The Task of a TAPETaskSpec and one of its model classes."""
+    ours = isinstance(spec.dataset, type) and issubclass(spec.dataset, TapeDataset)
+    splits = tuple(s for s in getattr(spec.dataset, "splits", ("test",)) if s not in ("train", "valid"))
+    return PluginTask(
+        name=spec.name,
+        dataset=spec.dataset if ours else partial(PluginData, spec.dataset),
+        model=model,
+        num_labels=spec.num_labels,
+        splits=splits,
+        metric="loss",
+        metrics={"loss": _loss} | {name: _tape_metric(name, function) for name, function in _general().items()},
+        higher_is_better=False,
+    )
+
+
+def _general() -> dict[str, Callable]:
+    return {name: metrics.TAPE_METRICS[name] for name in ("accuracy", "spearmanr", "mse", "mae")}
+
+
+def _tape_metric(name: str, function: Callable) -> Metric:
+    """TAPE's metric(target, prediction) as one of ours; NaN where it does not fit the task's labels."""
+
+    def metric(predictions: Sequence[Prediction]) -> float:
+        if not predictions:
+            return float("nan")
+        whole = np.asarray(predictions[0].labels).dtype.kind in "iub"
+        if whole != (name == "accuracy"):
+            return float("nan")
+        return float(function([p.labels for p in predictions], [p.scores for p in predictions]))
+
+    return metric
+
+
+def registered_metrics(functions: Mapping[str, Callable], taken: Mapping[str, Metric]) -> dict[str, Metric]:
+    """Metrics that users registered, as a Task's. Each gets (labels, scores), lists with an entry a protein.
+
+    A task's own metric keeps its name. One that fails on this task's labels is NaN, with the reason logged: a plugin's
+    metric need not fit every task.
+    """
+    for name in functions:
+        if name in taken:
+            logger.warning("metric %s: the task has its own of that name, which is used", name)
+    return {name: partial(_call, name, function) for name, function in functions.items() if name not in taken}
+
+
+def _call(name: str, function: Callable, predictions: Sequence[Prediction]) -> float:
+    try:
+        return float(function([p.labels for p in predictions], [p.scores for p in predictions]))
+    except Exception as error:
+        logger.warning("metric %s: %s: %s", name, type(error).__name__, error)
+        return float("nan")

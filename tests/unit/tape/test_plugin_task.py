@@ -1,0 +1,137 @@
+"""Tasks that users register: a dataset and a model in songlab's form become a Task whose numbers ignore batching."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import Dataset
+from toy_data import TINY, write_data, write_split
+
+from pretrain.errors import InputError
+from tape import TAPETokenizer
+from tape.datasets import LMDBDataset, SecondaryStructureDataset, pad_sequences
+from tape.model import ProteinBertConfig, ProteinBertForSequenceToSequenceClassification
+from tape.registry import TAPETaskSpec
+from tape.splits import load_split
+from tape.tasks.plugin import plugin_task
+
+CONFIG = ProteinBertConfig(**TINY)
+
+
+class Hydrophobic(Dataset):
+    """Which residues are one of AILMFVW: songlab's pattern, nothing of ours but the file reader."""
+
+    def __init__(self, data_path, split, tokenizer="iupac", in_memory=False):
+        self.tokenizer = TAPETokenizer(vocab=tokenizer) if isinstance(tokenizer, str) else tokenizer
+        self.data = LMDBDataset(f"{data_path}/stability/stability_{split}.lmdb", in_memory=in_memory)
+
+    def __len__(self):
+        return len(self.data)
+
+    def __getitem__(self, index):
+        primary = self.data[index]["primary"]
+        token_ids = self.tokenizer.encode(primary)
+        labels = np.array([-1, *(letter in "AILMFVW" for letter in primary), -1], np.int64)
+        return token_ids, np.ones_like(token_ids), labels
+
+    def collate_fn(self, batch):
+        columns = zip(*batch, strict=True)
+        names = (("input_ids", 0), ("input_mask", 0), ("targets", -1))
+        return {n: torch.from_numpy(pad_sequences(c, p)) for (n, p), c in zip(names, columns, strict=True)}
+
+
+class Letters(nn.Module):
+    """Two logits of each letter; the loss is a mean, as TAPE's are. Strict about its arguments."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.table = nn.Embedding(30, 2)
+
+    def forward(self, input_ids, input_mask=None, targets=None):
+        logits = self.table(input_ids)
+        if targets is None:
+            return (logits,)
+        loss = nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1)
+        counted = targets != -1
+        right = ((logits.argmax(-1) == targets) & counted).sum() / counted.sum()
+        return (loss, {"acc": right}), logits
+
+
+@pytest.fixture
+def data(tmp_path):
+    return write_data(tmp_path, "stability", train=9, valid=7)
+
+
+def results(task, model, data, size):
+    found, total, count = [], 0.0, 0
+    for start in range(0, len(data), size):
+        batch = data[(0, np.arange(start, min(start + size, len(data))))]
+        logits = task.forward(model, batch)
+        loss, number = task.loss(logits.float(), batch)
+        found += task.predictions(logits.float(), batch)
+        total, count = total + float(loss.detach()), count + int(number)
+    return found, total, count
+
+
+def test_numbers_do_not_depend_on_the_batch(data):
+    task, model = plugin_task(TAPETaskSpec("letters", Hydrophobic, 2), Letters), Letters()
+    split = load_split(task, data, "valid", TAPETokenizer(), None, "error")
+    records = Hydrophobic(data, "valid").data
+    assert split.sequences == [records[i]["primary"] for i in range(7)]
+    expected, loss, count = results(task, model, split, 1)
+    lengths = [len(record["primary"]) for record in records]
+    assert count == sum(lengths) and [p.length for p in expected] == lengths
+    assert [p.id for p in expected] == [str(i) for i in range(7)]
+    # By hand: the loss and the accuracy over all residues of the split at once.
+    letters = torch.tensor([TAPETokenizer().vocab[letter] for record in records for letter in record["primary"]])
+    labels = torch.tensor([letter in "AILMFVW" for record in records for letter in record["primary"]]).long()
+    logits = model.table(letters)
+    scores = task.score(expected)
+    whole = nn.functional.cross_entropy(logits, labels).item()
+    assert scores["loss"] == pytest.approx(whole, rel=1e-5) and loss / count == pytest.approx(whole, rel=1e-5)
+    accuracy = (logits.argmax(-1) == labels).float().mean().item()
+    assert [scores["accuracy"], scores["acc"]] == pytest.approx([accuracy] * 2) and np.isnan(scores["mse"])
+    for size in (2, 7):
+        found, other, number = results(task, model, split, size)
+        assert number == count and other == pytest.approx(loss, rel=1e-5)
+        assert task.score(found) == pytest.approx(scores, rel=1e-5, nan_ok=True)
+        for one, two in zip(expected, found, strict=True):
+            np.testing.assert_allclose(one.scores, two.scores, atol=1e-6)
+            assert np.array_equal(one.labels, two.labels) and one.labels.shape == (one.length + 2,)
+    table = task.per_protein(expected)
+    assert table.shape == (7, 2) and table[:, 0].sum() / table[:, 1].sum() == pytest.approx(whole, rel=1e-5)
+    assert task.metric == "loss" and not task.higher_is_better
+
+
+def test_a_long_protein_is_named_not_dropped(data):
+    task = plugin_task(TAPETaskSpec("letters", Hydrophobic, 2), Letters)
+    with pytest.raises(InputError, match=r"Hydrophobic valid protein .* residues, but the model sees 25"):
+        load_split(task, data, "valid", TAPETokenizer(), 25, "crop")
+
+
+def test_a_subclass_of_ours_needs_no_wrapping(tmp_path):
+    write_split(tmp_path, "secondary_structure", "valid", 5, seed=0)
+
+    class Halves(SecondaryStructureDataset):
+        pass
+
+    task = plugin_task(TAPETaskSpec("halves", Halves, 3), ProteinBertForSequenceToSequenceClassification)
+    model = task.build_model(None, CONFIG, "tape")
+    split = load_split(task, tmp_path, "valid", TAPETokenizer(), 30, "crop")
+    assert split.truncated["proteins_cropped"] > 0 and task.splits == ("casp12", "ts115", "cb513")
+    with torch.no_grad():
+        one, two = (results(task, model, split, size)[0] for size in (1, 5))
+    assert [p.id for p in one] == [str(i) for i in range(5)]
+    assert task.score(one) == pytest.approx(task.score(two), rel=1e-4, nan_ok=True)
+
+
+def test_a_model_that_returns_no_loss_is_named(data):
+    class Mute(Letters):
+        def forward(self, input_ids, input_mask=None, targets=None):
+            return (self.table(input_ids),)
+
+    task = plugin_task(TAPETaskSpec("letters", Hydrophobic, 2), Mute)
+    split = load_split(task, data, "valid", TAPETokenizer(), None, "error")
+    with pytest.raises(InputError, match=r"Mute: forward with targets should return \(\(loss, metrics\), logits\)"):
+        task.forward(Mute(), split[(0, np.arange(2))])
