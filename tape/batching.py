@@ -3,10 +3,11 @@
 An epoch's proteins are permuted, cut into pools of `POOL` batches, sorted by length inside a pool and cut into batches,
 which are then permuted. Padding stays small and no protein has a fixed neighbour. Every protein appears once an epoch;
 only the last batch formed may be smaller. What must hold: step n is the same batch whatever the accumulation, the
-worker count and the restart point.
+worker count, the number of processes and the restart point.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -42,6 +43,33 @@ def training_steps(
             batches = epoch_batches(lengths, batch_size, seed, epoch)
         batch = batches[step % per_epoch]
         yield np.array_split(batch, min(accumulation, len(batch)))
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one of several processes computes of a step's parts (micro-batches)."""
+
+    parts: list[np.ndarray]  # never empty: every process takes part in every step
+    idle: list[bool]  # per part: it only keeps step with the others and counts for nothing
+    split: bool  # each part is spread over all processes; else each process has whole parts
+    total: int  # parts of the step
+    after: int  # of these, how many come after this process's (0 if split)
+
+
+def share_step(parts: Sequence[np.ndarray], rank: int, size: int) -> Share:
+    """Deal a step's parts to `size` processes: whole ones, in blocks of neighbours, where there are enough of them.
+
+    Else every part is cut into `size` pieces; where a part has fewer proteins than that, the processes left over take
+    its first protein, idle.
+    """
+    if len(parts) >= size:
+        ends = np.linspace(0, len(parts), size + 1).astype(int)
+        mine = list(parts[ends[rank] : ends[rank + 1]])
+        return Share(mine, [False] * len(mine), False, len(parts), len(parts) - int(ends[rank + 1]))
+    pieces = [np.array_split(part, size)[rank] for part in parts]
+    idle = [not len(piece) for piece in pieces]
+    mine = [part[:1] if nothing else piece for part, piece, nothing in zip(parts, pieces, idle, strict=True)]
+    return Share(mine, idle, True, len(parts), 0)
 
 
 def eval_batches(lengths: np.ndarray, batch_size: int) -> list[np.ndarray]:

@@ -83,9 +83,10 @@ class SplitData:
 
 
 def load_split(
-    task: Task, data_dir: str | Path, split: str, tokenizer: TAPETokenizer, max_length: int, too_long: str
+    task: Task, data_dir: str | Path, split: str, tokenizer: TAPETokenizer, max_length: int | None, too_long: str
 ) -> SplitData:
-    """Open a split and read it whole. max_length: residues the model may see; too_long: "crop" or "error"."""
+    """Open a split and read it whole. max_length: residues the model may see (None: any number of them); too_long:
+    "crop" or "error"."""
     dataset = task.dataset(data_dir, split, tokenizer, in_memory=True, max_length=max_length, too_long=too_long)
     if not len(dataset):
         raise InputError(f"{dataset.path}: holds no proteins")
@@ -97,9 +98,14 @@ def build_tokenizer(name: str) -> TAPETokenizer:
     return TAPETokenizer(vocab=name)
 
 
-def residue_limit(model: torch.nn.Module, max_length: int | None) -> int:
-    """Residues of a protein the model may see: --max_length, or all that fit beside <cls> and <sep>."""
-    positions = model.config.max_position_embeddings
+def residue_limit(model: torch.nn.Module, max_length: int | None) -> int | None:
+    """Residues of a protein the model may see: --max_length, or all that fit beside <cls> and <sep>; None: any number.
+
+    A model whose configuration has no max_position_embeddings (or null) takes any length.
+    """
+    positions = getattr(model.config, "max_position_embeddings", None)
+    if positions is None:
+        return max_length
     if max_length is not None and max_length > positions - 2:
         raise InputError(
             f"--max_length {max_length}: the model has {positions} positions, so at most {positions - 2} residues fit"
@@ -119,6 +125,8 @@ def to_device(batch: dict, device: torch.device) -> dict:
     """The batch with its tensors on `device`."""
     if device.type == "cpu":
         return batch
+    if hasattr(batch, "to"):  # tape.examples.TapeBatch, which knows of more than its keys
+        return batch.to(device, non_blocking=True)
     return {
         key: value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value
         for key, value in batch.items()

@@ -1,17 +1,23 @@
-"""Finetune a pretrained protein BERT (or random weights, the baseline) on one TAPE task.
+"""Finetune a pretrained protein model (or random weights, the baseline) on one TAPE task.
 
     tape-train transformer secondary_structure --from_pretrained MODEL_DIR --data_dir data --output_dir RUN_DIR \\
         --batch_size 32 --learning_rate 1e-4 --num_train_epochs 10 --holdout 0.1 --patience 3 --bf16
-    tape-train ... --resume                         goes on where the run was stopped
+    tape-train ... --seeds 0 1 2                    RUN_DIR/seed0, seed1, seed2: three ordinary runs in turn
+    tape-train ... --resume                         goes on where the run (or the runs of --seeds) stopped
+    torchrun --nproc-per-node 4 -m tape.train ...   the same on four devices, as does tape-train-distributed
 
-RUN_DIR gets config.json + model.safetensors (the best weights on the validation metric, a TAPE directory), args.json
-(the flags, where the weights came from, how the validation proteins were chosen, the best step), metrics.jsonl and
-last/state.pt. What must hold: with --holdout the valid split is never opened; RUN_DIR is whole at every instant.
+What a run leaves in RUN_DIR is in tape.run_dir; args.json has the flags, the recipe and where each value came from,
+where the weights came from, how the validation proteins were chosen, the best step and, at the end, what it took. What
+must hold: with --holdout the valid split is never opened; RUN_DIR is whole at every instant; only rank 0 writes.
 """
 
+import logging
+import shlex
+import statistics
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -19,112 +25,251 @@ import torch
 from pretrain import errors
 from pretrain.errors import InputError
 from pretrain.files import write_json
-from tape.config import CONFIG_DEFAULTS
+from tape import recipes
+from tape.batching import training_steps
+from tape.config import CONFIG_DEFAULTS, ProteinBertConfig
+from tape.distributed import SharedInputError, World, is_main_process, start
 from tape.evaluate import finite, read_run, weights_identity
 from tape.holdout import hold_out
-from tape.options import TrainOptions, check_resumable, choose_device, choose_precision, parse_options
+from tape.lora import add_lora
+from tape.model_names import find_model
+from tape.options import TrainOptions, choose_precision, parse_options
 from tape.pretrained import read_config
+from tape.registry import load_plugins, model_types, resolve_task, task_names
+from tape.run_dir import RunProgress, check_same_weights, prepare_output, run_directory, save_weights
 from tape.splits import SplitData, build_tokenizer, load_split, residue_limit
-from tape.tasks import TASKS, Task
-from tape.trainer import STATE, Trainer
+from tape.tasks import Task
+from tape.trainer import Trainer
+
+Splits = tuple[SplitData, SplitData | None, dict]
 
 
 def build_model(task: Task, options: TrainOptions) -> torch.nn.Module:
-    """The model to finetune: a directory's weights or random ones, the same head for the same seed."""
+    """The model to finetune: a directory's weights or random ones, the same head and LoRA for the same seed."""
     overrides = {"num_labels": task.num_labels, "finetuning_task": task.name}
+    overrides |= {key: getattr(options, key) for key in ("head", "pooling") if getattr(options, key)}
+    config = None
     if options.model_config_file:
-        file = read_config(options.model_config_file)
-        overrides = {key: value for key, value in file.items() if key in CONFIG_DEFAULTS} | overrides
-    if options.head:
-        overrides["head"] = options.head
+        config_class = getattr(task.model, "config_class", ProteinBertConfig)
+        if config_class is ProteinBertConfig:  # only what the file says, so that a directory's other keys stay
+            file = read_config(options.model_config_file)
+            overrides = {key: value for key, value in file.items() if key in CONFIG_DEFAULTS} | overrides
+        else:
+            read_config(options.model_config_file)  # its complaints are ours
+            config = config_class.from_json_file(options.model_config_file)
     torch.manual_seed(options.seed)
-    return task.model.from_pretrained(options.from_pretrained, **overrides)
+    model = task.model.from_pretrained(options.from_pretrained, config=config, **overrides)
+    if options.recompute:
+        _recompute(model)
+    if options.lora:
+        torch.manual_seed(options.seed)
+        add_lora(model, options.lora, options.lora_alpha, options.lora_dropout)
+    return model
 
 
-def choose_validation(task: Task, options: TrainOptions, limit: int) -> tuple[SplitData, SplitData, dict]:
-    """(train, validation, how they were chosen): the valid split, or a part held out of train by cluster."""
+def _recompute(model: torch.nn.Module) -> None:
+    switches = [part for part in model.modules() if getattr(part, "recompute", None) is not None]
+    if not switches:
+        raise InputError(f"--recompute: {type(model).__name__} cannot compute its encoder again")
+    for part in switches:
+        part.recompute = True
+
+
+def choose_validation(task: Task, options: TrainOptions, limit: int | None) -> Splits:
+    """(train, validation, how they were chosen): the valid split, or a part held out of train by cluster.
+
+    Without evaluations validation is None, and the valid split is not opened.
+    """
     tokenizer = build_tokenizer(options.tokenizer)
     train = load_split(task, options.data_dir, "train", tokenizer, limit, options.too_long)
     if options.holdout is None:
+        if not options.evaluates:
+            return train, None, {"method": "none", "train": len(train), "held_out": 0}
         valid = load_split(task, options.data_dir, options.valid_split, tokenizer, limit, options.too_long)
         return train, valid, {"method": f"split {options.valid_split}", "train": len(train), "held_out": len(valid)}
     chosen = hold_out(train.sequences, options.holdout, options.holdout_seed, train.classes)
-    print(chosen.describe(), flush=True)
+    if is_main_process():
+        print(chosen.describe(), flush=True)
     summary = chosen.summary() | {"fraction": options.holdout, "seed": options.holdout_seed}
-    return train.subset(chosen.train), train.subset(chosen.held_out), summary
+    held_out = train.subset(chosen.held_out) if options.evaluates else None
+    return train.subset(chosen.train), held_out, summary
 
 
-def prepare_output(options: TrainOptions) -> bool:
-    """Make the run's directory; returns whether there is a saved state to go on from."""
-    output = Path(options.output_dir)
-    if options.from_pretrained and output.resolve() == Path(options.from_pretrained).resolve():
-        raise InputError(f"--output_dir {output} is --from_pretrained too; finetuning would overwrite that model")
-    (output / STATE.parent).mkdir(parents=True, exist_ok=True)
-    started = read_run(output)
-    if not options.resume:
-        if started:
-            raise InputError(f"{output}: already holds a run; --resume goes on with it, or give another --output_dir")
-        return False
-    if not (output / STATE).is_file():
-        print(f"notice: {output} holds no saved state yet; starting afresh", flush=True)
-        return False
-    check_resumable(options, started.get("args", {}), output / "args.json")
-    return True
+def expand(options: TrainOptions, directory: str) -> list[TrainOptions]:
+    """One TrainOptions a run: of --seeds, each an ordinary run in <directory>/seed<S>."""
+    if options.seeds is None:
+        return [replace(options, output_dir=directory)]
+    return [
+        replace(
+            options,
+            seed=seed,
+            seeds=None,
+            output_dir=str(Path(directory) / f"seed{seed}"),
+            log_dir=options.log_dir and str(Path(options.log_dir) / f"seed{seed}"),
+        )
+        for seed in options.seeds
+    ]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    options = parse_options(argv, tuple(TASKS))
-    task = TASKS[options.task]
-    choose_precision(options.fp16, options.bf16, choose_device(options.device))  # refuse before loading anything
-    resume = prepare_output(options)
-    model = build_model(task, options)
-    train, valid, validation = choose_validation(task, options, residue_limit(model, options.max_length))
-    source = weights_identity(options.from_pretrained) if options.from_pretrained else None
-    trainer = Trainer(task, model, options, train, valid)
-    record = {
-        "args": options.to_dict(),
-        "from_pretrained": source,
-        "validation": validation,
-        "truncated": {"train": train.truncated, "validation": valid.truncated},
-        "head": getattr(model.config, "head", None),
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "total_steps": trainer.total_steps,
-        "warmup_steps": trainer.warmup,
-    }
-    trainer.on_best = lambda progress: write_json(
-        trainer.output / "args.json", finite(record | {"best_step": progress.best_step, "best": progress.best})
-    )
-    if not resume:
-        write_json(trainer.output / "args.json", record)
-    describe(task, options, record, trainer)
-    begin = time.perf_counter()
-    progress = trainer.run(resume)
-    minutes = (time.perf_counter() - begin) / 60
-    print(
-        f"{progress.finished} at step {progress.step}; best {task.metric} {progress.best:.4f} at step "
-        f"{progress.best_step} -> {trainer.output} ({minutes:.1f} min, {progress.skipped} steps skipped)",
-        flush=True,
-    )
+    load_plugins(argv)
+    options = parse_options(argv, task_names(), model_types())
+    task = resolve_task(options.task, options.model_type)
+    level = options.log_level
+    logging.basicConfig(level=int(level) if level.isdigit() else level, format="%(levelname)s: %(message)s")
+    command = shlex.join(["tape-train", *map(str, sys.argv[1:] if argv is None else argv)])
+    world, device = start(options.device)
+    choose_precision(options.fp16, options.bf16, device)  # refuse before loading anything
+    if options.force_save not in (None, "TRUE"):
+        if world.is_main:
+            save_untrained(task, options)
+        world.close()
+        return 0
+    runs = expand(options, world.broadcast(run_directory(options)))
+    prepared = world.together(lambda: [prepare_output(run) for run in runs] if world.is_main else [])
+    data, results = None, []
+    for run, resume in zip(runs, world.broadcast(prepared), strict=True):
+        data, progress = train_one(task, run, world, device, resume, data, command)
+        results.append(progress.best)
+    if len(runs) > 1 and world.is_main and None not in results:
+        spread = f"{task.metric} {statistics.mean(results):.4f}, standard deviation {statistics.stdev(results):.4f}"
+        print(f"{len(runs)} seeds: best {spread} -> {Path(runs[0].output_dir).parent}", flush=True)
+    world.close()
     return 0
 
 
+def save_untrained(task: Task, options: TrainOptions) -> None:
+    """--force_save DIR, the original project's way to a model directory of the right shape."""
+    save_weights(build_model(task, options), Path(options.force_save))
+    print(f"untrained model -> {options.force_save}", flush=True)
+
+
+def train_one(
+    task: Task,
+    options: TrainOptions,
+    world: World,
+    device: torch.device,
+    resume: bool,
+    data: Splits | None,
+    command: str,
+) -> tuple[Splits, RunProgress]:
+    """One run from its model to its last weights; returns the data for the next one too."""
+
+    def prepare() -> tuple[torch.nn.Module, Splits, dict | None]:
+        model = build_model(task, options)
+        splits = data or choose_validation(task, options, residue_limit(model, options.max_length))
+        source = _identity(options) if world.is_main else None
+        if resume and world.is_main:
+            check_same_weights(source, Path(options.output_dir))
+        return model, splits, source
+
+    model, splits, source = world.together(prepare)
+    train, valid, validation = splits
+    parameters = sum(p.numel() for p in model.parameters())
+    trainer = Trainer(task, model, options, train, valid, world, device)
+    record = {
+        "args": options.to_dict(),
+        "command": command,
+        "recipe": {"name": options.recipe["name"], "values": _values(options), "from": options.recipe["from"]},
+        "from_pretrained": source,
+        "validation": validation,
+        "truncated": {"train": train.truncated} | ({"validation": valid.truncated} if valid else {}),
+        "head": getattr(model.config, "head", None),
+        "pooling": getattr(model.config, "pooling", None),
+        "parameters": parameters,
+        "trained_parameters": sum(p.numel() for p in trainer.parameters),
+        "total_steps": trainer.total_steps,
+        "warmup_steps": trainer.warmup,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "processes": world.size,
+        "precision": str(trainer.precision).removeprefix("torch."),
+    }
+    path = trainer.output / "args.json"
+    before = read_run(trainer.output) if resume and world.is_main else {}
+    trainer.on_best = lambda progress: write_json(
+        path, finite(record | {"best_step": progress.best_step, "best": progress.best})
+    )
+    if world.is_main:
+        if not resume:
+            write_json(path, record)
+        describe(task, options, record, trainer)
+    begin = time.perf_counter()
+    progress = trainer.run(resume)
+    minutes = (time.perf_counter() - begin) / 60
+    if world.is_main and "minutes" not in before:  # a run that was finished already stays as it is
+        write_json(path, finite(record | _taken(options, train, progress, minutes)))
+    if world.is_main:
+        told = f"best {task.metric} {progress.best:.4f}" if progress.best is not None else "not evaluated, weights"
+        print(
+            f"{progress.finished} at step {progress.step}; {told} at step {progress.best_step} -> {trainer.output} "
+            f"({minutes:.1f} min, {progress.skipped} steps skipped)",
+            flush=True,
+        )
+    return splits, progress
+
+
+def _identity(options: TrainOptions) -> dict | None:
+    """Which weights the model started from; for a name such as bert-base, in the directory it was found in."""
+    if not options.from_pretrained:
+        return None
+    return weights_identity(find_model(options.from_pretrained))
+
+
+def _values(options: TrainOptions) -> dict[str, object]:
+    return {key: getattr(options, key) for key in recipes.BUILT_IN}
+
+
+def _taken(options: TrainOptions, train: SplitData, progress: RunProgress, minutes: float) -> dict:
+    """What a finished run adds to args.json. minutes: since the last start."""
+    steps = training_steps(train.lengths, options.batch_size, 1, options.seed, 0, progress.step)
+    return {
+        "best_step": progress.best_step,
+        "best": progress.best,
+        "finished": progress.finished,
+        "steps": progress.step,
+        "residues": sum(int(train.lengths[part].sum()) for parts in steps for part in parts),
+        "minutes": round(minutes, 2),
+    }
+
+
 def describe(task: Task, options: TrainOptions, record: dict, trainer: Trainer) -> None:
-    """What is about to run, on one line, and what was cropped."""
+    """What is about to run and by which recipe, and what was cropped."""
     weights = options.from_pretrained or "random weights"
+    validate = f"{len(trainer.valid):,} validate" if trainer.valid else "no evaluation"
+    trained = record["trained_parameters"]
+    part = "" if trained == record["parameters"] else f" ({trained:,} of them trained)"
+    processes = f" x {record['processes']} processes" if record["processes"] > 1 else ""
     print(
-        f"{task.name}: {weights}, head {record['head']}, {record['parameters']:,} parameters; {len(trainer.train):,} "
-        f"proteins train, {len(trainer.valid):,} validate; {trainer.total_steps} steps of {options.batch_size} on "
-        f"{trainer.device} in {str(trainer.precision).removeprefix('torch.')}",
+        f"{task.name}: {weights}, head {record['head']}, seed {options.seed}, {record['parameters']:,} parameters{part}"
+        f"; {len(trainer.train):,} proteins train, {validate}; {trainer.total_steps} steps of {options.batch_size} on "
+        f"{trainer.device.type}{processes} in {record['precision']}",
         flush=True,
     )
+    print(recipes.describe(_values(options), options.recipe["from"]), flush=True)
+    if trainer.norms.unsynced and options.gradient_accumulation_steps < trainer.world.size:
+        print(
+            f"notice: {trainer.norms.unsynced} BatchNorm layers take their statistics from one process's proteins; "
+            f"--gradient_accumulation_steps {trainer.world.size} or more makes them those of one process",
+            flush=True,
+        )
     for name, cropped in record["truncated"].items():
         if cropped["proteins_cropped"]:
             print(f"{name}: {cropped['proteins_cropped']} proteins cropped to {cropped['max_length']} residues")
 
 
+def told_once(argv: Sequence[str] | None = None) -> int:
+    """`main`, but a mistake that all processes know of is told by the first alone."""
+    try:
+        return main(argv)
+    except SharedInputError:
+        if is_main_process():
+            raise
+        return errors.EXIT_USAGE
+
+
 def cli() -> int:
     """The console command."""
-    return errors.run(main)
+    return errors.run(told_once)
 
 
 if __name__ == "__main__":

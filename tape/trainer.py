@@ -2,102 +2,76 @@
 
 A step: the batch's parts forward and backward, the sum of their losses divided once by how many losses were summed over
 the whole batch, clipping, AdamW. Warm-up, then linear decay to 0. The weights of the best evaluation are kept as a TAPE
-directory; `last/state.pt` holds what a resumed run needs.
+directory; `last/` holds the newest, and what a resumed run needs (tape.run_dir).
+
+With several processes (torchrun) the parts of a step are dealt out, losses and counts and gradients added up, and the
+sum divided once: the same step whatever their number, up to the order of fp32 sums and but for dropout, whose masks
+differ. BatchNorm: tape.norms.
 
 What must hold: step n depends on the seed and n alone (batch order, dropout), so a resumed run repeats the
 uninterrupted run bit by bit on a CPU; files are whole at every instant; a loss that is not finite never reaches the
 weights.
 """
 
+import itertools
 import math
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 
 from pretrain.errors import InputError
-from pretrain.files import atomic_path
-from pretrain.metrics import MetricsLog
+from pretrain.metrics import MetricsLog, NoLog
 from pretrain.optim import LossScaler, build_optimizer, clip_grad_norm, learning_rate, set_learning_rate
-from pretrain.safe_load import safe_torch_load
-from tape.batching import eval_batches, num_steps, training_steps
+from tape.batching import Share, num_steps, share_step, training_steps
+from tape.distributed import World
+from tape.inference import predict as predict
+from tape.layers import freeze, learning_rate_scales
+from tape.norms import NormKeeper
 from tape.options import TrainOptions, choose_device, choose_precision
+from tape.run_dir import STATE as STATE
+from tape.run_dir import RunProgress, load_state, save_state, save_weights
 from tape.splits import SplitData, batches, to_device
-from tape.tasks import Prediction, Task
+from tape.tasks import Task
 
-STATE = Path("last") / "state.pt"
 MAX_BAD_STEPS = 20  # losses in a row that are not finite before a run gives up (fp16 first lowers its scale)
 
 
-@torch.no_grad()
-def predict(
-    task: Task,
-    model: torch.nn.Module,
-    data: SplitData,
-    batch_size: int,
-    device: torch.device,
-    precision: torch.dtype = torch.float32,
-    num_workers: int = 0,
-) -> tuple[list[Prediction], float]:
-    """(one Prediction a protein in the split's order, mean loss) of a whole split, in eval mode."""
-    was_training = model.training
-    model.eval()
-    plan = [(0, indices) for indices in eval_batches(data.lengths, batch_size)]
-    found: list[Prediction | None] = [None] * len(data)
-    total, count = 0.0, 0
-    for (_, indices), batch in zip(plan, batches(data, plan, num_workers), strict=True):
-        batch = to_device(batch, device)
-        with torch.autocast(device.type, precision, enabled=precision != torch.float32):
-            logits = task.forward(model, batch)
-        loss, number = task.loss(logits.float(), batch)
-        total, count = total + float(loss), count + int(number)
-        for index, prediction in zip(indices, task.predictions(logits.float(), batch), strict=True):
-            found[index] = prediction
-    model.train(was_training)
-    return found, total / count if count else math.nan
-
-
-@dataclass
-class RunProgress:
-    """Where a run stands: everything beside weights and optimizer that a resumed run needs."""
-
-    step: int = 0  # optimizer steps done
-    best: float | None = None  # of the task's metric
-    best_step: int = 0
-    without_improvement: int = 0
-    bad_steps: int = 0
-    skipped: int = 0
-    finished: str = ""  # why the run ended
-
-
 class Trainer:
-    """One finetuning run on one device."""
+    """One finetuning run on one device, or this process's part of it."""
 
-    def __init__(self, task: Task, model: torch.nn.Module, options: TrainOptions, train: SplitData, valid: SplitData):
+    def __init__(
+        self,
+        task: Task,
+        model: torch.nn.Module,
+        options: TrainOptions,
+        train: SplitData,
+        valid: SplitData | None,  # None: no evaluations
+        world: World | None = None,
+        device: torch.device | None = None,
+    ):
         self.task, self.options, self.train, self.valid = task, options, train, valid
-        self.device = choose_device(options.device)
+        self.world = world or World()
+        self.device = device or choose_device(options.device)
         self.precision = choose_precision(options.fp16, options.bf16, self.device)
         self.output = Path(options.output_dir)
         self.model = model.to(self.device)
-        if options.freeze_encoder:
-            self.model.bert.requires_grad_(False)
-        scale = options.encoder_learning_rate_scale
-        self.optimizer = build_optimizer(
-            self.model,
-            options.learning_rate,
-            options.weight_decay,
-            lr_scale=lambda name: scale if name.startswith("bert.") else 1.0,
-        )
+        self.world.same_tensors(itertools.chain(model.parameters(), model.buffers()))
+        self.norms = NormKeeper(self.model, self.world)
+        self.frozen = freeze(self.model, options.freeze_layers, options.freeze_encoder)
+        scales = learning_rate_scales(self.model, options.layer_decay, options.encoder_learning_rate_scale)
+        self.optimizer = build_optimizer(self.model, options.learning_rate, options.weight_decay, lr_scale=scales)
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        self.scaler = LossScaler(2.0**16) if self.precision == torch.float16 else None
+        half = self.precision == torch.float16
+        self.scaler = LossScaler(2.0**16, static=options.loss_scale or None) if half else None
         self.steps_per_epoch = num_steps(len(train), options.batch_size)
         self.total_steps = options.max_steps or options.num_train_epochs * self.steps_per_epoch
+        part = 0.0 if options.warmup_fraction is None else options.warmup_fraction
         warmup = options.warmup_steps
-        self.warmup = self.total_steps // 10 if warmup is None else warmup
-        self.eval_every = options.eval_steps or options.eval_freq * self.steps_per_epoch
+        self.warmup = int(self.total_steps * part + 1e-9) if warmup is None else warmup
+        self.eval_every = options.eval_steps or max(1, options.eval_freq) * self.steps_per_epoch
         self.progress = RunProgress()
         self.on_best: Callable[[RunProgress], None] = lambda progress: None  # called when better weights are saved
 
@@ -110,32 +84,47 @@ class Trainer:
             step, lr=options.learning_rate, min_lr=0.0, style="linear", warmup=self.warmup, decay_steps=end
         )
 
-    def train_step(self, parts: list[dict]) -> tuple[float, float]:
-        """One optimizer step on the batch's parts. Returns (mean loss, gradient norm before clipping)."""
+    def train_step(self, parts: Sequence[dict], share: Share | None = None) -> tuple[float, float]:
+        """One optimizer step on the batch's parts (this process's share of them).
+
+        Returns (mean loss over the whole batch, gradient norm before clipping), the same on every process.
+        """
+        share = share or Share(list(parts), [False] * len(parts), False, len(parts), 0)
         step = self.progress.step + 1
-        # Dropout is a function of (seed, step): a resumed run needs no generator's state.
-        torch.manual_seed(self.options.seed * 1_000_003 + step)
-        lr = self.learning_rate(step)
-        set_learning_rate(self.optimizer, lr)
-        scale = self.scaler.scale if self.scaler else 1.0
-        total, count, divisor = 0.0, 0, None
-        for part in parts:
-            batch = to_device(part, self.device)
-            with torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32):
-                logits = self.task.forward(self.model, batch)
-            loss, number = self.task.loss(logits.float(), batch)
-            if divisor is None:  # near the final count, so that half-precision gradients stay in range
-                divisor = max(1, int(number)) * len(parts)
+        # Dropout is a function of (seed, step) and the process: a resumed run needs no generator's state.
+        torch.manual_seed(self.options.seed * 1_000_003 + step + self.world.rank * 7_368_787_000_000)
+        set_learning_rate(self.optimizer, self.learning_rate(step))
+        before = self.norms.begin(share)
+        total, numbers, divisor, scale = 0.0, 0, None, self.scaler.scale if self.scaler else 1.0
+        for part, idle in zip(parts, share.idle, strict=True):
+            self.norms.set_idle(idle)
+            loss, number = self._forward(part)
+            loss, number = (loss * 0.0, 0) if idle else (loss, int(number))
+            if divisor is None:
+                # Near the final count, so that half-precision gradients stay in range; the same on every process,
+                # for a synchronised norm passes gradients from one to another.
+                (first,) = self.world.sum([number], self.device)
+                divisor = max(1, first if share.split else first / self.world.size) * share.total
             (loss * (scale / divisor)).backward()
-            total, count = total + loss.detach(), count + int(number)
-        correction = divisor / (max(1, count) * scale)
+            total, numbers = total + loss.detach(), numbers + number
+        total, numbers = self.world.sum([float(total), numbers], self.device)
+        self.norms.end(share, before)
+        self.world.sum_gradients(self.parameters)
+        correction = divisor / (max(1, numbers) * scale)
         gradients = [p.grad for p in self.parameters if p.grad is not None]
         if correction != 1.0:
             torch._foreach_mul_(gradients, correction)
         norm = clip_grad_norm(self.parameters, self.options.max_grad_norm)
-        loss = float(total) / max(1, count)
+        loss = total / max(1, numbers)
         self._update(math.isfinite(norm) and math.isfinite(loss))
         return loss, norm
+
+    def _forward(self, part: dict) -> tuple[torch.Tensor, torch.Tensor | int]:
+        """(sum of the losses of a part, how many were summed)."""
+        batch = to_device(part, self.device)
+        with torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32):
+            logits = self.task.forward(self.model, batch)
+        return self.task.loss(logits.float(), batch)
 
     def _update(self, finite: bool) -> None:
         if self.scaler:
@@ -157,13 +146,13 @@ class Trainer:
 
     def _train_mode(self) -> None:
         self.model.train()
-        if self.options.freeze_encoder:
-            self.model.bert.eval()
+        for module in self.frozen:
+            module.eval()
 
     # ---- evaluation and files
 
-    def evaluate(self, log: MetricsLog) -> None:
-        """Score the validation split, keep the weights if they are the best so far, and save the state."""
+    def evaluate(self, log: MetricsLog | NoLog) -> None:
+        """Score the validation split, keep the weights if they are the best so far, count evaluations without."""
         progress, options = self.progress, self.options
         begin = time.perf_counter()
         predictions, loss = predict(
@@ -174,14 +163,14 @@ class Trainer:
             self.device,
             self.precision,
             options.num_workers,
+            self.world,
         )
-        scores = self.task.score(predictions)
+        scores = self.world.broadcast(self.task.score(predictions) if self.world.is_main else None)
         value = scores[self.task.metric]
         improved = self._improves(value)
         if improved:
             progress.best, progress.best_step, progress.without_improvement = value, progress.step, 0
-            self.save_weights()
-            self.on_best(progress)
+            self.keep_weights()
         else:
             progress.without_improvement += 1
         if 0 < options.patience <= progress.without_improvement:
@@ -190,9 +179,9 @@ class Trainer:
         seconds = time.perf_counter() - begin
         log.write(line | {"loss": loss, **scores, "best": progress.best, "seconds": round(seconds, 3)})
         star = " *" if improved else ""
-        print(
-            f"step {progress.step} {self.task.metric} {value:.4f} loss {loss:.4f} ({seconds:.1f} s){star}", flush=True
-        )
+        if self.world.is_main:
+            told = f"step {progress.step} {self.task.metric} {value:.4f} loss {loss:.4f} ({seconds:.1f} s){star}"
+            print(told, flush=True)
 
     def _improves(self, value: float) -> bool:
         best = self.progress.best
@@ -200,95 +189,94 @@ class Trainer:
             return True
         return value > best if self.task.higher_is_better else value < best
 
-    def save_weights(self) -> None:
+    def keep_weights(self) -> None:
         """The run's directory becomes a TAPE model directory with the weights as they are now."""
-        self.model.save_pretrained(self.output)
+        if self.world.is_main:
+            save_weights(self.model, self.output)
+            self.on_best(self.progress)
 
     def save_state(self) -> None:
-        """Replace last/state.pt."""
-        state = {
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "scaler": self.scaler.state_dict() if self.scaler else None,
-            "progress": vars(self.progress),
-        }
-        with atomic_path(self.output / STATE) as temporary:
-            torch.save(state, temporary)
-
-    def load_state(self) -> None:
-        """Go on from last/state.pt."""
-        path = self.output / STATE
-        if not path.is_file():
-            raise InputError(f"{path}: no such file; there is no saved state to --resume from")
-        state = safe_torch_load(path)
-        try:
-            self.model.load_state_dict(state["model"])
-            self.optimizer.load_state_dict(state["optimizer"])
-            if self.scaler:
-                self.scaler.load_state_dict(state["scaler"])
-            self.progress = RunProgress(**state["progress"])
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise InputError(f"{path}: not the state of this run ({error})") from error
+        """Replace RUN_DIR/last."""
+        if self.world.is_main:
+            save_state(self.output, self.model, self.optimizer, self.scaler, self.progress)
 
     # ---- the run
 
     def run(self, resume: bool = False) -> RunProgress:
         """Train until the steps or the patience run out."""
         if resume:
-            self.load_state()
+            load = lambda: load_state(self.output, self.model, self.optimizer, self.scaler)  # noqa: E731
+            self.progress = self.world.together(load)
         progress, options = self.progress, self.options
-        log = MetricsLog(self.output, options.log_dir, resume_at=progress.step)
+        main = self.world.is_main
+        log = MetricsLog(self.output, options.log_dir, resume_at=progress.step) if main else NoLog()
         try:
             if not progress.finished:
                 self._loop(log)
         finally:
             log.close()
+        self.world.barrier()  # whoever reads the directory next finds it whole
         return progress
 
-    def _loop(self, log: MetricsLog) -> None:
+    def _loop(self, log: MetricsLog | NoLog) -> None:
         progress, options = self.progress, self.options
-        plan = list(
-            training_steps(
-                self.train.lengths,
-                options.batch_size,
-                options.gradient_accumulation_steps,
-                options.seed,
-                progress.step,
-                self.total_steps,
-            )
-        )
+        plan = self._plan()
         requests = [
-            (step // self.steps_per_epoch, part) for step, parts in enumerate(plan, progress.step) for part in parts
+            (step // self.steps_per_epoch, part)
+            for step, share in enumerate(plan, progress.step)
+            for part in share.parts
         ]
         prepared = batches(self.train, requests, options.num_workers)
-        bar = _bar(self.total_steps, progress.step)
-        losses, begin, evaluations = [], time.perf_counter(), 0
+        bar = _bar(self.total_steps, progress.step, self.world.is_main)
+        losses, begin, pauses = [], time.perf_counter(), 0
         self._train_mode()
-        for parts in plan:
-            loss, norm = self.train_step([next(prepared) for _ in parts])
+        for share in plan:
+            parts = [next(prepared) for _ in share.parts]
+            loss, norm = self.train_step(parts) if self.world.size == 1 else self.train_step(parts, share)
             losses.append(loss)
             bar.update(1)
             if progress.step % options.num_log_iter == 0 or progress.step == self.total_steps:
                 seconds = time.perf_counter() - begin
                 log.write(self._log_line(losses, norm, seconds))
                 losses, begin = [], time.perf_counter()
-            last = progress.step == self.total_steps
-            if last:
+            if progress.step == self.total_steps:
                 progress.finished = "all steps done"
-            if last or progress.step % self.eval_every == 0:
+            if progress.finished or progress.step % self.eval_every == 0:
                 paused = time.perf_counter()
-                best = progress.best_step
-                self.evaluate(log)
-                self._train_mode()
-                evaluations += 1
-                improved = progress.best_step != best
-                due = improved if options.save_freq == "improvement" else evaluations % options.save_freq == 0
-                if due or progress.finished:
-                    self.save_state()
+                pauses += 1
+                self._pause(log, pauses)
                 begin += time.perf_counter() - paused
             if progress.finished:
                 break
         bar.close()
+
+    def _plan(self) -> list[Share]:
+        """This process's share of every step that is left."""
+        options = self.options
+        steps = training_steps(
+            self.train.lengths,
+            options.batch_size,
+            options.gradient_accumulation_steps,
+            options.seed,
+            self.progress.step,
+            self.total_steps,
+        )
+        return [share_step(parts, self.world.rank, self.world.size) for parts in steps]
+
+    def _pause(self, log: MetricsLog | NoLog, number: int) -> None:
+        """Between two steps, for the `number`-th time: evaluate, and save the state if it is due."""
+        progress, options = self.progress, self.options
+        best = progress.best_step
+        if self.valid is not None:
+            self.evaluate(log)
+            self._train_mode()
+        improved = progress.best_step != best
+        due = improved if options.save_freq == "improvement" else number % options.save_freq == 0
+        if due or progress.finished:
+            if self.valid is None:  # no evaluation says which weights are best: the newest
+                progress.best_step = progress.step
+                self.keep_weights()
+            self.save_state()
 
     def _log_line(self, losses: list[float], norm: float, seconds: float) -> dict:
         progress = self.progress
@@ -304,8 +292,9 @@ class Trainer:
         }
 
 
-def _bar(total: int, done: int):
+def _bar(total: int, done: int, shown: bool):
     """tqdm on a terminal, silent elsewhere (evaluations print their own lines)."""
     from tqdm import tqdm
 
-    return tqdm(total=total, initial=done, unit="step", disable=not sys.stderr.isatty(), dynamic_ncols=True)
+    hidden = not shown or not sys.stderr.isatty()
+    return tqdm(total=total, initial=done, unit="step", disable=hidden, dynamic_ncols=True)

@@ -255,7 +255,7 @@ def test_masks_change_with_the_epoch(world, tmp_path):
         ("stability", ("--valid_split", "nonsense"), "has no split 'nonsense'"),
         ("stability", ("--max_length", 30), "crop"),
         ("stability", ("--max_length", 70, "--too_long", "crop"), "at most 62 residues fit"),
-        ("stability", ("--fp16",), "--fp16 needs a CUDA device"),
+        ("stability", ("--fp16", "--bf16"), "exclude each other"),
         ("stability", ("--gradient_accumulation_steps", 9), "at most --batch_size 8"),
         ("stability", ("--device", "abacus"), "should be auto, cpu or cuda"),
         ("stability", ("--holdout", 0.7), "between 0 and 0.5"),

@@ -1,0 +1,122 @@
+"""tape-train-distributed: real processes over gloo give one process's run, resume, and tell a mistake once."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from toy_data import write_config, write_data
+
+from pretrain import errors
+from pretrain.errors import InputError
+from tape import train_distributed
+
+DIES = """
+from pathlib import Path
+import os
+from tape.trainer import Trainer
+step = Trainer.train_step
+def dies(self, *args):
+    if self.progress.step == 5 and self.world.rank == self.world.size - 1 and not (self.output / "died").exists():
+        (self.output / "died").touch()
+        os._exit(7)
+    return step(self, *args)
+Trainer.train_step = dies
+"""
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("distributed")
+    for task in ("fluorescence", "secondary_structure"):
+        write_data(root, task, train=24, valid=9)
+    write_config(root / "config.json", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    return root
+
+
+def run(world: Path, task: str, out: Path, processes: int, *flags: object) -> subprocess.CompletedProcess:
+    words = [sys.executable, "-m", "tape.train_distributed", "transformer", task, "--nproc_per_node", processes]
+    words += ["--data_dir", world, "--output_dir", out, "--device", "cpu", "--model_config_file", world / "config.json"]
+    words += [
+        "--batch_size",
+        7,
+        "--max_steps",
+        8,
+        "--eval_steps",
+        2,
+        "--num_log_iter",
+        1,
+        "--learning_rate",
+        1e-3,
+        *flags,
+    ]
+    return subprocess.run([str(word) for word in words], capture_output=True, text=True, timeout=300)
+
+
+def weights(path: Path) -> dict[str, torch.Tensor]:
+    return load_file(path / "last" / "model.safetensors")
+
+
+@pytest.mark.slow
+def test_two_processes_are_one(world, tmp_path):
+    done = [run(world, "fluorescence", tmp_path / str(n), n) for n in (1, 2)]
+    assert [result.returncode for result in done] == [0, 0], done[1].stderr
+    one, two = weights(tmp_path / "1"), weights(tmp_path / "2")
+    assert max(float((one[name] - two[name]).abs().max()) for name in one) < 2e-6
+    lines = [(tmp_path / str(n) / "metrics.jsonl").read_text().splitlines() for n in (1, 2)]
+    assert len(lines[0]) == len(lines[1]) == 8 + 4, "written by one process"
+    assert json.loads((tmp_path / "2" / "args.json").read_text())["processes"] == 2
+    assert done[1].stdout.count("step 8 spearmanr") == 1 and "2 processes" in done[1].stdout
+
+
+@pytest.mark.slow
+def test_a_run_whose_process_dies_resumes_bit_by_bit(world, tmp_path):
+    flags = ("--gradient_accumulation_steps", 3)
+    assert run(world, "secondary_structure", tmp_path / "whole", 2, *flags).returncode == 0
+    (tmp_path / "dies.py").write_text(DIES)
+    flags = (*flags, "--plugin", tmp_path / "dies.py")
+    assert run(world, "secondary_structure", tmp_path / "cut", 2, *flags).returncode != 0
+    assert not (tmp_path / "cut" / "metrics.jsonl").read_text().splitlines()[-1].startswith('{"iteration": 8')
+    done = run(world, "secondary_structure", tmp_path / "cut", 2, *flags, "--resume")
+    assert done.returncode == 0, done.stderr
+    whole, cut = weights(tmp_path / "whole"), weights(tmp_path / "cut")
+    assert all(torch.equal(whole[name], cut[name]) for name in whole)
+    # The state belongs to no number of processes: one goes on where two stopped.
+    assert run(world, "secondary_structure", tmp_path / "cut", 1, *flags, "--resume").returncode == 0
+
+
+@pytest.mark.slow
+def test_a_mistake_of_all_processes_is_told_once(world, tmp_path):
+    done = run(world, "fluorescence", tmp_path / "run", 2, "--data_dir", tmp_path)
+    assert done.returncode == 2
+    told = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(told) == 1 and "fluorescence_train.lmdb" in told[0] and "Traceback" not in done.stderr
+
+
+def test_wrong_flags_are_told_before_any_process_starts(monkeypatch, capsys):
+    def never(words):
+        raise AssertionError("processes were started")
+
+    monkeypatch.setattr(train_distributed, "start_processes", never)
+    assert errors.run(train_distributed.main, ["transformer", "stabilty"]) == 2
+    assert errors.run(train_distributed.main, ["unirep", "stability"]) == 2
+    told = capsys.readouterr().err.splitlines()
+    assert len(told) == 2 and "left out" in told[1]
+    with pytest.raises(SystemExit):
+        train_distributed.main(["transformer", "stability", "--batchsize", "3"])
+    assert len(capsys.readouterr().err.splitlines()) == 1
+    with pytest.raises(InputError, match="--node_rank 2: should be below --nnodes 2"):
+        train_distributed.main(["transformer", "stability", "--nnodes", "2", "--node_rank", "2"])
+
+
+def test_the_words_for_torchrun():
+    launch, rest = train_distributed.split_flags(["transformer", "stability", "--nproc_per_node", "4", "--seed", "1"])
+    assert launch == ["--nproc-per-node=4", "--nnodes=1", "--node-rank=0", "--standalone"]
+    assert rest == ["transformer", "stability", "--seed", "1"]
+    words = ["--nnodes", "2", "--node_rank", "1", "--master_addr", "host", "--master_port", "5", "lstm", "stability"]
+    launch, rest = train_distributed.split_flags(words)
+    assert launch[1:] == ["--nnodes=2", "--node-rank=1", "--master-addr=host", "--master-port=5"]
+    assert rest == ["lstm", "stability"]
