@@ -1,0 +1,192 @@
+"""What a finetuned model says about the proteins of a FASTA file (.gz too), for every task.
+
+    tape-predict RUN_DIR proteins.fasta out.tsv
+    tape-predict RUN_DIR proteins.fasta maps.npz --png          contacts: also maps_png/000001_<id>.png ...
+
+RUN_DIR is what tape-train wrote: its args.json or config.json names the task and the model type (--task and
+--model_type where they do not). The files are described in tape.predictors.
+
+What must hold: results are in input order and do not depend on how proteins are batched (1e-5); memory is one window of
+proteins whatever the size of the input; every protein is in the output or counted in the last line.
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pretrain import errors
+from pretrain.errors import InputError
+from tape.distributed import choose_device
+from tape.embed import Progress
+from tape.encoding import TOKENIZER, Stream, make_stream
+from tape.evaluate import read_run
+from tape.fasta import (
+    Protein,
+    Rules,
+    add_fasta_flags,
+    read_windows,
+    residue_limit,
+    scan_fasta,
+    token_batches,
+)
+from tape.options import choose_precision, positive
+from tape.parts import plan_parts
+from tape.predictors import KINDS, kind_of_logits, open_maps, open_table
+from tape.pretrained import read_config
+from tape.registry import KINDS as TASK_KINDS
+from tape.registry import add_plugin_flag, load_plugins, resolve_task
+
+WINDOW = 1024  # proteins; sorted by length within
+MAP_WINDOW = 16  # whose maps are in memory together
+
+
+def build_parser() -> errors.ArgumentParser:
+    """The parser of tape-predict."""
+    parser = errors.ArgumentParser("tape-predict", description="Predict with a finetuned model.")
+    parser.add_argument("run_dir", metavar="RUN_DIR", help="what tape-train wrote")
+    parser.add_argument("data_file", metavar="IN.fasta", help="FASTA, also .gz")
+    parser.add_argument("out_file", metavar="OUT", help=".tsv; contacts: .npz")
+    parser.add_argument("--task", help="default: as RUN_DIR says")
+    parser.add_argument("--model_type", help="default: as RUN_DIR says")
+    parser.add_argument("--top_k", type=positive, default=5, help="classes a protein (remote homology)")
+    parser.add_argument("--masked", action="store_true", help="masked LM: hide each residue in turn; a pass a residue")
+    parser.add_argument("--png", action="store_true", help="contacts: a picture a protein, in OUT's name + _png/")
+    parser.add_argument("--log_interval", type=float, default=30.0, help="seconds between lines of progress")
+    add_fasta_flags(parser)
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ...")
+    parser.add_argument("--no_cuda", action="store_const", dest="device", const="cpu", help="the same as --device cpu")
+    parser.add_argument("--bf16", action="store_true", help="bfloat16 autocast (CPU too)")
+    parser.add_argument("--fp16", action="store_true", help="float16 autocast")
+    add_plugin_flag(parser)
+    return parser
+
+
+class Predictor:
+    """A finetuned model on a device; `kind` is a key of tape.predictors.KINDS."""
+
+    def __init__(self, model: torch.nn.Module, kind: str | None, device: torch.device, precision: torch.dtype):
+        self.model, self.device, self.precision = model.to(device).eval(), device, precision
+        first = self.logits(make_stream(["A"]))
+        self.kind = kind or kind_of_logits(first)
+        self.labels = first.shape[-1]
+
+    @torch.no_grad()
+    def logits(self, stream: Stream) -> Tensor:
+        """fp32 on the CPU, [B, ...], of a padded batch."""
+        ids, mask = (torch.from_numpy(array).to(self.device) for array in stream.padded())
+        try:
+            with torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32):
+                return self.model(input_ids=ids, input_mask=mask)[0].float().cpu()
+        except torch.OutOfMemoryError as error:
+            raise InputError(f"a batch of {list(ids.shape)} tokens does not fit; lower --tokens_per_batch") from error
+
+    def masked_logits(self, protein: Protein, tokens_per_batch: int) -> Tensor:
+        """[L, vocabulary]: of each residue, when it alone is hidden."""
+        one = make_stream([protein.residues])
+        rows, found = max(1, tokens_per_batch // len(one.tokens)), []
+        for begin in range(1, len(protein.residues) + 1, rows):
+            hidden = np.arange(begin, min(begin + rows, len(protein.residues) + 1))
+            tokens = np.repeat(one.tokens[None], len(hidden), 0)
+            tokens[np.arange(len(hidden)), hidden] = TOKENIZER.mask_id
+            logits = self.logits(Stream(tokens.ravel(), np.repeat(one.sizes, len(hidden))))
+            found.append(logits[torch.arange(len(hidden)), torch.from_numpy(hidden)])
+        return torch.cat(found)
+
+    def predict(self, proteins: Sequence[Protein], args: argparse.Namespace) -> list:
+        """One result a protein (tape.predictors), for proteins that fit one batch."""
+        if self.kind == "masked_language_modeling" and args.masked:
+            logits = [self.masked_logits(protein, args.tokens_per_batch) for protein in proteins]
+        else:
+            logits = list(self.logits(make_stream([protein.residues for protein in proteins])))
+            if self.kind == "masked_language_modeling":
+                logits = [row[1 : len(p.residues) + 1] for row, p in zip(logits, proteins, strict=True)]
+        result = KINDS[self.kind].result
+        return [result(row, protein, args.top_k) for row, protein in zip(logits, proteins, strict=True)]
+
+
+def load_predictor(args: argparse.Namespace) -> tuple[str, Predictor, dict]:
+    """(task's name, Predictor, the run's flags)."""
+    directory = Path(args.run_dir)
+    if not directory.is_dir():
+        raise InputError(f"{directory}: no such directory; should be one that tape-train wrote")
+    flags, config = read_run(directory).get("args", {}), read_config(directory)
+    name = args.task or flags.get("task") or config.get("finetuning_task")
+    if name is None:
+        raise InputError(f"{directory}/config.json: finetuning_task is empty and there is no args.json; give --task")
+    made_for = config.get("finetuning_task") or flags.get("task")
+    if made_for not in (None, name):
+        raise InputError(f"--task {name}: {directory} was finetuned on {made_for}")
+    task = resolve_task(name, args.model_type or flags.get("model_type") or config.get("base_model") or "transformer")
+    kind = TASK_KINDS.get(name)
+    if kind is not None and kind not in KINDS:
+        raise InputError(f"task {name}: tape-predict has nothing to say; tape-embed gives embeddings")
+    if args.masked and kind != "masked_language_modeling":
+        raise InputError(f"--masked: is for masked_language_modeling, {directory} is a {name} model")
+    model = task.model.from_pretrained(directory, require_head=True, num_labels=task.num_labels)
+    device = choose_device(args.device)
+    args.tokens_per_batch = args.tokens_per_batch or (65536 if device.type == "cuda" else 8192)
+    return name, Predictor(model, kind, device, choose_precision(args.fp16, args.bf16, device)), flags
+
+
+def check_output(args: argparse.Namespace, name: str, kind: str) -> None:
+    """OUT's suffix must fit the task: a wrong one is a mistake that shows only later."""
+    output = Path(args.out_file)
+    if output.resolve() == Path(args.data_file).resolve():
+        raise InputError(f"{output}: is the input; give the output a name of its own")
+    wanted = (".npz",) if kind == "contacts" else (".tsv", ".txt")
+    if output.suffix not in wanted:
+        raise InputError(f"{output}: {name} is written as {wanted[0]}, so OUT should end in {wanted[0]}")
+    if args.png and kind != "contacts":
+        raise InputError(f"--png: draws contact maps, {args.run_dir} is a {name} model")
+    if kind == "contacts" and args.duplicates == "keep":
+        raise InputError("--duplicates keep: the names are the keys of an .npz file; give error or first")
+
+
+def run(args: argparse.Namespace) -> None:
+    """The whole command."""
+    name, predictor, flags = load_predictor(args)
+    kind = KINDS[predictor.kind]
+    check_output(args, name, predictor.kind)
+    limit = residue_limit(predictor.model.config, args.max_length or flags.get("max_length"))
+    scan = scan_fasta(args.data_file, Rules(limit, args.too_long, args.duplicates))
+    output = Path(args.out_file)
+    maps = predictor.kind == "contacts"
+    pictures = output.with_name(output.stem + "_png") if args.png else None
+    opened = open_maps(output, pictures) if maps else open_table(output, kind, predictor.labels)
+    bounds = plan_parts(scan.kept_lengths, MAP_WINDOW if maps else WINDOW, 0)
+    cap = 1 if maps else args.batch_size  # a map is work enough, and its padding would be squared
+    progress = Progress(len(scan), args.log_interval, True)
+    with opened as write:
+        for _, proteins in read_windows(scan, bounds, range(len(bounds) - 1)):
+            results: list = [None] * len(proteins)
+            lengths = np.array([len(protein.residues) for protein in proteins])
+            for batch in token_batches(lengths, args.tokens_per_batch, cap, padded=True):
+                some = predictor.predict([proteins[i] for i in batch], args)
+                for i, result in zip(batch, some, strict=True):
+                    results[i] = result
+                progress.add(len(batch), int(lengths[batch].sum()))
+            for protein, result in zip(proteins, results, strict=True):
+                write(protein, result)
+    seconds = time.monotonic() - progress.begin
+    print(f"wrote {output}: {name} of {len(scan):,} proteins{scan.summary()} in {seconds:,.1f} s", flush=True)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    load_plugins(argv)
+    run(build_parser().parse_args(argv))
+    return 0
+
+
+def cli() -> int:
+    """The console command."""
+    return errors.run(main)
+
+
+if __name__ == "__main__":
+    sys.exit(cli())
