@@ -1,44 +1,31 @@
 #!/usr/bin/env bash
-# Finetune a model on one task, then score it on every evaluation split that is there. finetune_<task>.sh calls it with a recipe.
+# Finetune a model on one task with the task's recipe, then score it on every evaluation split that is there.
 #
-#   bash scripts/finetune.sh TASK METRIC LMDB "SPLITS" EVAL_BATCH "RECIPE" MODEL_DIR DATA_DIR OUT [flags]
+#   bash scripts/finetune.sh TASK MODEL_DIR DATA_DIR OUT [flags]
 #
+# TASK       secondary_structure, contact_prediction, remote_homology, fluorescence, stability (or finetune_<task>.sh)
 # MODEL_DIR  a TAPE model directory (what convert.sh wrote), or `random` for the baseline (add --model_config_file)
-# DATA_DIR   holds LMDB_train.lmdb and so on
-# OUT        the run's directory: weights, metrics.jsonl, one TASK-<split>.json a split
-# flags      override the recipe: --seed 1, --bf16, --head tape, --max_steps 500 ...
+# DATA_DIR   holds the tasks' folders
+# OUT        the run's directory: weights, metrics.jsonl, one TASK-<split>.json and .npz a split
+# flags      override the recipe (tape/recipes/TASK.yaml): --seed 1, --bf16, --head tape, --max_steps 500 ...
 #
 # A tenth of train, held out by cluster, decides when to stop; --holdout 0 gives that to the valid split, as TAPE does.
 set -euo pipefail
-if [ $# -lt 6 ]; then
-    echo "usage: bash scripts/finetune.sh TASK METRIC LMDB SPLITS EVAL_BATCH RECIPE MODEL_DIR DATA_DIR OUT [flags]" >&2
+if [ $# -lt 4 ]; then
+    echo "usage: bash scripts/finetune.sh TASK MODEL_DIR DATA_DIR OUT [flags]" >&2
     exit 2
 fi
-task=$1 metric=$2 lmdb=$3
-read -ra names <<<"$4"
-eval_batch=$5
-read -ra recipe <<<"$6"
-shift 6
-if [ $# -lt 3 ]; then
-    echo "usage: bash scripts/finetune_$task.sh MODEL_DIR DATA_DIR OUT [flags]" >&2
-    exit 2
-fi
-model=$1 data=$2 out=$3
-shift 3
+task=$1 model=$2 data=$3 out=$4
+shift 4
 
 weights=(--from_pretrained "$model")
 if [ "$model" = random ]; then
     weights=()
 fi
-python -m tape.train transformer "$task" ${weights[@]+"${weights[@]}"} --data_dir "$data" --output_dir "$out" "${recipe[@]}" "$@"
-
-splits=()
-for split in "${names[@]}"; do
-    if [ -d "$data/${lmdb}_$split.lmdb" ]; then
-        splits+=("$split")
-    fi
-done
-if [ ${#splits[@]} -gt 0 ]; then
-    python -m tape.evaluate transformer "$task" "$out" --data_dir "$data" --split "${splits[@]}" \
-        --metrics "$metric" --batch_size "$eval_batch" --save_predictions
+python -m tape.train transformer "$task" ${weights[@]+"${weights[@]}"} --data_dir "$data" --output_dir "$out" \
+    --patience 3 --holdout 0.1 "$@"
+batch=16 # proteins scored at a time; changes no number
+if [ "$task" = contact_prediction ]; then
+    batch=1 # maps of L x L
 fi
+python -m tape.evaluate transformer "$task" "$out" --data_dir "$data" --split all --batch_size "$batch" --save_predictions

@@ -3,7 +3,10 @@
 #
 #   bash scripts/finetune_remote_homology.sh MODEL_DIR DATA_DIR OUT [flags]
 #
-# What the arguments mean and what is written: scripts/finetune.sh. Flags override the recipe.
+# What the arguments mean and what is written: scripts/finetune.sh. Flags override the recipe, tape/recipes/remote_homology.yaml.
 set -euo pipefail
-exec bash "$(dirname "$0")/finetune.sh" remote_homology accuracy remote_homology/remote_homology "valid test_fold_holdout test_superfamily_holdout test_family_holdout" 32 \
-    "--batch_size 32 --learning_rate 1e-4 --num_train_epochs 20 --patience 3 --holdout 0.1" "$@"
+if [ $# -lt 3 ]; then
+    echo "usage: bash scripts/finetune_remote_homology.sh MODEL_DIR DATA_DIR OUT [flags]" >&2
+    exit 2
+fi
+exec bash "$(dirname "$0")/finetune.sh" remote_homology "$@"

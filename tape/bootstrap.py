@@ -4,10 +4,12 @@ A split's score is kept as two columns per protein, by kind:
   ratio       (sum, count); sum of sums / sum of counts: accuracy over residues, P@L/5 as a mean over proteins
   perplexity  exp of such a ratio, of cross-entropies
   spearman    (predicted, measured); the rank correlation with average ranks for ties
-Proteins are drawn with replacement, 10,000 times (2,000 for Spearman), with a fixed seed. A paired difference draws the
-same proteins for both runs, so that what the two share (hard proteins) cancels.
+Proteins are drawn with replacement, 10,000 times (2,000 for Spearman), with a fixed seed. A paired difference draws
+the same proteins for both runs, so that what the two share (hard proteins) cancels. Several runs (seeds) of one kind
+count as one measurement: in each draw, the mean of their scores on the drawn proteins.
 """
 
+import json
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,6 +22,7 @@ from pretrain.files import atomic_path
 
 RESAMPLES = {"ratio": 10_000, "perplexity": 10_000, "spearman": 2_000}
 SEED = 20210816
+PARQUET_COLUMNS = ("column_0", "column_1")  # npz has them as `columns`
 
 
 @dataclass(frozen=True)
@@ -68,12 +71,23 @@ def _ratio(columns: np.ndarray) -> Callable[[np.ndarray], float]:
     return score
 
 
-def _statistic(scores: Scores) -> Callable[[np.ndarray], float]:
-    columns = scores.columns.astype(np.float64)
-    if scores.kind == "spearman":
+def _statistic(runs: Sequence[Scores]) -> Callable[[np.ndarray], float]:
+    """The mean of the runs' scores as a function of how often each protein was drawn."""
+    if len({(run.kind, len(run.columns)) for run in runs}) != 1:
+        told = ", ".join(f"{run.kind} over {len(run.columns)}" for run in runs) or "none"
+        raise InputError(f"runs to average: {told} proteins; all should score the same proteins the same way")
+    if len(runs) > 1:
+        parts = [_statistic([run]) for run in runs]
+        return lambda counts: float(np.mean([part(counts) for part in parts]))
+    columns = runs[0].columns.astype(np.float64)
+    if runs[0].kind == "spearman":
         return _spearman(columns)
     ratio = _ratio(columns)
-    return ratio if scores.kind == "ratio" else lambda counts: float(np.exp(ratio(counts)))
+    return ratio if runs[0].kind == "ratio" else lambda counts: float(np.exp(ratio(counts)))
+
+
+def _several(scores: Scores | Sequence[Scores]) -> Sequence[Scores]:
+    return [scores] if isinstance(scores, Scores) else scores
 
 
 def _draws(number: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
@@ -97,42 +111,75 @@ def _summary(value: float, samples: np.ndarray, seed: int) -> dict[str, float | 
 
 
 def confidence_interval(
-    scores: Scores, resamples: int | None = None, seed: int = SEED
+    scores: Scores | Sequence[Scores], resamples: int | None = None, seed: int = SEED
 ) -> dict[str, float | int | None]:
-    """The score, its 95% percentile interval over proteins, and how it was drawn."""
-    number, statistic = len(scores.columns), _statistic(scores)
-    draws = _draws(number, resamples or RESAMPLES[scores.kind], seed)
+    """The score (of several runs: their mean), its 95% percentile interval over proteins, and how it was drawn."""
+    runs = _several(scores)
+    statistic, number = _statistic(runs), len(runs[0].columns)
+    draws = _draws(number, resamples or RESAMPLES[runs[0].kind], seed)
     samples = np.array([statistic(counts) for counts in draws])
     return _summary(statistic(np.ones(number)), samples, seed)
 
 
 def paired_difference(
-    scores_a: Scores, scores_b: Scores, resamples: int | None = None, seed: int = SEED
+    scores_a: Scores | Sequence[Scores],
+    scores_b: Scores | Sequence[Scores],
+    resamples: int | None = None,
+    seed: int = SEED,
 ) -> dict[str, float | int | None]:
-    """Score of a minus score of b on the same proteins in the same order, with its 95% interval over proteins."""
-    if scores_a.kind != scores_b.kind or len(scores_a.columns) != len(scores_b.columns):
+    """Score of a minus score of b on the same proteins in the same order, with its 95% interval over proteins.
+
+    a and b may each be several runs (seeds, as many as each has): then it is the difference of their means.
+    """
+    runs_a, runs_b = _several(scores_a), _several(scores_b)
+    first, second = _statistic(runs_a), _statistic(runs_b)
+    a, b = runs_a[0], runs_b[0]
+    if a.kind != b.kind or len(a.columns) != len(b.columns):
         raise InputError(
-            f"paired difference: {scores_a.kind} over {len(scores_a.columns)} proteins against {scores_b.kind} over "
-            f"{len(scores_b.columns)}; both should score the same proteins the same way"
+            f"paired difference: {a.kind} over {len(a.columns)} proteins against {b.kind} over "
+            f"{len(b.columns)}; both should score the same proteins the same way"
         )
-    number = len(scores_a.columns)
-    first, second = _statistic(scores_a), _statistic(scores_b)
-    draws = _draws(number, resamples or RESAMPLES[scores_a.kind], seed)
+    draws = _draws(len(a.columns), resamples or RESAMPLES[a.kind], seed)
     samples = np.array([first(counts) - second(counts) for counts in draws])
-    everything = np.ones(number)
+    everything = np.ones(len(a.columns))
     return _summary(first(everything) - second(everything), samples, seed)
 
 
+def mean_of(values: np.ndarray) -> Scores:
+    """The columns of a metric that is the mean of values [N]; a NaN leaves the mean."""
+    known = ~np.isnan(values)
+    return Scores("ratio", np.stack([np.where(known, values, 0.0), known], axis=1).astype(np.float64))
+
+
 def save_scores(path: str | Path, scores: Scores, ids: Sequence[str]) -> None:
-    """Write per-protein scores as npz: kind, columns [N, 2], ids [N]."""
+    """Write the columns alone, as npz: kind, columns [N, 2], ids [N]. With the predictions: tape.prediction_files."""
     with atomic_path(path) as temporary, temporary.open("wb") as file:
         np.savez_compressed(file, kind=np.array(scores.kind), columns=scores.columns, ids=np.array(ids, dtype=np.str_))
 
 
-def load_scores(path: str | Path) -> Scores:
-    """What `save_scores` wrote."""
+def load_scores(path: str | Path, metric: str | None = None) -> Scores:
+    """The columns of a file of `tape-eval --save_predictions` (npz or parquet); `metric`: of one of its per_protein
+    means, such as precision_at_l5_long, instead of the primary metric's."""
+    read = _read_parquet if Path(path).suffix == ".parquet" else _read_npz
     try:
-        with np.load(path) as stored:
-            return Scores(str(stored["kind"]), stored["columns"])
+        return read(Path(path), metric)
     except (KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise InputError(f"{path}: not the per-protein scores of tape-eval --save_predictions ({error})") from error
+
+
+def _read_npz(path: Path, metric: str | None) -> Scores:
+    with np.load(path) as stored:
+        if metric is not None:
+            return mean_of(stored[f"per_protein_{metric}"])
+        return Scores(str(stored["kind"]), stored["columns"])
+
+
+def _read_parquet(path: Path, metric: str | None) -> Scores:
+    from tape.prediction_files import import_pyarrow
+
+    names = PARQUET_COLUMNS if metric is None else (f"per_protein_{metric}",)
+    table = import_pyarrow()[1].read_table(path, columns=list(names))
+    values = [table[name].to_numpy() for name in names]
+    if metric is not None:
+        return mean_of(values[0])
+    return Scores(json.loads(table.schema.metadata[b"tape"])["kind"], np.stack(values, axis=1))

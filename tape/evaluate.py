@@ -1,21 +1,25 @@
 """One finetuned model on one or more splits: numbers over whole splits, with what they were taken over.
 
     tape-eval transformer stability RUN_DIR --data_dir data --split test --metrics spearmanr --batch_size 64
+    tape-eval transformer secondary_structure RUN_DIR --split all --save_predictions parquet
+    torchrun --nproc-per-node 4 -m tape.evaluate transformer contact_prediction RUN_DIR --split test
 
-writes RUN_DIR/<task>-<split>.json: every metric of the task, the primary one with its 95% bootstrap interval over
-proteins, n_examples, what was cropped, head, checkpoint, seed, steps and the run's flags. `--save_predictions` adds
-RUN_DIR/<task>-<split>.npz with per-protein scores, for paired comparisons (tape.bootstrap).
+writes RUN_DIR/<task>-<split>.json: every metric of the task, those asked for with a 95% bootstrap interval over
+proteins, n_examples, what was cropped, head, checkpoint, seed, steps and the run's flags. `--split all` is every
+evaluation split that DATA_DIR holds. --save_predictions adds each protein's scores (tape.prediction_files),
+--results_pkl TAPE's results.pkl.
 
-What must hold: nothing is left out of a split, and the numbers do not depend on --batch_size.
+What must hold: nothing is left out of a split; no number depends on --batch_size, padding or the number of processes.
 """
 
 import argparse
 import hashlib
 import json
+import logging
 import math
 import platform
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -24,21 +28,35 @@ import torch
 from pretrain import errors
 from pretrain.errors import InputError
 from pretrain.files import write_json
-from tape.bootstrap import Scores, confidence_interval, save_scores
+from tape import distributed
+from tape.bootstrap import Scores, confidence_interval, mean_of
+from tape.dataset_base import TapeDataset
+from tape.distributed import World
+from tape.inference import predict
+from tape.metrics import canonical_metric
 from tape.options import (
-    MODEL_TYPES,
     add_device_flags,
     add_length_flags,
-    check_task,
-    choose_device,
+    add_tokenizer_flag,
+    check_tokenizer,
     choose_precision,
     positive,
 )
+from tape.prediction_files import (
+    FORMS,
+    check_form,
+    per_protein_metrics,
+    per_protein_scores,
+    save_predictions,
+    save_results_pkl,
+)
+from tape.records import find_data_file
+from tape.registry import add_plugin_flag, load_plugins, resolve_task
 from tape.splits import build_tokenizer, load_split, residue_limit
-from tape.tasks import TASKS, Prediction, Task
-from tape.trainer import predict
+from tape.tasks import Prediction, Task
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+IGNORED = ("model_config_file", "vocab_file", "output_dir", "seed", "local_rank", "log_dir", "debug")  # TAPE's
 
 
 def weights_identity(directory: str | Path) -> dict[str, str]:
@@ -50,21 +68,6 @@ def weights_identity(directory: str | Path) -> dict[str, str]:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
             return {"path": str(directory), "weights": name, "weights_sha256": digest}
     raise InputError(f"{directory}: holds neither {' nor '.join(WEIGHTS)}; should be a directory that tape-train wrote")
-
-
-def per_protein_scores(task: Task, predictions: Sequence[Prediction]) -> Scores:
-    """The two columns per protein that the primary metric is made of."""
-    if task.metric == "spearmanr":
-        return Scores("spearman", np.array([[p.scores.item(), p.labels.item()] for p in predictions], np.float64))
-    if task.metric == "perplexity":
-        sums = [[p.scores.sum(dtype=np.float64), p.scores.size] for p in predictions]
-        return Scores("perplexity", np.array(sums, np.float64))
-    values = task.per_protein(predictions)
-    assert values is not None, f"{task.name}: per_protein gives nothing for {task.metric}"
-    if values.ndim == 1:
-        known = ~np.isnan(values)
-        values = np.stack([np.where(known, values, 0.0), known], axis=1)
-    return Scores("ratio", values.astype(np.float64))
 
 
 def read_run(directory: Path) -> dict:
@@ -90,38 +93,96 @@ def load_model(task: Task, directory: Path) -> torch.nn.Module:
 
 
 def finite(value: object) -> object:
-    """NaN and infinities become None, which JSON can carry; inside dicts too."""
+    """NaN and infinities become None, which JSON can carry; inside dicts and lists too."""
     if isinstance(value, dict):
         return {key: finite(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(entry) for entry in value]
     if isinstance(value, float | np.floating):
         return float(value) if math.isfinite(value) else None
     return int(value) if isinstance(value, np.integer) else value
 
 
-def evaluate_split(task: Task, model: torch.nn.Module, split: str, args: argparse.Namespace, run: dict) -> dict:
-    """Score one split; returns what goes into the JSON file, and writes the npz if asked for."""
-    flags = run.get("args", {})
+def has_split(task: Task, data_dir: str | Path, split: str) -> bool:
+    """Whether the data directory holds this split of the task."""
+    dataset = task.dataset
+    try:
+        if isinstance(dataset, type) and issubclass(dataset, TapeDataset):
+            find_data_file(data_dir, dataset.folder, dataset.folder, split)
+            return split in dataset.splits
+        dataset(data_dir, split, build_tokenizer("iupac"))  # a plugin's dataset alone knows where its files are
+    except (InputError, FileNotFoundError):
+        return False
+    return True
+
+
+def choose_splits(task: Task, data_dir: str | Path, wanted: Sequence[str]) -> tuple[list[str], list[str]]:
+    """(splits to score, splits that `all` means but that are not there). One asked for by name is never left out."""
+    found, absent = [], []
+    for name in wanted:
+        if name != "all":
+            found.append(name)
+            continue
+        for split in ("valid", *task.splits):
+            (found if has_split(task, data_dir, split) else absent).append(split)
+    if not found:
+        raise InputError(f"{data_dir}: --split all found none of {', '.join(absent)} of {task.name}")
+    return list(dict.fromkeys(found)), absent
+
+
+def intervals(task: Task, predictions: Sequence[Prediction], asked: Sequence[str]) -> dict[str, dict]:
+    """95% intervals over proteins of the primary metric and of those asked for that are means over proteins."""
+    scores = per_protein_scores(task, predictions)
+    own = {n: mean_of(v) for n, v in per_protein_metrics(task, predictions, scores).items() if n in task.metrics}
+    columns: dict[str, Scores] = own | {task.metric: scores}
+    made = {n: confidence_interval(columns[n]) for n in dict.fromkeys([task.metric, *asked]) if n in columns}
+    return {name: interval | {"level": 0.95, "over": "proteins"} for name, interval in made.items()}
+
+
+def all_metrics(task: Task, predictions: Sequence[Prediction], asked: Sequence[str]) -> dict:
+    """Every metric of the task, those that plugins registered among them; InputError for one asked for and unknown."""
+    found = task.score(predictions)
+    found |= {name: metric(predictions) for name, metric in task.metrics.items() if name not in found}
+    for name in asked:
+        if name not in found:
+            raise InputError(f"--metrics {name}: {task.name} has {', '.join(task.metrics)}")
+    return found
+
+
+def evaluate_split(
+    task: Task, model: torch.nn.Module, split: str, args: argparse.Namespace, run: dict, world: World | None = None
+) -> dict | None:
+    """Score one split; returns what goes into the JSON file (None but on rank 0), and writes the files asked for."""
+    world, flags = world or World(), run.get("args", {})
     max_length = args.max_length or flags.get("max_length")
     too_long = args.too_long or flags.get("too_long") or "error"
-    device = choose_device(args.device)
+    device = next(model.parameters(), torch.zeros(0)).device
     precision = choose_precision(args.fp16, args.bf16, device)
     limit = residue_limit(model, max_length)
-    data = load_split(task, args.data_dir, split, build_tokenizer(flags.get("tokenizer", "iupac")), limit, too_long)
-    predictions, loss = predict(task, model, data, args.batch_size, device, precision, args.num_workers)
-    metrics = task.score(predictions)
-    scores = per_protein_scores(task, predictions)
+    data = load_split(task, args.data_dir, split, build_tokenizer(args.tokenizer), limit, too_long)
+    predictions, loss = predict(task, model, data, args.batch_size, device, precision, args.num_workers, world)
+    if not world.is_main:
+        return None
+    assert len(predictions) == len(data), "a protein has no prediction"
     directory = Path(args.run_dir)
+    asked = [canonical_metric(name) for name in args.metrics or [task.metric]]
+    metrics = all_metrics(task, predictions, asked)
+    spread = intervals(task, predictions, asked)
     if args.save_predictions:
-        save_scores(directory / f"{task.name}-{split}.npz", scores, [p.id for p in predictions])
+        save_predictions(directory / f"{task.name}-{split}.{args.save_predictions}", task, split, predictions)
+    if args.results_pkl:
+        save_results_pkl(directory / "results.pkl", {name: metrics[name] for name in asked}, predictions)
     return finite(
         {
             "task": task.name,
+            "model_type": args.model_type,
             "split": split,
             "metric": task.metric,
             "value": metrics[task.metric],
-            "interval": confidence_interval(scores) | {"level": 0.95, "over": "proteins"},
+            "interval": spread[task.metric],
+            "intervals": spread,
             "n_examples": metrics["n_examples"],
-            "requested": {name: metrics[name] for name in args.metrics or [task.metric]},
+            "requested": {name: metrics[name] for name in asked},
             "metrics": metrics,
             "loss": loss,
             "truncated": data.truncated,
@@ -135,48 +196,93 @@ def evaluate_split(task: Task, model: torch.nn.Module, split: str, args: argpars
             "batch_size": args.batch_size,
             "precision": str(precision).removeprefix("torch."),
             "device": device.type,
+            "device_name": device_name(device),
+            "processes": world.size,
+            "parameters": sum(p.numel() for p in model.parameters()),
             "args": flags,
+            "training": {key: value for key, value in run.items() if key != "args"},
             "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
         }
     )
 
 
+def device_name(device: torch.device) -> str:
+    """'NVIDIA H100 80GB HBM3', or the processor's architecture and how many threads compute on it."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{platform.machine()} CPU, {torch.get_num_threads()} thread{'s' * (torch.get_num_threads() > 1)}"
+
+
 def build_parser() -> errors.ArgumentParser:
-    """The parser of tape-eval."""
+    """The parser of tape-eval: TAPE's arguments, and ours."""
     parser = errors.ArgumentParser("tape-eval", description="Score a finetuned model on whole splits.")
-    parser.add_argument("model_type", choices=MODEL_TYPES)
+    parser.add_argument("model_type", help="transformer, tape_transformer, lstm, resnet, onehot or a plugin's")
     parser.add_argument("task", help="the task that RUN_DIR was finetuned on")
     parser.add_argument("run_dir", metavar="RUN_DIR", help="what tape-train wrote")
-    parser.add_argument("--data_dir", default="./data", help="holds <task>/<task>_<split>.lmdb")
-    parser.add_argument("--split", nargs="+", default=["test"], help="one or more splits, e.g. valid test")
-    parser.add_argument("--metrics", nargs="+", help="the metrics to print; the file has all of the task's")
+    parser.add_argument("--data_dir", default="./data", help="holds <task>/<task>_<split>.lmdb or .json")
+    parser.add_argument(
+        "--split", nargs="+", default=["test"], help="one or more, e.g. valid test; all: every evaluation split"
+    )
+    parser.add_argument(
+        "--metrics", nargs="*", help="the metrics to print (TAPE's names, L5 too); the file has all of the task's"
+    )
     parser.add_argument("--batch_size", type=positive, default=32, help="proteins at a time; changes no number")
-    parser.add_argument("--save_predictions", action="store_true", help="also write per-protein scores as npz")
-    parser.add_argument("--tokenizer", default="iupac", choices=("iupac",), help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--save_predictions", nargs="?", const="npz", choices=FORMS, help="also write each protein's scores (npz)"
+    )
+    parser.add_argument("--results_pkl", action="store_true", help="also TAPE's results.pkl, of the last split")
+    add_tokenizer_flag(parser)
+    parser.add_argument("--log_level", default="INFO", help="of Python's logging")
+    add_plugin_flag(parser)
     add_length_flags(parser, None)
     add_device_flags(parser)
+    for name in IGNORED:
+        flags = {"action": "store_true"} if name == "debug" else {}
+        parser.add_argument(f"--{name}", help=argparse.SUPPRESS, **flags)
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    args = build_parser().parse_args(argv)
-    check_task(args.task, tuple(TASKS))
-    task = TASKS[args.task]
-    for name in args.metrics or ():
-        if name not in task.metrics:
+def check_flags(task: Task, args: argparse.Namespace) -> None:
+    """What can be refused before anything is loaded, and a word on the flags of TAPE's that do nothing here."""
+    for name in IGNORED:
+        if getattr(args, name) not in (None, False) and name != "local_rank" and distributed.is_main_process():
+            print(f"notice: --{name} changes nothing in an evaluation and is ignored", file=sys.stderr)
+    check_tokenizer(args.tokenizer)
+    for name in map(canonical_metric, args.metrics or ()):
+        # a plugin's model may bring metrics of its own, which only its outputs tell (all_metrics)
+        if name not in task.metrics and task.metric != "loss":
             raise InputError(f"--metrics {name}: {task.name} has {', '.join(task.metrics)}")
+    check_form(args.save_predictions)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    load_plugins(argv)
+    args = build_parser().parse_args(argv)
+    task = resolve_task(args.task, args.model_type)
+    logging.basicConfig(level=args.log_level, format="%(levelname)s: %(message)s")
+    check_flags(task, args)
     directory = Path(args.run_dir)
+    splits, absent = choose_splits(task, args.data_dir, args.split)
     run = read_run(directory)
-    model = load_model(task, directory).to(choose_device(args.device))
-    for split in args.split:
-        result = evaluate_split(task, model, split, args, run)
-        target = directory / f"{task.name}-{split}.json"
-        write_json(target, result)
-        print_result(result, target)
+    world, device = distributed.start(args.device)
+    say: Callable = print if world.is_main else lambda *words, **flags: None
+    try:
+        if absent:
+            say(f"notice: {args.data_dir} holds no split {', '.join(absent)} of {task.name}: left out", flush=True)
+        model = load_model(task, directory).to(device)
+        for split in splits:
+            result = evaluate_split(task, model, split, args, run, world)
+            if result is not None:
+                target = directory / f"{task.name}-{split}.json"
+                write_json(target, result)
+                say(describe(result, target), flush=True)
+        world.barrier()
+    finally:
+        world.close()
     return 0
 
 
-def print_result(result: dict, target: Path) -> None:
+def describe(result: dict, target: Path) -> str:
     """One line a split."""
 
     def show(value: float | None) -> str:
@@ -187,9 +293,7 @@ def print_result(result: dict, target: Path) -> None:
     cropped = result["truncated"]["proteins_cropped"]
     crop = f", {cropped} cropped to {result['truncated']['max_length']} residues" if cropped else ""
     named = f"95% of {result['metric']} {interval}"
-    print(
-        f"{result['task']} {result['split']} n={result['n_examples']}{crop}: {shown} ({named}) -> {target}", flush=True
-    )
+    return f"{result['task']} {result['split']} n={result['n_examples']}{crop}: {shown} ({named}) -> {target}"
 
 
 def cli() -> int:

@@ -9,6 +9,9 @@ Secondary structure has one head, the same in both. Parameter names are those of
 
 What must hold: padded positions are zero before every convolution and stay out of BatchNorm's statistics, so that the
 logits of a protein do not depend on what it is batched with. <cls> and <sep> are real positions, as in the originals.
+A map of 1,000 residues takes 257 MB (64 channels, fp32) and the contact head of `proteinlm` would keep 120 of them for
+its backward pass: from a size on it keeps the input of every third block and computes the rest again, and in inference
+it holds one map and works on it in strips of rows. Neither changes a number (benchmarks/contact_memory.py).
 
 Legend: B proteins, N tokens of the longest (residues + 2), h hidden size, C classes, K channels.
 """
@@ -25,8 +28,16 @@ HEADS = ("proteinlm", "tape")
 HEAD_WIDTH = {"tape": 512, "proteinlm": 1024}  # value and sequence classification
 CONV_WIDTH = 512  # secondary structure, both families
 PAIR_CHANNELS, PAIR_BLOCKS = 64, 30  # contacts, proteinlm
-# Pair features that exist at once while dropout is on: what fits a CPU's cache, or fills a GPU.
+# Each constant is for a CPU (False) and for a GPU (True).
+# Pair features that exist at once: what fits a CPU's cache, or fills a GPU.
 CHUNK_ELEMENTS = {False: 1 << 20, True: 1 << 25}
+# A batch of more pairs (B * N * N) than this has its blocks' insides computed again in the backward pass. Kept, they
+# take 30 KB a pair in fp32, so this is 4 GB and 16 GB.
+RECOMPUTE_PAIRS = {False: 1 << 17, True: 1 << 19}
+# Blocks between two kept maps: a segment holds 4 maps a block while its gradients are taken, and 30/k inputs are kept,
+# so that k = 3 is the least (10 + 12 maps).
+SEGMENT = 3
+STRIP_PAIRS = {False: 1 << 17, True: 1 << 22}  # pairs that inference takes through a block at a time
 
 
 class WeightNorm(nn.Module):
@@ -84,22 +95,24 @@ class MaskedBatchNorm(nn.Module):
         """x [B, K, ...]; mask [B, 1, ...], 1 at real positions; None: all are. Padded positions come out as 0."""
         if not self.training:
             normed = F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
-            return normed if mask is None else normed * mask.to(normed.dtype)
+            return normed if mask is None else normed.mul_(mask)
         if mask is None:  # the ordinary layer; one fused kernel
-            running = (self.running_mean, self.running_var) if self.track else (None, None)
+            running = (self.running_mean, self.running_var)
             if self.track:
                 self.num_batches_tracked += 1
+            else:  # not None: autograd keeps these too, and both runs must keep as many tensors
+                running = (self.running_mean.clone(), self.running_var.clone())
             return F.batch_norm(x, *running, self.weight, self.bias, True, self.momentum, self.eps)
-        wide = x.float() * mask  # statistics in fp32 whatever the autocast dtype is
         count, dims = mask.sum().float(), [0, *range(2, x.dim())]
-        mean = wide.sum(dims) / count
         shape = (1, -1, *[1] * (x.dim() - 2))
-        centred = (wide - mean.view(shape)) * mask
+        wide = x.float()  # statistics in fp32 whatever the autocast dtype is
+        mean = (wide * mask).sum(dims) / count
+        centred = (wide - mean.view(shape)).mul_(mask)  # in place, so that this map alone is kept
         variance = centred.square().sum(dims) / count
         if self.track:
             self._update(mean.detach(), variance.detach() * count / (count - 1).clamp(min=1))
         scale = self.weight * torch.rsqrt(variance + self.eps)
-        return (torch.addcmul(self.bias.view(shape), centred, scale.view(shape)) * mask).to(x.dtype)
+        return torch.addcmul(self.bias.view(shape), centred, scale.view(shape)).mul_(mask).to(x.dtype)
 
     def _update(self, mean: Tensor, variance: Tensor) -> None:
         self.running_mean.lerp_(mean, self.momentum)
@@ -177,23 +190,37 @@ def pair_linear(x: Tensor, weight: Tensor, bias: Tensor, dropout: float) -> Tens
 
     Without dropout the layer is taken apart, so that the 2h features of a pair are never formed: the product part is
     (x * w_k) @ x^T for each output k, the difference part a_i - a_j with a = x @ w^T. With dropout every feature of
-    every pair has its own mask, which no such algebra gives: the features are formed then, a few rows at a time, and
-    again in the backward pass.
+    every pair has its own mask, which no such algebra gives: the features are formed then. Either way a few rows at a
+    time, and again in the backward pass.
     """
-    half = x.shape[-1]
+    (batch, tokens, half), outputs = x.shape, len(weight)
+    per_row = batch * half * (outputs if dropout == 0.0 else 2 * tokens)
+    chunk = max(1, CHUNK_ELEMENTS[x.is_cuda] // per_row)
     if dropout == 0.0:
-        product, difference = weight[:, :half], weight[:, half:]
-        pairs = (x.unsqueeze(1) * product.unsqueeze(1)) @ x.transpose(1, 2).unsqueeze(1)  # [B, K, N, N]
-        one = F.linear(x, difference).transpose(1, 2)  # [B, K, N]
-        return pairs + (one.unsqueeze(3) - one.unsqueeze(2)) + bias.view(-1, 1, 1)
+        parts = [_by_rows(kept_pairs, tokens <= chunk, some, x, weight, bias) for some in x.split(chunk, 1)]
+        return torch.cat(parts, 2)
 
     def rows(some: Tensor) -> Tensor:
         kept = keep_mask((2, *some.shape[:2], *x.shape[1:]), dropout, x.device)
         return masked_pairs(some, x, weight, kept) / (1.0 - dropout) + bias
 
-    chunk = max(1, CHUNK_ELEMENTS[x.is_cuda] // (x.shape[0] * x.shape[1] * 2 * half))
-    parts = [checkpoint(rows, some, use_reentrant=False) for some in x.split(chunk, 1)]
-    return torch.cat(parts, 1).permute(0, 3, 1, 2)
+    return torch.cat([_by_rows(rows, False, some) for some in x.split(chunk, 1)], 1).permute(0, 3, 1, 2)
+
+
+def _by_rows(function, keep: bool, *arguments: Tensor) -> Tensor:
+    """function(*arguments), whose insides are kept for the backward pass or computed again."""
+    if keep or not torch.is_grad_enabled():
+        return function(*arguments)
+    return checkpoint(function, *arguments, use_reentrant=False)
+
+
+def kept_pairs(some: Tensor, every: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """`linear([x_i * x_j, x_i - x_j])` of rows i in some [B, n, h], columns j in every [B, N, h]: [B, K, n, N]."""
+    product, difference = weight.split(some.shape[-1], 1)
+    rows = (some.unsqueeze(1) * product.unsqueeze(1)).flatten(1, 2)  # [B, K * n, h]
+    pairs = (rows @ every.transpose(1, 2)).unflatten(1, (len(weight), -1))
+    left, right = F.linear(some, difference).transpose(1, 2), F.linear(every, difference).transpose(1, 2)
+    return pairs + (left.unsqueeze(3) - right.unsqueeze(2)) + bias.view(-1, 1, 1)  # fp32 under autocast: the bias is
 
 
 def masked_pairs(some: Tensor, every: Tensor, weight: Tensor, kept: Tensor) -> Tensor:
@@ -247,20 +274,21 @@ class ResidualBlock(nn.Module):
         self.bn2 = MaskedBatchNorm(channels)
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        out = F.relu(self.bn1(self.conv1(x), mask))
-        return F.relu(self.bn2(self.conv2(out), mask) + x)  # 0 at padding: the norm's output and x both are
+        out = F.relu_(self.bn1(self.conv1(x), mask))  # in place: no norm needs its output in the backward pass
+        return F.relu_(self.bn2(self.conv2(out), mask) + x)  # 0 at padding: the norm's output and x both are
 
-    def recomputing(self):
-        """checkpoint's context_fn: (first run, second run); the second leaves the running statistics alone."""
-        return contextlib.nullcontext(), self._untracked()
+    def forward_in_place(self, x: Tensor, mask: Tensor | None, rows: int) -> None:
+        """Overwrite x with the block's output, `rows` rows at a time; in eval mode and without gradients.
 
-    @contextlib.contextmanager
-    def _untracked(self):
-        self.bn1.track = self.bn2.track = False
-        try:
-            yield
-        finally:
-            self.bn1.track = self.bn2.track = True
+        A row of the output depends on two rows of the input on either side, so a strip is computed with these and cut.
+        """
+        total, above = x.shape[2], x[:, :, :0]
+        for start in range(0, total, rows):
+            end, halo = min(start + rows, total), above.shape[2]
+            strip = torch.cat((above, x[:, :, start : end + 2]), 2)
+            above = strip[:, :, : halo + end - start][:, :, -2:].clone()  # the strip's last two rows as they were
+            part = None if mask is None else mask[:, :, start - halo : end + 2]
+            x[:, :, start:end] = self(strip, part)[:, :, halo : halo + end - start]
 
 
 class ContactHead(nn.Module):
@@ -268,12 +296,16 @@ class ContactHead(nn.Module):
 
     <cls> and <sep> are part of the map until the end, as in the originals, then the first and last row and column are
     cut. Rows and columns past a protein's own residues carry no meaning.
+
+    recompute: whether the blocks' insides are computed again in the backward pass; None: from RECOMPUTE_PAIRS on.
+    strip_pairs: how many pairs go through a block at a time in inference; None: STRIP_PAIRS.
     """
 
     def __init__(self, hidden_size: int, head: str, dropout: float = 0.5):
         super().__init__()
         self.dropout = dropout
-        self.recompute = False  # activation checkpointing of every residual block
+        self.recompute: bool | None = None
+        self.strip_pairs: int | None = None
         if head == "tape":
             self.predict = nn.ModuleDict({"1": PairLinear(2 * hidden_size, 2)})
             self.linear = None
@@ -285,6 +317,16 @@ class ContactHead(nn.Module):
         _small_normal(self.linear[0])
 
     def forward(self, hidden: Tensor, mask: Tensor) -> Tensor:
+        inference = not self.training and not torch.is_grad_enabled()
+        if inference and len(hidden) > 1 and mask.shape[1] * mask.numel() > self._strip_pairs(hidden):
+            # No number of a protein depends on the others: one map at a time.
+            return torch.cat([self._logits(*one) for one in zip(hidden.split(1), mask.split(1), strict=True)])
+        return self._logits(hidden, mask)
+
+    def _strip_pairs(self, tensor: Tensor) -> int:
+        return self.strip_pairs or STRIP_PAIRS[tensor.is_cuda]
+
+    def _logits(self, hidden: Tensor, mask: Tensor) -> Tensor:
         pairs = self.predict["1"](hidden, self.dropout if self.training else 0.0)  # [B, K, N, N]
         if self.linear is not None:
             pairs = self._blocks(pairs, mask)
@@ -293,18 +335,60 @@ class ContactHead(nn.Module):
         return pairs[:, :, 1:-1, 1:-1].permute(0, 2, 3, 1)
 
     def _blocks(self, pairs: Tensor, mask: Tensor) -> Tensor:
+        """The residual blocks, by whichever of three ways is cheapest; all give the same numbers."""
         pair_mask = None
         if not mask.all():
             pair_mask = (mask.unsqueeze(2) & mask.unsqueeze(1)).unsqueeze(1)  # [B, 1, N, N]
-            pairs = pairs * pair_mask.to(pairs.dtype)
-        for name, block in self.predict.items():
-            if name == "1":
-                continue
-            if self.recompute and self.training and torch.is_grad_enabled():
-                pairs = checkpoint(block, pairs, pair_mask, use_reentrant=False, context_fn=block.recomputing)
-            else:
+            pairs = pairs.mul_(pair_mask)
+        blocks = [block for name, block in self.predict.items() if name != "1"]
+        count, tokens = mask.shape[1] * mask.numel(), mask.shape[1]
+        if torch.is_grad_enabled():
+            recompute = count > RECOMPUTE_PAIRS[pairs.is_cuda] if self.recompute is None else self.recompute
+            step = SEGMENT if recompute else len(blocks)
+            for start in range(0, len(blocks), step):
+                segment = Segment(blocks[start : start + step])
+                pairs = segment.recomputed(pairs, pair_mask) if recompute else segment(pairs, pair_mask)
+            return pairs
+        rows = max(2, self._strip_pairs(pairs) // (len(mask) * tokens))
+        for block in blocks:
+            if self.training or rows >= tokens:  # in training mode the statistics are of the whole map
                 pairs = block(pairs, pair_mask)
+            else:
+                block.forward_in_place(pairs, pair_mask, rows)
         return pairs
+
+
+class Segment:
+    """Residual blocks one after the other, with one map kept for all of them."""
+
+    def __init__(self, blocks: list[ResidualBlock]):
+        self.blocks = blocks
+
+    def __call__(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        for block in self.blocks:
+            x = block(x, mask)
+        return x
+
+    def recomputed(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """The same; only x is kept, and the backward pass runs the blocks again. They draw no random numbers."""
+        return checkpoint(
+            self, x, mask, use_reentrant=False, preserve_rng_state=False, context_fn=self._first_and_second_run
+        )
+
+    def _first_and_second_run(self):
+        return contextlib.nullcontext(), self._untracked()
+
+    @contextlib.contextmanager
+    def _untracked(self):
+        """The second run leaves the running statistics alone."""
+        norms = [norm for block in self.blocks for norm in (block.bn1, block.bn2)]
+        for norm in norms:
+            norm.track = False
+        try:
+            yield
+        finally:
+            for norm in norms:
+                norm.track = True
 
 
 def _small_normal(layer: nn.Linear) -> None:

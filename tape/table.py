@@ -21,27 +21,10 @@ from pathlib import Path
 from pretrain import errors
 from pretrain.errors import InputError
 from pretrain.files import write_text
+from tape.published import SPLITS, VALUES, metric_definition
 
-# (TAPE Transformer, ProteinLM-200M, ProteinLM-3B) and the split they were measured on. Rao et al. 2019 (TAPE) and
-# Xiao et al. 2021 (ProteinLM).
-PUBLISHED = {
-    "contact_prediction": ("test", (0.36, 0.52, 0.75)),
-    "remote_homology": ("test_fold_holdout", (0.21, 0.26, 0.30)),
-    "secondary_structure": ("cb513", (0.73, 0.75, 0.79)),
-    "fluorescence": ("test", (0.68, 0.68, 0.68)),
-    "stability": ("test", (0.73, 0.77, 0.79)),
-}
-METRICS = {
-    "precision_at_l5": "P@L/5, separation >= 6, mean over proteins",
-    "accuracy": "accuracy",
-    "spearmanr": "Spearman's rho",
-    "perplexity": "perplexity",
-}
-TASK_METRICS = {
-    ("remote_homology", "accuracy"): "top-1 accuracy, 1,195 folds",
-    ("secondary_structure", "accuracy"): "3-class accuracy over residues",
-    ("masked_language_modeling", "accuracy"): "accuracy over masked residues",
-}
+# (TAPE Transformer, ProteinLM-200M, ProteinLM-3B) and the split they were measured on.
+PUBLISHED = {task: (SPLITS[task][0], values[1:]) for task, values in VALUES.items()}
 # What keeps even the same split and head from being the same measurement.
 CAVEATS = {
     "contact_prediction": "published P@L/5 pools contacts over a batch; ProteinLM dropped proteins over 512 residues",
@@ -104,7 +87,7 @@ def find_results(paths: Iterable[str | Path]) -> list[Path]:
 
 
 def _is_result(file: Path) -> bool:
-    tasks = (*PUBLISHED, "masked_language_modeling", "language_modeling")
+    tasks = (*PUBLISHED, "ss_q8", "masked_language_modeling", "language_modeling")
     return any(file.name.startswith(f"{task}-") for task in tasks)
 
 
@@ -174,7 +157,7 @@ def _notes(line: Line) -> list[str]:
 def cells(line: Line) -> list[str]:
     """The text of one line, one string a column."""
     _, published = PUBLISHED.get(line.task, ("", (None, None, None)))
-    metric = TASK_METRICS.get((line.task, line.metric)) or METRICS.get(line.metric, line.metric)
+    metric = metric_definition(line.task, line.metric)
     proteins = sorted({result["n_examples"] for result in line.results})
     return [
         line.task,

@@ -36,7 +36,13 @@ MATHS = {"pretrain/model.py", "pretrain/attention.py", "pretrain/loss.py"}
 MATHS_MAY_IMPORT = ("torch", "pretrain.model", "pretrain.attention", "pretrain.loss")
 PICKLES = "pretrain/safe_load.py"
 # Who may read the environment: what starts a process, and (as torchrun wants it) what joins processes.
-READS_ENVIRONMENT = {"pretrain/__main__.py", "pretrain/parallel/mesh.py", "demo/run.py"}
+READS_ENVIRONMENT = {
+    "pretrain/__main__.py",
+    "pretrain/parallel/mesh.py",
+    "demo/run.py",
+    "tape/distributed.py",
+    "tape/model_names.py",  # where the user keeps models that have names
+}
 
 
 def sources(*folders: str) -> Iterator[tuple[str, str]]:

@@ -2,6 +2,10 @@
 
 import hashlib
 import json
+import os
+import pickle
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -121,6 +125,80 @@ def test_bf16_is_close_and_said(world):
     assert half["value"] == pytest.approx(exact["value"], abs=0.05)
 
 
+def test_all_splits_in_one_call_say_what_is_absent(world, capsys):
+    write_split(world, "secondary_structure", "cb513", 9, seed=3)
+    words = ["transformer", "secondary_structure", world / "runs/secondary_structure", "--data_dir", world]
+    assert errors.run(evaluate.main, [str(word) for word in [*words, "--split", "all", "--device", "cpu"]]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0].startswith("notice:") and "no split casp12, ts115 of secondary_structure: left out" in printed[0]
+    assert [line.split()[1:3] for line in printed[1:]] == [["valid", "n=24:"], ["cb513", "n=9:"]]
+
+
+def test_tapes_words_are_taken(world, capsys):
+    """TAPE's flags, L5 under its canonical name, results.pkl only on request."""
+    run = world / "runs/contact_prediction"
+    flags = ("--metrics", "L5", "precision_at_l_long", "--no_cuda", "--seed", 3, "--log_level", "INFO", "--debug")
+    result = score(world, "contact_prediction", *flags)
+    assert set(result["requested"]) == set(result["intervals"]) == {"precision_at_l5", "precision_at_l_long"}
+    assert result["requested"]["precision_at_l5"] == result["value"]
+    assert "--seed changes nothing" in capsys.readouterr().err
+    assert not (run / "results.pkl").exists()
+    score(world, "contact_prediction", "--results_pkl", "--metrics", "L5")
+    values, outputs = pickle.loads((run / "results.pkl").read_bytes())
+    assert values == {"precision_at_l5": result["value"]} and len(outputs) == 24
+
+
+def test_parquet_holds_the_same_columns(world):
+    pytest.importorskip("pyarrow")
+    score(world, "fluorescence", "--save_predictions")
+    score(world, "fluorescence", "--save_predictions", "parquet")
+    path = world / "runs/fluorescence/fluorescence-valid"
+    npz, parquet = (load_scores(path.with_suffix(suffix)) for suffix in (".npz", ".parquet"))
+    assert npz.kind == parquet.kind and np.array_equal(npz.columns, parquet.columns)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", ["contact_prediction", "stability"])
+def test_two_processes_give_the_numbers_of_one(world, task):
+    """torchrun with two gloo ranks; the JSON differs in the number of processes alone."""
+    alone = score(world, task, "--batch_size", 5, "--save_predictions")
+    stored = load_scores(world / "runs" / task / f"{task}-valid.npz").columns
+    words = [*("transformer", task, world / "runs" / task, "--data_dir", world, "--split", "valid", "--device", "cpu")]
+    words += ["--batch_size", 5, "--save_predictions"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [*command, "-m", "tape.evaluate", *map(str, words)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=dict(os.environ, OMP_NUM_THREADS=str(torch.get_num_threads())),
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.count("n=24") == 1  # one of them talks
+    together = json.loads((world / "runs" / task / f"{task}-valid.json").read_text())
+    assert (alone.pop("processes"), together.pop("processes")) == (1, 2)
+    assert together == alone
+    assert np.array_equal(load_scores(world / "runs" / task / f"{task}-valid.npz").columns, stored)
+
+
+PLUGIN = """
+from tape.registry import registry
+
+
+@registry.register_metric("largest_error")
+def largest_error(target, prediction):
+    return max(abs(float(t) - float(p)) for t, p in zip(target, prediction))
+"""
+
+
+def test_a_plugins_metric(world, tmp_path):
+    plugin = tmp_path / "my_metric.py"
+    plugin.write_text(PLUGIN)
+    result = score(world, "stability", "--plugin", plugin, "--metrics", "largest_error", "mse", "--save_predictions")
+    columns = load_scores(world / "runs/stability/stability-valid.npz").columns
+    assert result["requested"]["largest_error"] == pytest.approx(np.abs(columns[:, 0] - columns[:, 1]).max())
+
+
 @pytest.mark.parametrize(
     ("task", "flags", "message"),
     [
@@ -128,7 +206,7 @@ def test_bf16_is_close_and_said(world):
         ("stability", ("--split", "nonsense"), "no split 'nonsense'"),
         ("stability", ("--split", "test"), "stability_test.lmdb"),
         ("stability", ("--data_dir", "nowhere"), "nowhere"),
-        ("stabilty", (), "is unknown"),
+        ("stabilty", (), "did you mean stability"),
     ],
 )
 def test_mistakes_are_told_in_one_line(world, capsys, task, flags, message):

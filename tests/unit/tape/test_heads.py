@@ -1,5 +1,7 @@
 """Heads against torch's own layers and the naive formulas, and their independence from padding."""
 
+import contextlib
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -183,18 +185,134 @@ def test_contact_dropout_only_while_training():
     assert not torch.equal(head(states, mask), head(states, mask))
 
 
-def test_recomputed_blocks_give_the_same_gradients_and_statistics():
-    states, mask = torch.randn(2, 8, 6), torch.ones(2, 8, dtype=torch.bool)
-    mask[1, 6:] = False
+def contact_step(head, states, mask, precision=torch.float32):
+    """(logits, gradients by name with the input's, buffers) of one training step."""
+    states = states.clone().requires_grad_()
+    with torch.autocast("cpu", precision, enabled=precision != torch.float32):
+        logits = head(states, mask)
+    real = (mask.unsqueeze(2) & mask.unsqueeze(1))[:, 2:, 2:]
+    (logits.float() * torch.sin(torch.arange(logits.numel()).view(logits.shape)) * real.unsqueeze(3)).sum().backward()
+    gradients = {name: p.grad for name, p in head.named_parameters()} | {"input": states.grad}
+    return logits.detach(), gradients, dict(head.named_buffers())
+
+
+@pytest.mark.parametrize(
+    ("lengths", "dropout", "precision", "training"),
+    [
+        ([11], 0.0, torch.float32, True),
+        ([11, 8], 0.5, torch.float32, True),
+        ([11], 0.5, torch.bfloat16, True),
+        ([11, 8], 0.0, torch.bfloat16, True),
+        ([11, 8], 0.5, torch.float32, False),
+    ],
+)
+def test_recomputed_blocks_change_no_number(lengths, dropout, precision, training):
+    _, states, mask = padded(lengths, 6)
     results = []
     for recompute in (False, True):
         torch.manual_seed(1)
-        head = heads.ContactHead(6, "proteinlm", dropout=0.0).train()
+        head = heads.ContactHead(6, "proteinlm", dropout).train(training)
         head.recompute = recompute
-        head(states, mask).square().sum().backward()
-        results.append(({n: p.grad for n, p in head.named_parameters()}, dict(head.named_buffers())))
-    for name, value in results[0][1].items():
-        torch.testing.assert_close(results[1][1][name], value)
-    assert results[0][1]["predict.ResidualBlock3.bn1.num_batches_tracked"] == 1
-    for name, gradient in results[0][0].items():
-        torch.testing.assert_close(results[1][0][name], gradient)
+        results.append(contact_step(head, states, mask, precision))
+    (plain_logits, plain, plain_buffers), (logits, gradients, buffers) = results
+    assert torch.equal(logits, plain_logits)
+    for name, value in plain_buffers.items():
+        torch.testing.assert_close(buffers[name], value, rtol=1e-6, atol=1e-6)
+    for name, value in plain.items():
+        torch.testing.assert_close(gradients[name], value, rtol=1e-6, atol=1e-6 * float(value.abs().max()))
+    assert buffers["predict.ResidualBlock3.bn1.num_batches_tracked"] == int(training)
+
+
+def test_statistics_would_move_twice_if_the_second_run_tracked_them(monkeypatch):
+    monkeypatch.setattr(heads.Segment, "_untracked", lambda self: contextlib.nullcontext())
+    head = heads.ContactHead(6, "proteinlm", 0.0).train()
+    head.recompute = True
+    buffers = contact_step(head, *padded([12, 9], 6)[1:])[2]
+    assert buffers["predict.ResidualBlock3.bn1.num_batches_tracked"] == 2
+
+
+class TorchContactHead(nn.Module):
+    """The head of torch's own layers on the features of every pair, without dropout or padding."""
+
+    def __init__(self, hidden):
+        super().__init__()
+        self.first, self.last = nn.Conv2d(2 * hidden, 64, 1), nn.Linear(64, 2)
+        self.blocks = nn.ModuleList()
+        for _ in range(30):
+            convs = [nn.Conv2d(64, 64, 3, padding=1, bias=False) for _ in range(2)]
+            norms = [nn.BatchNorm2d(64) for _ in range(2)]
+            self.blocks.append(nn.Sequential(convs[0], norms[0], nn.ReLU(), convs[1], norms[1]))
+
+    def forward(self, states, mask):
+        x = self.first(pair_features(states).permute(0, 3, 1, 2))
+        for block in self.blocks:
+            x = F.relu(block(x) + x)
+        logits = self.last(x.permute(0, 2, 3, 1))
+        return ((logits + logits.transpose(1, 2)) / 2)[:, 1:-1, 1:-1]
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("recompute", [False, True])
+def test_contact_head_is_torch_layers_one_after_the_other(training, recompute):
+    theirs, ours = TorchContactHead(5).double(), away_from_fresh(heads.ContactHead(5, "proteinlm", 0.0)).double()
+    theirs.load_state_dict(dict(zip(theirs.state_dict(), ordered(ours.state_dict()), strict=True)))
+    ours.recompute = recompute
+    states, mask = torch.randn(1, 9, 5).double(), torch.ones(1, 9, dtype=torch.bool)
+    expected, wanted, _ = contact_step(theirs.train(training), states, mask)
+    logits, gradients, _ = contact_step(ours.train(training), states, mask)
+    torch.testing.assert_close(logits, expected)
+    torch.testing.assert_close(gradients["input"], wanted["input"])
+    for ours_grad, theirs_grad in zip(ordered(gradients), [v for n, v in wanted.items() if n != "input"], strict=True):
+        torch.testing.assert_close(ours_grad, theirs_grad)
+
+
+def ordered(state):
+    """Our tensors in TorchContactHead's order: the 1x1 convolution, the linear layer, then the blocks."""
+    groups = ("predict.1.", "linear.", *(f"predict.ResidualBlock{i}." for i in range(30)))
+    inside = ("conv1", "bn1", "conv2", "bn2")
+
+    def place(name):
+        group = next(i for i, prefix in enumerate(groups) if name.startswith(prefix))
+        return group, next((i for i, part in enumerate(inside) if f".{part}." in name), 0)
+
+    return [state[name] for name in sorted((n for n in state if n != "input"), key=place)]
+
+
+@pytest.mark.parametrize("lengths", [[17], [17, 11]])
+@pytest.mark.parametrize("rows", [2, 5, 16])
+def test_strips_and_one_map_at_a_time_change_no_number(lengths, rows):
+    _, states, mask = padded(lengths, 6, junk=3.0)
+    head = away_from_fresh(heads.ContactHead(6, "proteinlm"))
+    head.strip_pairs = 1 << 30
+    with torch.no_grad():
+        whole = head(states, mask)
+        head.strip_pairs = rows * 17
+        strips = head(states, mask)
+    for row, n in enumerate(lengths):
+        torch.testing.assert_close(strips[row, : n - 2, : n - 2], whole[row, : n - 2, : n - 2], rtol=1e-6, atol=1e-6)
+
+
+def test_a_strip_without_its_neighbours_would_be_caught():
+    block, x = away_from_fresh(heads.ResidualBlock(4)), torch.randn(1, 4, 11, 11)
+    with torch.no_grad():
+        whole, strips = block(x, None), x.clone()
+        block.forward_in_place(strips, None, 4)
+        torch.testing.assert_close(strips, whole, rtol=1e-6, atol=1e-6)
+        apart = torch.cat([block(part, None) for part in x.split(4, 2)], 2)
+    assert (apart - whole).abs().max() > 1e-2
+
+
+def test_the_number_of_pairs_decides_what_is_kept(monkeypatch):
+    recomputed, in_place = [], []
+    monkeypatch.setattr(heads, "RECOMPUTE_PAIRS", {False: 100})
+    monkeypatch.setattr(heads, "STRIP_PAIRS", {False: 90})
+    first, second = heads.Segment.recomputed, heads.ResidualBlock.forward_in_place
+    monkeypatch.setattr(heads.Segment, "recomputed", lambda *a: recomputed.append(len(a[0].blocks)) or first(*a))
+    monkeypatch.setattr(heads.ResidualBlock, "forward_in_place", lambda *a: in_place.append(a[3]) or second(*a))
+    head = heads.ContactHead(6, "proteinlm")
+    for length, training in ((9, True), (11, True), (11, False)):  # 81 and 121 pairs
+        states, mask = torch.randn(1, length, 6), torch.ones(1, length, dtype=torch.bool)
+        with torch.set_grad_enabled(training):
+            head.train(training)(states, mask)
+        assert recomputed == ([3] * 10 if length == 11 else [])
+    assert in_place == [8] * 30  # of 11 rows

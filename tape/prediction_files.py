@@ -1,0 +1,141 @@
+"""What `tape-eval` keeps of each protein, in files that need none of our code to be read: npz or parquet.
+
+    with np.load("RUN_DIR/stability-test.npz") as stored:           # no pickle in it
+        stored["ids"], stored["lengths"], stored["scores"], stored["labels"], stored["per_protein_squared_error"]
+    pandas.read_parquet("RUN_DIR/stability-test.parquet")           # a row a protein, the same names
+
+scores and labels by task: a value a protein (fluorescence, stability); logits [C] and the class (remote_homology);
+logits [L, C] and classes of the residues, -1 = not counted (secondary structure); log-odds and 0/1/-1 of the pairs
+i < j in the order (0,1) (0,2) ... (1,2) ... (contact_prediction); cross-entropies and hidden ids of masked residues.
+Where proteins differ in size, npz lays them end to end: protein i has rows offsets[i] to offsets[i + 1] (label_offsets
+for labels); parquet has a list a protein, rows of C values one after the other.
+
+`kind` and `columns` [N, 2] are what bootstrap intervals and paired comparisons use (tape.bootstrap). What must hold:
+one protein, one entry, in the split's order; the file appears whole.
+"""
+
+import json
+import pickle
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+
+from pretrain.errors import InputError
+from pretrain.files import atomic_path
+from tape import metrics
+from tape.bootstrap import PARQUET_COLUMNS, Scores, mean_of
+from tape.tasks import Prediction, Task
+
+FORMS = ("npz", "parquet")
+
+
+def per_protein_scores(task: Task, predictions: Sequence[Prediction]) -> Scores:
+    """The two columns per protein that the primary metric is made of."""
+    if task.metric == "spearmanr":
+        return Scores("spearman", np.array([[p.scores.item(), p.labels.item()] for p in predictions], np.float64))
+    if task.metric == "perplexity":
+        sums = [[p.scores.sum(dtype=np.float64), p.scores.size] for p in predictions]
+        return Scores("perplexity", np.array(sums, np.float64))
+    values = task.per_protein(predictions)
+    assert values is not None, f"{task.name}: per_protein gives nothing for {task.metric}"
+    return Scores("ratio", values.astype(np.float64)) if values.ndim == 2 else mean_of(values)
+
+
+def per_protein_metrics(task: Task, predictions: Sequence[Prediction], scores: Scores) -> dict[str, np.ndarray]:
+    """name -> float64 [N]: each protein's own share of the metric, NaN where it has none.
+
+    Contacts: every precision. A rank correlation has none per protein: the squared error stands in for it.
+    """
+    if task.metric in metrics.PRECISIONS:
+        return metrics.precision_table([(p.scores, p.labels) for p in predictions])
+    first, second = scores.columns.T
+    if scores.kind == "spearman":
+        return {"squared_error": (first - second) ** 2}
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        share = np.where(second > 0, first / second, np.nan)
+        return {task.metric: np.exp(share) if scores.kind == "perplexity" else share}
+
+
+def save_predictions(path: str | Path, task: Task, split: str, predictions: Sequence[Prediction]) -> None:
+    """Write one split's predictions; the suffix says the form (.npz or .parquet)."""
+    columns = per_protein_scores(task, predictions)
+    own = {f"per_protein_{n}": v for n, v in per_protein_metrics(task, predictions, columns).items()}
+    about = {"task": task.name, "split": split, "metric": task.metric, "kind": columns.kind}
+    ids, lengths = [p.id for p in predictions], np.array([p.length for p in predictions], np.int64)
+    rows = [_rows(task, p) for p in predictions]
+    write = _write_parquet if Path(path).suffix == ".parquet" else _write_npz
+    write(Path(path), about, ids, lengths, rows, columns.columns, own)
+
+
+def _rows(task: Task, prediction: Prediction) -> tuple[np.ndarray, np.ndarray]:
+    """(scores, labels) of one protein; of contact maps, the pairs i < j."""
+    scores, labels = np.asarray(prediction.scores), np.asarray(prediction.labels)
+    if task.metric in metrics.PRECISIONS:
+        pairs = np.triu_indices(len(scores), k=1)
+        return scores[pairs], labels[pairs]
+    return scores, labels
+
+
+def _write_npz(path, about, ids, lengths, rows, columns, own) -> None:
+    arrays = {name: np.array(text) for name, text in about.items()}
+    arrays |= {"ids": np.array(ids, dtype=np.str_), "lengths": lengths, "columns": columns} | own
+    for place, (name, offsets) in enumerate((("scores", "offsets"), ("labels", "label_offsets"))):
+        parts = [row[place] for row in rows]
+        if len({part.shape for part in parts}) == 1:
+            arrays[name] = np.stack(parts)
+        else:
+            arrays[name] = np.concatenate(parts)
+            arrays[offsets] = np.cumsum([0, *(len(part) for part in parts)])
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        np.savez_compressed(file, **arrays)
+
+
+def _write_parquet(path, about, ids, lengths, rows, columns, own) -> None:
+    pyarrow, parquet = import_pyarrow()
+    table = {"id": ids, "length": lengths}
+    for place, name in enumerate(("scores", "labels")):
+        parts = [row[place] for row in rows]
+        scalar = all(part.ndim == 0 for part in parts)
+        table[name] = np.array(parts) if scalar else pyarrow.array([part.ravel() for part in parts])
+    table |= own | dict(zip(PARQUET_COLUMNS, columns.T, strict=True))
+    classes = sorted({row[0].shape[-1] for row in rows if row[0].ndim > row[1].ndim})
+    about = about | {"classes": classes[0] if len(classes) == 1 else None}
+    made = pyarrow.table(table).replace_schema_metadata({"tape": json.dumps(about)})
+    with atomic_path(path) as temporary:
+        parquet.write_table(made, temporary, compression="zstd")
+
+
+def import_pyarrow() -> tuple[ModuleType, ModuleType]:
+    """(pyarrow, pyarrow.parquet), or how to get them."""
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        raise InputError(
+            "parquet needs pyarrow: pip install 'proteinlm[parquet]'; or --save_predictions npz"
+        ) from error
+    return pyarrow, pyarrow.parquet
+
+
+def check_form(form: str | None) -> None:
+    """Refuse parquet without pyarrow before any work is done."""
+    if form == "parquet":
+        import_pyarrow()
+
+
+def load_ids(path: str | Path) -> list[str]:
+    """The proteins of a file of `save_predictions`, in order."""
+    path = Path(path)
+    if path.suffix == ".parquet":
+        return import_pyarrow()[1].read_table(path, columns=["id"])["id"].to_pylist()
+    with np.load(path) as stored:
+        return stored["ids"].tolist()
+
+
+def save_results_pkl(path: str | Path, found: dict[str, float], predictions: Sequence[Prediction]) -> None:
+    """TAPE's results.pkl: ({metric: value}, [{"prediction": array, "target": array} a protein]), for old scripts."""
+    outputs = [{"prediction": np.asarray(p.scores), "target": np.asarray(p.labels)} for p in predictions]
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        pickle.dump((found, outputs), file)

@@ -1,0 +1,145 @@
+"""The published numbers, and in what each of them is another measurement than ours. Pure data and comparisons.
+
+    reasons(result, PUBLISHED["stability"]["ProteinLM-3B"])     ["split: ours valid, published test", ...]
+
+Sources: TAPE's numbers are those of Rao et al. 2019 and of its repository's leaderboard (which names the contact
+metric: L/5, medium and long range); ProteinLM's are those of Xiao et al. 2021. What must hold: a number without a
+reason against it may be compared with ours; every known difference of split, data, metric, head, length and training is
+named.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+SYSTEMS = ("TAPE one-hot", "TAPE Transformer", "ProteinLM-200M", "ProteinLM-3B")
+METRICS = {
+    "precision_at_l5": "P@L/5, separation >= 6, mean over proteins",
+    "precision_at_l5_medium_long": "P@L/5, separation >= 12, mean over proteins",
+    "accuracy": "accuracy",
+    "spearmanr": "Spearman's rho",
+    "perplexity": "perplexity",
+}
+TASK_METRICS = {
+    ("remote_homology", "accuracy"): "top-1 accuracy, 1,195 folds",
+    ("secondary_structure", "accuracy"): "3-class accuracy over residues",
+    ("ss_q8", "accuracy"): "8-class accuracy over residues",
+    ("masked_language_modeling", "accuracy"): "accuracy over masked residues",
+}
+# TAPE's data: proteins of train, and of the split that the numbers were measured on.
+TRAIN = {
+    "contact_prediction": 25_299,
+    "remote_homology": 12_312,
+    "secondary_structure": 8_678,
+    "fluorescence": 21_446,
+    "stability": 53_614,
+}
+TAPE_CONTACTS = "P@L/5 of separation >= 12"
+PROTEINLM_CONTACTS = "P@L/5 of separation >= 6, contacts pooled over a batch and batches averaged"
+TAPE_HEADS = {  # (of which of our heads it is the like, what it was)
+    "contact_prediction": (None, "TAPE's paper's (30 residual blocks on concatenated pairs)"),
+    "secondary_structure": (None, "TAPE's convolutions"),
+}
+
+
+@dataclass(frozen=True)
+class Published:
+    """One number of one system on one task."""
+
+    system: str
+    task: str
+    value: float
+    split: str
+    proteins: int  # of that split
+    metric: str  # the metric's key here; its definition differs where `definition` is set
+    head: str | None  # the head of ours that it is the like of; None: none is
+    head_name: str
+    definition: str = ""
+    dropped: str = ""  # proteins that were left out
+    others: tuple[str, ...] = ()  # further reasons why the measurement is another
+
+
+SPLITS = {
+    "contact_prediction": ("test", 40),
+    "remote_homology": ("test_fold_holdout", 718),
+    "secondary_structure": ("cb513", 513),
+    "fluorescence": ("test", 27_217),
+    "stability": ("test", 12_851),
+}
+PRIMARY = {
+    "contact_prediction": "precision_at_l5",
+    "remote_homology": "accuracy",
+    "secondary_structure": "accuracy",
+    "fluorescence": "spearmanr",
+    "stability": "spearmanr",
+}
+VALUES = {  # in the order of SYSTEMS
+    "contact_prediction": (0.29, 0.36, 0.52, 0.75),
+    "remote_homology": (0.09, 0.21, 0.26, 0.30),
+    "secondary_structure": (0.69, 0.73, 0.75, 0.79),
+    "fluorescence": (0.14, 0.68, 0.68, 0.68),
+    "stability": (0.19, 0.73, 0.77, 0.79),
+}
+
+
+def _published(task: str, system: str, value: float) -> Published:
+    split, proteins = SPLITS[task]
+    contacts = task == "contact_prediction"
+    if system.startswith("TAPE"):
+        like, name = TAPE_HEADS.get(task, ("tape", "TAPE's (512 hidden units)"))
+        metric = "precision_at_l5_medium_long" if contacts else PRIMARY[task]
+        return Published(system, task, value, split, proteins, metric, like, name, TAPE_CONTACTS if contacts else "")
+    limited = task in ("contact_prediction", "remote_homology", "secondary_structure")
+    return Published(
+        system,
+        task,
+        value,
+        split,
+        proteins,
+        PRIMARY[task],
+        "proteinlm",
+        "proteinlm",
+        PROTEINLM_CONTACTS if contacts else "",
+        "proteins over 512 residues were left out" if limited else "",
+        ("its finetuning threw the encoder's final LayerNorm away",),
+    )
+
+
+PUBLISHED: dict[str, dict[str, Published]] = {
+    task: {system: _published(task, system, value) for system, value in zip(SYSTEMS, values, strict=True)}
+    for task, values in VALUES.items()
+}
+
+
+def metric_definition(task: str, metric: str) -> str:
+    """What a metric of a result file is, in words."""
+    return TASK_METRICS.get((task, metric)) or METRICS.get(metric, metric)
+
+
+def reasons(result: Mapping, published: Published) -> list[str]:
+    """Why a number of ours and a published one are not the same measurement, one line each.
+
+    result: task, split, metric, head, n_examples, train_proteins, n_seeds, truncated, early (training was cut short).
+    """
+    found = []
+    if result["split"] != published.split:
+        found.append(f"split: ours {result['split']}, published {published.split}")
+    elif result["n_examples"] != published.proteins:
+        found.append(f"proteins: ours {result['n_examples']:,}, published {published.proteins:,}")
+    train = result.get("train_proteins")
+    if train is not None and train != TRAIN[published.task]:
+        found.append(f"train: ours {train:,} proteins, published {TRAIN[published.task]:,}")
+    if result["metric"] != published.metric or "pooled" in published.definition:
+        theirs = published.definition or metric_definition(published.task, published.metric)
+        found.append(f"metric: ours {metric_definition(result['task'], result['metric'])}, published {theirs}")
+    if result["head"] != published.head:
+        found.append(f"head: ours {result['head']}, published {published.head_name}")
+    cropped = (result.get("truncated") or {}).get("proteins_cropped", 0)
+    if cropped:
+        found.append(f"length: ours cropped {cropped} proteins to {result['truncated']['max_length']} residues")
+    if published.dropped:
+        found.append(f"length: published, {published.dropped}")
+    number = result.get("n_seeds", 1)
+    found.append(f"seeds: ours {number}, published one run without a spread")
+    if result.get("early"):
+        found.append(f"training: ours {result['early']}")
+    return found + [f"encoder: published, {reason}" for reason in published.others]

@@ -1,0 +1,228 @@
+"""What the runs of tape.reproduce measured, as one dictionary: results.json, of which the pages are a view.
+
+    results = collect(jobs, failed, {"command": "..."})
+    results["rows"]          one a task, split, metric and arm: mean over seeds, 95% interval over proteins, spread
+    results["differences"]   pretrained minus every other arm on the same proteins, paired
+    results["not_run"]       what is missing, and why
+
+Several seeds: each bootstrap draw of proteins is scored by every seed and the scores averaged; the spread is the
+sample standard deviation over seeds. What must hold: every number is what the result files of tape-eval say or follows
+from the per-protein scores beside them; wherever two numbers are not the same measurement, a reason stands with them.
+"""
+
+import json
+import platform
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from tape.bootstrap import Scores, confidence_interval, load_scores, paired_difference
+from tape.prediction_files import load_ids
+from tape.published import PUBLISHED, metric_definition, reasons
+
+EXTRA_METRICS = {"contact_prediction": ("precision_at_l5_medium_long",)}  # TAPE's published definition
+RECORD = "reproduce.json"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """All seeds of one arm on one split, in one metric."""
+
+    task: str
+    split: str
+    metric: str
+    arm: str
+    results: tuple[dict, ...]  # of tape-eval, a seed each
+    records: tuple[dict, ...]  # RECORD of each run
+    scores: tuple[Scores, ...]
+    ids: tuple[str, ...]
+
+    @property
+    def values(self) -> list[float]:
+        return [_number(result["metrics"][self.metric]) for result in self.results]
+
+
+def _number(value: float | None) -> float:
+    return float("nan") if value is None else float(value)
+
+
+def measure(jobs: Sequence, task: str, split: str, metric: str, arm: str) -> Measured | None:
+    """What the finished runs of one arm say; None if there is none."""
+    results, records, scores, ids = [], [], [], []
+    for job in jobs:
+        if (job.task, job.arm.name) != (task, arm) or split in job.missing() or split not in job.splits:
+            continue
+        result = json.loads((job.directory / f"{task}-{split}.json").read_text(encoding="utf-8"))
+        path = job.directory / f"{task}-{split}.npz"
+        results.append(result)
+        records.append(json.loads((job.directory / RECORD).read_text(encoding="utf-8")))
+        scores.append(load_scores(path, None if metric == result["metric"] else metric))
+        ids.append(tuple(load_ids(path)))
+    if not results:
+        return None
+    assert len(set(ids)) == 1, f"{arm} {task} {split}: seeds scored different proteins"
+    return Measured(task, split, metric, arm, tuple(results), tuple(records), tuple(scores), ids[0])
+
+
+def row_of(measured: Measured) -> dict:
+    """The row of results.json."""
+    first, number = measured.results[0], len(measured.results)
+    values = measured.values
+    interval = confidence_interval(measured.scores)
+    training = [result.get("training") or {} for result in measured.results]
+    validation = first.get("validation") or {}
+    row = {
+        "task": measured.task,
+        "split": measured.split,
+        "metric": measured.metric,
+        "metric_definition": metric_definition(measured.task, measured.metric),
+        "arm": measured.arm,
+        "model_type": first["model_type"],
+        "head": first["head"],
+        "value": statistics.fmean(values),
+        "interval": {key: interval[key] for key in ("low", "high", "resamples", "undefined", "seed")}
+        | {"level": 0.95, "over": "proteins"},
+        "seeds": [result["seed"] for result in measured.results],
+        "per_seed": values,
+        "spread": statistics.stdev(values) if number > 1 else None,
+        "n_seeds": number,
+        "n_examples": first["n_examples"],
+        "n_left": first["metrics"].get(f"n_left_{measured.metric}", 0),
+        "train_proteins": _train_proteins(validation),
+        "validation": validation,
+        "parameters": first["parameters"],
+        "batch_size": first["args"].get("batch_size"),
+        "steps": [entry.get("steps", entry.get("total_steps")) for entry in training],
+        "finished": [entry.get("finished") for entry in training],
+        "best_step": [entry.get("best_step") for entry in training],
+        "residues_seen": [entry.get("residues") for entry in training],
+        "truncated": first["truncated"],
+        "precision": {"training": _precision(first["args"]), "evaluation": first["precision"]},
+        "device": first["device_name"],
+        "training_device": [entry.get("device") for entry in training],
+        "processes": [entry.get("processes", 1) for entry in training],
+        "train_minutes": [record.get("train_minutes") for record in measured.records],
+        "eval_minutes": [record.get("eval_minutes") for record in measured.records],
+        "commands": [_commands(record) for record in measured.records],
+        "recipe": measured.records[0].get("recipe"),
+        "recipe_values": training[0].get("recipe") or first["args"],
+        "checkpoints": [result["checkpoint"] for result in measured.results],
+        "warnings": _own_warnings(measured),
+    }
+    steps = first["args"].get("max_steps")
+    row["early"] = f"{steps} steps of {row['batch_size']} proteins, not to convergence" if steps else None
+    row["published"] = _comparisons(row)
+    return row
+
+
+def _commands(record: dict) -> list[str]:
+    return [record["train_command"], *record.get("eval_commands", [])]
+
+
+def _precision(flags: Mapping) -> str:
+    return "bfloat16" if flags.get("bf16") else "float16" if flags.get("fp16") else "float32"
+
+
+def _train_proteins(validation: Mapping) -> int | None:
+    """Proteins of the train split, those held out of it included."""
+    if "train" not in validation:
+        return None
+    own = str(validation.get("method", "")).startswith("split ")
+    return validation["train"] + (0 if own else validation.get("held_out", 0))
+
+
+def _own_warnings(measured: Measured) -> list[str]:
+    found = []
+    first = measured.results[0]
+    if len({json.dumps(result["head"]) for result in measured.results}) > 1:
+        found.append("seeds have different heads")
+    if len(measured.results) == 1:
+        found.append("one seed: the interval is over proteins only")
+    if any(record.get("resumed") for record in measured.records):
+        found.append("resumed: minutes are those of the last call")
+    cropped = first["truncated"]["proteins_cropped"]
+    if cropped:
+        found.append(f"{cropped} proteins cropped to {first['truncated']['max_length']} residues")
+    left = first["metrics"].get(f"n_left_{measured.metric}", 0)
+    if left:
+        found.append(f"{left} proteins have no value and leave the mean")
+    if measured.split == "valid" and "split valid" in str((first.get("validation") or {}).get("method")):
+        found.append("valid chose the best evaluation: the number is optimistic")
+    return found
+
+
+def _comparisons(row: dict) -> dict[str, dict]:
+    """system -> its number and why it is another measurement."""
+    found = {}
+    for system, published in PUBLISHED.get(row["task"], {}).items():
+        entry = {"value": published.value, "split": published.split, "metric": published.metric}
+        found[system] = entry | {"head": published.head_name, "reasons": reasons(row, published)}
+    return found
+
+
+def difference_of(first: Measured, second: Measured) -> dict:
+    """first minus second on the same proteins, paired, with what keeps it from being one change alone."""
+    pair = {"task": first.task, "split": first.split, "metric": first.metric, "arm": first.arm, "minus": second.arm}
+    told = []
+    for key, name in (("head", "head"), ("precision", "precision")):
+        theirs = [measured.results[0][key] for measured in (first, second)]
+        if theirs[0] != theirs[1]:
+            told.append(f"{name}: {first.arm} {theirs[0]}, {second.arm} {theirs[1]}")
+    seeds = [[result["seed"] for result in measured.results] for measured in (first, second)]
+    if seeds[0] != seeds[1]:
+        told.append(f"seeds: {first.arm} {seeds[0]}, {second.arm} {seeds[1]}")
+    ours, theirs = (dict(measured.records[0].get("recipe") or {}) for measured in (first, second))
+    changed = sorted(key for key in {*ours, *theirs} - {"seeds"} if ours.get(key) != theirs.get(key))
+    if changed:
+        told.append("recipe: " + ", ".join(f"{key} {ours.get(key)} against {theirs.get(key)}" for key in changed))
+    if first.results[0]["truncated"] != second.results[0]["truncated"]:
+        told.append("length: cropped at different lengths")
+    if first.ids != second.ids:
+        told.append("the arms scored different proteins: no paired difference")
+        return pair | {"value": None, "low": None, "high": None, "warnings": told}
+    return pair | paired_difference(first.scores, second.scores) | {"level": 0.95, "warnings": told}
+
+
+def collect(jobs: Sequence, failed: Mapping[str, str], about: Mapping[str, object]) -> dict:
+    """Everything that is there, as results.json has it. jobs: tape.reproduce's; failed: job name -> why."""
+    rows, differences = [], []
+    arms = list(dict.fromkeys(job.arm.name for job in jobs))
+    for task in dict.fromkeys(job.task for job in jobs):
+        splits = next(job.splits for job in jobs if job.task == task)
+        for split in splits:
+            for metric in _metrics(jobs, task, split):
+                found = [m for arm in arms if (m := measure(jobs, task, split, metric, arm)) is not None]
+                rows += [row_of(measured) for measured in found]
+                differences += [difference_of(found[0], m) for m in found[1:] if found[0].arm == arms[0]]
+    from tape.evaluate import finite
+
+    return finite(
+        {
+            **about,
+            "arms": arms,
+            "rows": rows,
+            "differences": differences,
+            "not_run": [entry for job in jobs if (entry := _missing(job, failed)) is not None],
+            "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
+        }
+    )
+
+
+def _metrics(jobs: Sequence, task: str, split: str) -> list[str]:
+    for job in jobs:
+        path = Path(job.directory) / f"{task}-{split}.json"
+        if job.task == task and path.exists():
+            return [json.loads(path.read_text(encoding="utf-8"))["metric"], *EXTRA_METRICS.get(task, ())]
+    return []
+
+
+def _missing(job, failed: Mapping[str, str]) -> dict | None:
+    missing = job.missing()
+    if not missing:
+        return None
+    why = failed.get(job.name, "not run yet")
+    return {"task": job.task, "arm": job.arm.name, "seed": job.seed, "splits": missing, "why": why}

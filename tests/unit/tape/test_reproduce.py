@@ -1,0 +1,165 @@
+"""Planning and running the table: presets, arms, resuming, refusals. The runs themselves are replaced by short ones."""
+
+import json
+import shlex
+from pathlib import Path
+
+import pytest
+from toy_data import write_config, write_data
+
+from pretrain import errors
+from pretrain.errors import InputError
+from tape import reproduce
+from tape.options import build_parser as train_parser
+from tape.reproduce import build_parser, flag_words, plan, read_preset, recipe_of, run_all, run_job
+
+PRESET = """
+all: {batch_size: 8, bf16: true, seeds: [0, 1]}
+stability: {batch_size: 4, max_steps: 7}
+arms: {random: {stability: {max_steps: 9, bf16: false}}}
+"""
+
+
+@pytest.fixture
+def world(tmp_path) -> Path:
+    """Data of stability (train and valid) and a model directory without real weights."""
+    write_data(tmp_path, "stability", train=4, valid=4)
+    (tmp_path / "model").mkdir()
+    write_config(tmp_path / "model/config.json")
+    (tmp_path / "model/model.safetensors").write_bytes(b"weights")
+    (tmp_path / "preset.yaml").write_text(PRESET)
+    return tmp_path
+
+
+def jobs(world: Path, *words: object) -> list:
+    line = [world / "model", world, world / "out", "--preset", world / "preset.yaml", "--tasks", "stability"]
+    return plan(build_parser().parse_args([str(word) for word in [*line, "--arms", "pretrained", "random", *words]]))
+
+
+@pytest.fixture
+def commands(monkeypatch) -> list:
+    """Commands that would be run; tape.evaluate's leave their files, and those in `fail` do not end well."""
+    called: list = []
+
+    def call(module, words, log):
+        called.append((module, list(words)))
+        if module == "tape.train" and "--fail" in words:
+            raise InputError(f"{log}: {module} ended with status 2: because")
+        if module == "tape.train":
+            (log.parent / "args.json").write_text("{}")
+        else:
+            for split in words[words.index("--split") + 1 :]:
+                for suffix in ("json", "npz"):
+                    (log.parent / f"stability-{split}.{suffix}").write_text("{}")
+        return 0.5
+
+    monkeypatch.setattr(reproduce, "call", call)
+    return called
+
+
+def test_a_preset_is_all_then_task_then_arm():
+    preset = {
+        "all": {"a": 1, "b": 1, "c": 1},
+        "stability": {"b": 2, "c": 2},
+        "arms": {"random": {"stability": {"c": 3}}},
+    }
+    assert recipe_of(preset, "stability", "random") == {"a": 1, "b": 2, "c": 3}
+    assert recipe_of(preset, "stability", "pretrained") == {"a": 1, "b": 2, "c": 2}
+    assert recipe_of(preset, "fluorescence", "random") == {"a": 1, "b": 1, "c": 1}
+    assert flag_words({"x": True, "y": False, "z": None, "lr": 5e-4}) == ["--x", "--lr", "0.0005"]
+
+
+@pytest.mark.parametrize("name", ["full", "cpu"])
+def test_the_presets_are_made_of_tape_trains_flags(name):
+    preset = read_preset(name)
+    for task in reproduce.TASKS:
+        for arm in ("pretrained", *preset.get("arms", {})):
+            recipe = recipe_of(preset, task, arm)
+            assert recipe.pop("seeds")
+            words = ["transformer", task, "--output_dir", "out", *flag_words(recipe)]
+            parsed = vars(train_parser().parse_args(words))
+            assert all(str(parsed[key]) == str(value) for key, value in recipe.items() if key != "learning_rate")
+
+
+def test_the_plan(world):
+    found = jobs(world)
+    assert [job.name for job in found] == [
+        "pretrained stability seed 0", "random stability seed 0",
+        "pretrained stability seed 1", "random stability seed 1",
+    ]  # fmt: skip
+    line = shlex.join(found[0].train)
+    assert f"--from_pretrained {world}/model" in line and "--batch_size 4 --bf16 --max_steps 7" in line
+    line = shlex.join(found[1].train)
+    assert f"--model_config_file {world}/model/config.json" in line and "--from_pretrained" not in line
+    assert "--max_steps 9" in line and "--bf16" not in line
+    assert found[0].splits == ("valid",)  # test is not there
+    assert [job.seed for job in jobs(world, "--seeds", 5)] == [5, 5]
+    other = jobs(world, "--seeds", 5, "--arms", f"other={world / 'model'}")[0]
+    assert other.arm.name == "other" and other.directory == world / "out/runs/other/stability/seed5"
+
+
+def test_what_is_done_is_not_done_again(world, commands):
+    job = jobs(world)[0]
+    assert "trained" in run_job(job) and [module for module, _ in commands] == ["tape.train", "tape.evaluate"]
+    assert run_job(job) == "was done" and len(commands) == 2
+    (job.directory / "stability-valid.json").unlink()
+    assert run_job(job).startswith("scored valid") and len(commands) == 3
+    record = json.loads((job.directory / reproduce.RECORD).read_text())
+    assert record["train_minutes"] == 0.5 and record["eval_minutes"] == 1.0 and not record["resumed"]
+
+
+def test_a_run_that_was_cut_off_goes_on(world, commands):
+    job = jobs(world)[0]
+    run_job(job)
+    place = job.directory / reproduce.RECORD
+    record = json.loads(place.read_text())
+    del record["train_minutes"]  # as it is until training ends
+    place.write_text(json.dumps(record))
+    (job.directory / "stability-valid.json").unlink()
+    run_job(job)
+    assert "--resume" in commands[2][1] and json.loads(place.read_text())["resumed"]
+
+
+def test_another_recipe_or_other_weights_are_refused(world, commands):
+    run_job(jobs(world)[0])
+    (world / "preset.yaml").write_text(PRESET.replace("max_steps: 7", "max_steps: 8"))
+    with pytest.raises(InputError, match="another command or from other weights"):
+        run_job(jobs(world)[0])
+    (world / "preset.yaml").write_text(PRESET)
+    assert run_job(jobs(world, "--device", "cpu")[0]) == "was done"  # where it computes is no recipe
+    (world / "model/model.safetensors").write_bytes(b"other weights")
+    with pytest.raises(InputError, match="another command or from other weights"):
+        run_job(jobs(world)[0])
+
+
+def test_a_failure_stops_nothing_else_and_is_reported(world, commands, capsys):
+    found = jobs(world, "--train_flags", "--fail --x", "--seeds", 0)[:1] + jobs(world, "--seeds", 0)[1:]
+    failed = run_all(found, 2)
+    assert list(failed) == ["pretrained stability seed 0"] and "because" in failed["pretrained stability seed 0"]
+    assert "[2/2]" in capsys.readouterr().out and not found[1].missing()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--tasks", "fluorescence"), "no train split of fluorescence"),
+        (("--splits", "test"), "none of the splits test"),
+        (("--arms", "pretrianed"), "--arms pretrianed: should be pretrained, random"),
+        (("--arms", "random", "random"), "each name once"),
+        (("--arms", "a=nowhere"), "nowhere"),
+        (("--preset", "gpu"), "should be a YAML file or cpu, full"),
+        (("--jobs", "0"), "--jobs 0: should be at least 1"),
+    ],
+)
+def test_mistakes_are_told_in_one_line(world, capsys, words, message):
+    line = [str(world / "model"), str(world), str(world / "out"), "--tasks", "stability", *words]
+    assert errors.run(reproduce.main, line) == 2
+    told = capsys.readouterr().err.strip().splitlines()
+    assert len(told) == 1 and message in told[0]
+
+
+def test_a_preset_with_a_wrong_section_is_refused(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("stabilty: {batch_size: 3}")
+    with pytest.raises(InputError, match="'stabilty' should be one of all, arms"):
+        read_preset(str(path))
