@@ -40,9 +40,9 @@ from converter.convert import main as convert  # noqa: E402
 from pretrain.files import write_json  # noqa: E402
 from tape import ProteinBertConfig, ProteinBertModel  # noqa: E402
 from tape.embed import Progress, embed_part  # noqa: E402
-from tape.encoding import Encoder, make_stream  # noqa: E402
-from tape.fasta import Protein, Rules, read_proteins, scan_fasta, token_batches  # noqa: E402
-from tape.parts import plan_parts  # noqa: E402
+from tape.embedding.encoding import Encoder, make_stream  # noqa: E402
+from tape.embedding.fasta import Protein, Rules, read_proteins, scan_fasta, token_batches  # noqa: E402
+from tape.embedding.parts import plan_parts  # noqa: E402
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 AGREE = 1e-4

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from pretrain.files import write_text
-from tape.bootstrap import confidence_interval, load_scores, paired_difference
+from tape.scoring.bootstrap import confidence_interval, load_scores, paired_difference
 
 MUST_EXCEED = ("contact_prediction", "remote_homology", "secondary_structure", "stability")
 METRIC = {
@@ -211,10 +211,10 @@ def predict_contacts(layout, start: str):
     """The test split's predictions of one run, in the split's order."""
     import torch
 
+    from tape.data.splits import build_tokenizer, load_split, residue_limit
     from tape.evaluate import load_model
-    from tape.splits import build_tokenizer, load_split, residue_limit
+    from tape.scoring.inference import predict
     from tape.tasks import TASKS
-    from tape.trainer import predict
 
     task = TASKS["contact_prediction"]
     model = load_model(task, layout.run(task.name, start))

@@ -6,9 +6,9 @@
     batch["ids"], batch["protein_length"]           # found too, but not part of model(**batch)
 
 Constructors, items and batches are songlab's; max_length and too_long are ours. The files themselves (LMDBDataset,
-FastaDataset, dataset_factory, EmbedDataset ...) are in tape.data_files and named here too.
+FastaDataset, dataset_factory, EmbedDataset ...) are in tape.data.files and named here too.
 
-What must hold: no protein is dropped or cut silently (tape.dataset_base); a record that is wrong is an InputError with
+What must hold: no protein is dropped or cut silently (tape.data.base); a record that is wrong is an InputError with
 its file and number.
 
 Legend: L residues, N = L + 2 tokens (<cls> residues <sep>), B proteins of a batch.
@@ -23,9 +23,9 @@ from scipy.spatial.distance import cdist
 
 from pretrain.data.masking import MASK_STREAM, mask_tokens, sample_rng
 from pretrain.errors import InputError
-from tape.data_files import EmbedDataset, FastaDataset, JSONDataset, LMDBDataset, NPZDataset, dataset_factory
-from tape.dataset_base import TapeDataset, array_of, field
-from tape.examples import Example, TapeBatch, pad_sequences
+from tape.data.base import TapeDataset, array_of, field
+from tape.data.examples import Example, TapeBatch, pad_sequences
+from tape.data.files import EmbedDataset, FastaDataset, JSONDataset, LMDBDataset, NPZDataset, dataset_factory
 from tape.metrics import IGNORE
 
 __all__ = [

@@ -10,7 +10,7 @@ become OUT. Process r of n takes parts r, r + n ...
 
 What must hold: memory is one part, whatever the size of the input; a killed run, started again with the same command,
 goes on at its last part and ends in the same bytes, also with another number of processes; every protein of the input
-is embedded or counted in the last line. Kinds and layers: tape.encoding. Files: tape.embedding_files.
+is embedded or counted in the last line. Kinds and layers: tape.embedding.encoding. Files: tape.embedding.files.
 """
 
 import argparse
@@ -29,9 +29,8 @@ import torch
 from pretrain import errors
 from pretrain.errors import InputError
 from tape.distributed import SharedInputError, World, start
-from tape.embedding_files import FORMATS, Layout, choose_format, write_file
-from tape.encoding import KINDS, Encoder
-from tape.fasta import (
+from tape.embedding.encoding import KINDS, Encoder
+from tape.embedding.fasta import (
     Protein,
     Rules,
     Scan,
@@ -41,8 +40,9 @@ from tape.fasta import (
     scan_fasta,
     token_batches,
 )
+from tape.embedding.files import FORMATS, Layout, choose_format, write_file
+from tape.embedding.parts import PartStore, pack_names, plan_parts, split_rows
 from tape.options import add_tokenizer_flag, check_tokenizer, choose_precision, positive
-from tape.parts import PartStore, pack_names, plan_parts, split_rows
 from tape.registry import add_plugin_flag, load_plugins, resolve_task
 
 IGNORED = ("vocab_file", "output_dir", "seed", "local_rank", "num_workers", "log_level", "task", "debug")

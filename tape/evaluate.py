@@ -6,7 +6,7 @@
 
 writes RUN_DIR/<task>-<split>.json: every metric of the task, those asked for with a 95% bootstrap interval over
 proteins, n_examples, what was cropped, head, checkpoint, seed, steps and the run's flags. `--split all` is every
-evaluation split that DATA_DIR holds. --save_predictions adds each protein's scores (tape.prediction_files),
+evaluation split that DATA_DIR holds. --save_predictions adds each protein's scores (tape.scoring.files),
 --results_pkl TAPE's results.pkl.
 
 What must hold: nothing is left out of a split; no number depends on --batch_size, padding or the number of processes.
@@ -29,10 +29,10 @@ from pretrain import errors
 from pretrain.errors import InputError
 from pretrain.files import write_json
 from tape import distributed
-from tape.bootstrap import Scores, confidence_interval, mean_of
-from tape.dataset_base import TapeDataset
+from tape.data.base import TapeDataset
+from tape.data.records import find_data_file
+from tape.data.splits import build_tokenizer, load_split, residue_limit
 from tape.distributed import World
-from tape.inference import predict
 from tape.metrics import canonical_metric
 from tape.options import (
     add_device_flags,
@@ -42,7 +42,9 @@ from tape.options import (
     choose_precision,
     positive,
 )
-from tape.prediction_files import (
+from tape.registry import add_plugin_flag, load_plugins, resolve_task
+from tape.scoring.bootstrap import Scores, confidence_interval, mean_of
+from tape.scoring.files import (
     FORMS,
     check_form,
     per_protein_metrics,
@@ -50,9 +52,7 @@ from tape.prediction_files import (
     save_predictions,
     save_results_pkl,
 )
-from tape.records import find_data_file
-from tape.registry import add_plugin_flag, load_plugins, resolve_task
-from tape.splits import build_tokenizer, load_split, residue_limit
+from tape.scoring.inference import predict
 from tape.tasks import Prediction, Task
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")

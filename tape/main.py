@@ -61,14 +61,15 @@ def run_train_distributed(args: Arguments = None) -> None:
 
 def run_eval(args: Arguments = None) -> dict[str, float]:
     """tape-eval; returns the metrics asked for on the (last) split, as its result file has them."""
-    from tape.evaluate import build_parser, main
-    from tape.registry import load_plugins
+    from tape.evaluate import build_parser, choose_splits, main
+    from tape.registry import load_plugins, resolve_task
 
     argv = to_argv(args, ("model_type", "task", "from_pretrained"))
     load_plugins(argv)
     _run(main, argv)
     given = build_parser().parse_args(argv)
-    splits = [given.split] if isinstance(given.split, str) else list(given.split)
+    wanted = [given.split] if isinstance(given.split, str) else given.split
+    splits, _ = choose_splits(resolve_task(given.task, given.model_type), given.data_dir, wanted)
     result = Path(given.run_dir) / f"{given.task}-{splits[-1]}.json"
     return json.loads(result.read_text(encoding="utf-8"))["requested"]
 

@@ -24,9 +24,8 @@ from pretrain import errors
 from pretrain.errors import InputError
 from tape.distributed import choose_device
 from tape.embed import Progress
-from tape.encoding import TOKENIZER, Stream, make_stream
-from tape.evaluate import read_run
-from tape.fasta import (
+from tape.embedding.encoding import TOKENIZER, Stream, make_stream
+from tape.embedding.fasta import (
     Protein,
     Rules,
     add_fasta_flags,
@@ -35,8 +34,9 @@ from tape.fasta import (
     scan_fasta,
     token_batches,
 )
+from tape.embedding.parts import plan_parts
+from tape.evaluate import read_run
 from tape.options import choose_precision, positive
-from tape.parts import plan_parts
 from tape.predictors import KINDS, kind_of_logits, open_maps, open_table
 from tape.pretrained import read_config
 from tape.registry import KINDS as TASK_KINDS

@@ -28,8 +28,8 @@ from torch import Tensor
 
 from pretrain.files import atomic_path
 from pretrain.tokenizer import TAPE_TOKENS
-from tape.encoding import TOKENIZER
-from tape.fasta import Protein
+from tape.embedding.encoding import TOKENIZER
+from tape.embedding.fasta import Protein
 
 # Letters of the labels 0, 1, ...: NetSurfP-2.0's order, which is TAPE's (ss8 0-2 is ss3 0, 3-4 is 1, 5-7 is 2).
 STATES = {3: "HEC", 8: "GHIBESTC"}

@@ -26,7 +26,7 @@ from pathlib import Path
 from pretrain import errors
 from pretrain.errors import InputError
 from pretrain.files import write_json
-from tape.published import PUBLISHED
+from tape.reporting.published import PUBLISHED
 
 TASKS = tuple(PUBLISHED)
 ARMS = ("pretrained", "random", "onehot")
@@ -276,21 +276,21 @@ def build_parser() -> errors.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    from tape import report, report_pages  # torch only where it is used
+    from tape.reporting import collect, pages  # torch only where it is used
 
     words = list(sys.argv[1:] if argv is None else argv)
     args = build_parser().parse_args(words)
     if args.jobs < 1:
         raise InputError(f"--jobs {args.jobs}: should be at least 1")
-    report_pages.import_pyplot()  # refuse now rather than after hours
+    pages.import_pyplot()  # refuse now rather than after hours
     jobs = plan(args)
     out = Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
     failed = {} if args.report_only else run_all(jobs, args.jobs)
     command = f"bash scripts/reproduce_table.sh {shlex.join(words)}"
-    results = report.collect(jobs, failed, {"command": command, "preset": args.preset, "model_dir": args.model_dir})
+    results = collect.collect(jobs, failed, {"command": command, "preset": args.preset, "model_dir": args.model_dir})
     write_json(out / "results.json", results)
-    report_pages.write_pages(results, out)
+    pages.write_pages(results, out)
     print(f"wrote {out}/table.md, {out}/table.html and {out}/results.json", flush=True)
     if results["not_run"]:
         raise InputError(f"{out}: {len(results['not_run'])} of {len(jobs)} runs are not done; table.md names them")

@@ -21,7 +21,7 @@ from pathlib import Path
 from pretrain import errors
 from pretrain.errors import InputError
 from pretrain.files import write_text
-from tape.published import SPLITS, VALUES, metric_definition
+from tape.reporting.published import SPLITS, VALUES, metric_definition
 
 # (TAPE Transformer, ProteinLM-200M, ProteinLM-3B) and the split they were measured on.
 PUBLISHED = {task: (SPLITS[task][0], values[1:]) for task, values in VALUES.items()}

@@ -6,9 +6,10 @@
     tape-train ... --resume                         goes on where the run (or the runs of --seeds) stopped
     torchrun --nproc-per-node 4 -m tape.train ...   the same on four devices, as does tape-train-distributed
 
-What a run leaves in RUN_DIR is in tape.run_dir; args.json has the flags, the recipe and where each value came from,
-where the weights came from, how the validation proteins were chosen, the best step and, at the end, what it took. What
-must hold: with --holdout the valid split is never opened; RUN_DIR is whole at every instant; only rank 0 writes.
+What a run leaves in RUN_DIR is in tape.finetuning.run_dir. args.json has the flags, the recipe and where each value
+came from, where the weights came from, how the validation proteins were chosen, the best step and, at the end, what it
+took. What must hold: with --holdout the valid split is never opened; RUN_DIR is whole at every instant; only rank 0
+writes.
 """
 
 import logging
@@ -26,20 +27,20 @@ from pretrain import errors
 from pretrain.errors import InputError
 from pretrain.files import write_json
 from tape import recipes
-from tape.batching import training_steps
 from tape.config import CONFIG_DEFAULTS, ProteinBertConfig
+from tape.data.batching import training_steps
+from tape.data.holdout import hold_out
+from tape.data.splits import SplitData, build_tokenizer, load_split, residue_limit
 from tape.distributed import SharedInputError, World, is_main_process, start
 from tape.evaluate import finite, read_run, weights_identity
-from tape.holdout import hold_out
-from tape.lora import add_lora
+from tape.finetuning.lora import add_lora
+from tape.finetuning.run_dir import RunProgress, check_same_weights, prepare_output, run_directory, save_weights
+from tape.finetuning.trainer import Trainer
 from tape.model_names import find_model
 from tape.options import TrainOptions, choose_precision, parse_options
 from tape.pretrained import read_config
 from tape.registry import load_plugins, model_types, resolve_task, task_names
-from tape.run_dir import RunProgress, check_same_weights, prepare_output, run_directory, save_weights
-from tape.splits import SplitData, build_tokenizer, load_split, residue_limit
 from tape.tasks import Task
-from tape.trainer import Trainer
 
 Splits = tuple[SplitData, SplitData | None, dict]
 

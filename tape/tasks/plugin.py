@@ -24,8 +24,8 @@ import torch
 
 from pretrain.errors import InputError
 from tape import metrics
-from tape.dataset_base import TapeDataset
-from tape.examples import TapeBatch
+from tape.data.base import TapeDataset
+from tape.data.examples import TapeBatch
 from tape.tasks.base import Batch, Metric, Prediction, Task, to_numpy
 
 logger = logging.getLogger(__name__)

@@ -10,7 +10,7 @@ import pytest
 from demo import report, run
 from demo.budget import BUDGETS, TASKS
 from pretrain.errors import InputError
-from tape.bootstrap import Scores, save_scores
+from tape.scoring.bootstrap import Scores, save_scores
 
 
 def _save(directory, task, split, kind, columns):

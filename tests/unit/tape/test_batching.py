@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tape.batching import epoch_batches, eval_batches, num_steps, training_steps
+from tape.data.batching import epoch_batches, eval_batches, num_steps, training_steps
 
 LENGTHS = np.random.default_rng(0).integers(20, 600, 1003)
 

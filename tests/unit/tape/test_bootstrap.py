@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 
 from pretrain.errors import InputError
-from tape.bootstrap import (
+from tape.scoring.bootstrap import (
     RESAMPLES,
     Scores,
     average_ranks,

@@ -11,14 +11,15 @@ import torch
 from toy_data import FOLDERS, write_config, write_data
 
 from pretrain.errors import InputError
-from tape import norms, train
-from tape.batching import share_step
+from tape import train
+from tape.data.batching import share_step
+from tape.data.splits import residue_limit
 from tape.distributed import SharedInputError, World
-from tape.inference import predict
+from tape.finetuning import norms
+from tape.finetuning.trainer import Trainer
 from tape.options import parse_options
-from tape.splits import residue_limit
+from tape.scoring.inference import predict
 from tape.tasks import TASKS
-from tape.trainer import Trainer
 
 
 @pytest.fixture
@@ -32,7 +33,7 @@ def descent(monkeypatch):
     def build(model, lr, weight_decay, lr_scale):
         return torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=lr)
 
-    monkeypatch.setattr("tape.trainer.build_optimizer", build)
+    monkeypatch.setattr("tape.finetuning.trainer.build_optimizer", build)
 
 
 class Board:

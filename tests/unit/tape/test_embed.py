@@ -16,10 +16,10 @@ from toy_fasta import toy_config, toy_proteins, write_fasta, write_model
 from pretrain import errors
 from pretrain.errors import InputError
 from tape import TAPETokenizer, embed
-from tape.encoding import Encoder, make_stream
-from tape.fasta import Rules, read_proteins, scan_fasta, token_batches
+from tape.embedding.encoding import Encoder, make_stream
+from tape.embedding.fasta import Rules, read_proteins, scan_fasta, token_batches
+from tape.embedding.parts import plan_parts, split_rows
 from tape.model import ProteinBertModel
-from tape.parts import plan_parts, split_rows
 
 CPU, FP32 = torch.device("cpu"), torch.float32
 

@@ -16,8 +16,8 @@ from toy_data import FOLDERS, write_config, write_data, write_split
 
 from pretrain import errors
 from tape import evaluate, train
-from tape.bootstrap import confidence_interval, load_scores, paired_difference
 from tape.evaluate import load_model
+from tape.scoring.bootstrap import confidence_interval, load_scores, paired_difference
 from tape.tasks import TASKS
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pretrain.errors import InputError
-from tape import holdout
+from tape.data import holdout
 
 RESIDUES = np.array(list("ACDEFGHIKLMNPQRSTVWY"))
 

@@ -12,10 +12,10 @@ import pytest
 import torch
 from torch import nn
 
+from tape.data.splits import build_tokenizer, load_split
 from tape.heads import HEADS, MaskedBatchNorm
-from tape.inference import predict
 from tape.registry import KINDS, registry, resolve_task
-from tape.splits import build_tokenizer, load_split
+from tape.scoring.inference import predict
 
 LENGTHS = (24, 6, 17, 11, 2)
 SIZES = {

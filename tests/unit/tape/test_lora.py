@@ -12,10 +12,10 @@ from pretrain import errors
 from pretrain.errors import InputError
 from tape import train
 from tape.config import ProteinBertConfig
-from tape.layers import freeze, layer_of, learning_rate_scales, num_layers
-from tape.lora import MARK, add_lora, load_trained_state, lora_layers, merged, trained_state
+from tape.finetuning.layers import freeze, layer_of, learning_rate_scales, num_layers
+from tape.finetuning.lora import MARK, add_lora, load_trained_state, lora_layers, merged, trained_state
+from tape.finetuning.trainer import Trainer
 from tape.model import ProteinBertForSequenceToSequenceClassification, ProteinBertForValuePrediction
-from tape.trainer import Trainer
 
 IDS = torch.randint(5, 25, (3, 17), generator=torch.Generator().manual_seed(0))
 

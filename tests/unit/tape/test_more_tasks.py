@@ -10,8 +10,8 @@ from toy_data import RESIDUES
 
 from pretrain.errors import InputError
 from tape import TAPETokenizer
+from tape.data.splits import SplitData, load_split
 from tape.registry import model_types, registry, resolve_task
-from tape.splits import SplitData, load_split
 
 LENGTHS = (20, 7, 33, 12)
 SMALL = {

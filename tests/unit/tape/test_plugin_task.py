@@ -9,10 +9,10 @@ from toy_data import TINY, write_data, write_split
 
 from pretrain.errors import InputError
 from tape import TAPETokenizer
+from tape.data.splits import load_split
 from tape.datasets import LMDBDataset, SecondaryStructureDataset, pad_sequences
 from tape.model import ProteinBertConfig, ProteinBertForSequenceToSequenceClassification
 from tape.registry import TAPETaskSpec
-from tape.splits import load_split
 from tape.tasks.plugin import plugin_task
 
 CONFIG = ProteinBertConfig(**TINY)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tape.published import PUBLISHED, SYSTEMS, reasons
+from tape.reporting.published import PUBLISHED, SYSTEMS, reasons
 
 LIKE = {"split": "cb513", "n_examples": 513, "train_proteins": 8_678, "metric": "accuracy", "head": "proteinlm"}
 LIKE |= {"task": "secondary_structure", "truncated": {"proteins_cropped": 0}, "n_seeds": 3}

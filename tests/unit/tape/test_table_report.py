@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from tape import bootstrap, report, report_pages
-from tape.bootstrap import load_scores, paired_difference
-from tape.prediction_files import save_predictions
+from tape.reporting import collect as report
+from tape.reporting import pages
 from tape.reproduce import RECORD, Arm, Job
+from tape.scoring import bootstrap
+from tape.scoring.bootstrap import load_scores, paired_difference
+from tape.scoring.files import save_predictions
 from tape.tasks import TASKS, Prediction
 
 RNG = np.random.default_rng(0)
@@ -127,13 +129,13 @@ def test_what_is_missing_is_named_everywhere(jobs):
     assert results["not_run"] == [
         {"task": "stability", "arm": "onehot", "seed": 7, "splits": ["test"], "why": "out of <memory>"}
     ]
-    assert "onehot stability seed 7: test (out of <memory>)" in report_pages.to_markdown(results)
-    assert "out of &lt;memory&gt;" in report_pages.to_html(results)
+    assert "onehot stability seed 7: test (out of <memory>)" in pages.to_markdown(results)
+    assert "out of &lt;memory&gt;" in pages.to_html(results)
 
 
 def test_pages(jobs, tmp_path):
     results = collect(jobs)
-    report_pages.write_pages(results, tmp_path)
+    pages.write_pages(results, tmp_path)
     text = (tmp_path / "table.md").read_text()
     line = next(line for line in text.splitlines() if line.startswith("| stability | test"))
     cells = [cell.strip() for cell in line.strip("|").split("|")]
@@ -145,5 +147,5 @@ def test_pages(jobs, tmp_path):
     page = (tmp_path / "table.html").read_text()
     assert page.count("<svg") == 1 and page.count("<table>") == 2 and "<data>" not in page
     assert not [word for word in ("<script", "<img", "<link", "url(http") if word in page]
-    report_pages.write_pages(collect(jobs), tmp_path)
+    pages.write_pages(collect(jobs), tmp_path)
     assert (tmp_path / "table.html").read_text() == page  # a function of the results alone

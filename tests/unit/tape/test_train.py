@@ -10,8 +10,8 @@ from toy_data import FOLDERS, write_config, write_data, write_split
 
 from pretrain import errors
 from tape import train
+from tape.finetuning.trainer import Trainer
 from tape.tasks import TASKS
-from tape.trainer import Trainer
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from tape import train_distributed
 DIES = """
 from pathlib import Path
 import os
-from tape.trainer import Trainer
+from tape.finetuning.trainer import Trainer
 step = Trainer.train_step
 def dies(self, *args):
     if self.progress.step == 5 and self.world.rank == self.world.size - 1 and not (self.output / "died").exists():

@@ -10,9 +10,9 @@ from toy_data import write_config, write_data
 
 from pretrain import errors
 from tape import evaluate, train
+from tape.finetuning.trainer import Trainer
 from tape.model import ProteinBertForValuePrediction
 from tape.tasks.base import ValueTask
-from tape.trainer import Trainer
 
 
 @pytest.fixture(scope="module")

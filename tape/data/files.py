@@ -4,7 +4,7 @@
     data[0]["primary"], data[0]["id"]
 
 Names, constructors, items and errors (FileNotFoundError, TypeError, IndexError, ValueError) are songlab's. What must
-hold: pickled values are read through pretrain.safe_load alone (tape.records).
+hold: pickled values are read through pretrain.safe_load alone (tape.data.records).
 """
 
 import errno
@@ -18,8 +18,8 @@ from torch.utils.data import Dataset
 
 from pretrain.data.sequences import read_fasta
 from pretrain.errors import InputError
-from tape.examples import pad_sequences
-from tape.records import JSONRecords, LMDBRecords
+from tape.data.examples import pad_sequences
+from tape.data.records import JSONRecords, LMDBRecords
 from tape.tokenizer import TAPETokenizer
 
 FASTA = (".fasta", ".fa", ".faa", ".fna", ".ffn", ".frn", ".gz")

@@ -13,7 +13,7 @@ statistics are averaged.
 import torch
 from torch import Tensor, nn
 
-from tape.batching import Share
+from tape.data.batching import Share
 from tape.distributed import World
 from tape.heads import ContactHead, MaskedBatchNorm
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from pretrain.errors import InputError
-from tape.layers import encoder_name
+from tape.finetuning.layers import encoder_name
 
 MARK = "lora_"  # in the names of peft's parameters
 

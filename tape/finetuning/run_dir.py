@@ -21,7 +21,7 @@ from pretrain.files import atomic_path
 from pretrain.optim import LossScaler
 from pretrain.safe_load import safe_torch_load
 from tape.evaluate import read_run
-from tape.lora import load_trained_state, merged, trained_state
+from tape.finetuning.lora import load_trained_state, merged, trained_state
 from tape.options import TrainOptions, check_resumable
 
 STATE = Path("last") / "state.pt"

@@ -152,7 +152,7 @@ def mean_of(values: np.ndarray) -> Scores:
 
 
 def save_scores(path: str | Path, scores: Scores, ids: Sequence[str]) -> None:
-    """Write the columns alone, as npz: kind, columns [N, 2], ids [N]. With the predictions: tape.prediction_files."""
+    """Write the columns alone, as npz: kind, columns [N, 2], ids [N]. With the predictions: tape.scoring.files."""
     with atomic_path(path) as temporary, temporary.open("wb") as file:
         np.savez_compressed(file, kind=np.array(scores.kind), columns=scores.columns, ids=np.array(ids, dtype=np.str_))
 
@@ -175,7 +175,7 @@ def _read_npz(path: Path, metric: str | None) -> Scores:
 
 
 def _read_parquet(path: Path, metric: str | None) -> Scores:
-    from tape.prediction_files import import_pyarrow
+    from tape.scoring.files import import_pyarrow
 
     names = PARQUET_COLUMNS if metric is None else (f"per_protein_{metric}",)
     table = import_pyarrow()[1].read_table(path, columns=list(names))

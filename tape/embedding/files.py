@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from pretrain.errors import InputError
-from tape.parts import split_rows, unpack_names
+from tape.embedding.parts import split_rows, unpack_names
 
 FORMATS = ("npz", "hdf5", "parquet")
 SUFFIXES = {".npz": "npz", ".h5": "hdf5", ".hdf5": "hdf5", ".parquet": "parquet", ".pq": "parquet"}

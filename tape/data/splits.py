@@ -125,7 +125,7 @@ def to_device(batch: dict, device: torch.device) -> dict:
     """The batch with its tensors on `device`."""
     if device.type == "cpu":
         return batch
-    if hasattr(batch, "to"):  # tape.examples.TapeBatch, which knows of more than its keys
+    if hasattr(batch, "to"):  # tape.data.examples.TapeBatch, which knows of more than its keys
         return batch.to(device, non_blocking=True)
     return {
         key: value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value

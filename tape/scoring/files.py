@@ -10,8 +10,8 @@ i < j in the order (0,1) (0,2) ... (1,2) ... (contact_prediction); cross-entropi
 Where proteins differ in size, npz lays them end to end: protein i has rows offsets[i] to offsets[i + 1] (label_offsets
 for labels); parquet has a list a protein, rows of C values one after the other.
 
-`kind` and `columns` [N, 2] are what bootstrap intervals and paired comparisons use (tape.bootstrap). What must hold:
-one protein, one entry, in the split's order; the file appears whole.
+`kind` and `columns` [N, 2] are what bootstrap intervals and paired comparisons use (tape.scoring.bootstrap). What must
+hold: one protein, one entry, in the split's order; the file appears whole.
 """
 
 import json
@@ -25,7 +25,7 @@ import numpy as np
 from pretrain.errors import InputError
 from pretrain.files import atomic_path
 from tape import metrics
-from tape.bootstrap import PARQUET_COLUMNS, Scores, mean_of
+from tape.scoring.bootstrap import PARQUET_COLUMNS, Scores, mean_of
 from tape.tasks import Prediction, Task
 
 FORMS = ("npz", "parquet")
@@ -114,7 +114,7 @@ def import_pyarrow() -> tuple[ModuleType, ModuleType]:
         import pyarrow.parquet
     except ImportError as error:
         raise InputError(
-            "parquet needs pyarrow: pip install 'proteinlm[parquet]'; or --save_predictions npz"
+            "parquet needs pyarrow: pip install pyarrow; or --save_predictions npz"
         ) from error
     return pyarrow, pyarrow.parquet
 

@@ -21,9 +21,9 @@ import numpy as np
 import torch
 
 from pretrain.errors import InputError
-from tape.examples import Example, TapeBatch, pad_sequences
+from tape.data.examples import Example, TapeBatch, pad_sequences
+from tape.data.records import find_data_file, open_records
 from tape.metrics import IGNORE
-from tape.records import find_data_file, open_records
 from tape.tokenizer import TAPETokenizer
 
 TOO_LONG = ("error", "crop", "skip")

@@ -20,9 +20,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from tape.bootstrap import Scores, confidence_interval, load_scores, paired_difference
-from tape.prediction_files import load_ids
-from tape.published import PUBLISHED, metric_definition, reasons
+from tape.reporting.published import PUBLISHED, metric_definition, reasons
+from tape.scoring.bootstrap import Scores, confidence_interval, load_scores, paired_difference
+from tape.scoring.files import load_ids
 
 EXTRA_METRICS = {"contact_prediction": ("precision_at_l5_medium_long",)}  # TAPE's published definition
 RECORD = "reproduce.json"

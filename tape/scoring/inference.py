@@ -8,9 +8,9 @@ import math
 
 import torch
 
-from tape.batching import eval_batches
+from tape.data.batching import eval_batches
+from tape.data.splits import SplitData, batches, to_device
 from tape.distributed import World
-from tape.splits import SplitData, batches, to_device
 from tape.tasks import Prediction, Task
 
 

@@ -15,7 +15,7 @@ from types import ModuleType
 
 from pretrain.errors import InputError
 from pretrain.files import write_text
-from tape.published import SYSTEMS
+from tape.reporting.published import SYSTEMS
 
 COLORS = ("#2b6cb0", "#a0aec0", "#dd9a3c", "#4a9d6f", "#8a5fb5", "#c0504d")
 STYLE = """body { font: 15px/1.45 system-ui, sans-serif; margin: 2em auto; max-width: 1500px; padding: 0 1em;
@@ -194,7 +194,7 @@ def import_pyplot() -> ModuleType:
         matplotlib.use("svg")
         from matplotlib import pyplot
     except ImportError as error:
-        raise InputError("the table's plots need matplotlib: pip install 'proteinlm[plots]'") from error
+        raise InputError("the table's plots need matplotlib: pip install matplotlib") from error
     return pyplot
 
 

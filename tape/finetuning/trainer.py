@@ -2,11 +2,11 @@
 
 A step: the batch's parts forward and backward, the sum of their losses divided once by how many losses were summed over
 the whole batch, clipping, AdamW. Warm-up, then linear decay to 0. The weights of the best evaluation are kept as a TAPE
-directory; `last/` holds the newest, and what a resumed run needs (tape.run_dir).
+directory; `last/` holds the newest, and what a resumed run needs (tape.finetuning.run_dir).
 
 With several processes (torchrun) the parts of a step are dealt out, losses and counts and gradients added up, and the
 sum divided once: the same step whatever their number, up to the order of fp32 sums and but for dropout, whose masks
-differ. BatchNorm: tape.norms.
+differ. BatchNorm: tape.finetuning.norms.
 
 What must hold: step n depends on the seed and n alone (batch order, dropout), so a resumed run repeats the
 uninterrupted run bit by bit on a CPU; files are whole at every instant; a loss that is not finite never reaches the
@@ -25,15 +25,15 @@ import torch
 from pretrain.errors import InputError
 from pretrain.metrics import MetricsLog, NoLog
 from pretrain.optim import LossScaler, build_optimizer, clip_grad_norm, learning_rate, set_learning_rate
-from tape.batching import Share, num_steps, share_step, training_steps
+from tape.data.batching import Share, num_steps, share_step, training_steps
+from tape.data.splits import SplitData, batches, to_device
 from tape.distributed import World
-from tape.inference import predict as predict
-from tape.layers import freeze, learning_rate_scales
-from tape.norms import NormKeeper
+from tape.finetuning.layers import freeze, learning_rate_scales
+from tape.finetuning.norms import NormKeeper
+from tape.finetuning.run_dir import STATE as STATE
+from tape.finetuning.run_dir import RunProgress, load_state, save_state, save_weights
 from tape.options import TrainOptions, choose_device, choose_precision
-from tape.run_dir import STATE as STATE
-from tape.run_dir import RunProgress, load_state, save_state, save_weights
-from tape.splits import SplitData, batches, to_device
+from tape.scoring.inference import predict
 from tape.tasks import Task
 
 MAX_BAD_STEPS = 20  # losses in a row that are not finite before a run gives up (fp16 first lowers its scale)

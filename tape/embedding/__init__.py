@@ -1,0 +1,1 @@
+"""What tape-embed is made of."""

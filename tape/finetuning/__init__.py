@@ -1,0 +1,1 @@
+"""What tape-train is made of."""

@@ -1,0 +1,1 @@
+"""From a finetuned model and a split to numbers with intervals, and their files."""
