@@ -1,4 +1,4 @@
-"""The directory of a finetuning run: its name, starting and resuming it, and the state between two sessions.
+"""The directory of a finetuning run: its name, starting and resuming it, and the state between two calls.
 
     RUN_DIR/config.json, model.safetensors      a TAPE directory: the best weights (without evaluations, the newest)
     RUN_DIR/args.json, metrics.jsonl            flags, recipe and origin; every logged line
