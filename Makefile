@@ -43,6 +43,7 @@ lint: $(READY)
 bench: $(READY)
 	$(BIN)/python benchmarks/preprocess.py
 	$(BIN)/python benchmarks/packing.py
+	$(BIN)/python benchmarks/contact_memory.py
 
 # The stamp is written last, so an install that was cut off is done again; a changed pyproject.toml installs again in place.
 # Python 3.11 and 3.12 are the versions the tests have seen: a newer python3 is taken only where neither is found.

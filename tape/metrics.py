@@ -45,11 +45,17 @@ def count_right(scores: np.ndarray, labels: np.ndarray) -> tuple[float, int]:
     return float((scores.argmax(-1) == labels).sum()), len(labels)
 
 
-def spearmanr(scores: np.ndarray, labels: np.ndarray) -> float:
-    """Spearman's rank correlation of scores [N] and labels [N]. NaN for fewer than two values or a constant side."""
+def _pairs(scores: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Both as float64 [N]; ValueError unless there is a score for each label."""
     scores, labels = np.asarray(scores, np.float64).ravel(), np.asarray(labels, np.float64).ravel()
     if scores.shape != labels.shape:
-        raise ValueError(f"spearmanr needs as many scores as labels, got {len(scores)} and {len(labels)}")
+        raise ValueError(f"a score for each label is needed, got {len(scores)} and {len(labels)}")
+    return scores, labels
+
+
+def spearmanr(scores: np.ndarray, labels: np.ndarray) -> float:
+    """Spearman's rank correlation of scores [N] and labels [N]. NaN for fewer than two values or a constant side."""
+    scores, labels = _pairs(scores, labels)
     if len(scores) < 2 or not (np.isfinite(scores).all() and np.isfinite(labels).all()):
         return float("nan")
     with warnings.catch_warnings():
@@ -59,13 +65,13 @@ def spearmanr(scores: np.ndarray, labels: np.ndarray) -> float:
 
 def mean_squared_error(scores: np.ndarray, labels: np.ndarray) -> float:
     """Mean of (score - label)^2 over N values, in float64. NaN when there are none."""
-    difference = np.asarray(scores, np.float64).ravel() - np.asarray(labels, np.float64).ravel()
+    difference = np.subtract(*_pairs(scores, labels))
     return float(np.mean(difference**2)) if difference.size else float("nan")
 
 
 def mean_absolute_error(scores: np.ndarray, labels: np.ndarray) -> float:
     """Mean of |score - label| over N values, in float64. NaN when there are none."""
-    difference = np.asarray(scores, np.float64).ravel() - np.asarray(labels, np.float64).ravel()
+    difference = np.subtract(*_pairs(scores, labels))
     return float(np.mean(np.abs(difference))) if difference.size else float("nan")
 
 

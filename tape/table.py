@@ -51,6 +51,7 @@ COLUMNS = (
     "ProteinLM-3B",
     "note",
 )
+NOT_THE_RECIPE = ("seed", "seeds", "output_dir", "log_dir", "data_dir", "device", "num_workers", "resume", "force_save")
 REQUIRED = ("task", "split", "metric", "value", "n_examples", "head", "checkpoint", "seed")
 
 
@@ -103,20 +104,29 @@ def read_result(path: Path) -> dict:
     return result
 
 
+def recipe_of(result: dict) -> str:
+    """The flags that make two runs different experiments: all but the seed and where files lie."""
+    flags = result.get("args") or {}
+    return json.dumps({name: value for name, value in flags.items() if name not in NOT_THE_RECIPE}, sort_keys=True)
+
+
 def group(results: Sequence[dict]) -> list[Line]:
-    """Lines in the order of the published table; runs that differ only in the seed share one."""
+    """Lines in the order of the published table; runs that differ only in the seed (and in paths) share one."""
     lines: dict[tuple, list[dict]] = {}
     for result in results:
         source = result["checkpoint"].get("from_pretrained") or {}
         identity = source.get("weights_sha256")
-        key = (result["task"], result["split"], result["metric"], result["head"], result.get("run"), identity)
+        kind = result.get("model_type") or "transformer"
+        key = (result["task"], result["split"], result["metric"], result["head"], result.get("run"), identity, kind)
+        key += (recipe_of(result),)
         lines.setdefault(key, []).append(result)
     unnamed = [key for key in lines if not key[4] and key[5]]
     several = len({key[5] for key in unnamed}) > 1  # two pretrained models: tell them apart
     made = []
     for key, members in lines.items():
-        task, split, metric, head, name, identity = key
-        weights = "random" if identity is None else f"pretrained {identity[:8]}" if several else "pretrained"
+        task, split, metric, head, name, identity, kind, _ = key
+        unpretrained = "random" if kind == "transformer" else kind
+        weights = unpretrained if identity is None else f"pretrained {identity[:8]}" if several else "pretrained"
         ordered = sorted(members, key=lambda result: (result["seed"] is None, result["seed"] or 0))
         made.append(Line(task, split, metric, head, name or weights, tuple(ordered)))
     places = {task: place for place, task in enumerate(PUBLISHED)}

@@ -62,7 +62,9 @@ class SplitData:
 
     def subset(self, indices: np.ndarray) -> "SplitData":
         """The proteins at these places, sharing what is in memory."""
-        return SplitData(self.dataset, self.indices[indices], self._cache)
+        part = SplitData(self.dataset, self.indices[indices], self._cache)
+        part._room = self._room
+        return part
 
     def _example(self, index: int) -> tuple:
         found = self._cache.get(index)

@@ -99,7 +99,7 @@ class Trainer:
         for part, idle in zip(parts, share.idle, strict=True):
             self.norms.set_idle(idle)
             loss, number = self._forward(part)
-            loss, number = (loss * 0.0, 0) if idle else (loss, int(number))
+            loss, number = (torch.nan_to_num(loss) * 0.0, 0) if idle else (loss, int(number))
             if divisor is None:
                 # Near the final count, so that half-precision gradients stay in range; the same on every process,
                 # for a synchronised norm passes gradients from one to another.

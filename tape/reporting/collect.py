@@ -188,7 +188,11 @@ def difference_of(first: Measured, second: Measured) -> dict:
 
 
 def collect(jobs: Sequence, failed: Mapping[str, str], about: Mapping[str, object]) -> dict:
-    """Everything that is there, as results.json has it. jobs: tape.reproduce's; failed: job name -> why."""
+    """Everything that is there, as results.json has it. jobs: tape.reproduce's; failed: job name -> why.
+
+    A job that failed shows no number, even where an earlier call left one: it may be another recipe's.
+    """
+    wanted, jobs = jobs, [job for job in jobs if job.name not in failed]
     rows, differences = [], []
     arms = list(dict.fromkeys(job.arm.name for job in jobs))
     for task in dict.fromkeys(job.task for job in jobs):
@@ -206,7 +210,7 @@ def collect(jobs: Sequence, failed: Mapping[str, str], about: Mapping[str, objec
             "arms": arms,
             "rows": rows,
             "differences": differences,
-            "not_run": [entry for job in jobs if (entry := _missing(job, failed)) is not None],
+            "not_run": [entry for job in wanted if (entry := _missing(job, failed)) is not None],
             "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
         }
     )
@@ -221,7 +225,7 @@ def _metrics(jobs: Sequence, task: str, split: str) -> list[str]:
 
 
 def _missing(job, failed: Mapping[str, str]) -> dict | None:
-    missing = job.missing()
+    missing = list(job.splits) if job.name in failed else job.missing()
     if not missing:
         return None
     why = failed.get(job.name, "not run yet")

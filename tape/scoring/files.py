@@ -113,9 +113,7 @@ def import_pyarrow() -> tuple[ModuleType, ModuleType]:
         import pyarrow
         import pyarrow.parquet
     except ImportError as error:
-        raise InputError(
-            "parquet needs pyarrow: pip install pyarrow; or --save_predictions npz"
-        ) from error
+        raise InputError("parquet needs pyarrow: pip install pyarrow; or --save_predictions npz") from error
     return pyarrow, pyarrow.parquet
 
 

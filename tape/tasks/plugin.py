@@ -166,7 +166,9 @@ class PluginTask(Task):
         return own | table
 
     def per_protein(self, predictions: Sequence[PluginPrediction]) -> np.ndarray:
-        """[N, 2]: loss times weight, weight."""
+        """[N, 2]: loss times weight, weight. The loss is the mean of a protein's batch, so that an interval of a
+        plugin's `loss` is exact only with --batch_size 1.
+        """
         return np.array([[p.loss * p.weight, p.weight] for p in predictions], np.float64).reshape(-1, 2)
 
 
@@ -193,7 +195,10 @@ def _weights(targets: torch.Tensor) -> torch.Tensor:
 
 
 def _real(size: int, padded: int, tokens: int) -> int | None:
-    """How much of a padded dimension is a protein's: `tokens` of N, tokens - 2 of N - 2, else all of it."""
+    """How much of a padded dimension is a protein's: `tokens` of N, tokens - 2 of N - 2, else all of it.
+
+    A dimension of the targets that has nothing to do with the length must not be as wide as the longest protein.
+    """
     return tokens if size == padded else tokens - 2 if size == padded - 2 else None
 
 

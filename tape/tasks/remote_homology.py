@@ -24,8 +24,10 @@ class RemoteHomology(Task):
         return [Prediction(*row) for row in rows]
 
     def per_protein(self, predictions: Sequence[Prediction]) -> np.ndarray:
-        """[N]: 1 where the protein's fold was ranked first."""
-        return np.array([metrics.accuracy(p.scores[None], np.atleast_1d(p.labels)) for p in predictions])
+        """[N]: 1 where the protein's fold was ranked first; inf where its scores are not numbers, for NaN is "none"."""
+        right = np.array([metrics.accuracy(p.scores[None], np.atleast_1d(p.labels)) for p in predictions])
+        broken = np.array([not np.isfinite(p.scores).all() for p in predictions], bool)
+        return np.where(broken, np.inf, right)
 
 
 def _accuracy(predictions: Sequence[Prediction]) -> float:

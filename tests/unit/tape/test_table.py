@@ -71,6 +71,16 @@ def test_heads_splits_and_models_are_not_mixed(tmp_path):
     assert {row["weights"] for row in found} == {"pretrained aaaaaaaa", "pretrained bbbbbbbb", "slow recipe"}
 
 
+def test_model_types_and_recipes_are_not_mixed(tmp_path):
+    """Different experiments are never averaged as if they were seeds of one."""
+    result(tmp_path, 0.7, checkpoint=RANDOM, model_type="transformer", args={"learning_rate": 1e-4, "seed": 0})
+    result(tmp_path, 0.1, checkpoint=RANDOM, model_type="onehot", args={"learning_rate": 1e-4, "seed": 0})
+    result(tmp_path, 0.5, 1, checkpoint=RANDOM, model_type="transformer", args={"learning_rate": 1e-3, "seed": 1})
+    result(tmp_path, 0.9, 1, checkpoint=RANDOM, model_type="transformer", args={"learning_rate": 1e-4, "seed": 1})
+    found = {(row["weights"], row["ours"].split()[0], row["runs"]) for row in rows(tmp_path)}
+    assert found == {("onehot", "0.100", "1"), ("random", "0.500", "1"), ("random", "0.800", "2")}
+
+
 def test_what_is_not_comparable_is_said(tmp_path):
     result(tmp_path, 0.3, split="valid", task="contact_prediction")
     result(tmp_path, 0.7, truncated={"max_length": 30, "proteins_cropped": 4})

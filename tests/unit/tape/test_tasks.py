@@ -9,7 +9,7 @@ import torch
 
 from tape import metrics
 from tape.model import ProteinBertConfig
-from tape.tasks import TASKS
+from tape.tasks import TASKS, Prediction
 
 CONFIG = ProteinBertConfig(
     hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=24, max_position_embeddings=64
@@ -170,3 +170,13 @@ def test_tasks_are_tapes():
     ]
     assert TASKS["secondary_structure"].splits == ("casp12", "ts115", "cb513")
     assert {name: task.metric for name, task in TASKS.items()}["contact_prediction"] == "precision_at_l5"
+
+
+def test_a_protein_without_finite_scores_spoils_the_interval_as_it_spoils_the_metric():
+    """A NaN must not leave the bootstrap silently while the metric itself is undefined."""
+    task = TASKS["remote_homology"]
+    good = Prediction("a", 5, np.array([0.0, 1.0]), np.array(1))
+    broken = Prediction("b", 5, np.array([np.nan, 1.0]), np.array(1))
+    assert np.isnan(task.score([good, broken])["accuracy"])
+    assert not np.isfinite(task.per_protein([good, broken])).all()
+    assert task.per_protein([good, good]).tolist() == [1.0, 1.0]
