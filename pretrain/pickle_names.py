@@ -62,6 +62,7 @@ def _plain_names() -> dict[tuple[str, str], Admitted]:
         ("argparse", "Namespace"): lambda: argparse.Namespace(),
         ("copyreg", "_reconstructor"): _reconstructor,
         ("_codecs", "encode"): _encode,
+        ("builtins", "getattr"): _enum_member,
         ("builtins", "set"): lambda items=(): set(_keys(items)),
         ("builtins", "frozenset"): lambda items=(): frozenset(_keys(items)),
         ("builtins", "bytearray"): _bytearray,
@@ -182,6 +183,16 @@ def _reconstructor(kind: Admitted, base: Admitted, state: object) -> object:
     if not isinstance(kind, Admitted) or kind.make is None or state is not None:
         raise Refused("copyreg._reconstructor on something that is not admitted")
     return kind.make()
+
+
+def _enum_member(kind: object, name: object) -> object:
+    """A member of DCP's one enumeration by its name: the first releases of Python 3.11 pickle it as a getattr."""
+    from torch.distributed.checkpoint.metadata import _MEM_FORMAT_ENCODING as ENCODING
+
+    known = isinstance(kind, Admitted) and kind.name == ENCODING.__name__
+    if not known or type(name) is not str or name not in ENCODING.__members__:
+        raise Refused("names builtins.getattr, which is not data; refused, nothing was run")
+    return ENCODING.__members__[name]
 
 
 def _encode(text: str, encoding: str = "latin1") -> bytes:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from pretrain.errors import InputError
 from pretrain.safe_load import StandIn, safe_pickle_loads, safe_torch_load
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -158,3 +159,41 @@ def test_megatron_fixtures_load_as_torch_loads_them():
         theirs, ours = torch.load(path, weights_only=False), safe_torch_load(path)
         args = (theirs.pop("args", None), ours.pop("args", None))
         assert args[0] == args[1] and same(theirs, ours), path
+
+
+class ByName:
+    """Pickles as the first releases of Python 3.11 pickle a member of an enumeration: getattr(class, name)."""
+
+    def __init__(self, owner, name):
+        self.owner, self.name = owner, name
+
+    def __reduce__(self):
+        return getattr, (self.owner, self.name)
+
+
+def test_a_member_of_dcps_enumeration_by_value_and_by_name():
+    from torch.distributed.checkpoint.metadata import _MEM_FORMAT_ENCODING as ENCODING
+
+    for member in ENCODING:
+        by_value = safe_pickle_loads(
+            b"\x80\x04c"
+            + f"{ENCODING.__module__}\n{ENCODING.__name__}\n".encode()
+            + pickle.dumps((member.value,), 4)[2:-1]
+            + b"R.",
+            "test",
+        )
+        assert by_value is member
+        assert safe_pickle_loads(pickle.dumps(ByName(ENCODING, member.name)), "test") is member
+
+
+@pytest.mark.parametrize("owner, name", [(OrderedDict, "fromkeys"), (dict, "keys"), (np.ndarray, "tofile")])
+def test_getattr_gives_nothing_else(owner, name):
+    with pytest.raises(InputError, match=r"names builtins\.getattr, which is not data"):
+        safe_pickle_loads(pickle.dumps(ByName(owner, name)), "test")
+
+
+def test_getattr_gives_no_other_attribute_of_that_enumeration():
+    from torch.distributed.checkpoint.metadata import _MEM_FORMAT_ENCODING as ENCODING
+
+    with pytest.raises(InputError, match=r"names builtins\.getattr, which is not data"):
+        safe_pickle_loads(pickle.dumps(ByName(ENCODING, "__class__")), "test")
