@@ -76,7 +76,8 @@ def build_parser() -> errors.ArgumentParser:
     parser.add_argument("--model_config_file", help="config.json to check MODEL_DIR by")
     add_plugin_flag(parser)
     for flag in IGNORED:
-        parser.add_argument(f"--{flag}", nargs="?", const=True, help=argparse.SUPPRESS)
+        spellings = dict.fromkeys((f"--{flag}", f"--{flag.replace('local_', 'local-')}"))  # torch's launcher uses both
+        parser.add_argument(*spellings, nargs="?", const=True, help=argparse.SUPPRESS)
     return parser
 
 

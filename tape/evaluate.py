@@ -15,7 +15,6 @@ What must hold: nothing is left out of a split; no number depends on --batch_siz
 import argparse
 import hashlib
 import json
-import logging
 import math
 import platform
 import sys
@@ -38,11 +37,13 @@ from tape.options import (
     add_device_flags,
     add_length_flags,
     add_tokenizer_flag,
+    check_log_level,
     check_tokenizer,
     choose_precision,
     positive,
+    start_logging,
 )
-from tape.registry import add_plugin_flag, load_plugins, resolve_task
+from tape.registry import add_plugin_flag, load_plugins, resolve_trained_task
 from tape.scoring.bootstrap import Scores, confidence_interval, mean_of
 from tape.scoring.files import (
     FORMS,
@@ -232,13 +233,15 @@ def build_parser() -> errors.ArgumentParser:
     )
     parser.add_argument("--results_pkl", action="store_true", help="also TAPE's results.pkl, of the last split")
     add_tokenizer_flag(parser)
-    parser.add_argument("--log_level", default="INFO", help="of Python's logging")
+    parser.add_argument("--log_level", type=str.upper, default="INFO", help="DEBUG, INFO, WARN or ERROR")
     add_plugin_flag(parser)
     add_length_flags(parser, None)
     add_device_flags(parser)
     for name in IGNORED:
         flags = {"action": "store_true"} if name == "debug" else {}
-        parser.add_argument(f"--{name}", help=argparse.SUPPRESS, **flags)
+        # --local-rank is how torch's launcher has spelt it since 2.0
+        spellings = dict.fromkeys((f"--{name}", f"--{name.replace('local_', 'local-')}"))
+        parser.add_argument(*spellings, help=argparse.SUPPRESS, **flags)
     return parser
 
 
@@ -248,6 +251,7 @@ def check_flags(task: Task, args: argparse.Namespace) -> None:
         if getattr(args, name) not in (None, False) and name != "local_rank" and distributed.is_main_process():
             print(f"notice: --{name} changes nothing in an evaluation and is ignored", file=sys.stderr)
     check_tokenizer(args.tokenizer)
+    check_log_level(args.log_level)
     for name in map(canonical_metric, args.metrics or ()):
         # a plugin's model may bring metrics of its own, which only its outputs tell (all_metrics)
         if name not in task.metrics and task.metric != "loss":
@@ -258,8 +262,8 @@ def check_flags(task: Task, args: argparse.Namespace) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     load_plugins(argv)
     args = build_parser().parse_args(argv)
-    task = resolve_task(args.task, args.model_type)
-    logging.basicConfig(level=args.log_level, format="%(levelname)s: %(message)s")
+    task = resolve_trained_task(args.task, args.model_type)
+    start_logging(args.log_level)
     check_flags(task, args)
     directory = Path(args.run_dir)
     splits, absent = choose_splits(task, args.data_dir, args.split)

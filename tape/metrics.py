@@ -75,6 +75,12 @@ def mean_absolute_error(scores: np.ndarray, labels: np.ndarray) -> float:
     return float(np.mean(np.abs(difference))) if difference.size else float("nan")
 
 
+def mean_and_spread(values: Sequence[float]) -> tuple[float, float]:
+    """(mean, sample standard deviation) over seeds; NaN where a value is, and no spread (NaN) of one value."""
+    found = np.asarray(values, np.float64)
+    return float(found.mean()), float(found.std(ddof=1)) if len(found) > 1 else float("nan")
+
+
 def perplexity(cross_entropies: np.ndarray) -> float:
     """exp of the mean cross-entropy (nats) over all masked residues [N] of the split."""
     if not cross_entropies.size:

@@ -4,6 +4,7 @@ A flag of the recipe (tape.recipes) has no default here: what neither the comman
 """
 
 import argparse
+import logging
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -142,6 +143,16 @@ def check_tokenizer(name: str) -> None:
         raise InputError("--tokenizer unirep belongs to the model type unirep, which is left out; should be iupac")
 
 
+def check_log_level(level: str) -> None:
+    if level not in ("DEBUG", "INFO", "WARN", "WARNING", "ERROR", "10", "20", "30", "40"):
+        raise InputError(f"--log_level {level}: should be DEBUG, INFO, WARN or ERROR")
+
+
+def start_logging(level: str) -> None:
+    """Python's logging at a --log_level that `check_log_level` has passed."""
+    logging.basicConfig(level=int(level) if level.isdigit() else level, format="%(levelname)s: %(message)s")
+
+
 def add_length_flags(parser: argparse.ArgumentParser, too_long: str | None) -> None:
     """--max_length and --too_long, shared by training and evaluation."""
     parser.add_argument(
@@ -181,8 +192,9 @@ def build_parser(model_types: Sequence[str] = MODEL_TYPES) -> ArgumentParser:
     add_recipe_flags(parser.add_argument_group("recipe (defaults: --recipe, then tape/recipes/<task>.yaml)"))
     _add_run_flags(parser.add_argument_group("evaluation and files"))
     # TAPE's flags that mean nothing here; --local_rank is torchrun's business
-    for flag in ("--vocab_file", "--local_rank", "--fp16_opt_level"):
+    for flag in ("--vocab_file", "--fp16_opt_level"):
         parser.add_argument(flag, help=argparse.SUPPRESS)
+    parser.add_argument("--local_rank", "--local-rank", help=argparse.SUPPRESS)  # both of torch's launcher's spellings
     parser.add_argument("--debug", action="store_true", help=argparse.SUPPRESS)
     return parser
 
@@ -284,8 +296,7 @@ def _check_flags(args: argparse.Namespace) -> None:
         if getattr(args, flag):
             print(f"notice: --{flag} means nothing here and is ignored", file=sys.stderr)
     check_tokenizer(args.tokenizer)
-    if args.log_level not in ("DEBUG", "INFO", "WARN", "WARNING", "ERROR", "10", "20", "30", "40"):
-        raise InputError(f"--log_level {args.log_level}: should be DEBUG, INFO, WARN or ERROR")
+    check_log_level(args.log_level)
     if args.save_freq == "improvement" and args.eval_freq <= 0 and args.eval_steps is None:
         raise InputError(f"--save_freq improvement needs evaluations, but --eval_freq {args.eval_freq} means none")
     if args.lora and args.freeze_encoder:

@@ -186,6 +186,13 @@ def resolve_task(name: str, model_type: str) -> Task:
     return replace(task, metrics=dict(task.metrics) | registered_metrics(added, task.metrics))
 
 
+def resolve_trained_task(name: str, model_type: str) -> Task:
+    """`resolve_task` for the commands that train and score: `embed` is no task for them."""
+    if name == "embed":
+        raise InputError("task embed: nothing to train or to score; tape-embed writes embeddings")
+    return resolve_task(name, model_type)
+
+
 def _model_of(spec: TAPETaskSpec, model_type: str) -> type:
     if model_type in spec.models:
         found = spec.get_model(model_type)

@@ -122,12 +122,16 @@ def parse_arm(word: str, model: Path) -> Arm:
 
 
 def _model_type(directory: Path) -> str:
+    return str(_read_config(directory).get("base_model", "transformer"))
+
+
+def _read_config(directory: Path) -> dict:
     path = directory / "config.json"
     if not path.is_file():
         raise InputError(f"{directory}: no config.json in it; should be a TAPE model directory (scripts/convert.sh)")
     try:
-        return str(json.loads(path.read_text(encoding="utf-8")).get("base_model", "transformer"))
-    except (ValueError, AttributeError) as error:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
         raise InputError(f"{path}: not a model's config.json ({error})") from error
 
 
@@ -144,6 +148,9 @@ def plan(args) -> list[Job]:
         splits = splits_of(task, args.data_dir, args.splits)
         for arm in arms:
             recipe = recipe_of(preset, task, arm.name)
+            if recipe.get("max_length"):  # no more than the encoder has positions for, and the same for every arm
+                positions = _read_config(model).get("max_position_embeddings") or recipe["max_length"] + 2
+                recipe["max_length"] = min(recipe["max_length"], positions - 2)
             for place, seed in enumerate(args.seeds or recipe.get("seeds") or [0]):
                 jobs.append((place, _job(args, arm, task, int(seed), recipe, splits, out)))
     return [job for _, job in sorted(jobs, key=lambda entry: entry[0])]

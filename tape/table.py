@@ -12,7 +12,6 @@ recomputed. Imports no torch.
 import html
 import json
 import math
-import statistics
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from pathlib import Path
 from pretrain import errors
 from pretrain.errors import InputError
 from pretrain.files import write_text
+from tape.metrics import mean_and_spread
 from tape.reporting.published import SPLITS, VALUES, metric_definition
 
 # (TAPE Transformer, ProteinLM-200M, ProteinLM-3B) and the split they were measured on.
@@ -88,8 +88,14 @@ def find_results(paths: Iterable[str | Path]) -> list[Path]:
 
 
 def _is_result(file: Path) -> bool:
-    tasks = (*PUBLISHED, "ss_q8", "masked_language_modeling", "language_modeling")
-    return any(file.name.startswith(f"{task}-") for task in tasks)
+    """Whether a JSON file says what the table needs; a plugin's task may have any name."""
+    if "-" not in file.name:
+        return False
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return any(file.name.startswith(f"{task}-") for task in PUBLISHED)  # read_result says what is wrong with it
+    return isinstance(found, dict) and {"task", "split", "metric"} <= found.keys()
 
 
 def read_result(path: Path) -> dict:
@@ -136,7 +142,7 @@ def group(results: Sequence[dict]) -> list[Line]:
 def _ours(line: Line) -> str:
     values = line.values
     if len(values) > 1:
-        return f"{statistics.fmean(values):.3f} ± {statistics.stdev(values):.3f}"
+        return "{:.3f} ± {:.3f}".format(*mean_and_spread(values))
     interval = line.results[0].get("interval")
     shown = f"{values[0]:.3f}"
     return f"{shown} [{interval['low']:.3f}, {interval['high']:.3f}]" if _known(interval) else shown

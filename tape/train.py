@@ -12,9 +12,7 @@ took. What must hold: with --holdout the valid split is never opened; RUN_DIR is
 writes.
 """
 
-import logging
 import shlex
-import statistics
 import sys
 import time
 from collections.abc import Sequence
@@ -34,12 +32,20 @@ from tape.data.splits import SplitData, build_tokenizer, load_split, residue_lim
 from tape.distributed import SharedInputError, World, is_main_process, start
 from tape.evaluate import finite, read_run, weights_identity
 from tape.finetuning.lora import add_lora
-from tape.finetuning.run_dir import RunProgress, check_same_weights, prepare_output, run_directory, save_weights
+from tape.finetuning.run_dir import (
+    RunProgress,
+    check_same_weights,
+    prepare_output,
+    refuse_to_overwrite,
+    run_directory,
+    save_weights,
+)
 from tape.finetuning.trainer import Trainer
+from tape.metrics import mean_and_spread
 from tape.model_names import find_model
-from tape.options import TrainOptions, choose_precision, parse_options
+from tape.options import TrainOptions, choose_precision, parse_options, start_logging
 from tape.pretrained import read_config
-from tape.registry import load_plugins, model_types, resolve_task, task_names
+from tape.registry import load_plugins, model_types, resolve_trained_task, task_names
 from tape.tasks import Task
 
 Splits = tuple[SplitData, SplitData | None, dict]
@@ -115,9 +121,8 @@ def expand(options: TrainOptions, directory: str) -> list[TrainOptions]:
 def main(argv: Sequence[str] | None = None) -> int:
     load_plugins(argv)
     options = parse_options(argv, task_names(), model_types())
-    task = resolve_task(options.task, options.model_type)
-    level = options.log_level
-    logging.basicConfig(level=int(level) if level.isdigit() else level, format="%(levelname)s: %(message)s")
+    task = resolve_trained_task(options.task, options.model_type)
+    start_logging(options.log_level)
     command = shlex.join(["tape-train", *map(str, sys.argv[1:] if argv is None else argv)])
     world, device = start(options.device)
     choose_precision(options.fp16, options.bf16, device)  # refuse before loading anything
@@ -133,7 +138,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         data, progress = train_one(task, run, world, device, resume, data, command)
         results.append(progress.best)
     if len(runs) > 1 and world.is_main and None not in results:
-        spread = f"{task.metric} {statistics.mean(results):.4f}, standard deviation {statistics.stdev(results):.4f}"
+        spread = "{} {:.4f}, standard deviation {:.4f}".format(task.metric, *mean_and_spread(results))
         print(f"{len(runs)} seeds: best {spread} -> {Path(runs[0].output_dir).parent}", flush=True)
     world.close()
     return 0
@@ -141,6 +146,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def save_untrained(task: Task, options: TrainOptions) -> None:
     """--force_save DIR, the original project's way to a model directory of the right shape."""
+    refuse_to_overwrite(Path(options.force_save), "--force_save")
     save_weights(build_model(task, options), Path(options.force_save))
     print(f"untrained model -> {options.force_save}", flush=True)
 

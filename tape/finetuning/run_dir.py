@@ -22,7 +22,9 @@ from pretrain.optim import LossScaler
 from pretrain.safe_load import safe_torch_load
 from tape.evaluate import read_run
 from tape.finetuning.lora import load_trained_state, merged, trained_state
+from tape.model_names import find_model
 from tape.options import TrainOptions, check_resumable
+from tape.pretrained import SAFE_NAME, TORCH_NAME
 
 STATE = Path("last") / "state.pt"
 
@@ -56,13 +58,22 @@ def run_directory(options: TrainOptions) -> str:
     return str(Path("results") / f"{options.task}-{options.model_type}-{name}")
 
 
+def refuse_to_overwrite(directory: Path, flag: str) -> None:
+    """InputError where the directory holds a model or a run, whose record would be false afterwards."""
+    for name in ("config.json", "args.json", SAFE_NAME, TORCH_NAME):
+        if (directory / name).exists():
+            raise InputError(f"{flag} {directory}: already holds {name}; give a new directory")
+
+
 def prepare_output(options: TrainOptions) -> bool:
     """Make the run's directory; returns whether there is a saved state to go on from."""
     output = Path(options.output_dir)
-    if options.from_pretrained and output.resolve() == Path(options.from_pretrained).resolve():
+    if options.from_pretrained and output.resolve() == find_model(options.from_pretrained).resolve():
         raise InputError(f"--output_dir {output} is --from_pretrained too; finetuning would overwrite that model")
-    (output / STATE.parent).mkdir(parents=True, exist_ok=True)
     started = read_run(output)
+    if not started:
+        refuse_to_overwrite(output, "--output_dir")
+    (output / STATE.parent).mkdir(parents=True, exist_ok=True)
     if options.force_save == "TRUE":
         clear(output)
         return False

@@ -12,7 +12,6 @@ from the per-protein scores beside them; wherever two numbers are not the same m
 
 import json
 import platform
-import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from tape.metrics import mean_and_spread
 from tape.reporting.published import PUBLISHED, metric_definition, reasons
 from tape.scoring.bootstrap import Scores, confidence_interval, load_scores, paired_difference
 from tape.scoring.files import load_ids
@@ -72,6 +72,7 @@ def row_of(measured: Measured) -> dict:
     """The row of results.json."""
     first, number = measured.results[0], len(measured.results)
     values = measured.values
+    mean, spread = mean_and_spread(values)
     interval = confidence_interval(measured.scores)
     training = [result.get("training") or {} for result in measured.results]
     validation = first.get("validation") or {}
@@ -83,12 +84,12 @@ def row_of(measured: Measured) -> dict:
         "arm": measured.arm,
         "model_type": first["model_type"],
         "head": first["head"],
-        "value": statistics.fmean(values),
+        "value": mean,
         "interval": {key: interval[key] for key in ("low", "high", "resamples", "undefined", "seed")}
         | {"level": 0.95, "over": "proteins"},
         "seeds": [result["seed"] for result in measured.results],
         "per_seed": values,
-        "spread": statistics.stdev(values) if number > 1 else None,
+        "spread": spread if number > 1 else None,
         "n_seeds": number,
         "n_examples": first["n_examples"],
         "n_left": first["metrics"].get(f"n_left_{measured.metric}", 0),

@@ -163,3 +163,16 @@ def test_a_preset_with_a_wrong_section_is_refused(tmp_path):
     path.write_text("stabilty: {batch_size: 3}")
     with pytest.raises(InputError, match="'stabilty' should be one of all, arms"):
         read_preset(str(path))
+
+
+def test_proteins_are_cropped_to_what_the_encoder_has_positions_for(tmp_path, monkeypatch):
+    """The presets' 1,022 residues are for 1,024 positions; a smaller encoder gets fewer, in every arm alike."""
+    model, data = tmp_path / "model", tmp_path / "data"
+    model.mkdir()
+    (model / "config.json").write_text(json.dumps({"max_position_embeddings": 512}))
+    preset = tmp_path / "preset.yaml"
+    preset.write_text("all: {max_length: 1022}\n")
+    monkeypatch.setattr(reproduce, "splits_of", lambda *args: ("valid",))
+    words = [str(model), str(data), str(tmp_path / "out"), "--preset", str(preset), "--tasks", "stability"]
+    jobs = reproduce.plan(reproduce.build_parser().parse_args([*words, "--arms", "random", "onehot"]))
+    assert {job.train[job.train.index("--max_length") + 1] for job in jobs} == {"510"}

@@ -145,3 +145,16 @@ def test_missing_and_empty_directories(tmp_path, capsys):
     assert errors.run(table.main, [str(tmp_path / "none")]) == 2
     assert errors.run(table.main, [str(tmp_path)]) == 2
     assert "no result of tape-eval below it" in capsys.readouterr().err
+
+
+def test_an_undefined_seed_is_shown_not_a_crash(tmp_path):
+    """A constant predictor has no rank correlation; its seed's NaN must not stop the table of all the others."""
+    result(tmp_path, 0.7)
+    result(tmp_path, None, 1)
+    assert rows(tmp_path)[0]["ours"] == "nan ± nan"
+
+
+def test_results_of_a_plugins_task_are_found_below_a_directory(tmp_path):
+    result(tmp_path, 0.5, task="num_mutations")
+    (tmp_path / "other-notes.json").write_text("[]")
+    assert [row["task"] for row in rows(tmp_path)] == ["num_mutations"]
