@@ -21,6 +21,8 @@ from tape.options import parse_options
 from tape.scoring.inference import predict
 from tape.tasks import TASKS
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def descent(monkeypatch):

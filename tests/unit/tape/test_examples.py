@@ -14,6 +14,8 @@ from toy_data import write_config, write_data
 from tape.main import run_eval, run_train
 from tape.registry import TAPETaskSpec, load_plugin, registry, resolve_task
 
+pytestmark = pytest.mark.slow
+
 EXAMPLES = Path(__file__).parents[3] / "examples"
 SHORT = [
     "--num_train_epochs",

@@ -17,6 +17,8 @@ from tape.finetuning.lora import MARK, add_lora, load_trained_state, lora_layers
 from tape.finetuning.trainer import Trainer
 from tape.model import ProteinBertForSequenceToSequenceClassification, ProteinBertForValuePrediction
 
+pytestmark = pytest.mark.slow
+
 IDS = torch.randint(5, 25, (3, 17), generator=torch.Generator().manual_seed(0))
 
 

@@ -18,6 +18,8 @@ import tape
 from pretrain.errors import InputError
 from tape.main import run_embed, run_eval, run_train, to_argv
 
+pytestmark = pytest.mark.slow
+
 SEQUENCE = "GCTVEDRCLIGMGAILLNGCVIGSGSLVAAGALITQ"
 FASTA = f">seq1\n{SEQUENCE}\n>seq2\nRTIKVRILHAIGFEGGLMLLTIPMVAYAMDMTLFQAILLDLSMTTCILVYTFIFQWCYDILENR\n"
 SHORT = ["--num_train_epochs", "1", "--batch_size", "16", "--learning_rate", "1e-3", "--warmup_steps", "2"]

@@ -19,6 +19,8 @@ from tape.baselines.tape_transformer import (
     TransformerLayer,
 )
 
+pytestmark = pytest.mark.slow
+
 SHAPE = {
     **{"vocab_size": 30, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2},
     **{"intermediate_size": 24, "max_position_embeddings": 32, "type_vocab_size": 1, "layer_norm_eps": 1e-12},

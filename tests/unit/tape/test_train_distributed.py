@@ -14,6 +14,8 @@ from pretrain import errors
 from pretrain.errors import InputError
 from tape import train_distributed
 
+pytestmark = pytest.mark.slow
+
 DIES = """
 from pathlib import Path
 import os
