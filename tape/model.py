@@ -32,7 +32,7 @@ from tape.heads import (
 from tape.model_names import find_model
 from tape.names import infer_head, rename_encoder_in_place, rename_mlm_in_place
 from tape.pretrained import PostLayerNormFile, TapeFiles, load_tape_dir, write_tape_dir
-from tape.protein_model import ProteinModel
+from tape.protein_model import ProteinConfig, ProteinModel
 
 logger = logging.getLogger(__name__)
 
@@ -181,9 +181,9 @@ class ProteinBertModel(ProteinBertAbstractModel):
         bounds = F.pad(lengths[lengths > 0].cumsum(0), (1, 0)).to(torch.int32)
         tokens = input_ids.flatten()[where]
         if self.config.output_hidden_states:
-            states = [_scatter(s, where, mask) for s in self.encoder.hidden_states(tokens, positions, bounds)]
+            states = [scatter(s, where, mask) for s in self.encoder.hidden_states(tokens, positions, bounds)]
         else:
-            states = [_scatter(self.encoder(tokens, positions, bounds), where, mask)]
+            states = [scatter(self.encoder(tokens, positions, bounds), where, mask)]
         pooled = self._pool(states[-1], mask)
         return (states[-1], pooled, *([tuple(states)] if self.config.output_hidden_states else []))
 
@@ -223,12 +223,24 @@ def residues_only(mask: Tensor) -> Tensor:
 
 
 def masked_mean(states: Tensor, mask: Tensor) -> Tensor:
-    """[B, h]: the mean of states [B, N, h] where mask [B, N] is true; 0 where it nowhere is."""
-    weights = mask.unsqueeze(2).to(states.dtype)
-    return (states * weights).sum(1) / weights.sum(1).clamp(min=1)
+    """[B, h]: the mean of states [B, N, h] where mask [B, N] is true; 0 where it nowhere is.
+
+    Added up in fp32 at least: fp16 overflows on a long protein, and bf16 cannot count beyond 256.
+    """
+    weights = mask.unsqueeze(2).to(torch.promote_types(states.dtype, torch.float32))
+    return ((states * weights).sum(1) / weights.sum(1).clamp(min=1)).to(states.dtype)
 
 
-def _scatter(stream: Tensor, where: Tensor, mask: Tensor) -> Tensor:
+def number_of_classes(config: ProteinConfig) -> int:
+    """num_labels of a model that needs it; songlab's bert-base has -1 there."""
+    if isinstance(config.num_labels, bool) or not isinstance(config.num_labels, int) or config.num_labels < 1:
+        raise InputError(
+            f"{type(config).__name__}: num_labels is {config.num_labels!r}; a classification needs a positive number"
+        )
+    return config.num_labels
+
+
+def scatter(stream: Tensor, where: Tensor, mask: Tensor) -> Tensor:
     """[T, h] -> [B, N, h], zeros at padding."""
     padded = stream.new_zeros(mask.numel(), stream.shape[-1])
     return padded.index_copy(0, where, stream).view(*mask.shape, -1)
@@ -297,7 +309,7 @@ class ProteinBertForSequenceClassification(ProteinBertAbstractModel):
     def __init__(self, config: ProteinBertConfig):
         super().__init__(config)
         self.bert = ProteinBertModel(config)
-        self.classify = SequenceClassificationHead(config.hidden_size, config.num_labels, config.head)
+        self.classify = SequenceClassificationHead(config.hidden_size, number_of_classes(config), config.head)
 
     def forward(self, input_ids: Tensor, input_mask: Tensor | None = None, targets: Tensor | None = None) -> tuple:
         _, pooled, *rest = self.bert(input_ids, input_mask)
@@ -312,7 +324,7 @@ class ProteinBertForSequenceToSequenceClassification(ProteinBertAbstractModel):
     def __init__(self, config: ProteinBertConfig):
         super().__init__(config)
         self.bert = ProteinBertModel(config)
-        self.classify = SequenceToSequenceClassificationHead(config.hidden_size, config.num_labels)
+        self.classify = SequenceToSequenceClassificationHead(config.hidden_size, number_of_classes(config))
 
     def forward(self, input_ids: Tensor, input_mask: Tensor | None = None, targets: Tensor | None = None) -> tuple:
         mask = real_tokens(input_ids, input_mask)

@@ -24,10 +24,7 @@ from tape.pretrained import CONFIG_NAME, SAFE_NAME, read_config, read_weights
 
 logger = logging.getLogger(__name__)
 
-PRETRAINING_HEADS = (
-    "mlm.",
-    "feedforward.",
-)  # a task's model has no use for these
+PRETRAINING_HEADS = ("mlm.", "feedforward.")  # a task's model has no use for these
 
 
 class ProteinConfig:
@@ -181,7 +178,7 @@ class ProteinModel(nn.Module):
         return dict(tensors), notes
 
     def _check(self, tensors: Mapping[str, Tensor], own: Mapping[str, Tensor], path: Path) -> None:
-        """Every name of the model is in the file with its shape, and no other."""
+        """Every name of the model is in the file with its shape and its kind of number, and no other."""
         name = type(self).__name__
         missing = [key for key in own if key not in tensors]
         if missing:
@@ -192,3 +189,5 @@ class ProteinModel(nn.Module):
             if value.shape != own[key].shape:
                 found, wanted = list(value.shape), list(own[key].shape)
                 raise InputError(f"{path}: {key} has shape {found}, but {name} needs {wanted}")
+            if value.is_floating_point() != own[key].is_floating_point():
+                raise InputError(f"{path}: {key} holds {value.dtype}, but {name} needs {own[key].dtype}")

@@ -9,11 +9,13 @@ never changes a protein's numbers, whatever songlab's models did with it.
 Legend: B proteins, N tokens of the longest (residues + 2), h and p sizes, C classes.
 """
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 from torch import Tensor, nn
 
 from pretrain.errors import InputError
+from tape.config import CONFIG_DEFAULTS
 from tape.heads import (
     HEADS,
     ContactHead,
@@ -24,6 +26,7 @@ from tape.heads import (
 from tape.model import (
     cross_entropy_sum,
     masked_mean,
+    number_of_classes,
     outputs_of_classes,
     outputs_with_loss,
     precision_at_l5,
@@ -41,10 +44,22 @@ class BaselineConfig(ProteinConfig):
     model_type: ClassVar[str] = ""
 
     def __init__(self, **values):
-        defaults = {"base_model": self.model_type, "head": "proteinlm", "contact_dropout_prob": 0.5}
-        super().__init__(**(defaults | values))
+        super().__init__(**({"head": "proteinlm", "contact_dropout_prob": 0.5} | values))
+        self.base_model = self.model_type  # songlab's files say "transformer", or nothing
         if self.head not in HEADS:
             raise InputError(f"{type(self).__name__}: head {self.head!r} is not one of {', '.join(HEADS)}")
+        check_probability(self, "contact_dropout_prob")
+
+    @classmethod
+    def from_dict(cls, values: Mapping) -> "BaselineConfig":
+        return cls(**values)  # so that a file's values pass the checks
+
+
+def check_probability(config: ProteinConfig, key: str) -> None:
+    """InputError unless the value of `key` is a number in [0, 1)."""
+    value = getattr(config, key)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
+        raise InputError(f"{type(config).__name__}: {key} {value!r} must be at least 0 and below 1")
 
 
 class BaselineModel(ProteinModel):
@@ -59,6 +74,14 @@ class BaselineModel(ProteinModel):
         if isinstance(module, nn.Linear) and module.bias is not None:
             nn.init.zeros_(module.bias)
 
+    @classmethod
+    def from_pretrained(cls, pretrained_dir=None, config=None, require_head=False, **overrides) -> "BaselineModel":
+        """ProteinModel.from_pretrained; a key that no model of this package has is refused, as a slip of the pen."""
+        unknown = sorted(set(overrides) - set(vars(cls.config_class())) - set(CONFIG_DEFAULTS))
+        if unknown:
+            raise InputError(f"from_pretrained: {unknown[0]} is not a key of {cls.config_class.__name__}")
+        return super().from_pretrained(pretrained_dir, config, require_head, **overrides)
+
     def _add_trunk(self) -> nn.Module:
         """The trunk under its name, with its first weights."""
         trunk = self.trunk(self.config)
@@ -68,7 +91,13 @@ class BaselineModel(ProteinModel):
 
     @classmethod
     def _config_of(cls, values, tensors, path, overrides):
-        """The head's kind is the file's: songlab's runs have no key `head`. Another one asked for is refused."""
+        """The head's kind is the file's: songlab's runs have no key `head`. Another one asked for is refused.
+
+        More layers than the file can hold are refused too, before anything is made for each of them.
+        """
+        layers = values.get("num_hidden_layers")
+        if isinstance(layers, int) and layers > len(tensors) and hasattr(cls.config_class(), "num_hidden_layers"):
+            raise InputError(f"{path}: its {len(tensors)} tensors cannot be the {layers} layers of config.json")
         kind = infer_head(tensors)
         if kind is None:
             return values
@@ -96,7 +125,7 @@ class SequenceClassification(BaselineModel):
     def __init__(self, config: BaselineConfig):
         super().__init__(config)
         size = self._add_trunk().pooled_size(config)
-        self.classify = SequenceClassificationHead(size, config.num_labels, config.head)
+        self.classify = SequenceClassificationHead(size, number_of_classes(config), config.head)
 
     def forward(self, input_ids: Tensor, input_mask: Tensor | None = None, targets: Tensor | None = None) -> tuple:
         _, pooled, *rest = self.base_model(input_ids, input_mask)
@@ -109,7 +138,7 @@ class SequenceToSequenceClassification(BaselineModel):
     def __init__(self, config: BaselineConfig):
         super().__init__(config)
         size = self._add_trunk().sequence_size(config)
-        self.classify = SequenceToSequenceClassificationHead(size, config.num_labels)
+        self.classify = SequenceToSequenceClassificationHead(size, number_of_classes(config))
 
     def forward(self, input_ids: Tensor, input_mask: Tensor | None = None, targets: Tensor | None = None) -> tuple:
         mask = real_tokens(input_ids, input_mask)
@@ -154,6 +183,7 @@ __all__ = [
     "SequenceClassification",
     "SequenceToSequenceClassification",
     "ValuePrediction",
+    "check_probability",
     "masked_mean",
     "no_padding",
     "residues_only",

@@ -1,7 +1,8 @@
 """songlab's one-hot baseline: no encoder, the letters themselves. What a head learns without any pretrained model.
 
 sequence_output [B, N, V] is the one-hot of each token, pooled_output [B, V] its mean over the tokens, <cls> and <sep>
-included: the composition of the protein. No weights but the head's. Any length.
+included: the composition of the protein. config.pooling is accepted for the commands' sake and changes nothing.
+No weights but the head's. Any length.
 """
 
 import torch
@@ -18,6 +19,7 @@ from tape.baselines.common import (
     masked_mean,
     no_padding,
 )
+from tape.baselines.parts import check_pooling, check_sizes
 from tape.model import real_tokens
 
 
@@ -27,7 +29,7 @@ class ProteinOneHotConfig(BaselineConfig):
     model_type = "onehot"
 
     def __init__(self, vocab_size: int = 30, initializer_range: float = 0.02, use_evolutionary: bool = False, **values):
-        super().__init__(**values)
+        super().__init__(**({"pooling": "first"} | values))
         self.vocab_size, self.initializer_range = vocab_size, initializer_range
         self.use_evolutionary = use_evolutionary  # a key of songlab's files that nothing there reads either
 
@@ -42,6 +44,8 @@ class ProteinOneHotModel(ProteinOneHotAbstractModel):
 
     def __init__(self, config: ProteinOneHotConfig):
         super().__init__(config)
+        check_sizes(config, ("vocab_size",))
+        check_pooling(config)
         self.register_buffer("_buffer", torch.zeros(1))  # songlab's name; it says which dtype the model is in
 
     @staticmethod

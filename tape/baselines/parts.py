@@ -4,23 +4,36 @@ import torch
 from torch import Tensor
 
 from pretrain.errors import InputError
+from tape.baselines.common import check_probability
 from tape.config import POOLING
 from tape.model import cross_entropy_sum, masked_mean, outputs_with_loss, residues_only
 from tape.protein_model import ProteinConfig
 
 
-def check_config(config: ProteinConfig, sizes: tuple[str, ...]) -> None:
-    """InputError unless `sizes` are positive whole numbers, the dropout is in [0, 1) and pooling is known."""
-    name = type(config).__name__
+def check_sizes(config: ProteinConfig, sizes: tuple[str, ...]) -> None:
+    """InputError unless `sizes` are positive whole numbers."""
     for key in sizes:
         value = getattr(config, key)
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise InputError(f"{name}: {key} is {value!r}; a positive whole number is needed")
-    dropout = config.hidden_dropout_prob
-    if isinstance(dropout, bool) or not isinstance(dropout, int | float) or not 0 <= dropout < 1:
-        raise InputError(f"{name}: hidden_dropout_prob {dropout!r} must be at least 0 and below 1")
+            raise InputError(f"{type(config).__name__}: {key} is {value!r}; a positive whole number is needed")
+
+
+def check_config(config: ProteinConfig, sizes: tuple[str, ...]) -> None:
+    """InputError unless `sizes` are positive whole numbers, the dropout is in [0, 1) and pooling is known."""
+    name = type(config).__name__
+    check_sizes(config, sizes)
+    check_probability(config, "hidden_dropout_prob")
+    for key in ("initializer_range", "layer_norm_eps"):
+        value = getattr(config, key, 1.0)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+            raise InputError(f"{name}: {key} is {value!r}; a positive number is needed")
+    check_pooling(config)
+
+
+def check_pooling(config: ProteinConfig) -> None:
+    """InputError unless config.pooling is known."""
     if config.pooling not in POOLING:
-        raise InputError(f"{name}: pooling {config.pooling!r} is not one of {', '.join(POOLING)}")
+        raise InputError(f"{type(config).__name__}: pooling {config.pooling!r} is not one of {', '.join(POOLING)}")
 
 
 def mean_of_residues(states: Tensor, mask: Tensor) -> Tensor:

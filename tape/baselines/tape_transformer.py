@@ -8,9 +8,14 @@ first weights are songlab's (modeling_bert.py), whose files say base_model "tran
 "tape_transformer". What must hold: hidden states, pooled output and masked-LM logits are those of Hugging Face's BERT
 with the same weights; padding changes nothing; every name of a file is checked, and a pre-LN file is refused.
 
-Legend: B proteins, N tokens of the longest (residues + 2), h hidden size, H heads, D head size, V vocabulary.
+Only real tokens are computed: padding is dropped before the embedding and put back as zeros.
+
+Legend: B proteins, N tokens of the longest (residues + 2), T real tokens of the batch, h hidden size, H heads, D head
+size, V vocabulary.
 """
 
+from collections import deque
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -18,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from pretrain.attention import AttentionPlan, choose_backend, make_plan, packed_attention
 from pretrain.errors import InputError
 from pretrain.model import ACTIVATIONS
 from tape.baselines.common import (
@@ -27,10 +33,10 @@ from tape.baselines.common import (
     SequenceClassification,
     SequenceToSequenceClassification,
     ValuePrediction,
-    no_padding,
+    check_probability,
 )
 from tape.baselines.parts import check_config, language_model_outputs, mean_of_residues
-from tape.model import check_positions, real_tokens
+from tape.model import check_positions, real_tokens, scatter
 from tape.models.modeling_utils import MLMHead
 from tape.pretrained import check_shape_keys
 
@@ -60,12 +66,7 @@ class TapeTransformerConfig(BaselineConfig):
             "pruned_heads": {},
         }
         super().__init__(vocab_size=vocab_size, **(defaults | values))
-        self.base_model = self.model_type  # songlab's files say "transformer"
         self._check()
-
-    @classmethod
-    def from_dict(cls, values) -> "TapeTransformerConfig":
-        return cls(**values)
 
     def _check(self) -> None:
         name = type(self).__name__
@@ -73,10 +74,7 @@ class TapeTransformerConfig(BaselineConfig):
         check_config(self, ("type_vocab_size",))
         if self.hidden_act not in ACTIVATIONS:
             raise InputError(f"{name}: hidden_act {self.hidden_act!r} is not one of {', '.join(ACTIVATIONS)}")
-        for key in ("attention_probs_dropout_prob", "contact_dropout_prob"):
-            value = getattr(self, key)
-            if not isinstance(value, int | float) or not 0 <= value < 1:
-                raise InputError(f"{name}: {key} {value} must be at least 0 and below 1")
+        check_probability(self, "attention_probs_dropout_prob")
         if self.output_attentions:
             raise InputError(f"{name}: output_attentions true is not supported (attention keeps no weights)")
 
@@ -86,7 +84,7 @@ def layer_norm(config: TapeTransformerConfig) -> nn.LayerNorm:
 
 
 class Embeddings(nn.Module):
-    """LayerNorm(word + position + token type 0): ids and positions [B, N] -> [B, N, h]."""
+    """LayerNorm(word + position + token type 0): ids and positions [T] -> [T, h]."""
 
     def __init__(self, config: TapeTransformerConfig):
         super().__init__()
@@ -102,7 +100,7 @@ class Embeddings(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """x [B, N, h] -> [B, N, h]; keys [B, 1, 1, N]: which positions may be looked at (None: all)."""
+    """[T, h] -> [T, h]: each protein of the stream attends to itself."""
 
     def __init__(self, config: TapeTransformerConfig):
         super().__init__()
@@ -111,11 +109,10 @@ class SelfAttention(nn.Module):
         self.key = nn.Linear(config.hidden_size, config.hidden_size)
         self.value = nn.Linear(config.hidden_size, config.hidden_size)
 
-    def forward(self, x: Tensor, keys: Tensor | None) -> Tensor:
-        parts = (part(x).unflatten(2, (self.heads, -1)).transpose(1, 2) for part in (self.query, self.key, self.value))
+    def forward(self, x: Tensor, plan: AttentionPlan) -> Tensor:
+        parts = [part(x).unflatten(1, (self.heads, -1)) for part in (self.query, self.key, self.value)]
         dropout = self.dropout if self.training else 0.0
-        context = F.scaled_dot_product_attention(*parts, attn_mask=keys, dropout_p=dropout)  # [B, H, N, D]
-        return context.transpose(1, 2).flatten(2)
+        return packed_attention(torch.stack(parts, 2), plan, dropout).flatten(1)
 
 
 class AddAndNorm(nn.Module):
@@ -144,7 +141,7 @@ class Dense(nn.Module):
 
 
 class TransformerLayer(nn.Module):
-    """One post-LN block: [B, N, h] -> [B, N, h]."""
+    """One post-LN block on the stream: [T, h] -> [T, h]."""
 
     def __init__(self, config: TapeTransformerConfig):
         super().__init__()
@@ -153,26 +150,25 @@ class TransformerLayer(nn.Module):
         self.intermediate = Dense(config.hidden_size, config.intermediate_size, ACTIVATIONS[config.hidden_act])
         self.output = AddAndNorm(config.intermediate_size, config)
 
-    def forward(self, x: Tensor, keys: Tensor | None) -> Tensor:
-        x = self.attention["output"](self.attention["self"](x, keys), x)
+    def forward(self, x: Tensor, plan: AttentionPlan) -> Tensor:
+        x = self.attention["output"](self.attention["self"](x, plan), x)
         return self.output(self.intermediate(x), x)
 
 
 class TransformerEncoder(nn.Module):
-    """[B, N, h] -> the L + 1 states, the embedding's first."""
+    """The embedded stream [T, h] -> its L + 1 states one after another, the embedding first."""
 
     def __init__(self, config: TapeTransformerConfig):
         super().__init__()
         self.recompute = False  # activation checkpointing of every layer; --recompute sets it
         self.layer = nn.ModuleList(TransformerLayer(config) for _ in range(config.num_hidden_layers))
 
-    def forward(self, x: Tensor, keys: Tensor | None) -> list[Tensor]:
-        states = [x]
+    def forward(self, x: Tensor, plan: AttentionPlan) -> Iterator[Tensor]:
+        yield x
         for layer in self.layer:
             again = self.recompute and self.training
-            x = checkpoint(layer, x, keys, use_reentrant=False) if again else layer(x, keys)
-            states.append(x)
-        return states
+            x = checkpoint(layer, x, plan, use_reentrant=False) if again else layer(x, plan)
+            yield x
 
 
 class TapeTransformerAbstractModel(BaselineModel):
@@ -181,16 +177,13 @@ class TapeTransformerAbstractModel(BaselineModel):
 
     @classmethod
     def _config_of(cls, values: dict, tensors: dict[str, Tensor], path: Path, overrides: dict) -> dict:
-        """Refuse a pre-LN file, and more layers than the file can hold, before anything is made."""
+        """Refuse a pre-LN file before anything is made."""
         pre_ln = next((name for name in tensors if any(part in name for part in PRE_LN_NAMES)), None)
         post_ln = next((name for name in tensors if "embeddings.LayerNorm." in name), None)
         if pre_ln and post_ln:
             raise InputError(f"{path}: {post_ln} of a post-LN model beside {pre_ln} of a pre-LN one; a file holds one")
         if pre_ln:
             raise InputError(f"{path}: {pre_ln} is of a pre-LN model; its model type is transformer")
-        layers = values.get("num_hidden_layers")
-        if isinstance(layers, int) and layers > len(tensors):
-            raise InputError(f"{path}: its {len(tensors)} tensors cannot be the {layers} layers of config.json")
         types = next((v for name, v in tensors.items() if name.endswith("token_type_embeddings.weight")), None)
         if types is not None and types.dim() == 2:  # a ProteinBertConfig says 1 whatever the file has
             values = values | {"type_vocab_size": len(types)}
@@ -229,13 +222,24 @@ class TapeTransformerModel(TapeTransformerAbstractModel):
         """
         mask = real_tokens(input_ids, input_mask)
         check_positions(mask, self.config.max_position_embeddings)
-        positions = (mask.cumsum(1) - 1).clamp(min=0)
-        keys = None if mask.all() else mask[:, None, None, :]
-        states = self.encoder(self.embeddings(input_ids, positions), keys)
-        last = no_padding(states[-1], mask)
-        if not self.config.output_hidden_states:
-            return last, self._pool(last, mask)
-        return last, self._pool(last, mask), (*(no_padding(state, mask) for state in states[:-1]), last)
+        where = mask.flatten().nonzero().squeeze(1)  # [T]
+        embedded = self.embeddings(input_ids.flatten()[where], (mask.cumsum(1) - 1).flatten()[where])
+        nothing = [embedded] * (len(self.encoder.layer) + 1)  # a batch of padding only
+        stream = self.encoder(embedded, self._plan(mask, embedded.dtype)) if len(where) else nothing
+        if self.config.output_hidden_states:
+            states = tuple(scatter(state, where, mask) for state in stream)
+            return states[-1], self._pool(states[-1], mask), states
+        last = scatter(deque(stream, maxlen=1).pop(), where, mask)  # one state at a time is kept
+        return last, self._pool(last, mask)
+
+    def _plan(self, mask: Tensor, dtype: torch.dtype) -> AttentionPlan:
+        """Where each protein begins in the stream, for the attention of this device and dtype."""
+        lengths = mask.sum(1)
+        bounds = F.pad(lengths[lengths > 0].cumsum(0), (1, 0)).to(torch.int32)
+        if torch.is_autocast_enabled(mask.device.type):
+            dtype = torch.get_autocast_dtype(mask.device.type)
+        dropout = self.config.attention_probs_dropout_prob if self.training else 0.0
+        return make_plan(bounds, choose_backend(mask.device, dtype, dropout), mask.shape[1])
 
     def _pool(self, states: Tensor, mask: Tensor) -> Tensor:
         """[B, N, h] -> [B, h]."""
