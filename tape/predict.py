@@ -1,7 +1,7 @@
 """What a finetuned model says about the proteins of a FASTA file (.gz too), for every task.
 
     tape-predict RUN_DIR proteins.fasta out.tsv
-    tape-predict RUN_DIR proteins.fasta maps.npz --png          contacts: also maps_png/000001_<id>.png ...
+    tape-predict RUN_DIR proteins.fasta maps.npz                contacts: also maps_png/000001_<id>.png ...
 
 RUN_DIR is what tape-train wrote: its args.json or config.json names the task and the model type (--task and
 --model_type where they do not). The files are described in tape.predictors.
@@ -56,7 +56,9 @@ def build_parser() -> errors.ArgumentParser:
     parser.add_argument("--model_type", help="default: as RUN_DIR says")
     parser.add_argument("--top_k", type=positive, default=5, help="classes a protein (remote homology)")
     parser.add_argument("--masked", action="store_true", help="masked LM: hide each residue in turn; a pass a residue")
-    parser.add_argument("--png", action="store_true", help="contacts: a picture a protein, in OUT's name + _png/")
+    parser.add_argument(
+        "--png", action=argparse.BooleanOptionalAction, help="contacts: a picture a protein, in OUT's name + _png/"
+    )
     parser.add_argument("--log_interval", type=float, default=30.0, help="seconds between lines of progress")
     add_fasta_flags(parser)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ...")
@@ -157,7 +159,7 @@ def run(args: argparse.Namespace) -> None:
     scan = scan_fasta(args.data_file, Rules(limit, args.too_long, args.duplicates))
     output = Path(args.out_file)
     maps = predictor.kind == "contacts"
-    pictures = output.with_name(output.stem + "_png") if args.png else None
+    pictures = output.with_name(output.stem + "_png") if maps and args.png is not False else None
     opened = open_maps(output, pictures) if maps else open_table(output, kind, predictor.labels)
     bounds = plan_parts(scan.kept_lengths, MAP_WINDOW if maps else WINDOW, 0)
     cap = 1 if maps else args.batch_size  # a map is work enough, and its padding would be squared

@@ -126,7 +126,9 @@ def test_masked_hides_one_residue_at_a_time(root):
 def test_pictures(root):
     pytest.importorskip("matplotlib")
     write_run(root, "contact_prediction")
-    run(root, "contact_prediction", "drawn.npz", "--png")
+    run(root, "contact_prediction", "bare.npz", "--no-png")
+    assert not (root / "bare_png").exists()
+    run(root, "contact_prediction", "drawn.npz")
     pictures = sorted((root / "drawn_png").iterdir())
     assert len(pictures) == 9 and pictures[0].name == "000001_sp_P00000_TOY.png"
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in pictures)
