@@ -12,9 +12,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.installed
 
-# Two processes of one thread each use two cores without the threads of one fighting those of the other. The end-to-end files
-# (first in the alphabet, and the slowest) start first; a file's tests share their fixtures, so a file stays in one process.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+# The end-to-end files (first in the alphabet, and the slowest) start first; a file's tests share their fixtures, so a file
+# stays in one process.
+PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-fast test-kill lint bench

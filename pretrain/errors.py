@@ -48,5 +48,10 @@ def run(main: Callable[[Sequence[str] | None], int | None], argv: Sequence[str] 
         if error.filename is None:
             raise
         message = f"{error.filename}: {error.strerror or error}"
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    return tell(message)
+
+
+def tell(message: str) -> int:
+    """One line on stderr, whatever white space the message holds. Returns the exit status of a user's mistake."""
+    print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)
     return EXIT_USAGE

@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from pretrain import errors
 from pretrain.errors import InputError
 
 TIMEOUT = timedelta(hours=2)  # rank 0 may read a large data set or write results while the others wait
@@ -168,6 +169,23 @@ def start(device_name: str) -> tuple[World, torch.device]:
     # NCCL would stage objects through GPU memory and stop at its own watchdog; gloo waits as long as TIMEOUT says
     objects = dist.new_group(backend="gloo", timeout=TIMEOUT) if device.type == "cuda" else None
     return World(rank, size, local_rank, objects), device
+
+
+def run_together(device_name: str, work: Callable[[World, torch.device], None]) -> int:
+    """The frame of a command: join the run, work, leave. Returns the exit status.
+
+    A mistake that all ranks know of is told by rank 0, and none leaves before it is told: torchrun ends the others as
+    soon as one has failed. Any other exception leaves at once, without a farewell that other ranks might not answer.
+    """
+    world, device = start(device_name)
+    status = 0
+    try:
+        work(world, device)
+    except SharedInputError as error:
+        status = errors.tell(str(error)) if world.is_main else errors.EXIT_USAGE
+        world.barrier()
+    world.close()
+    return status
 
 
 def choose_device(name: str, local_rank: int | None = None) -> torch.device:

@@ -28,7 +28,7 @@ import torch
 
 from pretrain import errors
 from pretrain.errors import InputError
-from tape.distributed import SharedInputError, World, start
+from tape.distributed import World, run_together
 from tape.embedding.encoding import KINDS, Encoder
 from tape.embedding.fasta import (
     Protein,
@@ -257,16 +257,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     load_plugins(argv)
     args = build_parser().parse_args(argv)
     check(args)
-    world, device = start(args.device)
-    try:
-        run(args, world, device)
-    except SharedInputError:
-        if world.is_main:
-            raise
-        return errors.EXIT_USAGE  # told by process 0
-    finally:
-        world.close()
-    return 0
+    return run_together(args.device, lambda world, device: run(args, world, device))
 
 
 def cli() -> int:

@@ -18,7 +18,7 @@ import json
 import math
 import platform
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -27,11 +27,10 @@ import torch
 from pretrain import errors
 from pretrain.errors import InputError
 from pretrain.files import write_json
-from tape import distributed
 from tape.data.base import TapeDataset
 from tape.data.records import find_data_file
 from tape.data.splits import build_tokenizer, load_split, residue_limit
-from tape.distributed import World
+from tape.distributed import World, is_main_process, run_together
 from tape.metrics import canonical_metric
 from tape.options import (
     add_device_flags,
@@ -160,7 +159,8 @@ def evaluate_split(
     device = next(model.parameters(), torch.zeros(0)).device
     precision = choose_precision(args.fp16, args.bf16, device)
     limit = residue_limit(model, max_length)
-    data = load_split(task, args.data_dir, split, build_tokenizer(args.tokenizer), limit, too_long)
+    tokenizer = build_tokenizer(args.tokenizer)
+    data = world.together(lambda: load_split(task, args.data_dir, split, tokenizer, limit, too_long))
     predictions, loss = predict(task, model, data, args.batch_size, device, precision, args.num_workers, world)
     if not world.is_main:
         return None
@@ -248,7 +248,7 @@ def build_parser() -> errors.ArgumentParser:
 def check_flags(task: Task, args: argparse.Namespace) -> None:
     """What can be refused before anything is loaded, and a word on the flags of TAPE's that do nothing here."""
     for name in IGNORED:
-        if getattr(args, name) not in (None, False) and name != "local_rank" and distributed.is_main_process():
+        if getattr(args, name) not in (None, False) and name != "local_rank" and is_main_process():
             print(f"notice: --{name} changes nothing in an evaluation and is ignored", file=sys.stderr)
     check_tokenizer(args.tokenizer)
     check_log_level(args.log_level)
@@ -268,22 +268,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     directory = Path(args.run_dir)
     splits, absent = choose_splits(task, args.data_dir, args.split)
     run = read_run(directory)
-    world, device = distributed.start(args.device)
-    say: Callable = print if world.is_main else lambda *words, **flags: None
-    try:
-        if absent:
-            say(f"notice: {args.data_dir} holds no split {', '.join(absent)} of {task.name}: left out", flush=True)
-        model = load_model(task, directory).to(device)
+
+    def work(world: World, device: torch.device) -> None:
+        if absent and world.is_main:
+            print(f"notice: {args.data_dir} holds no split {', '.join(absent)} of {task.name}: left out", flush=True)
+        model = world.together(lambda: load_model(task, directory)).to(device)
         for split in splits:
             result = evaluate_split(task, model, split, args, run, world)
             if result is not None:
                 target = directory / f"{task.name}-{split}.json"
                 write_json(target, result)
-                say(describe(result, target), flush=True)
+                print(describe(result, target), flush=True)
         world.barrier()
-    finally:
-        world.close()
-    return 0
+
+    return run_together(args.device, work)
 
 
 def describe(result: dict, target: Path) -> str:

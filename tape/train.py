@@ -29,7 +29,7 @@ from tape.config import CONFIG_DEFAULTS, ProteinBertConfig
 from tape.data.batching import training_steps
 from tape.data.holdout import hold_out
 from tape.data.splits import SplitData, build_tokenizer, load_split, residue_limit
-from tape.distributed import SharedInputError, World, is_main_process, start
+from tape.distributed import World, is_main_process, run_together
 from tape.evaluate import finite, read_run, weights_identity
 from tape.finetuning.lora import add_lora
 from tape.finetuning.run_dir import (
@@ -124,24 +124,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     task = resolve_trained_task(options.task, options.model_type)
     start_logging(options.log_level)
     command = shlex.join(["tape-train", *map(str, sys.argv[1:] if argv is None else argv)])
-    world, device = start(options.device)
+    return run_together(options.device, lambda world, device: run(task, options, command, world, device))
+
+
+def run(task: Task, options: TrainOptions, command: str, world: World, device: torch.device) -> None:
+    """The whole command, on every process."""
     choose_precision(options.fp16, options.bf16, device)  # refuse before loading anything
     if options.force_save not in (None, "TRUE"):
         if world.is_main:
             save_untrained(task, options)
-        world.close()
-        return 0
+        return
     runs = expand(options, world.broadcast(run_directory(options)))
-    prepared = world.together(lambda: [prepare_output(run) for run in runs] if world.is_main else [])
+    prepared = world.together(lambda: [prepare_output(each) for each in runs] if world.is_main else [])
     data, results = None, []
-    for run, resume in zip(runs, world.broadcast(prepared), strict=True):
-        data, progress = train_one(task, run, world, device, resume, data, command)
+    for each, resume in zip(runs, world.broadcast(prepared), strict=True):
+        data, progress = train_one(task, each, world, device, resume, data, command)
         results.append(progress.best)
     if len(runs) > 1 and world.is_main and None not in results:
         spread = "{} {:.4f}, standard deviation {:.4f}".format(task.metric, *mean_and_spread(results))
         print(f"{len(runs)} seeds: best {spread} -> {Path(runs[0].output_dir).parent}", flush=True)
-    world.close()
-    return 0
 
 
 def save_untrained(task: Task, options: TrainOptions) -> None:
@@ -264,19 +265,9 @@ def describe(task: Task, options: TrainOptions, record: dict, trainer: Trainer) 
             print(f"{name}: {cropped['proteins_cropped']} proteins cropped to {cropped['max_length']} residues")
 
 
-def told_once(argv: Sequence[str] | None = None) -> int:
-    """`main`, but a mistake that all processes know of is told by the first alone."""
-    try:
-        return main(argv)
-    except SharedInputError:
-        if is_main_process():
-            raise
-        return errors.EXIT_USAGE
-
-
 def cli() -> int:
     """The console command."""
-    return errors.run(told_once)
+    return errors.run(main)
 
 
 if __name__ == "__main__":

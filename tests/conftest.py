@@ -10,6 +10,10 @@ import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+# Before any library starts its threads. Two test processes of one thread each use two cores without the threads of one
+# fighting those of the other, and a command that a test starts adds up in the same order as the test itself.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import lmdb
 import numpy as np
 import pytest

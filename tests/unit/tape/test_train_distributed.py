@@ -29,6 +29,16 @@ def dies(self, *args):
 Trainer.train_step = dies
 """
 
+TELLS_LATE = """
+import time
+from pretrain import errors
+tell = errors.tell
+def late(message):
+    time.sleep(1.5)
+    return tell(message)
+errors.tell = late
+"""
+
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -92,7 +102,9 @@ def test_a_run_whose_process_dies_resumes_bit_by_bit(world, tmp_path):
 
 @pytest.mark.slow
 def test_a_mistake_of_all_processes_is_told_once(world, tmp_path):
-    done = run(world, "fluorescence", tmp_path / "run", 2, "--data_dir", tmp_path)
+    (tmp_path / "slow.py").write_text(TELLS_LATE)  # torchrun ends the others when the first has failed
+    flags = ("--data_dir", tmp_path, "--plugin", tmp_path / "slow.py")
+    done = run(world, "fluorescence", tmp_path / "run", 2, *flags)
     assert done.returncode == 2
     told = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert len(told) == 1 and "fluorescence_train.lmdb" in told[0] and "Traceback" not in done.stderr
