@@ -211,14 +211,15 @@ def predict_contacts(layout, start: str):
     """The test split's predictions of one run, in the split's order."""
     import torch
 
-    from tape.data.splits import build_tokenizer, load_split, residue_limit
+    from tape.data.lengths import residue_limit
+    from tape.data.splits import build_tokenizer, load_split
     from tape.evaluate import load_model
     from tape.scoring.inference import predict
     from tape.tasks import TASKS
 
     task = TASKS["contact_prediction"]
     model = load_model(task, layout.run(task.name, start))
-    data = load_split(task, layout.data, "test", build_tokenizer("iupac"), residue_limit(model, None), "error")
+    data = load_split(task, layout.data, "test", build_tokenizer("iupac"), residue_limit(model.config, None), "error")
     return predict(task, model, data, 8, torch.device("cpu"))[0], task
 
 

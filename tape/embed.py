@@ -28,6 +28,7 @@ import torch
 
 from pretrain import errors
 from pretrain.errors import InputError
+from tape.data.lengths import residue_limit
 from tape.distributed import World, run_together
 from tape.embedding.encoding import KINDS, Encoder
 from tape.embedding.fasta import (
@@ -36,13 +37,12 @@ from tape.embedding.fasta import (
     Scan,
     add_fasta_flags,
     read_windows,
-    residue_limit,
     scan_fasta,
     token_batches,
 )
 from tape.embedding.files import FORMATS, Layout, choose_format, write_file
 from tape.embedding.parts import PartStore, pack_names, plan_parts, split_rows
-from tape.options import add_tokenizer_flag, check_tokenizer, choose_precision, positive
+from tape.options import add_device_flags, add_tokenizer_flag, check_tokenizer, choose_precision, positive
 from tape.registry import add_plugin_flag, load_plugins, resolve_task
 
 IGNORED = ("vocab_file", "output_dir", "seed", "local_rank", "num_workers", "log_level", "task", "debug")
@@ -68,10 +68,7 @@ def build_parser() -> errors.ArgumentParser:
     parser.add_argument("--part_proteins", type=positive, default=8192, help="proteins between two part files")
     parser.add_argument("--log_interval", type=float, default=30.0, help="seconds between lines of progress")
     add_fasta_flags(parser)
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ...")
-    parser.add_argument("--no_cuda", action="store_const", dest="device", const="cpu", help="the same as --device cpu")
-    parser.add_argument("--bf16", action="store_true", help="bfloat16 autocast (CPU too)")
-    parser.add_argument("--fp16", action="store_true", help="float16 autocast")
+    add_device_flags(parser)
     add_tokenizer_flag(parser)
     parser.add_argument("--model_config_file", help="config.json to check MODEL_DIR by")
     add_plugin_flag(parser)

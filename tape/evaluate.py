@@ -28,14 +28,16 @@ from pretrain import errors
 from pretrain.errors import InputError
 from pretrain.files import write_json
 from tape.data.base import TapeDataset
+from tape.data.lengths import residue_limit
 from tape.data.records import find_data_file
-from tape.data.splits import build_tokenizer, load_split, residue_limit
+from tape.data.splits import build_tokenizer, load_split
 from tape.distributed import World, is_main_process, run_together
 from tape.metrics import canonical_metric
 from tape.options import (
     add_device_flags,
     add_length_flags,
     add_tokenizer_flag,
+    add_worker_flag,
     check_log_level,
     check_tokenizer,
     choose_precision,
@@ -158,7 +160,7 @@ def evaluate_split(
     too_long = args.too_long or flags.get("too_long") or "error"
     device = next(model.parameters(), torch.zeros(0)).device
     precision = choose_precision(args.fp16, args.bf16, device)
-    limit = residue_limit(model, max_length)
+    limit = residue_limit(model.config, max_length)
     tokenizer = build_tokenizer(args.tokenizer)
     data = world.together(lambda: load_split(task, args.data_dir, split, tokenizer, limit, too_long))
     predictions, loss = predict(task, model, data, args.batch_size, device, precision, args.num_workers, world)
@@ -237,6 +239,7 @@ def build_parser() -> errors.ArgumentParser:
     add_plugin_flag(parser)
     add_length_flags(parser, None)
     add_device_flags(parser)
+    add_worker_flag(parser)
     for name in IGNORED:
         flags = {"action": "store_true"} if name == "debug" else {}
         # --local-rank is how torch's launcher has spelt it since 2.0

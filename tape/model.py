@@ -358,11 +358,14 @@ class ProteinBertForContactPrediction(ProteinBertAbstractModel):
         """protein_length (TAPE's argument) is accepted and not needed: the mask says it."""
         mask = real_tokens(input_ids, input_mask)
         hidden, _, *rest = self.bert(input_ids, mask)
-        logits = self.predict(hidden, mask)
-        if targets is None:
-            return outputs_with_loss(logits, None, {}, rest)
-        measured = {"precision_at_l5": precision_at_l5(logits, targets, mask.sum(1) - 2)}
-        return outputs_with_loss(logits, cross_entropy_sum(logits, targets), measured, rest)
+        return outputs_of_contacts(self.predict(hidden, mask), targets, mask, rest)
+
+
+def outputs_of_contacts(logits: Tensor, targets: Tensor | None, mask: Tensor, rest: tuple) -> tuple:
+    if targets is None:
+        return outputs_with_loss(logits, None, {}, rest)
+    measured = {"precision_at_l5": precision_at_l5(logits, targets, mask.sum(1) - 2)}
+    return outputs_with_loss(logits, cross_entropy_sum(logits, targets), measured, rest)
 
 
 def precision_at_l5(logits: Tensor, targets: Tensor, lengths: Tensor) -> Tensor:

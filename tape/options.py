@@ -167,11 +167,15 @@ def add_length_flags(parser: argparse.ArgumentParser, too_long: str | None) -> N
 
 
 def add_device_flags(parser: argparse.ArgumentParser) -> None:
-    """--device, --bf16, --fp16, --num_workers and TAPE's --no_cuda."""
+    """--device, --bf16, --fp16 and TAPE's --no_cuda."""
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ...")
     parser.add_argument("--no_cuda", action="store_const", dest="device", const="cpu", help="the same as --device cpu")
-    parser.add_argument("--bf16", action="store_true", help="bfloat16 autocast")
+    parser.add_argument("--bf16", action="store_true", help="bfloat16 autocast (CPU too)")
     parser.add_argument("--fp16", action="store_true", help="float16 autocast with loss scaling in training")
+
+
+def add_worker_flag(parser: argparse.ArgumentParser) -> None:
+    """--num_workers."""
     parser.add_argument("--num_workers", type=count, default=0, help="processes that prepare batches (0: none)")
 
 
@@ -261,6 +265,7 @@ def _add_run_flags(run: argparse._ArgumentGroup) -> None:
     run.add_argument("--recompute", action="store_true", help="less memory: run the encoder again going backward")
     run.add_argument("--loss_scale", type=non_negative, default=0.0, help="of --fp16; 0: dynamic")
     add_device_flags(run)
+    add_worker_flag(run)
 
 
 def parse_options(

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from pretrain import errors
 from pretrain.errors import InputError
+from tape.data.lengths import residue_limit
 from tape.distributed import choose_device
 from tape.embed import Progress
 from tape.embedding.encoding import TOKENIZER, Stream, make_stream
@@ -30,13 +31,12 @@ from tape.embedding.fasta import (
     Rules,
     add_fasta_flags,
     read_windows,
-    residue_limit,
     scan_fasta,
     token_batches,
 )
 from tape.embedding.parts import plan_parts
 from tape.evaluate import read_run
-from tape.options import choose_precision, positive
+from tape.options import add_device_flags, choose_precision, positive
 from tape.predictors import KINDS, kind_of_logits, open_maps, open_table
 from tape.pretrained import read_config
 from tape.registry import KINDS as TASK_KINDS
@@ -61,10 +61,7 @@ def build_parser() -> errors.ArgumentParser:
     )
     parser.add_argument("--log_interval", type=float, default=30.0, help="seconds between lines of progress")
     add_fasta_flags(parser)
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ...")
-    parser.add_argument("--no_cuda", action="store_const", dest="device", const="cpu", help="the same as --device cpu")
-    parser.add_argument("--bf16", action="store_true", help="bfloat16 autocast (CPU too)")
-    parser.add_argument("--fp16", action="store_true", help="float16 autocast")
+    add_device_flags(parser)
     add_plugin_flag(parser)
     return parser
 

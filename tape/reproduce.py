@@ -26,12 +26,12 @@ from pathlib import Path
 from pretrain import errors
 from pretrain.errors import InputError
 from pretrain.files import write_json
+from tape.reporting import RECORD
 from tape.reporting.published import PUBLISHED
 
 TASKS = tuple(PUBLISHED)
 ARMS = ("pretrained", "random", "onehot")
 PRESETS = Path(__file__).parent.parent / "benchmarks"  # table_<name>.yaml
-RECORD = "reproduce.json"  # of a run: its commands and minutes
 
 
 @dataclass(frozen=True)

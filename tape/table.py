@@ -9,7 +9,6 @@ note of a line says what differs (split, head, metric, proteins left out). Numbe
 recomputed. Imports no torch.
 """
 
-import html
 import json
 import math
 import sys
@@ -22,6 +21,7 @@ from pretrain.errors import InputError
 from pretrain.files import write_text
 from tape.metrics import mean_and_spread
 from tape.reporting.published import SPLITS, VALUES, metric_definition
+from tape.reporting.tables import html_table, markdown_table
 
 # (TAPE Transformer, ProteinLM-200M, ProteinLM-3B) and the split they were measured on.
 PUBLISHED = {task: (SPLITS[task][0], values[1:]) for task, values in VALUES.items()}
@@ -200,18 +200,12 @@ def to_text(rows: Sequence[Sequence[str]]) -> str:
 
 def to_markdown(rows: Sequence[Sequence[str]]) -> str:
     """A GitHub table."""
-    table = [COLUMNS, ["---"] * len(COLUMNS), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in table) + "\n"
+    return markdown_table([COLUMNS, *rows]) + "\n"
 
 
 def to_html(rows: Sequence[Sequence[str]]) -> str:
     """One <table> element, for a page of its own or another's."""
-
-    def row_of(tag: str, row: Sequence[str]) -> str:
-        return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in row) + "</tr>"
-
-    body = "\n".join(row_of("td", row) for row in rows)
-    return f"<table>\n<thead>\n{row_of('th', COLUMNS)}\n</thead>\n<tbody>\n{body}\n</tbody>\n</table>\n"
+    return html_table([COLUMNS, *rows]) + "\n"
 
 
 def build_table(paths: Iterable[str | Path]) -> list[list[str]]:

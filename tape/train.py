@@ -28,7 +28,8 @@ from tape import recipes
 from tape.config import CONFIG_DEFAULTS, ProteinBertConfig
 from tape.data.batching import training_steps
 from tape.data.holdout import hold_out
-from tape.data.splits import SplitData, build_tokenizer, load_split, residue_limit
+from tape.data.lengths import residue_limit
+from tape.data.splits import SplitData, build_tokenizer, load_split
 from tape.distributed import World, is_main_process, run_together
 from tape.evaluate import finite, read_run, weights_identity
 from tape.finetuning.lora import add_lora
@@ -165,7 +166,7 @@ def train_one(
 
     def prepare() -> tuple[torch.nn.Module, Splits, dict | None]:
         model = build_model(task, options)
-        splits = data or choose_validation(task, options, residue_limit(model, options.max_length))
+        splits = data or choose_validation(task, options, residue_limit(model.config, options.max_length))
         source = _identity(options) if world.is_main else None
         if resume and world.is_main:
             check_same_weights(source, Path(options.output_dir))

@@ -24,12 +24,11 @@ from tape.heads import (
     ValuePredictionHead,
 )
 from tape.model import (
-    cross_entropy_sum,
     masked_mean,
     number_of_classes,
     outputs_of_classes,
+    outputs_of_contacts,
     outputs_with_loss,
-    precision_at_l5,
     real_tokens,
     residues_only,
     squared_error_sum,
@@ -81,6 +80,16 @@ class BaselineModel(ProteinModel):
         if unknown:
             raise InputError(f"from_pretrained: {unknown[0]} is not a key of {cls.config_class.__name__}")
         return super().from_pretrained(pretrained_dir, config, require_head, **overrides)
+
+    @classmethod
+    def sequence_size(cls, config: BaselineConfig) -> int:
+        """h of a trunk's sequence_output."""
+        return config.hidden_size
+
+    @classmethod
+    def pooled_size(cls, config: BaselineConfig) -> int:
+        """p of a trunk's pooled_output."""
+        return cls.sequence_size(config)
 
     def _add_trunk(self) -> nn.Module:
         """The trunk under its name, with its first weights."""
@@ -164,11 +173,7 @@ class ContactPrediction(BaselineModel):
         """protein_length (TAPE's argument) is accepted and not needed: the mask says it."""
         mask = real_tokens(input_ids, input_mask)
         hidden, _, *rest = self.base_model(input_ids, mask)
-        logits = self.predict(hidden, mask)
-        if targets is None:
-            return outputs_with_loss(logits, None, {}, rest)
-        measured = {"precision_at_l5": precision_at_l5(logits, targets, mask.sum(1) - 2)}
-        return outputs_with_loss(logits, cross_entropy_sum(logits, targets), measured, rest)
+        return outputs_of_contacts(self.predict(hidden, mask), targets, mask, rest)
 
 
 def no_padding(states: Tensor, mask: Tensor) -> Tensor:

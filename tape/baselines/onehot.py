@@ -52,8 +52,6 @@ class ProteinOneHotModel(ProteinOneHotAbstractModel):
     def sequence_size(config: ProteinOneHotConfig) -> int:
         return config.vocab_size
 
-    pooled_size = sequence_size
-
     def forward(self, input_ids: Tensor, input_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
         mask = real_tokens(input_ids, input_mask)
         states = no_padding(F.one_hot(input_ids, self.config.vocab_size).to(self._buffer.dtype), mask)

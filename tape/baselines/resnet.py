@@ -172,12 +172,6 @@ class ProteinResNetModel(ProteinResNetAbstractModel):
         self.pooler = ProteinResNetPooler(config)
         self.init_weights()
 
-    @staticmethod
-    def sequence_size(config: ProteinResNetConfig) -> int:
-        return config.hidden_size
-
-    pooled_size = sequence_size
-
     def forward(self, input_ids: Tensor, input_mask: Tensor | None = None) -> tuple:
         mask = real_tokens(input_ids, input_mask)
         sequence, kept = self.encoder(self.embeddings(input_ids, mask), mask)

@@ -207,12 +207,6 @@ class TapeTransformerModel(TapeTransformerAbstractModel):
         self.pooler = Dense(config.hidden_size, config.hidden_size, torch.tanh)
         self.init_weights()
 
-    @staticmethod
-    def sequence_size(config: TapeTransformerConfig) -> int:
-        return config.hidden_size
-
-    pooled_size = sequence_size
-
     def forward(self, input_ids: Tensor, input_mask: Tensor | None = None) -> tuple:
         """sequence_output is 0 at padding; pooled_output is songlab's (tanh of a dense layer on the first token), or
         with config.pooling "mean" the mean of the residues' states.

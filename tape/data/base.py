@@ -22,11 +22,10 @@ import torch
 
 from pretrain.errors import InputError
 from tape.data.examples import Example, TapeBatch, pad_sequences
+from tape.data.lengths import TOO_LONG
 from tape.data.records import find_data_file, open_records
 from tape.metrics import IGNORE
 from tape.tokenizer import TAPETokenizer
-
-TOO_LONG = ("error", "crop", "skip")
 
 
 class TapeDataset(torch.utils.data.Dataset):

@@ -100,21 +100,6 @@ def build_tokenizer(name: str) -> TAPETokenizer:
     return TAPETokenizer(vocab=name)
 
 
-def residue_limit(model: torch.nn.Module, max_length: int | None) -> int | None:
-    """Residues of a protein the model may see: --max_length, or all that fit beside <cls> and <sep>; None: any number.
-
-    A model whose configuration has no max_position_embeddings (or null) takes any length.
-    """
-    positions = getattr(model.config, "max_position_embeddings", None)
-    if positions is None:
-        return max_length
-    if max_length is not None and max_length > positions - 2:
-        raise InputError(
-            f"--max_length {max_length}: the model has {positions} positions, so at most {positions - 2} residues fit"
-        )
-    return positions - 2 if max_length is None else max_length
-
-
 def batches(data: SplitData, plan: Sequence[Request], num_workers: int = 0) -> Iterator[dict]:
     """The batches of the plan, in order; prepared by worker processes if num_workers > 0."""
     if num_workers == 0:

@@ -19,9 +19,9 @@ import numpy as np
 
 from pretrain.data.sequences import read_fasta
 from pretrain.errors import ArgumentParser, InputError
+from tape.data.lengths import TOO_LONG
 from tape.options import positive
 
-TOO_LONG = ("error", "crop", "skip")
 DUPLICATES = ("error", "first", "keep")
 DIGEST = 16  # bytes of a name's digest: two of 10^9 names share one with a probability below 10^-20
 
@@ -192,18 +192,6 @@ def token_batches(
             batches.append(order[begin:place])
             begin, used = place, size
     return [*batches, order[begin:]] if len(order) else []
-
-
-def residue_limit(config: object, max_length: int | None) -> int | None:
-    """Residues of a protein the model may see: --max_length, or all that its positions allow; None: any number."""
-    positions = getattr(config, "max_position_embeddings", None)
-    if positions is None:
-        return max_length
-    if max_length is not None and max_length > positions - 2:
-        raise InputError(
-            f"--max_length {max_length}: the model has {positions} positions, {positions - 2} residues fit"
-        )
-    return positions - 2 if max_length is None else max_length
 
 
 def add_fasta_flags(parser: ArgumentParser) -> None:

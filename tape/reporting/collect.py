@@ -20,12 +20,12 @@ import numpy as np
 import torch
 
 from tape.metrics import mean_and_spread
+from tape.reporting import RECORD
 from tape.reporting.published import PUBLISHED, metric_definition, reasons
 from tape.scoring.bootstrap import Scores, confidence_interval, load_scores, paired_difference
 from tape.scoring.files import load_ids
 
 EXTRA_METRICS = {"contact_prediction": ("precision_at_l5_medium_long",)}  # TAPE's published definition
-RECORD = "reproduce.json"
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from types import ModuleType
 from pretrain.errors import InputError
 from pretrain.files import write_text
 from tape.reporting.published import SYSTEMS
+from tape.reporting.tables import html_table, markdown_table
 
 COLORS = ("#2b6cb0", "#a0aec0", "#dd9a3c", "#4a9d6f", "#8a5fb5", "#c0504d")
 STYLE = """body { font: 15px/1.45 system-ui, sans-serif; margin: 2em auto; max-width: 1500px; padding: 0 1em;
@@ -147,14 +148,9 @@ def commands(results: Mapping) -> list[str]:
 def to_markdown(results: Mapping) -> str:
     """table.md."""
     notes = Notes()
-
-    def table(rows: Sequence[Sequence[str]]) -> str:
-        lines = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
-        return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in lines)
-
-    parts = ["# The five TAPE tasks", *intro(results), table(result_table(results, notes))]
+    parts = ["# The five TAPE tasks", *intro(results), markdown_table(result_table(results, notes))]
     parts.append("Notes\n\n" + "\n".join(f"{number}. {text}" for text, number in notes.lines.items()))
-    parts += ["## Runs", table(run_table(results))]
+    parts += ["## Runs", markdown_table(run_table(results))]
     if results["not_run"]:
         parts += ["## Not run", "\n".join(f"- {line}" for line in missing(results))]
     parts += ["## Commands", "```bash\n" + "\n".join(commands(results)) + "\n```"]
@@ -165,18 +161,13 @@ def to_html(results: Mapping) -> str:
     """table.html: one self-contained file."""
     notes = Notes()
 
-    def table(rows: Sequence[Sequence[str]]) -> str:
-        def line(tag: str, row: Sequence[str]) -> str:
-            return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in row) + "</tr>"
-
-        return f"<table>\n{line('th', rows[0])}\n" + "\n".join(line("td", row) for row in rows[1:]) + "\n</table>"
-
     def listing(tag: str, lines: Sequence[str]) -> str:
         return f"<{tag}>" + "".join(f"<li>{html.escape(line)}</li>\n" for line in lines) + f"</{tag}>"
 
     paragraphs = "".join(f"<p>{html.escape(text)}</p>\n" for text in intro(results))
-    parts = ["<h1>The five TAPE tasks</h1>", paragraphs, plots(results), table(result_table(results, notes))]
-    parts += ["<h2>Notes</h2>", listing("ol", list(notes.lines)), "<h2>Runs</h2>", table(run_table(results))]
+    parts = ["<h1>The five TAPE tasks</h1>", paragraphs, plots(results)]
+    parts.append(html_table(result_table(results, notes)))
+    parts += ["<h2>Notes</h2>", listing("ol", list(notes.lines)), "<h2>Runs</h2>", html_table(run_table(results))]
     if results["not_run"]:
         parts += ["<h2>Not run</h2>", listing("ul", missing(results))]
     told = html.escape("\n".join(commands(results)))

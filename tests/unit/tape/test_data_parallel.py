@@ -13,7 +13,7 @@ from toy_data import FOLDERS, write_config, write_data
 from pretrain.errors import InputError
 from tape import train
 from tape.data.batching import share_step
-from tape.data.splits import residue_limit
+from tape.data.lengths import residue_limit
 from tape.distributed import SharedInputError, World
 from tape.finetuning import norms
 from tape.finetuning.trainer import Trainer
@@ -123,7 +123,7 @@ def steps(root: Path, task: str, size: int, *flags: object) -> list[dict]:
     def work(world: World) -> dict:
         with lock:
             model = train.build_model(TASKS[task], options)
-            data, valid, _ = train.choose_validation(TASKS[task], options, residue_limit(model, None))
+            data, valid, _ = train.choose_validation(TASKS[task], options, residue_limit(model.config, None))
         trainer = Trainer(TASKS[task], model, options, data, valid, world)
         told = []
         trainer._train_mode()

@@ -221,7 +221,7 @@ BROKEN = {
         ("twice", ["--duplicates", "keep"], "the names are the keys of an .npz file"),
         ("nameless", [], "record 2: no name after '>'"),
         ("long", [], r"record 2 \(b\): 63 residues, the model takes 62 \(1 such proteins\); --too_long crop"),
-        ("long", ["--max_length", "63"], "the model has 64 positions, 62 residues fit"),
+        ("long", ["--max_length", "63"], "the model has 64 positions, so at most 62 residues fit"),
         ("none", [], "no protein to work on among 2 records"),
         ("text", [], "line 1: text before the first header"),
         ("absent", [], "no such file"),

@@ -1,0 +1,20 @@
+"""How long a protein a model can see, and what may happen to a longer one. Shared by data sets and FASTA files."""
+
+from pretrain.errors import InputError
+
+TOO_LONG = ("error", "crop", "skip")
+
+
+def residue_limit(config: object, max_length: int | None) -> int | None:
+    """Residues of a protein the model may see: --max_length, or all that fit beside <cls> and <sep>; None: any number.
+
+    A model whose configuration has no max_position_embeddings (or null) takes any length.
+    """
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions is None:
+        return max_length
+    if max_length is not None and max_length > positions - 2:
+        raise InputError(
+            f"--max_length {max_length}: the model has {positions} positions, so at most {positions - 2} residues fit"
+        )
+    return positions - 2 if max_length is None else max_length
