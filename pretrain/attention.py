@@ -55,6 +55,8 @@ def choose_backend(device: torch.device, dtype: torch.dtype, dropout_p: float) -
 
 def make_plan(cu_seqlens: Tensor, backend: str, max_seqlen: int | None = None) -> AttentionPlan:
     """Prepare `cu_seqlens` for `backend`. `max_seqlen`: any upper bound; None asks the device (a sync)."""
+    if len(cu_seqlens) == 1:  # no protein at all: a batch of padding
+        return AttentionPlan(backend, cu_seqlens, 0)
     if backend == "buckets":
         return _bucket_plan(cu_seqlens)
     if max_seqlen is None:
@@ -106,6 +108,8 @@ def packed_attention(qkv: Tensor, plan: AttentionPlan, dropout_p: float = 0.0) -
     qkv: [T, H, 3, D], Megatron's row order of `query_key_value`. dropout_p: dropout of the attention probabilities
     (0 outside training). Returns [T, H, D].
     """
+    if len(plan.cu_seqlens) == 1:
+        return qkv[:, :, 2]
     return _BACKENDS[plan.backend](qkv, plan, dropout_p)
 
 

@@ -13,6 +13,7 @@ class runs as a tensor-parallel shard and as a pipeline stage.
 import contextlib
 import hashlib
 import math
+from collections import deque
 from dataclasses import dataclass
 from functools import partial
 
@@ -166,16 +167,17 @@ class ProteinBert(nn.Module):
         flattened tokens): logits [M, V], -inf for the padding rows of the vocabulary; a stage without the head passes
         the stream [T, h] on.
         """
-        *_, hidden = self._states(tokens, position_ids, cu_seqlens)
+        hidden = deque(self._states(tokens, position_ids, cu_seqlens), maxlen=1).pop()  # the others are let go
         if masked_positions is None:
-            return hidden.view(*position_ids.shape, -1)
+            return hidden.view(*position_ids.shape, hidden.shape[-1])
         if self.lm_head is None:
             return hidden
         return self.lm_logits(hidden.index_select(0, masked_positions))
 
     def hidden_states(self, tokens: Tensor, position_ids: Tensor, cu_seqlens: Tensor) -> list[Tensor]:
         """L+1 tensors shaped [..., h]: the embedding, then each layer's output, the last one after the final LN."""
-        return [state.view(*position_ids.shape, -1) for state in self._states(tokens, position_ids, cu_seqlens)]
+        states = self._states(tokens, position_ids, cu_seqlens)
+        return [state.view(*position_ids.shape, state.shape[-1]) for state in states]
 
     def lm_logits(self, hidden: Tensor) -> Tensor:
         """hidden [..., h] -> logits [..., V]."""

@@ -61,6 +61,17 @@ def test_no_result_depends_on_padding():
         torch.testing.assert_close(together[row, :length], alone, atol=1e-6, rtol=0)
 
 
+def test_rows_of_padding_alone_are_zeros():
+    model = ProteinBertModel(ProteinBertConfig(**SHAPE)).eval()
+    ids, _ = batch()
+    expected, _ = model(ids)
+    sequence, pooled = model(F.pad(ids, (0, 0, 1, 1)))
+    assert not sequence[[0, -1]].any() and not pooled[[0, -1]].any()
+    torch.testing.assert_close(sequence[1:-1], expected, atol=1e-6, rtol=0)
+    sequence, pooled = model(torch.zeros_like(ids))
+    assert sequence.shape == expected.shape and not sequence.any() and not pooled.any()
+
+
 def test_too_many_tokens_are_refused_with_both_numbers():
     model = ProteinBertModel(ProteinBertConfig(**SHAPE))
     with pytest.raises(InputError, match=r"21 tokens .* max_position_embeddings 20"):
