@@ -110,8 +110,9 @@ def parse_arm(word: str, model: Path) -> Arm:
 
     name, _, directory = word.partition("=")
     if word == "random":
-        path, kind = model / "config.json", _model_type(model)
-        return Arm(word, kind, ("--model_config_file", str(path)), hashlib.sha256(path.read_bytes()).hexdigest())
+        shape = {key: value for key, value in _read_config(model).items() if key != "converted_from"}
+        digest = hashlib.sha256(json.dumps(shape, sort_keys=True).encode()).hexdigest()
+        return Arm(word, _model_type(model), ("--model_config_file", str(model / "config.json")), digest)
     if word == "pretrained" or directory:
         source = Path(directory) if directory else model
         weights = weights_identity(source)["weights_sha256"]

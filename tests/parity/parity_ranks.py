@@ -14,7 +14,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-TIMEOUT_S = 120
+TIMEOUT_S = 240  # a job takes a second; eight processes that wait in turns for one busy core take minutes
 
 
 class Ranks:
@@ -44,16 +44,20 @@ class Ranks:
                 self._pipes[rank].send((function, arguments, rank, size, os.path.join(folder, "meeting")))
             answers = []
             for rank in range(size):
-                assert self._pipes[rank].poll(TIMEOUT_S + 30), f"process {rank} does not answer"
+                if not self._pipes[rank].poll(TIMEOUT_S + 30):
+                    self.close()  # a late answer would be taken for the next job's
+                    raise TimeoutError(f"process {rank} of {size} does not answer")
                 answers.append(self._pipes[rank].recv())
         for rank, (good, value) in enumerate(answers):
             assert good, f"process {rank} of {size}:\n{value}"
         return [value for _, value in answers]
 
     def close(self) -> None:
+        """End the processes; a later job starts new ones."""
         for process in self._processes:
             process.kill()
             process.join()
+        self._pipes, self._processes = [], []
 
 
 def _serve(pipe) -> None:

@@ -132,6 +132,17 @@ def test_another_recipe_or_other_weights_are_refused(world, commands):
         run_job(jobs(world)[0])
 
 
+def test_random_weights_are_known_by_their_shape(world, commands):
+    """The same model converted once more, elsewhere, is the same shape; another width is not."""
+    random = {job.arm.name: job for job in jobs(world)}["random"]
+    run_job(random)
+    write_config(world / "model/config.json", converted_from="elsewhere iteration 9")
+    assert run_job({job.arm.name: job for job in jobs(world)}["random"]) == "was done"
+    write_config(world / "model/config.json", intermediate_size=36)
+    with pytest.raises(InputError, match="another command or from other weights"):
+        run_job({job.arm.name: job for job in jobs(world)}["random"])
+
+
 def test_a_failure_stops_nothing_else_and_is_reported(world, commands, capsys):
     found = jobs(world, "--train_flags", "--fail --x", "--seeds", 0)[:1] + jobs(world, "--seeds", 0)[1:]
     failed = run_all(found, 2)
