@@ -4,6 +4,7 @@ import json
 import math
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -119,6 +120,7 @@ def test_a_trial_that_fails_ends_the_rest(world, tmp_path, monkeypatch):
 
     def call(module, line, log):
         started.append(line)
+        time.sleep(0.3)  # the main thread needs an instant to call the others off
         raise errors.InputError(f"{log}: {module} ended with status 2: because")
 
     monkeypatch.setattr(tune, "call", call)
