@@ -5,14 +5,14 @@
 
 A training step (forward, cross-entropy, backward; dropout 0.5) and an inference, fp32 and bf16 autocast, each in a
 process of its own on one thread. `saving` is the head with its blocks' insides computed again and its maps in strips
-(what it does by itself from tape.heads.RECOMPUTE_PAIRS and STRIP_PAIRS on); `plain` keeps every map, as the layers'
-ordinary use would. Peak resident memory is the kernel's (ru_maxrss), the process before the step included; time is the
-process's own CPU seconds in the step, so that other work on the machine does not count, and wall seconds. A process
-that goes over --limit-gb is stopped and said to be over. `--segments 1 2 3 5` also measures how many blocks apart the
-kept maps are. `--proteins 1000 800`: one batch with padding, instead of one protein of each length.
-Maps below 32 MB (under 350 residues in fp32) come from glibc's heap, which holds on to what is freed: there the peaks
-are up to twice what is in use (MALLOC_MMAP_THRESHOLD_=1000000 shows it), for both ways.
-What must hold: both ways start from the same weights and inputs; the sums of their logits and gradients are shown.
+(what it does by itself from tape.models.heads.RECOMPUTE_PAIRS and STRIP_PAIRS on); `plain` keeps every map, as the
+layers' ordinary use would. Peak resident memory is the kernel's (ru_maxrss), the process before the step included;
+time is the process's own CPU seconds in the step, so that other work on the machine does not count, and wall seconds.
+A process that goes over --limit-gb is stopped and said to be over. `--segments 1 2 3 5` also measures how many blocks
+apart the kept maps are. `--proteins 1000 800`: one batch with padding, instead of one protein of each length. Maps
+below 32 MB (under 350 residues in fp32) come from glibc's heap, which holds on to what is freed: there the peaks are
+up to twice what is in use (MALLOC_MMAP_THRESHOLD_=1000000 shows it), for both ways. What must hold: both ways start
+from the same weights and inputs; the sums of their logits and gradients are shown.
 """
 
 import argparse
@@ -32,8 +32,8 @@ import torch.nn.functional as F
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from pretrain.files import write_json  # noqa: E402
-from tape import heads  # noqa: E402
+from proteinlm.files import write_json  # noqa: E402
+from tape.models import heads  # noqa: E402
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 SWEEP_LENGTH = 512  # --segments is measured on the longest protein that is not above this

@@ -37,12 +37,12 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from converter.convert import main as convert  # noqa: E402
-from pretrain.files import write_json  # noqa: E402
+from proteinlm.files import write_json  # noqa: E402
 from tape import ProteinBertConfig, ProteinBertModel  # noqa: E402
 from tape.embed import Progress, embed_part  # noqa: E402
-from tape.embedding.encoding import Encoder, make_stream  # noqa: E402
-from tape.embedding.fasta import Protein, Rules, read_proteins, scan_fasta, token_batches  # noqa: E402
-from tape.embedding.parts import plan_parts  # noqa: E402
+from tape.inference.encoding import Encoder, make_stream  # noqa: E402
+from tape.inference.fasta import Protein, Rules, read_proteins, scan_fasta, token_batches  # noqa: E402
+from tape.inference.parts import plan_parts  # noqa: E402
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 AGREE = 1e-4

@@ -33,7 +33,7 @@ def words(residues: str) -> set[str]:
 
 
 def split(train_fasta: str, out: Path, seed: int = 0) -> None:
-    from pretrain.data.sequences import read_fasta
+    from proteinlm.sequences import read_fasta
 
     records = list(read_fasta(train_fasta))
     sizes: dict[str, int] = defaultdict(int)
@@ -65,9 +65,9 @@ def family_losses(checkpoint: str, fasta: str, mask_prob: float, seed: int):
     import torch
 
     from converter import dcp
-    from pretrain.data.masking import mask_tokens, sample_rng
-    from pretrain.data.sequences import read_fasta
-    from pretrain.tokenizer import build_tokenizer
+    from proteinlm.masking import mask_tokens, sample_rng
+    from proteinlm.sequences import read_fasta
+    from proteinlm.tokenizer import build_tokenizer
 
     source, tokenizer = dcp.read(checkpoint), build_tokenizer()
     model = source.build()

@@ -29,11 +29,11 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from pretrain.data.indexed import IndexedDataset, IndexedWriter  # noqa: E402
-from pretrain.data.masking import permutation  # noqa: E402
 from pretrain.data.packing import PackedIndex, best_fit, pack, utilisation  # noqa: E402
-from pretrain.data.sequences import read_fasta  # noqa: E402
-from pretrain.files import write_json  # noqa: E402
-from pretrain.tokenizer import build_tokenizer  # noqa: E402
+from proteinlm.files import write_json  # noqa: E402
+from proteinlm.masking import permutation  # noqa: E402
+from proteinlm.sequences import read_fasta  # noqa: E402
+from proteinlm.tokenizer import build_tokenizer  # noqa: E402
 
 ROW_LENGTHS = (512, 1024, 2176)
 

@@ -15,7 +15,7 @@ import numpy as np
 
 def unigram_perplexity(fasta: str) -> float:
     """exp of the entropy of the residues' frequencies."""
-    from pretrain.data.sequences import read_fasta
+    from proteinlm.sequences import read_fasta
 
     counts = np.zeros(256)
     for _, residues in read_fasta(fasta):

@@ -23,8 +23,8 @@ from pathlib import Path
 import numpy as np
 
 from pretrain.data.indexed import IndexedDataset
-from pretrain.data.sequences import read_fasta
-from pretrain.tokenizer import PRETRAIN_TOKENS
+from proteinlm.sequences import read_fasta
+from proteinlm.tokenizer import PRETRAIN_TOKENS
 
 PEER_PROTEINS = 1000
 

@@ -2,7 +2,7 @@
 
 import sys
 
-from pretrain.errors import run
+from proteinlm.errors import run
 
 
 def cli() -> None:

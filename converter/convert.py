@@ -12,11 +12,13 @@ from pathlib import Path
 
 import torch
 
-from converter import dcp, huggingface, megatron, sources, tape_dir, verify
+from converter import dcp, sources, tape_dir, verify
+from converter.huggingface import megatron_bert as huggingface
+from converter.megatron import checkpoint as megatron
 from converter.model import PortableModel
-from pretrain.errors import ArgumentParser, InputError
-from pretrain.files import fsync_path, write_text
-from pretrain.model import ACTIVATIONS
+from proteinlm.errors import ArgumentParser, InputError
+from proteinlm.files import fsync_path, write_text
+from proteinlm.model import ACTIVATIONS
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 TARGETS = ("tape", "hf", "megatron", "dcp")

@@ -7,9 +7,9 @@ import torch
 
 from converter.model import PortableModel, make_config, with_lm_head
 from converter.vocabulary import take_rows, to_tokenizer
-from pretrain import checkpoint
-from pretrain.errors import InputError
-from pretrain.tokenizer import Tokenizer
+from pretrain.checkpoint import files as checkpoint
+from proteinlm.errors import InputError
+from proteinlm.tokenizer import Tokenizer
 
 COUNTERS = ("iteration", "consumed_train_samples", "consumed_tokens", "consumed_proteins", "skipped_iterations")
 

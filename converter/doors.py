@@ -14,11 +14,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from converter import hf_tokenizer
+from converter.huggingface import tokenizer as hf_tokenizer
 from converter.model import PortableModel
 from converter.vocabulary import canonical
-from pretrain.errors import InputError
-from pretrain.tokenizer import TAPE_TOKENS
+from proteinlm.errors import InputError
+from proteinlm.tokenizer import TAPE_TOKENS
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def own_door(model: PortableModel) -> Door:
 
 def tape_door(directory: Path, has_lm_head: bool) -> Door:
     """`tape`'s classes, as `tape-train --from_pretrained` opens them."""
-    from tape.model import ProteinBertForMaskedLM, ProteinBertModel
+    from tape.models.modeling_bert import ProteinBertForMaskedLM, ProteinBertModel
 
     kind = ProteinBertForMaskedLM if has_lm_head else ProteinBertModel
     model = kind.from_pretrained(directory).eval()

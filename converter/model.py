@@ -11,9 +11,9 @@ from dataclasses import dataclass, field, fields, replace
 import torch
 from torch import Tensor
 
-from pretrain.errors import InputError
-from pretrain.model import ModelConfig, ProteinBert, initialize
-from pretrain.tokenizer import Tokenizer
+from proteinlm.errors import InputError
+from proteinlm.model import ModelConfig, ProteinBert, initialize
+from proteinlm.tokenizer import Tokenizer
 
 # The tensors whose first dimension is the (padded) vocabulary.
 VOCABULARY_TENSORS = ("word_embeddings.weight", "lm_head.bias")

@@ -1,6 +1,6 @@
 """Name tables, pure data: what one tensor, token or setting is called in each neighbour's files.
 
-TAPE's tensor names are in `tape/names.py`, which reads those files for the tasks too.
+TAPE's tensor names are in `proteinlm/model_dir/names.py`, which reads those files for the tasks too.
 """
 
 # Special tokens by role: pretraining vocabulary -> TAPE. Letters have the same name in both; [unused1] is ours alone.
@@ -12,7 +12,7 @@ PRETRAIN_TO_TAPE_TOKENS = {
     "[UNK]": "<unk>",
 }
 
-# Fields of pretrain.model.ModelConfig -> keys of TAPE's config.json.
+# Fields of proteinlm.model.ModelConfig -> keys of TAPE's config.json.
 MODEL_CONFIG_TO_TAPE = {
     "vocab_size": "vocab_size",
     "hidden_size": "hidden_size",

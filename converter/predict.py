@@ -11,8 +11,8 @@ import torch
 
 from converter.model import PortableModel
 from pretrain.data.loader import PackedLoader, build_datasets
-from pretrain.errors import InputError
-from pretrain.loss import masked_lm_loss
+from proteinlm.errors import InputError
+from proteinlm.loss import masked_lm_loss
 
 
 @torch.no_grad()

@@ -2,12 +2,14 @@
 
 from pathlib import Path
 
-from converter import dcp, huggingface, megatron, tape_dir
-from converter.megatron_files import FILE_NAME, RELEASE, TRACKER, has_shards
+from converter import dcp, tape_dir
+from converter.huggingface import megatron_bert as huggingface
+from converter.megatron import checkpoint as megatron
+from converter.megatron.files import FILE_NAME, RELEASE, TRACKER, has_shards
 from converter.model import PortableModel
 from converter.streams import read_json
-from pretrain import checkpoint
-from pretrain.errors import InputError
+from pretrain.checkpoint import files as checkpoint
+from proteinlm.errors import InputError
 
 KINDS = ("dcp", "megatron", "tape", "hf")
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pretrain.errors import InputError
-from pretrain.safe_load import safe_torch_load
+from proteinlm.errors import InputError
+from proteinlm.untrusted.safe_load import safe_torch_load
 
 Translate = Callable[[str, Tensor], Mapping[str, Tensor]]
 DTYPE_NAMES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}

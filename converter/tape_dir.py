@@ -1,4 +1,6 @@
-"""PortableModel <-> a TAPE-format model directory. `tape/pretrained.py` reads the files, `tape/names.py` has names."""
+"""PortableModel <-> a TAPE-format model directory. `proteinlm/model_dir/files.py` reads the files,
+`proteinlm/model_dir/names.py` has names.
+"""
 
 from pathlib import Path
 
@@ -9,11 +11,11 @@ from converter.model import PortableModel, make_config
 from converter.names import MODEL_CONFIG_TO_TAPE
 from converter.streams import write_safetensors, write_torch_file
 from converter.vocabulary import to_tokenizer
-from pretrain.errors import InputError
-from pretrain.files import write_json
-from pretrain.tokenizer import TAPE_TOKENS, build_tokenizer
-from tape.names import MLM_NAMES, TOKEN_TYPES, encoder_to_tape
-from tape.pretrained import CONFIG_NAME, SAFE_NAME, TAPE_EXTRAS, TORCH_NAME, load_tape_dir
+from proteinlm.errors import InputError
+from proteinlm.files import write_json
+from proteinlm.model_dir.files import CONFIG_NAME, SAFE_NAME, TAPE_EXTRAS, TORCH_NAME, load_tape_dir
+from proteinlm.model_dir.names import MLM_NAMES, TOKEN_TYPES, encoder_to_tape
+from proteinlm.tokenizer import TAPE_TOKENS, build_tokenizer
 
 # What TAPE's config.json leaves out where it is the default of TAPE's own ProteinBertConfig.
 DEFAULTS = {"lm_head_act": "gelu", "final_layernorm": True, "output_dropout": True}

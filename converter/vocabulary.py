@@ -8,8 +8,8 @@ from torch import Tensor
 
 from converter.model import VOCABULARY_TENSORS, PortableModel
 from converter.names import PRETRAIN_TO_TAPE_TOKENS
-from pretrain.errors import InputError
-from pretrain.tokenizer import Tokenizer, build_tokenizer
+from proteinlm.errors import InputError
+from proteinlm.tokenizer import Tokenizer, build_tokenizer
 
 TAPE_TO_PRETRAIN_TOKENS = {theirs: ours for ours, theirs in PRETRAIN_TO_TAPE_TOKENS.items()}
 

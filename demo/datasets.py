@@ -19,7 +19,7 @@ import numpy as np
 from demo.evolution import fitness
 from demo.substitution import COIL, HELIX, STRAND, proposal_matrix
 from demo.synthetic import World, sample_proteins
-from pretrain.files import atomic_path
+from proteinlm.files import atomic_path
 
 SS8 = {HELIX: 1, STRAND: 4, COIL: 7}  # H, E, C in the order GHIBESTC; a coil shorter than five is a turn, T
 TURN = 6

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pretrain.files import write_text
+from proteinlm.files import write_text
 from tape.scoring.bootstrap import confidence_interval, load_scores, paired_difference
 
 MUST_EXCEED = ("contact_prediction", "remote_homology", "secondary_structure", "stability")

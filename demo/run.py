@@ -23,8 +23,8 @@ from pathlib import Path
 from demo.budget import BUDGETS, TASKS, Budget, Flags
 from demo.datasets import CORPUS, write_world
 from demo.synthetic import build_world
-from pretrain.errors import ArgumentParser, InputError, run
-from pretrain.files import write_json
+from proteinlm.errors import ArgumentParser, InputError, run
+from proteinlm.files import write_json
 
 TEST_SPLIT = {
     "secondary_structure": "cb513",

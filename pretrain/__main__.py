@@ -4,12 +4,12 @@ import os
 import sys
 from collections.abc import Sequence
 
-from pretrain.errors import run
+from proteinlm.errors import run
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse the flags, train, and say why the run ended."""
-    from pretrain.config import parse_config
+    from pretrain.config.read import parse_config
     from pretrain.trainer import Trainer
 
     first = os.environ.get("RANK", "0") == "0"

@@ -17,24 +17,25 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import nn
 
-from pretrain.config import Config
+from pretrain.checkpoint.saving import Saver
+from pretrain.checkpoint.state import load_state, run_state
+from pretrain.config.read import Config
+from pretrain.config.schedules import Schedule
 from pretrain.data.indexed import IndexedDataset
 from pretrain.data.loader import Batch, PackedDataset, PackedLoader, build_datasets, eval_batches
-from pretrain.errors import InputError
-from pretrain.files import write_json
-from pretrain.loss import masked_lm_loss
-from pretrain.metrics import MetricsLog, NoLog, peak_flops
-from pretrain.model import ModelConfig, ProteinBert, initialize
-from pretrain.optim import LossScaler, build_optimizer, clip_factor, set_learning_rate
 from pretrain.parallel import apply
 from pretrain.parallel.data import Gradients, communicate, evaluation_batches, release
 from pretrain.parallel.mesh import World, local_device
-from pretrain.progress import BatchCounts, Progress, Throughput
-from pretrain.saving import Saver
-from pretrain.schedules import Schedule
+from pretrain.progress import Progress
 from pretrain.shutdown import StopSignal
-from pretrain.state import load_state, run_state
-from pretrain.tokenizer import build_tokenizer
+from pretrain.throughput import BatchCounts, Throughput, peak_flops
+from proteinlm.errors import InputError
+from proteinlm.files import write_json
+from proteinlm.loss import masked_lm_loss
+from proteinlm.metrics_log import MetricsLog, NoLog
+from proteinlm.model import ModelConfig, ProteinBert, initialize
+from proteinlm.optim import LossScaler, build_optimizer, clip_factor, set_learning_rate
+from proteinlm.tokenizer import build_tokenizer
 
 
 @dataclass

@@ -8,33 +8,8 @@ tape.datasets, tape.registry, tape.tokenizers, tape.metrics, tape.models and tap
 names. UniRep and trRosetta are left out.
 """
 
-from tape.baselines.lstm import (
-    ProteinLSTMConfig,
-    ProteinLSTMForContactPrediction,
-    ProteinLSTMForLM,
-    ProteinLSTMForSequenceClassification,
-    ProteinLSTMForSequenceToSequenceClassification,
-    ProteinLSTMForValuePrediction,
-    ProteinLSTMModel,
-)
-from tape.baselines.onehot import (
-    ProteinOneHotConfig,
-    ProteinOneHotForContactPrediction,
-    ProteinOneHotForSequenceClassification,
-    ProteinOneHotForSequenceToSequenceClassification,
-    ProteinOneHotForValuePrediction,
-    ProteinOneHotModel,
-)
-from tape.baselines.resnet import (
-    ProteinResNetConfig,
-    ProteinResNetForContactPrediction,
-    ProteinResNetForMaskedLM,
-    ProteinResNetForSequenceClassification,
-    ProteinResNetForSequenceToSequenceClassification,
-    ProteinResNetForValuePrediction,
-    ProteinResNetModel,
-)
-from tape.model import (
+from tape.models.base import ProteinConfig, ProteinModel
+from tape.models.modeling_bert import (
     ProteinBertConfig,
     ProteinBertForContactPrediction,
     ProteinBertForMaskedLM,
@@ -43,7 +18,32 @@ from tape.model import (
     ProteinBertForValuePrediction,
     ProteinBertModel,
 )
-from tape.protein_model import ProteinConfig, ProteinModel
+from tape.models.modeling_lstm import (
+    ProteinLSTMConfig,
+    ProteinLSTMForContactPrediction,
+    ProteinLSTMForLM,
+    ProteinLSTMForSequenceClassification,
+    ProteinLSTMForSequenceToSequenceClassification,
+    ProteinLSTMForValuePrediction,
+    ProteinLSTMModel,
+)
+from tape.models.modeling_onehot import (
+    ProteinOneHotConfig,
+    ProteinOneHotForContactPrediction,
+    ProteinOneHotForSequenceClassification,
+    ProteinOneHotForSequenceToSequenceClassification,
+    ProteinOneHotForValuePrediction,
+    ProteinOneHotModel,
+)
+from tape.models.modeling_resnet import (
+    ProteinResNetConfig,
+    ProteinResNetForContactPrediction,
+    ProteinResNetForMaskedLM,
+    ProteinResNetForSequenceClassification,
+    ProteinResNetForSequenceToSequenceClassification,
+    ProteinResNetForValuePrediction,
+    ProteinResNetModel,
+)
 from tape.tokenizers import TAPETokenizer
 
 __all__ = [

@@ -21,8 +21,8 @@ import numpy as np
 import torch
 from scipy.spatial.distance import cdist
 
-from pretrain.data.masking import MASK_STREAM, mask_tokens, sample_rng
-from pretrain.errors import InputError
+from proteinlm.errors import InputError
+from proteinlm.masking import MASK_STREAM, mask_tokens, sample_rng
 from tape.data.base import TapeDataset, array_of, field
 from tape.data.examples import Example, TapeBatch, pad_sequences
 from tape.data.files import EmbedDataset, FastaDataset, JSONDataset, LMDBDataset, NPZDataset, dataset_factory

@@ -10,7 +10,7 @@ become OUT. Process r of n takes parts r, r + n ...
 
 What must hold: memory is one part, whatever the size of the input; a killed run, started again with the same command,
 goes on at its last part and ends in the same bytes, also with another number of processes; every protein of the input
-is embedded or counted in the last line. Kinds and layers: tape.embedding.encoding. Files: tape.embedding.files.
+is embedded or counted in the last line. Kinds and layers: tape.inference.encoding. Files: tape.inference.files.
 """
 
 import argparse
@@ -26,12 +26,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pretrain import errors
-from pretrain.errors import InputError
+from proteinlm import errors
+from proteinlm.errors import InputError
 from tape.data.lengths import residue_limit
-from tape.distributed import World, run_together
-from tape.embedding.encoding import KINDS, Encoder
-from tape.embedding.fasta import (
+from tape.finetuning.options import add_device_flags, add_tokenizer_flag, check_tokenizer, choose_precision, positive
+from tape.inference.encoding import KINDS, Encoder
+from tape.inference.fasta import (
     Protein,
     Rules,
     Scan,
@@ -40,10 +40,10 @@ from tape.embedding.fasta import (
     scan_fasta,
     token_batches,
 )
-from tape.embedding.files import FORMATS, Layout, choose_format, write_file
-from tape.embedding.parts import PartStore, pack_names, plan_parts, split_rows
-from tape.options import add_device_flags, add_tokenizer_flag, check_tokenizer, choose_precision, positive
+from tape.inference.files import FORMATS, Layout, choose_format, write_file
+from tape.inference.parts import PartStore, pack_names, plan_parts, split_rows
 from tape.registry import add_plugin_flag, load_plugins, resolve_task
+from tape.runs.processes import World, run_together
 
 IGNORED = ("vocab_file", "output_dir", "seed", "local_rank", "num_workers", "log_level", "task", "debug")
 NPZ_MANY = 100_000  # proteins from which on a notice recommends another format

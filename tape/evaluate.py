@@ -24,16 +24,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pretrain import errors
-from pretrain.errors import InputError
-from pretrain.files import write_json
+from proteinlm import errors
+from proteinlm.errors import InputError
+from proteinlm.files import write_json
 from tape.data.base import TapeDataset
 from tape.data.lengths import residue_limit
 from tape.data.records import find_data_file
 from tape.data.splits import build_tokenizer, load_split
-from tape.distributed import World, is_main_process, run_together
-from tape.metrics import canonical_metric
-from tape.options import (
+from tape.finetuning.options import (
     add_device_flags,
     add_length_flags,
     add_tokenizer_flag,
@@ -44,7 +42,9 @@ from tape.options import (
     positive,
     start_logging,
 )
+from tape.metrics import canonical_metric
 from tape.registry import add_plugin_flag, load_plugins, resolve_trained_task
+from tape.runs.processes import World, is_main_process, run_together
 from tape.scoring.bootstrap import Scores, confidence_interval, mean_of
 from tape.scoring.files import (
     FORMS,

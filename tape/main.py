@@ -17,7 +17,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from pretrain import errors
+from proteinlm import errors
 
 Arguments = argparse.Namespace | Sequence[str] | None
 

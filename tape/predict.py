@@ -4,7 +4,7 @@
     tape-predict RUN_DIR proteins.fasta maps.npz                contacts: also maps_png/000001_<id>.png ...
 
 RUN_DIR is what tape-train wrote: its args.json or config.json names the task and the model type (--task and
---model_type where they do not). The files are described in tape.predictors.
+--model_type where they do not). The files are described in tape.inference.predictors.
 
 What must hold: results are in input order and do not depend on how proteins are batched (1e-5); memory is one window of
 proteins whatever the size of the input; every protein is in the output or counted in the last line.
@@ -20,13 +20,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pretrain import errors
-from pretrain.errors import InputError
+from proteinlm import errors
+from proteinlm.errors import InputError
+from proteinlm.model_dir.files import read_config
 from tape.data.lengths import residue_limit
-from tape.distributed import choose_device
 from tape.embed import Progress
-from tape.embedding.encoding import TOKENIZER, Stream, make_stream
-from tape.embedding.fasta import (
+from tape.evaluate import read_run
+from tape.finetuning.options import add_device_flags, choose_precision, positive
+from tape.inference.encoding import TOKENIZER, Stream, make_stream
+from tape.inference.fasta import (
     Protein,
     Rules,
     add_fasta_flags,
@@ -34,13 +36,11 @@ from tape.embedding.fasta import (
     scan_fasta,
     token_batches,
 )
-from tape.embedding.parts import plan_parts
-from tape.evaluate import read_run
-from tape.options import add_device_flags, choose_precision, positive
-from tape.predictors import KINDS, kind_of_logits, open_maps, open_table
-from tape.pretrained import read_config
+from tape.inference.parts import plan_parts
+from tape.inference.predictors import KINDS, kind_of_logits, open_maps, open_table
 from tape.registry import KINDS as TASK_KINDS
 from tape.registry import add_plugin_flag, load_plugins, resolve_task
+from tape.runs.processes import choose_device
 
 WINDOW = 1024  # proteins; sorted by length within
 MAP_WINDOW = 16  # whose maps are in memory together
@@ -67,7 +67,7 @@ def build_parser() -> errors.ArgumentParser:
 
 
 class Predictor:
-    """A finetuned model on a device; `kind` is a key of tape.predictors.KINDS."""
+    """A finetuned model on a device; `kind` is a key of tape.inference.predictors.KINDS."""
 
     def __init__(self, model: torch.nn.Module, kind: str | None, device: torch.device, precision: torch.dtype):
         self.model, self.device, self.precision = model.to(device).eval(), device, precision
@@ -98,7 +98,7 @@ class Predictor:
         return torch.cat(found)
 
     def predict(self, proteins: Sequence[Protein], args: argparse.Namespace) -> list:
-        """One result a protein (tape.predictors), for proteins that fit one batch."""
+        """One result a protein (tape.inference.predictors), for proteins that fit one batch."""
         if self.kind == "masked_language_modeling" and args.masked:
             logits = [self.masked_logits(protein, args.tokens_per_batch) for protein in proteins]
         else:

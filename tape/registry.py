@@ -26,15 +26,15 @@ from typing import ClassVar
 
 from torch import nn
 
-from pretrain.errors import InputError
+from proteinlm.errors import InputError
 from tape import metrics
-from tape.baselines import MODELS
+from tape.models.zoo import MODELS
 from tape.tasks import MORE_TASKS, TASKS, Task
 from tape.tasks.plugin import plugin_task, registered_metrics
 
 LEFT_OUT = ("unirep", "trrosetta", "bepler")  # songlab's model types that have no counterpart here
 BUILT_IN = TASKS | MORE_TASKS
-# Task -> which of a baseline's classes it needs (keys of tape.baselines.MODELS[model_type]).
+# Task -> which of a baseline's classes it needs (keys of tape.models.zoo.MODELS[model_type]).
 KINDS = {
     "embed": "embed",
     "masked_language_modeling": "masked_language_modeling",

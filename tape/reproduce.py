@@ -23,9 +23,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from pretrain import errors
-from pretrain.errors import InputError
-from pretrain.files import write_json
+from proteinlm import errors
+from proteinlm.errors import InputError
+from proteinlm.files import write_json
 from tape.reporting import RECORD
 from tape.reporting.published import PUBLISHED
 

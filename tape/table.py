@@ -16,9 +16,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pretrain import errors
-from pretrain.errors import InputError
-from pretrain.files import write_text
+from proteinlm import errors
+from proteinlm.errors import InputError
+from proteinlm.files import write_text
 from tape.metrics import mean_and_spread
 from tape.reporting.published import SPLITS, VALUES, metric_definition
 from tape.reporting.tables import html_table, markdown_table

@@ -1,9 +1,9 @@
-"""TAPE's tokenizer under songlab's module name; the vocabulary itself lives in pretrain.tokenizer.
+"""TAPE's tokenizer under songlab's module name; the vocabulary itself lives in proteinlm.tokenizer.
 
 UniRep's vocabulary is left out with its model: TAPETokenizer("unirep") is an InputError.
 """
 
-from pretrain.tokenizer import TAPE_TOKENS, TAPETokenizer
+from proteinlm.tokenizer import TAPE_TOKENS, TAPETokenizer
 
 _NAMES = "Ala Asx Cys Asp Glu Phe Gly His Ile Lys Leu Met Asn Pro Gln Arg Ser Thr Sec Val Trp Xaa Tyr Glx"
 # Three-letter code -> letter, with Asx (B), Xaa (X) and Glx (Z); pyrrolysine (O) has none there.

@@ -6,7 +6,7 @@
     tape-train ... --resume                         goes on where the run (or the runs of --seeds) stopped
     torchrun --nproc-per-node 4 -m tape.train ...   the same on four devices, as does tape-train-distributed
 
-What a run leaves in RUN_DIR is in tape.finetuning.run_dir. args.json has the flags, the recipe and where each value
+What a run leaves in RUN_DIR is in tape.runs.run_dir. args.json has the flags, the recipe and where each value
 came from, where the weights came from, how the validation proteins were chosen, the best step and, at the end, what it
 took. What must hold: with --holdout the valid split is never opened; RUN_DIR is whole at every instant; only rank 0
 writes.
@@ -21,19 +21,25 @@ from pathlib import Path
 
 import torch
 
-from pretrain import errors
-from pretrain.errors import InputError
-from pretrain.files import write_json
+from proteinlm import errors
+from proteinlm.errors import InputError
+from proteinlm.files import write_json
+from proteinlm.model_dir.files import read_config
+from proteinlm.model_dir.find import find_model
 from tape import recipes
-from tape.config import CONFIG_DEFAULTS, ProteinBertConfig
 from tape.data.batching import training_steps
 from tape.data.holdout import hold_out
 from tape.data.lengths import residue_limit
 from tape.data.splits import SplitData, build_tokenizer, load_split
-from tape.distributed import World, is_main_process, run_together
 from tape.evaluate import finite, read_run, weights_identity
 from tape.finetuning.lora import add_lora
-from tape.finetuning.run_dir import (
+from tape.finetuning.options import TrainOptions, choose_precision, parse_options, start_logging
+from tape.finetuning.trainer import Trainer
+from tape.metrics import mean_and_spread
+from tape.models.config import CONFIG_DEFAULTS, ProteinBertConfig
+from tape.registry import load_plugins, model_types, resolve_trained_task, task_names
+from tape.runs.processes import World, is_main_process, run_together
+from tape.runs.run_dir import (
     RunProgress,
     check_same_weights,
     prepare_output,
@@ -41,12 +47,6 @@ from tape.finetuning.run_dir import (
     run_directory,
     save_weights,
 )
-from tape.finetuning.trainer import Trainer
-from tape.metrics import mean_and_spread
-from tape.model_names import find_model
-from tape.options import TrainOptions, choose_precision, parse_options, start_logging
-from tape.pretrained import read_config
-from tape.registry import load_plugins, model_types, resolve_trained_task, task_names
 from tape.tasks import Task
 
 Splits = tuple[SplitData, SplitData | None, dict]

@@ -13,9 +13,9 @@ import logging
 import sys
 from collections.abc import Sequence
 
-from pretrain import errors
-from pretrain.errors import ArgumentParser, InputError
-from tape.options import count, parse_options, positive
+from proteinlm import errors
+from proteinlm.errors import ArgumentParser, InputError
+from tape.finetuning.options import count, parse_options, positive
 from tape.registry import load_plugins, model_types, resolve_task, task_names
 
 PORT = 29500  # TAPE's and PyTorch's

@@ -22,12 +22,12 @@ from pathlib import Path
 
 import yaml
 
-from pretrain import errors
-from pretrain.errors import InputError
-from pretrain.files import write_json, write_text
+from proteinlm import errors
+from proteinlm.errors import InputError
+from proteinlm.files import write_json, write_text
 from tape.evaluate import finite, read_run
+from tape.finetuning.options import TrainOptions, build_parser, parse_options, positive, recipe_checks
 from tape.metrics import mean_and_spread
-from tape.options import TrainOptions, build_parser, parse_options, positive, recipe_checks
 from tape.recipes import BUILT_IN
 from tape.registry import load_plugins, model_types, resolve_trained_task, task_names
 from tape.reproduce import call

@@ -13,7 +13,7 @@ import torch
 from megatron_writer import random_weights, write_megatron
 
 from converter import convert
-from pretrain.errors import run
+from proteinlm.errors import run
 
 FILE = "model_optim_rng.pt"
 LANGUAGE = ("model", "language_model")

@@ -28,9 +28,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pretrain import checkpoint
+from pretrain.checkpoint import files as checkpoint
 from pretrain.data.indexed import IndexedWriter
-from pretrain.tokenizer import build_tokenizer
+from proteinlm.tokenizer import build_tokenizer
 
 ROOT = Path(__file__).parent.parent
 ITERATIONS, SAVE_INTERVAL = 30, 3

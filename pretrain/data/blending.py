@@ -12,9 +12,9 @@ from itertools import accumulate
 
 from pretrain.data.dataset import Dataset, PackedDataset, Request
 from pretrain.data.indexed import IndexedDataset, split_ranges
-from pretrain.data.masking import BLEND_STREAM, COMPONENT_STREAM, sample_rng
-from pretrain.errors import InputError
-from pretrain.tokenizer import Tokenizer
+from proteinlm.errors import InputError
+from proteinlm.masking import BLEND_STREAM, COMPONENT_STREAM, sample_rng
+from proteinlm.tokenizer import Tokenizer
 
 
 class ConcatenatedDataset(Dataset):

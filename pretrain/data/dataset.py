@@ -19,7 +19,9 @@ from functools import cached_property
 import numpy as np
 
 from pretrain.data.indexed import IndexedDataset
-from pretrain.data.masking import (
+from pretrain.data.packing import pack, utilisation
+from proteinlm.errors import InputError
+from proteinlm.masking import (
     CROP_STREAM,
     EPOCH_STREAM,
     MASK_STREAM,
@@ -27,9 +29,7 @@ from pretrain.data.masking import (
     permutation,
     sample_rng,
 )
-from pretrain.data.packing import pack, utilisation
-from pretrain.errors import InputError
-from pretrain.tokenizer import Tokenizer
+from proteinlm.tokenizer import Tokenizer
 
 CLS_PROBES = 1024  # proteins looked at to learn whether a shard's proteins begin with [CLS]
 

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
-from pretrain.errors import InputError
-from pretrain.files import atomic_path
+from proteinlm.errors import InputError
+from proteinlm.files import atomic_path
 
 MAGIC = b"MMIDIDX\x00\x00"
 OLD_MAGIC = b"TNTIDX\x00\x00"  # Megatron's "lazy" and "cached" formats

@@ -23,8 +23,8 @@ from torch.utils.data import DataLoader, get_worker_info
 
 from pretrain.data.blending import BlendedDataset, ConcatenatedDataset, build_datasets
 from pretrain.data.dataset import Dataset, PackedDataset, Request, Row, RowReader
-from pretrain.data.masking import num_to_mask
-from pretrain.errors import InputError
+from proteinlm.errors import InputError
+from proteinlm.masking import num_to_mask
 
 __all__ = [
     "Batch",

@@ -20,8 +20,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pretrain.data.masking import PACK_STREAM, permutation
-from pretrain.errors import InputError
+from proteinlm.errors import InputError
+from proteinlm.masking import PACK_STREAM, permutation
 
 WINDOW = 65536  # proteins
 SHORT_SHARE = 4  # a protein of at most row_length / SHORT_SHARE tokens waits until the long ones are placed

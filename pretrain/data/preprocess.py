@@ -24,10 +24,10 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from pretrain.data.indexed import IndexedWriter
-from pretrain.data.sequences import Chunk, find_unknown, input_kind, parse_chunk, read_chunks
-from pretrain.errors import ArgumentParser, InputError, run
-from pretrain.files import atomic_path, write_json
-from pretrain.tokenizer import TOKENIZER_TYPES, Tokenizer, build_tokenizer, train_sentencepiece
+from proteinlm.errors import ArgumentParser, InputError, run
+from proteinlm.files import atomic_path, write_json
+from proteinlm.sequences import Chunk, find_unknown, input_kind, parse_chunk, read_chunks
+from proteinlm.tokenizer import TOKENIZER_TYPES, Tokenizer, build_tokenizer, train_sentencepiece
 
 # Upper ends of the length histogram's bars, residues; the last bar is open.
 LENGTH_EDGES = (64, 128, 256, 512, 1024, 2048, 4096, 8192)

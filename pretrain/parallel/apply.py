@@ -9,11 +9,11 @@ import hashlib
 import torch
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from pretrain.data.masking import num_to_mask
-from pretrain.loss import masked_lm_loss
-from pretrain.model import ModelConfig, ProteinBert, initial_weight
 from pretrain.parallel import data, pipeline, tensor
 from pretrain.parallel.mesh import World
+from proteinlm.loss import masked_lm_loss
+from proteinlm.masking import num_to_mask
+from proteinlm.model import ModelConfig, ProteinBert, initial_weight
 
 
 def build_parts(config, model_config: ModelConfig, world: World) -> pipeline.Parts:

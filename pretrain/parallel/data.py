@@ -22,9 +22,9 @@ from torch.distributed.tensor import DTensor, Replicate, Shard
 
 from pretrain.data.dataset import Dataset, Row
 from pretrain.data.loader import Batch, collate
-from pretrain.optim import global_norm
 from pretrain.parallel.mesh import World
 from pretrain.parallel.tensor import is_partial
+from proteinlm.optim import global_norm
 
 BUCKET = 1 << 25  # elements summed in one message; a copy of so many lives meanwhile
 

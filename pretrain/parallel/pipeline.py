@@ -19,8 +19,8 @@ from torch.distributed.pipelining import PipelineStage
 from torch.distributed.pipelining.schedules import Schedule1F1B, ScheduleInterleaved1F1B, ScheduleInterleavedZeroBubble
 
 from pretrain.data.loader import Batch
-from pretrain.model import ProteinBert
 from pretrain.parallel.mesh import World
+from proteinlm.model import ProteinBert
 
 
 def stages_of_rank(pp: int, pp_rank: int, num_layers: int, layers_per_stage: int | None) -> list[int]:

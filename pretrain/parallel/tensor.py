@@ -20,8 +20,8 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard, distribute_module, distribute_tensor
 from torch.distributed.tensor.parallel import ColwiseParallel, ParallelStyle, RowwiseParallel, parallelize_module
 
-from pretrain.loss import IGNORE
-from pretrain.model import ProteinBert
+from proteinlm.loss import IGNORE
+from proteinlm.model import ProteinBert
 
 WHOLE, TOKENS, COLUMNS = Replicate(), Shard(0), Shard(-1)
 
@@ -125,7 +125,7 @@ class _SumOverShards(torch.autograd.Function):
 
 
 def vocabulary_parallel_loss(group: dist.ProcessGroup, vocab_start: int) -> Callable[[Tensor, Tensor], Tensor]:
-    """`pretrain.loss.masked_lm_loss` for logits [M, V / tp] whose columns begin at `vocab_start`."""
+    """`proteinlm.loss.masked_lm_loss` for logits [M, V / tp] whose columns begin at `vocab_start`."""
 
     def loss(logits: Tensor, labels: Tensor) -> Tensor:
         logits = logits if logits.dtype == torch.float64 else logits.float()

@@ -20,12 +20,12 @@ from typing import ClassVar
 import numpy as np
 import torch
 
-from pretrain.errors import InputError
+from proteinlm.errors import InputError
 from tape.data.examples import Example, TapeBatch, pad_sequences
 from tape.data.lengths import TOO_LONG
 from tape.data.records import find_data_file, open_records
 from tape.metrics import IGNORE
-from tape.tokenizer import TAPETokenizer
+from tape.tokenizers import TAPETokenizer
 
 
 class TapeDataset(torch.utils.data.Dataset):

@@ -4,7 +4,7 @@
     data[0]["primary"], data[0]["id"]
 
 Names, constructors, items and errors (FileNotFoundError, TypeError, IndexError, ValueError) are songlab's. What must
-hold: pickled values are read through pretrain.safe_load alone (tape.data.records).
+hold: pickled values are read through proteinlm.untrusted.safe_load alone (tape.data.records).
 """
 
 import errno
@@ -16,11 +16,11 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from pretrain.data.sequences import read_fasta
-from pretrain.errors import InputError
+from proteinlm.errors import InputError
+from proteinlm.sequences import read_fasta
 from tape.data.examples import pad_sequences
 from tape.data.records import JSONRecords, LMDBRecords
-from tape.tokenizer import TAPETokenizer
+from tape.tokenizers import TAPETokenizer
 
 FASTA = (".fasta", ".fa", ".faa", ".fna", ".ffn", ".frn", ".gz")
 

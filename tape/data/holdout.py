@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pretrain.errors import InputError
+from proteinlm.errors import InputError
 
 KMER = 5
 MIN_SHARED = 0.2

@@ -1,6 +1,6 @@
 """How long a protein a model can see, and what may happen to a longer one. Shared by data sets and FASTA files."""
 
-from pretrain.errors import InputError
+from proteinlm.errors import InputError
 
 TOO_LONG = ("error", "crop", "skip")
 

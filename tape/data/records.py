@@ -3,8 +3,8 @@
     records = open_records(find_data_file("data", "fluorescence", "fluorescence", "train"))
     records[0]["primary"]
 
-What must hold: pickled values are read through pretrain.safe_load alone; an error names the file and the record;
-reading works in DataLoader workers, forked or spawned.
+What must hold: pickled values are read through proteinlm.untrusted.safe_load alone; an error names the file and the
+record; reading works in DataLoader workers, forked or spawned.
 """
 
 import json
@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar
 
-from pretrain.errors import InputError
-from pretrain.safe_load import safe_pickle_loads
+from proteinlm.errors import InputError
+from proteinlm.untrusted.safe_load import safe_pickle_loads
 
 SUFFIXES = (".lmdb", ".json")
 

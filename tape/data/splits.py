@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pretrain.errors import InputError
+from proteinlm.errors import InputError
 from tape.datasets import RemoteHomologyDataset, TapeDataset
 from tape.tasks import Task
-from tape.tokenizer import TAPETokenizer
+from tape.tokenizers import TAPETokenizer
 
 CACHE_BYTES = 1 << 30  # examples kept ready; beyond that they are made anew each time
 Request = tuple[int, np.ndarray]  # epoch, indices of the proteins of one batch

@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from torch import nn
 
-from pretrain.errors import InputError
+from proteinlm.errors import InputError
 
 
 def encoder_name(model: nn.Module) -> str:
@@ -42,7 +42,7 @@ def num_layers(model: nn.Module) -> int:
 
 
 def learning_rate_scales(model: nn.Module, layer_decay: float, encoder_scale: float) -> Callable[[str], float]:
-    """A parameter's name -> factor on the learning rate, for pretrain.optim.build_optimizer."""
+    """A parameter's name -> factor on the learning rate, for proteinlm.optim.build_optimizer."""
     if layer_decay == 1.0 and encoder_scale == 1.0:
         return lambda name: 1.0
     prefix, total = encoder_name(model) + ".", num_layers(model)

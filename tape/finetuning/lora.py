@@ -15,7 +15,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from pretrain.errors import InputError
+from proteinlm.errors import InputError
 from tape.finetuning.layers import encoder_name
 
 MARK = "lora_"  # in the names of peft's parameters

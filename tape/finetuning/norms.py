@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from tape.data.batching import Share
-from tape.distributed import World
-from tape.heads import ContactHead, MaskedBatchNorm
+from tape.models.heads import ContactHead, MaskedBatchNorm
+from tape.runs.processes import World
 
 Buffers = dict[nn.Module, tuple[Tensor, Tensor]]
 

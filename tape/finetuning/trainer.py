@@ -2,7 +2,7 @@
 
 A step: the batch's parts forward and backward, the sum of their losses divided once by how many losses were summed over
 the whole batch, clipping, AdamW. Warm-up, then linear decay to 0. The weights of the best evaluation are kept as a TAPE
-directory; `last/` holds the newest, and what a resumed run needs (tape.finetuning.run_dir).
+directory; `last/` holds the newest, and what a resumed run needs (tape.runs.run_dir).
 
 With several processes (torchrun) the parts of a step are dealt out, losses and counts and gradients added up, and the
 sum divided once: the same step whatever their number, up to the order of fp32 sums and but for dropout, whose masks
@@ -22,17 +22,17 @@ from pathlib import Path
 
 import torch
 
-from pretrain.errors import InputError
-from pretrain.metrics import MetricsLog, NoLog
-from pretrain.optim import LossScaler, build_optimizer, clip_grad_norm, learning_rate, set_learning_rate
+from proteinlm.errors import InputError
+from proteinlm.metrics_log import MetricsLog, NoLog
+from proteinlm.optim import LossScaler, build_optimizer, clip_grad_norm, learning_rate, set_learning_rate
 from tape.data.batching import Share, num_steps, share_step, training_steps
 from tape.data.splits import SplitData, batches, to_device
-from tape.distributed import World
 from tape.finetuning.layers import freeze, learning_rate_scales
 from tape.finetuning.norms import NormKeeper
-from tape.finetuning.run_dir import STATE as STATE
-from tape.finetuning.run_dir import RunProgress, load_state, save_state, save_weights
-from tape.options import TrainOptions, choose_device, choose_precision
+from tape.finetuning.options import TrainOptions, choose_device, choose_precision
+from tape.runs.processes import World
+from tape.runs.run_dir import STATE as STATE
+from tape.runs.run_dir import RunProgress, load_state, save_state, save_weights
 from tape.scoring.inference import predict
 from tape.tasks import Task
 

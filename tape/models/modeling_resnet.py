@@ -1,23 +1,235 @@
-"""songlab's tape.models.modeling_resnet: the names of the ResNet's classes (tape.baselines.resnet)."""
+"""songlab's ResNet baseline: residual blocks of convolutions of width 3, and the masked language model it is made by.
 
-from tape.baselines.resnet import (
-    ProteinResNetAbstractModel,
-    ProteinResNetConfig,
-    ProteinResNetForContactPrediction,
-    ProteinResNetForMaskedLM,
-    ProteinResNetForSequenceClassification,
-    ProteinResNetForSequenceToSequenceClassification,
-    ProteinResNetForValuePrediction,
-    ProteinResNetModel,
+    model = ProteinResNetModel.from_pretrained("runs/resnet")
+    sequence_output, pooled_output = model(input_ids, input_mask)[:2]       # [B, N, h], [B, h]
+
+Names, shapes and defaults of the weights are songlab's. Any length.
+
+What must hold: padding never changes a protein's numbers. Padded positions are 0 before every convolution and in every
+output, and the sinusoidal positions, which in songlab's code count down to 0 at the end of the batch, count down to 0
+at each protein's own last token; for a protein alone both are the same.
+
+The pooler (config.pooling "first") is songlab's as it runs: its attention weights are a softmax over an axis of size 1,
+so all are 1, and pooled_output is tanh(dense(the sum of the protein's states)). Repaired weights would give the models
+that songlab's code has trained other numbers, so `attention_weights` is kept for the files and does nothing.
+A sum grows with the length and saturates the tanh; "mean" gives the mean of the residues' states, without dense.
+With output_hidden_states the states are [B, N, h], as every other model's (songlab's are [B, h, N]).
+
+Legend: B proteins, N tokens of the longest, h hidden size, V vocabulary.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from proteinlm.errors import InputError
+from proteinlm.model import ACTIVATIONS
+from tape.models.kinds import (
+    BaselineConfig,
+    BaselineModel,
+    ContactPrediction,
+    SequenceClassification,
+    SequenceToSequenceClassification,
+    ValuePrediction,
+    no_padding,
 )
+from tape.models.modeling_bert import real_tokens
+from tape.models.modeling_utils import MLMHead
+from tape.models.parts import check_config, language_model_outputs, mean_of_residues
 
-__all__ = [
-    "ProteinResNetAbstractModel",
-    "ProteinResNetConfig",
-    "ProteinResNetForContactPrediction",
-    "ProteinResNetForMaskedLM",
-    "ProteinResNetForSequenceClassification",
-    "ProteinResNetForSequenceToSequenceClassification",
-    "ProteinResNetForValuePrediction",
-    "ProteinResNetModel",
-]
+
+class ProteinResNetConfig(BaselineConfig):
+    """hidden_size is the number of channels throughout."""
+
+    model_type = "resnet"
+
+    def __init__(
+        self,
+        vocab_size: int = 30,
+        hidden_size: int = 512,
+        num_hidden_layers: int = 30,
+        hidden_act: str = "gelu",
+        hidden_dropout_prob: float = 0.1,
+        initializer_range: float = 0.02,
+        layer_norm_eps: float = 1e-12,
+        pooling: str = "first",  # songlab's pooler; or "mean"
+        **values,
+    ):
+        super().__init__(**values)
+        self.vocab_size, self.hidden_size, self.num_hidden_layers = vocab_size, hidden_size, num_hidden_layers
+        self.hidden_act, self.hidden_dropout_prob = hidden_act, hidden_dropout_prob
+        self.initializer_range, self.layer_norm_eps, self.pooling = initializer_range, layer_norm_eps, pooling
+
+
+class ProteinResNetAbstractModel(BaselineModel):
+    config_class = ProteinResNetConfig
+    base_model_prefix = "resnet"
+
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, nn.Conv1d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+
+class ProteinResNetLayerNorm(nn.Module):
+    """Norm over the channels of [B, h, N]; its epsilon is 1e-12 whatever the configuration says, as in songlab's."""
+
+    def __init__(self, hidden_size: int):
+        super().__init__()
+        self.norm = nn.LayerNorm(hidden_size, eps=1e-12)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(x.transpose(1, 2)).transpose(1, 2)
+
+
+class ProteinResNetBlock(nn.Module):
+    """conv, norm, activation, conv, norm, + input, activation. x [B, h, N], 0 at padding; mask [B, 1, N] of 0 and 1."""
+
+    def __init__(self, config: ProteinResNetConfig):
+        super().__init__()
+        size = config.hidden_size
+        self.conv1 = nn.Conv1d(size, size, 3, padding=1, bias=False)
+        self.bn1 = ProteinResNetLayerNorm(size)
+        self.conv2 = nn.Conv1d(size, size, 3, padding=1, bias=False)
+        self.bn2 = ProteinResNetLayerNorm(size)
+        self.activation = ACTIVATIONS[config.hidden_act]
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        out = self.activation(self.bn1(self.conv1(x))) * mask.to(x.dtype)
+        out = self.bn2(self.conv2(out))
+        return self.activation(out + x) * mask.to(x.dtype)
+
+
+class ProteinResNetEmbeddings(nn.Module):
+    """Words plus sinusoidal positions, norm, dropout: [B, N] -> [B, N, h]."""
+
+    def __init__(self, config: ProteinResNetConfig):
+        super().__init__()
+        size = config.hidden_size
+        self.word_embeddings = nn.Embedding(config.vocab_size, size, padding_idx=0)
+        self.register_buffer("inverse_frequency", 10000.0 ** -(torch.arange(0.0, size, 2.0) / size))  # in the files
+        self.layer_norm = nn.LayerNorm(size, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, input_ids: Tensor, mask: Tensor) -> Tensor:
+        after = (mask.sum(1, keepdim=True) - mask.cumsum(1)).unsqueeze(2)  # real tokens that follow
+        angles = after * self.inverse_frequency.float()
+        positions = torch.cat((angles.sin(), angles.cos()), 2)
+        words = self.word_embeddings(input_ids)
+        return self.dropout(self.layer_norm(words + positions.to(words.dtype)))
+
+
+class ResNetEncoder(nn.Module):
+    """embedded [B, N, h], mask [B, N] -> (last states [B, N, h], the embedding and the states of each block).
+
+    The second is empty without config.output_hidden_states.
+    """
+
+    def __init__(self, config: ProteinResNetConfig):
+        super().__init__()
+        self.config = config
+        self.layer = nn.ModuleList(ProteinResNetBlock(config) for _ in range(config.num_hidden_layers))
+
+    def forward(self, embedded: Tensor, mask: Tensor) -> tuple[Tensor, list[Tensor]]:
+        x, wide, kept = no_padding(embedded, mask).transpose(1, 2), mask.unsqueeze(1), []
+        for block in self.layer:
+            kept += [x.transpose(1, 2)] if self.config.output_hidden_states else []
+            x = block(x, wide)
+        last = x.transpose(1, 2).contiguous()
+        return last, [*kept, last] if self.config.output_hidden_states else []
+
+
+class ProteinResNetPooler(nn.Module):
+    """States [B, N, h], 0 at padding -> [B, h]. See the module's docstring about attention_weights."""
+
+    def __init__(self, config: ProteinResNetConfig):
+        super().__init__()
+        self.attention_weights = nn.Linear(config.hidden_size, 1)
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(self, states: Tensor) -> Tensor:
+        return torch.tanh(self.dense(states.sum(1)))
+
+
+class ProteinResNetModel(ProteinResNetAbstractModel):
+    """The trunk: (input_ids [B, N], input_mask [B, N]) -> (sequence_output [B, N, h], pooled_output [B, h]).
+
+    With config.output_hidden_states a third element: the embedding and each block's states, [B, N, h].
+    """
+
+    def __init__(self, config: ProteinResNetConfig):
+        super().__init__(config)
+        check_config(config, ("vocab_size", "hidden_size", "num_hidden_layers"))
+        if config.hidden_size % 2:
+            raise InputError(f"ProteinResNetConfig: hidden_size {config.hidden_size} must be even (sines and cosines)")
+        if config.hidden_act not in ACTIVATIONS:
+            known = ", ".join(ACTIVATIONS)
+            raise InputError(f"ProteinResNetConfig: hidden_act {config.hidden_act!r} is not one of {known}")
+        self.embeddings = ProteinResNetEmbeddings(config)
+        self.encoder = ResNetEncoder(config)
+        self.pooler = ProteinResNetPooler(config)
+        self.init_weights()
+
+    def forward(self, input_ids: Tensor, input_mask: Tensor | None = None) -> tuple:
+        mask = real_tokens(input_ids, input_mask)
+        sequence, kept = self.encoder(self.embeddings(input_ids, mask), mask)
+        pooled = self.pooler(sequence) if self.config.pooling == "first" else mean_of_residues(sequence, mask)
+        return (sequence, pooled, *([tuple(kept)] if kept else []))
+
+
+ProteinResNetAbstractModel.trunk = ProteinResNetModel
+
+EMBEDDING, DECODER = "resnet.embeddings.word_embeddings.weight", "mlm.decoder.weight"
+
+
+class ProteinResNetForMaskedLM(ProteinResNetAbstractModel):
+    """Masked language model, decoder tied to the embedding. logits [B, N, V]; targets [B, N], -1 ignored."""
+
+    def __init__(self, config: ProteinResNetConfig):
+        super().__init__(config)
+        trunk = self._add_trunk()
+        self.mlm = MLMHead(config.hidden_size, config.vocab_size, ACTIVATIONS[config.hidden_act], config.layer_norm_eps)
+        self.mlm.apply(self._init_weights)
+        self.mlm.decoder.weight = trunk.embeddings.word_embeddings.weight
+
+    def forward(self, input_ids: Tensor, input_mask: Tensor | None = None, targets: Tensor | None = None) -> tuple:
+        sequence, _, *rest = self.resnet(input_ids, input_mask)
+        return language_model_outputs(self.mlm(sequence), targets, rest)
+
+    def _match(self, tensors: Mapping, path: Path, require_head: bool) -> tuple[dict[str, Tensor], list[str]]:
+        """Decoder and embedding are one matrix: a file has both alike, or the embedding alone."""
+        tensors = dict(tensors)
+        if EMBEDDING in tensors and "mlm.bias" in tensors:
+            decoder = tensors.setdefault(DECODER, tensors[EMBEDDING])
+            if not torch.equal(decoder, tensors[EMBEDDING]):
+                raise InputError(f"{path}: {DECODER} differs from {EMBEDDING}; they should be one matrix")
+        state, notes = super()._match(tensors, path, require_head)
+        return state | {DECODER: state[EMBEDDING]}, notes  # a trunk's file has no decoder, and a random one came in
+
+
+class ProteinResNetForValuePrediction(ValuePrediction, ProteinResNetAbstractModel):
+    pass
+
+
+class ProteinResNetForSequenceClassification(SequenceClassification, ProteinResNetAbstractModel):
+    pass
+
+
+class ProteinResNetForSequenceToSequenceClassification(SequenceToSequenceClassification, ProteinResNetAbstractModel):
+    pass
+
+
+class ProteinResNetForContactPrediction(ContactPrediction, ProteinResNetAbstractModel):
+    pass
+
+
+MODELS = {
+    "embed": ProteinResNetModel,
+    "masked_language_modeling": ProteinResNetForMaskedLM,
+    "value": ProteinResNetForValuePrediction,
+    "classification": ProteinResNetForSequenceClassification,
+    "token_classification": ProteinResNetForSequenceToSequenceClassification,
+    "contacts": ProteinResNetForContactPrediction,
+}

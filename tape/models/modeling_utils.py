@@ -5,8 +5,8 @@
     logits, = head(hidden_states, None)
     logits = head(hidden_states)                    # as in songlab's example of adding a model
 
-For the models of users (plugins); ours use tape.heads. Shapes, widths (512) and parameter names are songlab's. What
-must hold: where a head convolves or normalises, `input_mask` [B, N] keeps padding out of its numbers; without it
+For the models of users (plugins); ours use tape.models.heads. Shapes, widths (512) and parameter names are songlab's.
+What must hold: where a head convolves or normalises, `input_mask` [B, N] keeps padding out of its numbers; without it
 (songlab has none) every position counts.
 
 Legend: B proteins, N tokens, h hidden size, C classes.
@@ -16,8 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tape import heads, metrics
-from tape.protein_model import ProteinConfig, ProteinModel
+from tape import metrics
+from tape.models import heads
+from tape.models.base import ProteinConfig, ProteinModel
 
 __all__ = [
     "MLMHead",

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 
-from pretrain.errors import InputError
+from proteinlm.errors import InputError
 
 # Key = flag -> value where neither a flag nor a recipe gives one.
 BUILT_IN: dict[str, object] = {

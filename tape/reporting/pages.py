@@ -13,8 +13,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 
-from pretrain.errors import InputError
-from pretrain.files import write_text
+from proteinlm.errors import InputError
+from proteinlm.files import write_text
 from tape.reporting.published import SYSTEMS
 from tape.reporting.tables import html_table, markdown_table
 

@@ -17,8 +17,8 @@ from pathlib import Path
 
 import numpy as np
 
-from pretrain.errors import InputError
-from pretrain.files import atomic_path
+from proteinlm.errors import InputError
+from proteinlm.files import atomic_path
 
 RESAMPLES = {"ratio": 10_000, "perplexity": 10_000, "spearman": 2_000}
 SEED = 20210816

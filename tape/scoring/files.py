@@ -22,8 +22,8 @@ from types import ModuleType
 
 import numpy as np
 
-from pretrain.errors import InputError
-from pretrain.files import atomic_path
+from proteinlm.errors import InputError
+from proteinlm.files import atomic_path
 from tape import metrics
 from tape.scoring.bootstrap import PARQUET_COLUMNS, Scores, mean_of
 from tape.tasks import Prediction, Task

@@ -10,7 +10,7 @@ import torch
 
 from tape.data.batching import eval_batches
 from tape.data.splits import SplitData, batches, to_device
-from tape.distributed import World
+from tape.runs.processes import World
 from tape.tasks import Prediction, Task
 
 

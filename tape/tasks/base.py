@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from tape import metrics
-from tape.model import ProteinBertConfig, squared_error_sum
+from tape.models.modeling_bert import ProteinBertConfig, squared_error_sum
 
 Batch = Mapping[str, object]
 

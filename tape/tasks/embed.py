@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 import torch
 
-from pretrain.errors import InputError
+from proteinlm.errors import InputError
 from tape.datasets import EmbedDataset
-from tape.model import ProteinBertModel
+from tape.models.modeling_bert import ProteinBertModel
 from tape.tasks.base import Batch, Prediction, Task
 
 

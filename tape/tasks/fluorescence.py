@@ -1,7 +1,7 @@
 """Fluorescence: log fluorescence of GFP mutants (Sarkisyan et al. 2016); Spearman's rho."""
 
 from tape.datasets import FluorescenceDataset
-from tape.model import ProteinBertForValuePrediction
+from tape.models.modeling_bert import ProteinBertForValuePrediction
 from tape.tasks.base import VALUE_METRICS, ValueTask
 
 TASK = ValueTask(

@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pretrain.errors import InputError
+from proteinlm.errors import InputError
 from tape import metrics
 from tape.data.base import TapeDataset
 from tape.data.examples import TapeBatch
@@ -98,7 +98,7 @@ class PluginData(torch.utils.data.Dataset):
 
 
 def _iupac():
-    from tape.tokenizer import TAPETokenizer
+    from tape.tokenizers import TAPETokenizer
 
     return TAPETokenizer()
 

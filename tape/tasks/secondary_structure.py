@@ -11,7 +11,7 @@ import torch
 
 from tape import metrics
 from tape.datasets import SecondaryStructure8Dataset, SecondaryStructureDataset
-from tape.model import ProteinBertForSequenceToSequenceClassification, cross_entropy_sum
+from tape.models.modeling_bert import ProteinBertForSequenceToSequenceClassification, cross_entropy_sum
 from tape.tasks.base import Batch, Prediction, Task, to_numpy
 
 

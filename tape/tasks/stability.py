@@ -1,7 +1,7 @@
 """Stability: protease resistance of designed miniproteins (Rocklin et al. 2017); Spearman's rho."""
 
 from tape.datasets import StabilityDataset
-from tape.model import ProteinBertForValuePrediction
+from tape.models.modeling_bert import ProteinBertForValuePrediction
 from tape.tasks.base import VALUE_METRICS, ValueTask
 
 TASK = ValueTask(

@@ -88,7 +88,7 @@ def results(tmp_path_factory, model, tiny_tape_data, run_command) -> Path:
 
 
 def weights(save: Path, iteration: int) -> dict[str, torch.Tensor]:
-    from pretrain.checkpoint import read_model_tensors
+    from pretrain.checkpoint.files import read_model_tensors
 
     return read_model_tensors(save, iteration)
 

@@ -7,7 +7,7 @@ import pytest
 from parity_ranks import Ranks
 
 from pretrain.data.indexed import IndexedWriter
-from pretrain.tokenizer import build_tokenizer
+from proteinlm.tokenizer import build_tokenizer
 
 
 @pytest.fixture(scope="session")

@@ -10,11 +10,11 @@ from torch import Tensor
 from torch.distributed.fsdp._fully_shard import _fsdp_param_group
 from torch.distributed.tensor import DTensor
 
-from pretrain.config import parse_config
+from pretrain.checkpoint.state import optimizer_state
+from pretrain.config.read import parse_config
 from pretrain.data.loader import PackedLoader
 from pretrain.parallel import data
-from pretrain.progress import BatchCounts
-from pretrain.state import optimizer_state
+from pretrain.throughput import BatchCounts
 from pretrain.trainer import Trainer
 
 TINY = [

@@ -11,7 +11,7 @@ from pathlib import Path
 import parity_jobs as jobs
 import pytest
 
-from pretrain import checkpoint
+from pretrain.checkpoint import files as checkpoint
 
 pytestmark = pytest.mark.slow
 

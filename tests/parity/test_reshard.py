@@ -7,7 +7,7 @@ import parity_jobs as jobs
 import pytest
 import torch
 
-from pretrain import checkpoint
+from pretrain.checkpoint import files as checkpoint
 
 pytestmark = pytest.mark.slow
 

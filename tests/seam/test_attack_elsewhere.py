@@ -12,7 +12,7 @@ from damage import Attack
 from megatron_writer import random_weights, write_megatron
 
 from converter import convert
-from pretrain.errors import run
+from proteinlm.errors import run
 
 
 def attack(marker: Path, how: str) -> object:

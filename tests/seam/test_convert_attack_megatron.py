@@ -28,7 +28,7 @@ from damage import (
 from megatron_writer import padded, random_weights, write_megatron
 
 from converter import convert, sources
-from pretrain.errors import run
+from proteinlm.errors import run
 
 # ---- Megatron: files
 

@@ -30,7 +30,7 @@ from damage import (
 from megatron_writer import random_weights
 
 from converter import convert
-from pretrain.errors import run
+from proteinlm.errors import run
 
 # ---- attacks
 
@@ -112,7 +112,7 @@ def attack_cases():
 
     def in_byte_entry(name: str) -> Callable:
         def damage(path: Path, marker: Path) -> None:
-            from pretrain.checkpoint import load_meta, read_model_tensors, save_checkpoint
+            from pretrain.checkpoint.files import load_meta, read_model_tensors, save_checkpoint
 
             tensors, (iteration, meta) = read_model_tensors(path), load_meta(path)
             save_checkpoint(path, iteration, {"model": tensors | {"extra": calls(marker)[name]}}, meta)

@@ -10,7 +10,7 @@ import torch
 from megatron_writer import random_weights, write_megatron
 
 from converter import convert, sources
-from pretrain.errors import run
+from proteinlm.errors import run
 
 POSITIONS = 128
 DATA = ("--seq-length", 128, "--split", "80,20,0", "--seed", 7, "--global-batch-size", 4)
@@ -30,7 +30,7 @@ def megatron_dir(tmp_path_factory) -> Path:
 @pytest.mark.parametrize(("rate", "moves"), [(0.0, False), (1e-3, True)])
 def test_finetuning_starts_from_the_converted_weights(tmp_path, megatron_dir, tiny_tape_data, rate, moves):
     """A run whose learning rate is 0 ends where it began: at the source's weights. With another rate it does not."""
-    from tape.pretrained import load_tape_dir
+    from proteinlm.model_dir.files import load_tape_dir
     from tape.train import main
 
     command(convert.main, "--load", megatron_dir, "--save", tmp_path / "tape", "--target", "tape")

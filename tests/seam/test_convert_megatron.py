@@ -13,10 +13,11 @@ import pytest
 import torch
 from megatron_writer import VOCABULARY, hf_state, our_tensors, random_weights, write_megatron
 
-from converter import megatron, sources
+from converter import sources
 from converter.doors import own_door
-from pretrain.errors import InputError
-from pretrain.tokenizer import PRETRAIN_TOKENS
+from converter.megatron import checkpoint as megatron
+from proteinlm.errors import InputError
+from proteinlm.tokenizer import PRETRAIN_TOKENS
 
 FIXTURES = Path(__file__).parents[3] / "shared/fixtures/megatron"
 needs_fixtures = pytest.mark.skipif(not FIXTURES.is_dir(), reason="the fixtures are not beside this checkout")

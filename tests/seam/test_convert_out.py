@@ -12,10 +12,11 @@ import torch
 from megatron_writer import VOCABULARY, our_tensors, random_weights, write_megatron
 from safetensors import safe_open
 
-from converter import convert, dcp, megatron, sources, tape_dir
-from pretrain.errors import InputError, run
-from pretrain.safe_load import safe_torch_load
-from pretrain.tokenizer import PRETRAIN_TOKENS
+from converter import convert, dcp, sources, tape_dir
+from converter.megatron import checkpoint as megatron
+from proteinlm.errors import InputError, run
+from proteinlm.tokenizer import PRETRAIN_TOKENS
+from proteinlm.untrusted.safe_load import safe_torch_load
 
 FIXTURES = Path(__file__).parents[3] / "shared/fixtures/megatron"
 needs_fixtures = pytest.mark.skipif(not FIXTURES.is_dir(), reason="the fixtures are not beside this checkout")
@@ -354,7 +355,7 @@ def test_verification_sees_a_wrong_result(megatron_dir, convert_to, monkeypatch,
 @pytest.mark.parametrize("target", ["tape", "hf"])
 def test_verification_sees_a_wrong_activation(megatron_dir, convert_to, monkeypatch, target):
     """The tensors are right and the model is not: the neighbour's own door shows it."""
-    from converter import huggingface
+    from converter.huggingface import megatron_bert as huggingface
 
     module = {"tape": tape_dir, "hf": huggingface}[target]
     write = module.write

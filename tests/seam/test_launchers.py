@@ -18,7 +18,7 @@ from pathlib import Path
 import kill_harness
 import pytest
 
-from pretrain import checkpoint
+from pretrain.checkpoint import files as checkpoint
 
 pytestmark = pytest.mark.slow
 

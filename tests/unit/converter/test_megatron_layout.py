@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from converter.megatron_layout import check_even, cut_dim, padded_vocabulary, slice_for, to_our_rows
-from pretrain.errors import InputError
-from pretrain.model import ModelConfig
+from converter.megatron.layout import check_even, cut_dim, padded_vocabulary, slice_for, to_our_rows
+from proteinlm.errors import InputError
+from proteinlm.model import ModelConfig
 
 # Rows named by (part, head, element): part 1 query, 2 key, 3 value.
 OURS = [111, 112, 211, 212, 311, 312, 121, 122, 221, 222, 321, 322]

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from converter.model import PortableModel, expected_shapes, make_config, with_lm_head
-from pretrain.errors import InputError
-from pretrain.model import ModelConfig, ProteinBert, initialize
-from pretrain.tokenizer import build_tokenizer
+from proteinlm.errors import InputError
+from proteinlm.model import ModelConfig, ProteinBert, initialize
+from proteinlm.tokenizer import build_tokenizer
 
 CONFIG = ModelConfig(hidden_size=8, num_layers=2, num_attention_heads=2, max_position_embeddings=6, ffn_hidden_size=20)
 

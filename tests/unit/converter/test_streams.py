@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from converter.streams import WeightFiles, write_safetensors, write_torch_file
-from pretrain.errors import InputError
+from proteinlm.errors import InputError
 
 
 def apart(name: str, tensor: torch.Tensor) -> dict[str, torch.Tensor]:

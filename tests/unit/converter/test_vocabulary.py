@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from converter.vocabulary import canonical, remap_rows, take_rows
-from pretrain.errors import InputError
-from pretrain.tokenizer import PRETRAIN_TOKENS, TAPE_TOKENS, build_tokenizer
+from proteinlm.errors import InputError
+from proteinlm.tokenizer import PRETRAIN_TOKENS, TAPE_TOKENS, build_tokenizer
 
 
 def test_pretraining_to_tape_by_hand():

@@ -9,7 +9,7 @@ import pytest
 
 from demo import report, run
 from demo.budget import BUDGETS, TASKS
-from pretrain.errors import InputError
+from proteinlm.errors import InputError
 from tape.scoring.bootstrap import Scores, save_scores
 
 

@@ -14,9 +14,9 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 
-from pretrain import checkpoint
-from pretrain.checkpoint import latest_iteration, load_checkpoint, load_meta, read_model_tensors, save_checkpoint
-from pretrain.errors import InputError
+from pretrain.checkpoint import files as checkpoint
+from pretrain.checkpoint.files import latest_iteration, load_checkpoint, load_meta, read_model_tensors, save_checkpoint
+from proteinlm.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[3]
 META = {"model_config": {"hidden_size": 8}, "counters": {"iteration": 1}}
@@ -187,7 +187,7 @@ def _fail_at_replace(patch, nth: int) -> None:
 
 SAVER = """
 import sys, torch
-from pretrain.checkpoint import save_checkpoint
+from pretrain.checkpoint.files import save_checkpoint
 torch.set_num_threads(1)
 n = int(sys.argv[2])
 while True:

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from pretrain.config import OPTIONS, SECTIONS, Config, parse_config
-from pretrain.errors import InputError
-from pretrain.flags import MATHS, OBSOLETE
-from pretrain.tokenizer import build_tokenizer
+from pretrain.config.flags import MATHS, OBSOLETE
+from pretrain.config.read import OPTIONS, SECTIONS, Config, parse_config
+from proteinlm.errors import InputError
+from proteinlm.tokenizer import build_tokenizer
 
 CONFIGS = Path(__file__).resolve().parents[3] / "pretrain" / "configs"
 NEEDED = ["--data-path", "d", "--save", "s", "--train-iters", "100"]

@@ -12,7 +12,7 @@ from tiny_shards import CLS, MASK, PAD, TOKENIZER, dataset, original, proteins_o
 from pretrain.data.dataset import PackedDataset
 from pretrain.data.indexed import IndexedDataset
 from pretrain.data.loader import BlendedDataset, PackedLoader, build_datasets, collate, eval_batches
-from pretrain.errors import InputError
+from proteinlm.errors import InputError
 
 
 @pytest.fixture(scope="module")

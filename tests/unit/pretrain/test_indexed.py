@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from pretrain.data.indexed import IndexedDataset, IndexedWriter, split_ranges
-from pretrain.errors import InputError
+from proteinlm.errors import InputError
 
 CODES = {1: np.uint8, 2: np.int8, 3: np.int16, 4: np.int32, 5: np.int64, 8: np.uint16}
 SEQUENCES = [[17, 15, 26], [6], [30, 4]]

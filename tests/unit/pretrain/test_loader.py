@@ -15,7 +15,7 @@ import torch
 from tiny_shards import TOKENIZER, dataset, random_proteins, same, same_content, write
 
 from pretrain.data.loader import SHUTDOWN_GRACE_S, BlendedDataset, PackedLoader, build_datasets
-from pretrain.errors import InputError
+from proteinlm.errors import InputError
 
 ROOT = Path(__file__).parents[3]
 
@@ -153,7 +153,7 @@ def test_workers_outlive_the_signals_of_a_job(blend):
 SCRIPT = """
 import os, sys, time
 from pretrain.data.loader import PackedLoader, build_datasets
-from pretrain.tokenizer import build_tokenizer
+from proteinlm.tokenizer import build_tokenizer
 def main():
     train, _, _ = build_datasets([sys.argv[1]], "1,0,0", build_tokenizer("iupac"), 64, 0.15, 1)
     steps = iter(PackedLoader(train, 4, lambda consumed: 8, num_workers=1))  # a name that the traceback keeps alive

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from pretrain.data.packing import best_fit, pack, utilisation
-from pretrain.errors import InputError
+from proteinlm.errors import InputError
 
 
 def protein_lengths(count: int, seed: int = 0) -> np.ndarray:

@@ -14,8 +14,8 @@ import pytest
 
 from pretrain.data import preprocess
 from pretrain.data.indexed import IndexedDataset
-from pretrain.errors import InputError, run
-from pretrain.tokenizer import Tokenizer, build_tokenizer
+from proteinlm.errors import InputError, run
+from proteinlm.tokenizer import Tokenizer, build_tokenizer
 
 FASTA = ">a\nMkV*\n>empty\n>b\nA-CJ\nJ1\n"
 
@@ -182,7 +182,7 @@ def test_unwritable_output_names_the_output(call, tmp_path):
 
 
 def test_the_originals_launch_line(call, tmp_path):
-    from pretrain.tokenizer import PRETRAIN_TOKENS
+    from proteinlm.tokenizer import PRETRAIN_TOKENS
 
     (tmp_path / "iupac_vocab.txt").write_text("\n".join(PRETRAIN_TOKENS) + "\n")
     (tmp_path / "corpus.json").write_text('{"text": "M K V"}\n')

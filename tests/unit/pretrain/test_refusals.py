@@ -2,10 +2,10 @@
 
 import pytest
 
-from pretrain.config import parse_config
-from pretrain.errors import InputError
+from pretrain.config.read import parse_config
 from pretrain.parallel.mesh import Layout
 from pretrain.parallel.pipeline import layers_of_stage, stages_of_rank
+from proteinlm.errors import InputError
 
 BASE = [
     *("--data-path", "x", "--save", "y", "--train-iters", "4", "--num-layers", "6", "--hidden-size", "32"),

@@ -7,10 +7,11 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from pretrain import model
-from pretrain.errors import InputError
-from pretrain.metrics import MetricsLog, peak_flops, training_flops
-from pretrain.model import ModelConfig, ProteinBert
+from pretrain.throughput import peak_flops, training_flops
+from proteinlm import model
+from proteinlm.errors import InputError
+from proteinlm.metrics_log import MetricsLog
+from proteinlm.model import ModelConfig, ProteinBert
 
 
 def read(directory):

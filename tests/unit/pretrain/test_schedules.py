@@ -4,8 +4,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from pretrain.errors import InputError
-from pretrain.schedules import Schedule
+from pretrain.config.schedules import Schedule
+from proteinlm.errors import InputError
 
 
 def schedule(**changes) -> Schedule:

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 import torch
 
-from pretrain import checkpoint
-from pretrain.config import parse_config
+from pretrain.checkpoint import files as checkpoint
+from pretrain.config.read import parse_config
 from pretrain.data.indexed import IndexedWriter
-from pretrain.errors import InputError
-from pretrain.tokenizer import build_tokenizer
 from pretrain.trainer import Trainer
+from proteinlm.errors import InputError
+from proteinlm.tokenizer import build_tokenizer
 
 MODEL = [
     *("--num-layers", "2", "--hidden-size", "32", "--num-attention-heads", "4", "--max-position-embeddings", "64"),

@@ -9,7 +9,7 @@ import torch
 
 from pretrain.data.dataset import PackedDataset
 from pretrain.data.indexed import IndexedDataset, IndexedWriter
-from pretrain.tokenizer import build_tokenizer
+from proteinlm.tokenizer import build_tokenizer
 
 TOKENIZER = build_tokenizer("iupac")
 CLS, PAD, MASK = TOKENIZER.cls_id, TOKENIZER.pad_id, TOKENIZER.mask_id

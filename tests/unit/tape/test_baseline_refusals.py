@@ -6,10 +6,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from pretrain.errors import InputError
-from tape.baselines import MODELS
-from tape.baselines.tape_transformer import TapeTransformerModel
-from tape.model import ProteinBertConfig, ProteinBertForSequenceClassification, masked_mean
+from proteinlm.errors import InputError
+from tape.models.modeling_bert import ProteinBertConfig, ProteinBertForSequenceClassification, masked_mean
+from tape.models.modeling_tape import TapeTransformerModel
+from tape.models.zoo import MODELS
 
 SIZES = {
     "tape_transformer": {

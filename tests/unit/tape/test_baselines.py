@@ -9,10 +9,13 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from toy_data import write_data
 
-from pretrain import errors
-from pretrain.errors import InputError
+from proteinlm import errors
+from proteinlm.errors import InputError
 from tape import evaluate, train
-from tape.baselines import MODELS, lstm, onehot, resnet
+from tape.models import modeling_lstm as lstm
+from tape.models import modeling_onehot as onehot
+from tape.models import modeling_resnet as resnet
+from tape.models.zoo import MODELS
 
 SIZES = {  # weights far from 0, so that a mistake is larger than rounding
     "lstm": {"input_size": 6, "hidden_size": 8, "num_hidden_layers": 2, "initializer_range": 0.4},

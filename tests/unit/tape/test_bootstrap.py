@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from pretrain.errors import InputError
+from proteinlm.errors import InputError
 from tape.scoring.bootstrap import (
     RESAMPLES,
     Scores,

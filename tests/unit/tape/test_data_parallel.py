@@ -10,14 +10,14 @@ import pytest
 import torch
 from toy_data import FOLDERS, write_config, write_data
 
-from pretrain.errors import InputError
+from proteinlm.errors import InputError
 from tape import train
 from tape.data.batching import share_step
 from tape.data.lengths import residue_limit
-from tape.distributed import SharedInputError, World
 from tape.finetuning import norms
+from tape.finetuning.options import parse_options
 from tape.finetuning.trainer import Trainer
-from tape.options import parse_options
+from tape.runs.processes import SharedInputError, World
 from tape.scoring.inference import predict
 from tape.tasks import TASKS
 

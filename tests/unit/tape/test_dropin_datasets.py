@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from pretrain.errors import InputError
+from proteinlm.errors import InputError
 from tape import TAPETokenizer, datasets
 from tape.metrics import IGNORE
 from tape.tokenizers import IUPAC_CODES, IUPAC_VOCAB

@@ -13,13 +13,13 @@ import pytest
 import torch
 from toy_fasta import toy_config, toy_proteins, write_fasta, write_model
 
-from pretrain import errors
-from pretrain.errors import InputError
+from proteinlm import errors
+from proteinlm.errors import InputError
 from tape import TAPETokenizer, embed
-from tape.embedding.encoding import Encoder, make_stream
-from tape.embedding.fasta import Rules, read_proteins, scan_fasta, token_batches
-from tape.embedding.parts import plan_parts, split_rows
-from tape.model import ProteinBertModel
+from tape.inference.encoding import Encoder, make_stream
+from tape.inference.fasta import Rules, read_proteins, scan_fasta, token_batches
+from tape.inference.parts import plan_parts, split_rows
+from tape.models.modeling_bert import ProteinBertModel
 
 CPU, FP32 = torch.device("cpu"), torch.float32
 

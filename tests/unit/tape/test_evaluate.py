@@ -14,7 +14,7 @@ import torch
 from scipy import stats
 from toy_data import FOLDERS, write_config, write_data, write_split
 
-from pretrain import errors
+from proteinlm import errors
 from tape import evaluate, train
 from tape.evaluate import load_model
 from tape.scoring.bootstrap import confidence_interval, load_scores, paired_difference

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tape import heads
+from tape.models import heads
 
 
 @pytest.fixture(autouse=True)

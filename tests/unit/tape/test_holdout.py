@@ -5,7 +5,7 @@ import time
 import numpy as np
 import pytest
 
-from pretrain.errors import InputError
+from proteinlm.errors import InputError
 from tape.data import holdout
 
 RESIDUES = np.array(list("ACDEFGHIKLMNPQRSTVWY"))

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from tape.data.splits import build_tokenizer, load_split
-from tape.heads import HEADS, MaskedBatchNorm
+from tape.models.heads import HEADS, MaskedBatchNorm
 from tape.registry import KINDS, registry, resolve_task
 from tape.scoring.inference import predict
 

@@ -8,14 +8,14 @@ import torch
 from safetensors.torch import load_file
 from toy_data import TINY, write_config, write_data
 
-from pretrain import errors
-from pretrain.errors import InputError
+from proteinlm import errors
+from proteinlm.errors import InputError
 from tape import train
-from tape.config import ProteinBertConfig
 from tape.finetuning.layers import freeze, layer_of, learning_rate_scales, num_layers
 from tape.finetuning.lora import MARK, add_lora, load_trained_state, lora_layers, merged, trained_state
 from tape.finetuning.trainer import Trainer
-from tape.model import ProteinBertForSequenceToSequenceClassification, ProteinBertForValuePrediction
+from tape.models.config import ProteinBertConfig
+from tape.models.modeling_bert import ProteinBertForSequenceToSequenceClassification, ProteinBertForValuePrediction
 
 pytestmark = pytest.mark.slow
 

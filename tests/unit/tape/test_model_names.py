@@ -4,10 +4,10 @@ import json
 
 import pytest
 
-from pretrain.errors import InputError
-from tape.baselines.tape_transformer import TapeTransformerConfig, TapeTransformerModel
-from tape.model import ProteinBertConfig, ProteinBertForValuePrediction, ProteinBertModel
-from tape.model_names import find_model
+from proteinlm.errors import InputError
+from proteinlm.model_dir.find import find_model
+from tape.models.modeling_bert import ProteinBertConfig, ProteinBertForValuePrediction, ProteinBertModel
+from tape.models.modeling_tape import TapeTransformerConfig, TapeTransformerModel
 
 SHAPE = {
     **{"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8},

@@ -8,7 +8,7 @@ import pytest
 import torch
 from toy_data import RESIDUES
 
-from pretrain.errors import InputError
+from proteinlm.errors import InputError
 from tape import TAPETokenizer
 from tape.data.splits import SplitData, load_split
 from tape.registry import model_types, registry, resolve_task

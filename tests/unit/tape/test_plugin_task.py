@@ -7,11 +7,11 @@ from torch import nn
 from torch.utils.data import Dataset
 from toy_data import TINY, write_data, write_split
 
-from pretrain.errors import InputError
+from proteinlm.errors import InputError
 from tape import TAPETokenizer
 from tape.data.splits import load_split
 from tape.datasets import LMDBDataset, SecondaryStructureDataset, pad_sequences
-from tape.model import ProteinBertConfig, ProteinBertForSequenceToSequenceClassification
+from tape.models.modeling_bert import ProteinBertConfig, ProteinBertForSequenceToSequenceClassification
 from tape.registry import TAPETaskSpec
 from tape.tasks.plugin import plugin_task
 

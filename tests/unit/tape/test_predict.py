@@ -8,10 +8,10 @@ import pytest
 import torch
 from toy_fasta import toy_config, toy_proteins, write_fasta
 
-from pretrain import errors
-from pretrain.errors import InputError
+from proteinlm import errors
+from proteinlm.errors import InputError
 from tape import TAPETokenizer, predict
-from tape.predictors import STATES, kind_of_logits
+from tape.inference.predictors import STATES, kind_of_logits
 from tape.registry import resolve_task
 
 TASKS = (

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import accuracy_score
 
-from pretrain.errors import InputError
+from proteinlm.errors import InputError
 from tape import metrics
 from tape.scoring.bootstrap import confidence_interval, load_scores
 from tape.scoring.files import load_ids, save_predictions, save_results_pkl

@@ -9,8 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from pretrain.errors import InputError
-from tape.model import (
+from proteinlm.errors import InputError
+from proteinlm.model_dir.files import load_tape_dir, read_tape_dir, write_tape_dir
+from tape.models.modeling_bert import (
     ProteinBertConfig,
     ProteinBertForContactPrediction,
     ProteinBertForMaskedLM,
@@ -18,7 +19,6 @@ from tape.model import (
     ProteinBertForValuePrediction,
     ProteinBertModel,
 )
-from tape.pretrained import load_tape_dir, read_tape_dir, write_tape_dir
 
 SHAPE = {
     "hidden_size": 16,

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pretrain.errors import InputError
+from proteinlm.errors import InputError
 from tape import recipes
-from tape.options import TrainOptions, build_parser, parse_options, recipe_checks
+from tape.finetuning.options import TrainOptions, build_parser, parse_options, recipe_checks
 from tape.tasks import TASKS
 
 NAMES = (*TASKS, "ss_q8")

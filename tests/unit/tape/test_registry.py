@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from pretrain.errors import InputError
+from proteinlm.errors import InputError
 from tape import metrics
-from tape.model import ProteinBertForSequenceToSequenceClassification, ProteinBertForValuePrediction
+from tape.models.modeling_bert import ProteinBertForSequenceToSequenceClassification, ProteinBertForValuePrediction
 from tape.registry import (
     TAPETaskSpec,
     load_plugin,

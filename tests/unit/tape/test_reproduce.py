@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from toy_data import write_config, write_data
 
-from pretrain import errors
-from pretrain.errors import InputError
+from proteinlm import errors
+from proteinlm.errors import InputError
 from tape import reproduce
-from tape.options import build_parser as train_parser
+from tape.finetuning.options import build_parser as train_parser
 from tape.reproduce import build_parser, flag_words, plan, read_preset, recipe_of, run_all, run_job
 
 PRESET = """

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pretrain import errors
+from proteinlm import errors
 from tape import table
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from pretrain.errors import InputError
+from proteinlm.errors import InputError
 from tape import datasets
 
 RNG = np.random.default_rng(0)

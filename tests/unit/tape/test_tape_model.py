@@ -5,9 +5,9 @@ import torch
 import torch.nn.functional as F
 
 import tape
-from pretrain.errors import InputError
-from tape.model import ProteinBertConfig, ProteinBertForMaskedLM, ProteinBertModel
-from tape.names import encoder_to_tape
+from proteinlm.errors import InputError
+from proteinlm.model_dir.names import encoder_to_tape
+from tape.models.modeling_bert import ProteinBertConfig, ProteinBertForMaskedLM, ProteinBertModel
 
 SHAPE = {
     "hidden_size": 16,

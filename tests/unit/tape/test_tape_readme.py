@@ -15,7 +15,7 @@ import torch
 from toy_data import write_config, write_data
 
 import tape
-from pretrain.errors import InputError
+from proteinlm.errors import InputError
 from tape.main import run_embed, run_eval, run_train, to_argv
 
 pytestmark = pytest.mark.slow

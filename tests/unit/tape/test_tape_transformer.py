@@ -7,10 +7,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from pretrain.errors import InputError
-from tape import model as ours
-from tape.baselines import MODELS
-from tape.baselines.tape_transformer import (
+from proteinlm.errors import InputError
+from tape.models import modeling_bert as ours
+from tape.models.modeling_tape import (
     TapeTransformerConfig,
     TapeTransformerForMaskedLM,
     TapeTransformerForSequenceClassification,
@@ -18,6 +17,7 @@ from tape.baselines.tape_transformer import (
     TapeTransformerModel,
     TransformerLayer,
 )
+from tape.models.zoo import MODELS
 
 pytestmark = pytest.mark.slow
 

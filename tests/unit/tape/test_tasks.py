@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tape import metrics
-from tape.model import ProteinBertConfig
+from tape.models.modeling_bert import ProteinBertConfig
 from tape.tasks import TASKS, Prediction
 
 CONFIG = ProteinBertConfig(

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 from toy_data import FOLDERS, write_config, write_data, write_split
 
-from pretrain import errors
+from proteinlm import errors
 from tape import train
 from tape.finetuning.trainer import Trainer
 from tape.tasks import TASKS

@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file
 from toy_data import write_config, write_data
 
-from pretrain import errors
-from pretrain.errors import InputError
+from proteinlm import errors
+from proteinlm.errors import InputError
 from tape import train_distributed
 
 pytestmark = pytest.mark.slow
@@ -31,7 +31,7 @@ Trainer.train_step = dies
 
 TELLS_LATE = """
 import time
-from pretrain import errors
+from proteinlm import errors
 tell = errors.tell
 def late(message):
     time.sleep(1.5)

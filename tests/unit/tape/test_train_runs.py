@@ -8,10 +8,10 @@ import torch
 from safetensors.torch import load_file
 from toy_data import write_config, write_data
 
-from pretrain import errors
+from proteinlm import errors
 from tape import evaluate, train
 from tape.finetuning.trainer import Trainer
-from tape.model import ProteinBertForValuePrediction
+from tape.models.modeling_bert import ProteinBertForValuePrediction
 from tape.tasks.base import ValueTask
 
 

@@ -11,7 +11,7 @@ import pytest
 import yaml
 from toy_data import write_config, write_split
 
-from pretrain import errors
+from proteinlm import errors
 from tape import train, tune
 from tape.registry import TASKS
 from tape.tune import Score, Trial, at_the_edge, ranked, read_grid

@@ -1,0 +1,81 @@
+"""The tokenizer files of a Hugging Face directory, for `AutoTokenizer.from_pretrained(dir)("MKTAYIAK...")`.
+
+A plain sequence becomes `[CLS]` and one token a residue, as pretraining wrote proteins (no `[SEP]`: its row is
+untrained). Lower case is upper-cased, white space is dropped, and what is no residue becomes `[UNK]`.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from proteinlm.errors import InputError
+from proteinlm.files import write_json, write_text
+from proteinlm.tokenizer import RESIDUES
+
+SPECIAL = ("[PAD]", "[MASK]", "[CLS]", "[SEP]", "[UNK]")
+
+
+def write(directory: Path, tokens: Sequence[str], longest: int) -> None:
+    """tokenizer.json, tokenizer_config.json, special_tokens_map.json and vocab.txt for `tokens` (id = place)."""
+    ids = {token: i for i, token in enumerate(tokens)}
+    names = {f"{token[1:-1].lower()}_token": token for token in SPECIAL}
+    write_json(directory / "tokenizer.json", _fast_tokenizer(ids))
+    write_json(directory / "special_tokens_map.json", names)
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": longest,
+        "clean_up_tokenization_spaces": False,
+    }
+    inputs = {"model_input_names": ["input_ids", "token_type_ids", "attention_mask"]}
+    write_json(directory / "tokenizer_config.json", config | inputs | names)
+    write_text(directory / "vocab.txt", "\n".join(tokens) + "\n")
+
+
+def _fast_tokenizer(ids: dict[str, int]) -> dict:
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    cls = {"[CLS]": {"id": "[CLS]", "ids": [ids["[CLS]"]], "tokens": ["[CLS]"]}}
+    start = {"SpecialToken": {"id": "[CLS]", "type_id": 0}}
+    upper = [{"type": "Replace", "pattern": {"String": letter.lower()}, "content": letter} for letter in RESIDUES]
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [{"id": ids[token], "content": token, **flags} for token in sorted(SPECIAL, key=ids.get)],
+        "normalizer": {
+            "type": "Sequence",
+            "normalizers": [{"type": "Replace", "pattern": {"Regex": r"\s+"}, "content": ""}, *upper],
+        },
+        "pre_tokenizer": {"type": "Split", "pattern": {"Regex": "."}, "behavior": "Isolated", "invert": False},
+        "post_processor": {
+            "type": "TemplateProcessing",
+            "single": [start, {"Sequence": {"id": "A", "type_id": 0}}],
+            "pair": [start, {"Sequence": {"id": "A", "type_id": 0}}, start, {"Sequence": {"id": "B", "type_id": 0}}],
+            "special_tokens": cls,
+        },
+        "decoder": {"type": "Fuse"},
+        "model": {"type": "WordLevel", "vocab": ids, "unk_token": "[UNK]"},
+    }
+
+
+def read(directory: Path) -> list[str] | None:
+    """The tokens of a directory's vocab.txt or tokenizer.json in the order of their ids; None without either."""
+    from converter.streams import read_json
+
+    text, fast = directory / "vocab.txt", directory / "tokenizer.json"
+    if text.is_file():
+        try:
+            tokens = text.read_text(encoding="utf-8").split()
+        except UnicodeDecodeError:
+            raise InputError(f"{text}: not text") from None
+    elif fast.is_file():
+        model = read_json(fast).get("model")
+        vocab = model.get("vocab") if isinstance(model, dict) else None
+        good = isinstance(vocab, dict) and all(type(i) is int for i in vocab.values())
+        if not good or sorted(vocab.values()) != list(range(len(vocab))):
+            raise InputError(f"{fast}: model.vocab is not a map from tokens to 0, 1, 2 ...")
+        tokens = sorted(vocab, key=vocab.get)
+    else:
+        return None
+    path = text if text.is_file() else fast
+    if len(set(tokens)) != len(tokens) or not tokens:
+        raise InputError(f"{path}: the vocabulary is empty or names a token twice")
+    return tokens

@@ -1,0 +1,1 @@
+"""Megatron checkpoints, the published ProteinLM weights among them."""

@@ -1,0 +1,352 @@
+"""A run's checkpoints: whole or absent, loadable into any layout, opened without running anything hidden in them.
+
+    <save>/iter_0001000/            DCP shards, `.metadata`, meta.json (written last)
+    <save>/latest_checkpointed_iteration.txt      the tracker: the iteration to go on from
+
+What must hold: a kill at any instant leaves the previous checkpoint loadable. Everything is written under a hidden
+temporary name, synced, renamed; only then is the tracker replaced. Where `iter_*` exists already (a run went back),
+the old one is kept under `.iter_*.replaced` until the new one is in place, and readers know that name.
+With a process group every rank writes its own shards and rank 0 renames; with none, one process does both.
+"""
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch import Tensor
+from torch.distributed.checkpoint._nested_dict import flatten_state_dict
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+
+from proteinlm.errors import InputError
+from proteinlm.files import fsync_path, write_json, write_text
+from proteinlm.untrusted.safe_dcp import SafePlanner, SafeReader
+
+TRACKER = "latest_checkpointed_iteration.txt"
+META = "meta.json"
+META_FORMAT = 1
+ITERATION_NAME = re.compile(r"iter_(\d{7,})")
+# What a user can do when a part of the state is not in the checkpoint.
+SKIP_FLAG = {"optimizer": "--no-load-optim", "rng": "--no-load-rng"}
+
+
+def checkpoint_name(iteration: int) -> str:
+    return f"iter_{iteration:07d}"
+
+
+# ---- saving
+
+
+def save_checkpoint(
+    directory: str | Path,
+    iteration: int,
+    state: dict,
+    meta: dict,
+    keep_last: int | None = None,
+    process_group: dist.ProcessGroup | None = None,
+) -> Path:
+    """Write `state` (nested dicts of tensors) and `meta` (JSON-able) as `iteration`, then point the tracker at it.
+
+    keep_last: how many of the newest checkpoints to keep (None: all); the tracker's is never removed. Collective: with
+    torch.distributed running every rank of the group calls it with its part of the state. Returns the final path.
+    """
+    directory = Path(directory)
+    final = directory / checkpoint_name(iteration)
+    temporary = directory / f".{final.name}.tmp"
+    with _told_in_one_line(f"{final}: cannot write the checkpoint", newest_of=None):
+        try:
+            _on_first_rank(lambda: _make_room(directory, temporary), process_group)
+            writer = dcp.FileSystemWriter(temporary, sync_files=True, thread_count=1)
+            _quietly(dcp.save, state, storage_writer=writer, process_group=process_group, no_dist=_alone())
+            _on_first_rank(lambda: _publish(temporary, final, iteration, meta), process_group)
+        except BaseException:
+            if _alone() or dist.get_rank(process_group) == 0:
+                shutil.rmtree(temporary, ignore_errors=True)
+            raise
+        _on_first_rank(lambda: _prune(directory, iteration, keep_last), process_group)
+    return final
+
+
+def _make_room(directory: Path, temporary: Path) -> None:
+    """Make the directory, clear what dead runs left, and make this save's temporary directory."""
+    directory.mkdir(parents=True, exist_ok=True)
+    for replaced in directory.glob(".iter_*.replaced"):
+        original = directory / replaced.name.removeprefix(".").removesuffix(".replaced")
+        if original.exists():
+            shutil.rmtree(replaced)
+        else:
+            os.replace(replaced, original)
+    for stale in directory.glob(".iter_*.tmp"):
+        shutil.rmtree(stale)
+    temporary.mkdir()
+
+
+def _publish(temporary: Path, final: Path, iteration: int, meta: dict) -> None:
+    files = {path.name: path.stat().st_size for path in sorted(temporary.iterdir())}
+    versions = {"torch": torch.__version__}
+    write_json(
+        temporary / META, {**meta, "format": META_FORMAT, "iteration": iteration, "versions": versions, "files": files}
+    )
+    fsync_path(temporary)
+    replaced = final.parent / f".{final.name}.replaced"
+    if final.exists():
+        os.replace(final, replaced)
+    os.replace(temporary, final)
+    fsync_path(final.parent)
+    write_text(final.parent / TRACKER, str(iteration))
+    if replaced.exists():
+        shutil.rmtree(replaced)
+
+
+def _prune(directory: Path, newest: int, keep_last: int | None) -> None:
+    if keep_last is None:
+        return
+    older = [iteration for iteration in _iterations(directory) if iteration != newest]
+    for iteration in older[: max(0, len(older) - (keep_last - 1))]:
+        doomed = directory / f".{checkpoint_name(iteration)}.tmp"  # hidden first: never half a checkpoint in sight
+        os.replace(directory / checkpoint_name(iteration), doomed)
+        shutil.rmtree(doomed)
+
+
+# ---- what is there
+
+
+def latest_iteration(directory: str | Path) -> int | None:
+    """The iteration that the tracker names, None without a tracker. InputError when it is missing or broken."""
+    tracker = Path(directory) / TRACKER
+    if not tracker.exists():
+        return None
+    text = tracker.read_text(encoding="utf-8", errors="replace").strip()
+    if any(Path(directory).glob("*/mp_rank_*")) and not any(Path(directory).glob(f"iter_*/{META}")):
+        raise InputError(
+            f"{directory}: a Megatron checkpoint; convert it first: "
+            f"python -m converter --load {directory} --save DIR --target dcp"
+        )
+    if not re.fullmatch(r"[0-9]{1,12}", text):
+        raise InputError(f"{tracker}: holds {text[:40]!r}, not an iteration number{_offer(Path(directory))}")
+    iteration = int(text)
+    if problem := _problem(_path_of(Path(directory), iteration)):
+        raise InputError(f"{tracker}: names iteration {iteration}, but {problem}{_offer(Path(directory), iteration)}")
+    return iteration
+
+
+def load_meta(directory: str | Path, iteration: int | None = None) -> tuple[int, dict]:
+    """(iteration, meta.json) of a checkpoint; the tracker's when `iteration` is None."""
+    directory = Path(directory)
+    if iteration is None:
+        iteration = latest_iteration(directory)
+        if iteration is None:
+            raise InputError(f"{directory}: no {TRACKER}: this directory holds no checkpoint")
+    path = _path_of(directory, iteration)
+    if problem := _problem(path):
+        raise InputError(f"{problem}{_offer(directory, iteration)}")
+    return iteration, _read_meta(path)
+
+
+def _iterations(directory: Path) -> list[int]:
+    names = (ITERATION_NAME.fullmatch(path.name) for path in directory.glob("iter_*"))
+    return sorted(int(match[1]) for match in names if match)
+
+
+def _path_of(directory: Path, iteration: int) -> Path:
+    path = directory / checkpoint_name(iteration)
+    replaced = directory / f".{path.name}.replaced"  # a kill came between the two renames of a second save
+    return replaced if replaced.exists() and not path.exists() else path
+
+
+def _read_meta(path: Path) -> dict:
+    try:
+        meta = json.loads((path / META).read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path / META}: not readable JSON ({str(error)[:80]})") from None
+    if not isinstance(meta, dict) or not isinstance(meta.get("iteration"), int):
+        raise InputError(f"{path / META}: not this project's checkpoint description (no iteration number)")
+    if meta.get("format") != META_FORMAT or not isinstance(meta.get("files"), dict):
+        raise InputError(f"{path / META}: format {meta.get('format')!r} is not {META_FORMAT}, which this version reads")
+    if path.name.strip(".").split(".")[0] != checkpoint_name(meta["iteration"]):
+        raise InputError(f"{path / META}: describes iteration {meta['iteration']}, not that of its directory")
+    return meta
+
+
+def _problem(path: Path) -> str | None:
+    """What is wrong with a checkpoint as far as its directory shows, naming the file; None when it looks whole."""
+    if not path.is_dir():
+        return f"{path} is missing"
+    if not (path / META).is_file():
+        return f"{path / META} is missing"
+    try:
+        files = _read_meta(path)["files"]
+    except InputError as error:
+        return str(error)
+    for name, size in files.items():
+        file = path / Path(name).name
+        if not file.is_file():
+            return f"{file} is missing"
+        if file.stat().st_size != size:
+            return f"{file} has {file.stat().st_size} bytes instead of {size}: truncated or mixed with another save"
+    return None
+
+
+def _offer(directory: Path, broken: int | None = None) -> str:
+    """The advice that ends an error: which complete checkpoint the user could go on from."""
+    whole = [n for n in _iterations(directory) if n != broken and _problem(directory / checkpoint_name(n)) is None]
+    if not whole:
+        return "; no other complete checkpoint is there"
+    return f"; the newest complete one is iteration {whole[-1]}: write {whole[-1]} into {directory / TRACKER} to use it"
+
+
+# ---- loading
+
+
+def load_checkpoint(
+    directory: str | Path,
+    iteration: int,
+    state: dict,
+    keys: Sequence[str] | None = None,
+    process_group: dist.ProcessGroup | None = None,
+) -> dict:
+    """Fill the tensors of `state` (nested dicts, laid out in any way) in place from a checkpoint; returns `state`.
+
+    keys: only these top-level parts (("model",) to finetune). A tensor missing on either side, or of another shape, is
+    an InputError naming it and both shapes. Floating tensors are cast to the dtype of `state`.
+    """
+    directory = Path(directory)
+    wanted = {key: state[key] for key in (keys or state)}
+    path = _path_of(directory, iteration)
+    with _told_in_one_line(str(path), newest_of=(directory, iteration)):
+        if problem := _problem(path):
+            raise InputError(problem)
+        reader = SafeReader(path)
+        metadata = reader.read_metadata()
+        _check_fit(path, metadata, wanted, process_group)
+        _load(wanted, reader, process_group)
+    state.update(wanted)
+    return state
+
+
+def read_model_tensors(directory: str | Path, iteration: int | None = None, part: str = "model") -> dict[str, Tensor]:
+    """All tensors of one part of a checkpoint by name, read by one process without a template (shapes: `.metadata`)."""
+    directory = Path(directory)
+    iteration, _ = load_meta(directory, iteration)
+    path = _path_of(directory, iteration)
+    with _told_in_one_line(str(path), newest_of=(directory, iteration)):
+        reader = SafeReader(path)
+        entries = reader.read_metadata().state_dict_metadata
+        mine = {name: entry for name, entry in entries.items() if name.startswith(part + ".")}
+        if other := next((name for name, entry in mine.items() if not isinstance(entry, TensorStorageMetadata)), None):
+            raise InputError(f"{path}: {other} is not a tensor")
+        flat = {name: torch.empty(entry.size, dtype=entry.properties.dtype) for name, entry in mine.items()}
+        if not flat:
+            raise InputError(f"{path}: holds no {part}")
+        _load(flat, reader, process_group=None, no_dist=True)
+    return {name.removeprefix(part + "."): tensor for name, tensor in flat.items()}
+
+
+def _load(state: dict, reader: SafeReader, process_group, no_dist: bool | None = None) -> None:
+    no_dist = _alone() if no_dist is None else no_dist
+    _quietly(
+        dcp.load, state, storage_reader=reader, planner=SafePlanner(), process_group=process_group, no_dist=no_dist
+    )
+
+
+def _check_fit(path: Path, metadata: Metadata, wanted: dict, process_group) -> None:
+    """Every tensor of this run has its like in the checkpoint, and (over all ranks) the other way round."""
+    stored = metadata.state_dict_metadata
+    flat, _ = flatten_state_dict(wanted)
+    problems = (_misfit(name, value, stored) for name, value in flat.items())
+    problem = next((problem for problem in problems if problem), None)
+    answers = _from_all_ranks((set(flat), problem), process_group)  # all ranks raise together, or none
+    if problem := next((problem for _, problem in answers if problem), None):
+        raise InputError(f"{path}: {problem}")
+    present = set().union(*(names for names, _ in answers))
+    for name in stored:
+        part = name.split(".")[0]
+        if part in wanted and part != "rng" and name not in present:
+            raise InputError(f"{path}: the checkpoint holds {name}, for which this run's model has no place")
+
+
+def _misfit(name: str, value: object, stored: dict) -> str | None:
+    part = name.split(".")[0]
+    if not any(key.startswith(part + ".") for key in stored):
+        advice = f"; {SKIP_FLAG[part]} starts it afresh" if part in SKIP_FLAG else ""
+        return f"the checkpoint holds no {part} state{advice}"
+    if name not in stored:
+        return f"the checkpoint lacks {name}, which this run needs"
+    if not isinstance(value, Tensor):
+        return None
+    theirs = stored[name]
+    if not isinstance(theirs, TensorStorageMetadata):
+        return f"{name} is not a tensor in the checkpoint"
+    if tuple(theirs.size) != tuple(value.shape):
+        return f"{name} has shape {tuple(theirs.size)}, this run's model needs {tuple(value.shape)}"
+    dtype = theirs.properties.dtype
+    if dtype != value.dtype and not (dtype.is_floating_point and value.is_floating_point()):
+        return f"{name} has dtype {dtype}, this run needs {value.dtype}"
+    return None
+
+
+# ---- one process or many
+
+
+def _alone() -> bool:
+    return not (dist.is_available() and dist.is_initialized())
+
+
+def _on_first_rank(action: Callable[[], None], process_group) -> None:
+    """Run `action` on rank 0 of the group while the others wait; where it fails, every rank raises."""
+    if _alone():
+        action()
+        return
+    told: list = [None]
+    if dist.get_rank(process_group) == 0:
+        try:
+            action()
+        except Exception as error:
+            told = [f"{type(error).__name__}: {error}"]
+            dist.broadcast_object_list(told, group=process_group, group_src=0)
+            raise
+    dist.broadcast_object_list(told, group=process_group, group_src=0)
+    if told[0] is not None:
+        raise InputError(f"rank 0 could not write the checkpoint ({told[0]})")
+
+
+def _from_all_ranks(value: object, process_group) -> list:
+    if _alone():
+        return [value]
+    gathered: list = [None] * dist.get_world_size(process_group)
+    dist.all_gather_object(gathered, value, group=process_group)
+    return gathered
+
+
+def _quietly(function: Callable, *args, **kwargs) -> None:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        function(*args, **kwargs)
+
+
+@contextlib.contextmanager
+def _told_in_one_line(what: str, newest_of: tuple[Path, int] | None) -> Iterator[None]:
+    """Turn DCP's collected failures and files' faults into one InputError; when loading, with `_offer`'s advice."""
+    try:
+        yield
+    except CheckpointException as error:
+        failures = [failure for failure, _ in error.failures.values()]
+        cause = next((e for e in failures if isinstance(e, InputError)), failures[0])
+        if not isinstance(cause, (InputError, OSError)):
+            raise RuntimeError(f"{what}: {cause}") from error
+        message = str(cause) if isinstance(cause, InputError) else f"{what} ({cause})"
+    except InputError as error:
+        message = str(error)
+    except OSError as error:
+        message = f"{what} ({error})"
+    else:
+        return
+    raise InputError(message + (_offer(*newest_of) if newest_of else "")) from None

@@ -1,0 +1,1 @@
+"""The ground floor: the encoder, its tokenizer, and what every stage stands on."""

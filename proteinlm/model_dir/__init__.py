@@ -1,0 +1,1 @@
+"""A model directory (config.json and weights): found by name, read, checked and written."""

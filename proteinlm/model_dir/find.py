@@ -1,0 +1,40 @@
+"""Which directory a pretrained model's name means: songlab's code asks for "bert-base", and nothing is downloaded here.
+
+    export TAPE_MODELS=/data/tape_models            holds bert-base/config.json, bert-base/pytorch_model.bin
+    ProteinBertModel.from_pretrained("bert-base")
+
+What must hold: a directory of that very path comes first; then $TAPE_MODELS/<name>; then ~/.cache/tape/<name>. This is
+the one place of the package, beside the commands' entry points, that reads the environment.
+"""
+
+import os
+from pathlib import Path
+
+from proteinlm.errors import InputError
+
+LEFT_OUT = {"babbler-1900": "UniRep", "unirep": "UniRep", "trrosetta": "trRosetta", "xaa": "trRosetta"}
+
+
+def find_model(name: str | Path) -> Path:
+    """The directory of a model: a path, or a name such as "bert-base" below $TAPE_MODELS or ~/.cache/tape.
+
+    InputError if there is none, with the place where it should be.
+    """
+    path = Path(name)
+    if path.exists():
+        return path
+    text = str(name)
+    if text in LEFT_OUT or text.startswith("xa"):  # trRosetta's five models are xaa ... xae
+        raise InputError(f"{text}: songlab's {LEFT_OUT.get(text, 'trRosetta')} model is left out here")
+    if len(path.parts) != 1 or path.suffix:
+        raise InputError(f"{path}: no such directory; a TAPE model directory holds config.json and model.safetensors")
+    shelf = os.environ.get("TAPE_MODELS")
+    places = [Path(shelf) / name] if shelf else []
+    places.append(Path.home() / ".cache" / "tape" / name)
+    for place in places:
+        if place.is_dir():
+            return place
+    raise InputError(
+        f"{text}: no such directory; a model of that name should be at {places[0]} (config.json and its weights)"
+        f"{'' if shelf else ', or set TAPE_MODELS to the directory that holds it'}"
+    )

@@ -1,1 +1,0 @@
-"""What tape-embed is made of."""

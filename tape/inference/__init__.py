@@ -1,0 +1,1 @@
+"""A user's FASTA to batches, and batches to vectors and predictions."""

@@ -1,0 +1,205 @@
+"""Proteins of a user's FASTA file for tape-embed and tape-predict: looked through once, then streamed.
+
+    scan = scan_fasta("in.fasta.gz", Rules(max_length=1022, too_long="crop"))
+    for protein in read_proteins(scan): ...            # id, residues, its number in the file; input order
+    for batch in token_batches(lengths, 8192): ...     # which proteins go through the model together
+
+What must hold: everything that could stop a long run (a name met twice, a protein too long for the model) is found by
+the scan, before the model does anything; what is left out or cut is counted and reported; memory is 29 bytes a protein
+plus a megabyte of text, however large the file.
+"""
+
+import hashlib
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from proteinlm.errors import ArgumentParser, InputError
+from proteinlm.sequences import read_fasta
+from tape.data.lengths import TOO_LONG
+from tape.finetuning.options import positive
+
+DUPLICATES = ("error", "first", "keep")
+DIGEST = 16  # bytes of a name's digest: two of 10^9 names share one with a probability below 10^-20
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What happens to proteins that cannot simply be taken."""
+
+    max_length: int | None = None  # residues the model may see; None: any number
+    too_long: str = "error"  # or "crop" (its first max_length residues), "skip"
+    duplicates: str = "error"  # or "first" (later ones of a name are left out), "keep"
+
+
+@dataclass(frozen=True)
+class Protein:
+    """One record that is kept. residues: as the model is to see them."""
+
+    number: int  # of the record in the file, from 1
+    id: str  # the first word of its header, as in TAPE
+    residues: str
+
+
+@dataclass(frozen=True)
+class Scan:
+    """What a FASTA file holds. Arrays are over its N records."""
+
+    path: str
+    rules: Rules
+    bytes: int
+    sha256: str
+    kept: np.ndarray  # bool [N]
+    lengths: np.ndarray  # int32 [N], residues as the model sees them
+    counts: dict[str, int]  # empty, cropped, skipped_too_long, duplicates: how many records
+
+    def __len__(self) -> int:
+        """Proteins that are kept."""
+        return int(self.kept.sum())
+
+    @property
+    def kept_lengths(self) -> np.ndarray:
+        """int32 [len(self)], in input order."""
+        return self.lengths[self.kept]
+
+    def summary(self) -> str:
+        """'', or what was left out or cut, for the last line of a command."""
+        words = {
+            "empty": "{} without residues skipped",
+            "skipped_too_long": f"{{}} longer than {self.rules.max_length} skipped",
+            "duplicates": "{} of a name met before skipped",
+            "cropped": f"{{}} cropped to {self.rules.max_length} residues",
+        }
+        return "".join(f", {words[key].format(count)}" for key, count in self.counts.items() if count)
+
+
+def file_sha256(path: str | Path) -> str:
+    """Hex digest of a file's bytes."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def protein_id(header: str, path: str, number: int) -> str:
+    """The first word of a header; InputError where there is none."""
+    words = header.split(maxsplit=1)
+    if not words:
+        raise InputError(f"{path}, record {number}: no name after '>'; every protein needs one")
+    return words[0]
+
+
+def scan_fasta(path: str | Path, rules: Rules) -> Scan:
+    """Look through the whole file. InputError for what `rules` refuse, a nameless record and a file of no proteins."""
+    path, lengths, digests = str(path), [], []
+    for chunk in _chunks(read_fasta(path), 1 << 16):  # lists of a chunk only: arrays are smaller
+        first = sum(len(part) for part in lengths) + 1
+        names = [protein_id(header, path, first + i) for i, (header, _) in enumerate(chunk)]
+        lengths.append(np.array([len(residues) for _, residues in chunk], np.int32))
+        digests.append(np.array([hashlib.blake2b(n.encode(), digest_size=DIGEST).digest() for n in names], "S16"))
+    length = np.concatenate(lengths) if lengths else np.zeros(0, np.int32)
+    kept = length > 0
+    counts = {"empty": int((~kept).sum())}
+    over = length > (np.iinfo(np.int32).max if rules.max_length is None else rules.max_length)
+    if over.any() and rules.too_long == "error":
+        first = int(over.argmax())
+        raise InputError(
+            f"{path}, record {first + 1} ({_name(path, first)}): {length[first]} residues, the model takes "
+            f"{rules.max_length} ({int(over.sum())} such proteins); --too_long crop or --too_long skip"
+        )
+    if rules.too_long == "skip":
+        kept &= ~over
+    counts |= {f"{'cropped' if rules.too_long == 'crop' else 'skipped_too_long'}": int(over.sum())}
+    if rules.duplicates != "keep":
+        counts["duplicates"] = _leave_out_duplicates(path, kept, np.concatenate(digests or [[]]), rules)
+    if not kept.any():
+        raise InputError(f"{path}: no protein to work on among {len(length)} records")
+    shown = length if rules.max_length is None else np.minimum(length, rules.max_length)
+    return Scan(path, rules, Path(path).stat().st_size, file_sha256(path), kept, shown, counts)
+
+
+def _leave_out_duplicates(path: str, kept: np.ndarray, digests: np.ndarray, rules: Rules) -> int:
+    """Clear `kept` [N] where a kept record has the name of an earlier kept one; returns how many there are."""
+    where = np.flatnonzero(kept)
+    _, first, inverse = np.unique(digests[where], return_index=True, return_inverse=True)
+    later = first[inverse] != np.arange(len(where))
+    if later.any() and rules.duplicates == "error":
+        second = int(later.argmax())
+        places = int(where[first[inverse[second]]]) + 1, int(where[second]) + 1
+        raise InputError(
+            f"{path}: records {places[0]} and {places[1]} are both named {_name(path, places[0] - 1)} "
+            f"({int(later.sum())} names repeated); --duplicates first leaves out the later ones"
+        )
+    kept[where[later]] = False
+    return int(later.sum())
+
+
+def _name(path: str, index: int) -> str:
+    header, _ = next(itertools.islice(read_fasta(path), index, None))
+    return header.split(maxsplit=1)[0]
+
+
+def _chunks(items: Iterator, size: int) -> Iterator[list]:
+    while chunk := list(itertools.islice(items, size)):
+        yield chunk
+
+
+def read_proteins(scan: Scan) -> Iterator[Protein]:
+    """The kept proteins in input order; InputError if the file is no longer the one that was scanned."""
+    number = 0
+    for number, (header, residues) in enumerate(read_fasta(scan.path), 1):
+        if number > len(scan.kept):
+            break
+        if scan.kept[number - 1]:
+            residues = residues[: scan.rules.max_length]
+            if len(residues) != scan.lengths[number - 1]:
+                break
+            yield Protein(number, protein_id(header, scan.path, number), residues)
+    else:
+        if number == len(scan.kept):
+            return
+    raise InputError(f"{scan.path}: changed at record {number} while it was being read; start again")
+
+
+def read_windows(scan: Scan, bounds: np.ndarray, wanted: Sequence[int]) -> Iterator[tuple[int, list[Protein]]]:
+    """(window, its proteins) for the wanted windows, increasing, in one reading of the file.
+
+    bounds [W + 1]: window w is the kept proteins bounds[w] ... bounds[w + 1] - 1.
+    """
+    proteins, at = read_proteins(scan), 0
+    for window in wanted:
+        begin, end = int(bounds[window]), int(bounds[window + 1])
+        yield window, list(itertools.islice(proteins, begin - at, end - at))
+        at = end
+
+
+def token_batches(
+    lengths: np.ndarray, tokens_per_batch: int, batch_size: int | None = None, padded: bool = False
+) -> list[np.ndarray]:
+    """Index arrays of the proteins of each batch, longest first; every protein once.
+
+    lengths [N]: residues; a protein has two tokens more. A batch holds at most `tokens_per_batch` tokens (with `padded`
+    as many as its padded rectangle has) and `batch_size` proteins; a protein longer than the budget goes alone.
+    """
+    order = np.argsort(-lengths, kind="stable")
+    sizes = (lengths[order] + 2).tolist()
+    cap = batch_size or len(sizes)
+    batches, begin, used = [], 0, 0
+    for place, size in enumerate(sizes):
+        used += sizes[begin] if padded else size
+        if place > begin and (used > tokens_per_batch or place - begin == cap):
+            batches.append(order[begin:place])
+            begin, used = place, size
+    return [*batches, order[begin:]] if len(order) else []
+
+
+def add_fasta_flags(parser: ArgumentParser) -> None:
+    """--max_length, --too_long, --duplicates, --tokens_per_batch, --batch_size."""
+    parser.add_argument("--tokens_per_batch", type=positive, help="residues + 2 of a batch (8192; on a GPU 65536)")
+    parser.add_argument("--batch_size", type=positive, default=1024, help="at most so many proteins a batch")
+    parser.add_argument("--max_length", type=positive, help="residues the model may see (default: all it can)")
+    parser.add_argument("--too_long", choices=TOO_LONG, default="error", help="what happens to a longer protein")
+    parser.add_argument(
+        "--duplicates", choices=DUPLICATES, default="error", help="a name met twice: stop, take the first, keep both"
+    )

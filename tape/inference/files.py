@@ -1,0 +1,137 @@
+"""Embeddings as one file: .npz in TAPE's layout, .h5 or .parquet for millions of proteins. Input order, same bytes.
+
+  .npz      one key a protein: np.load(path, allow_pickle=True)[id].item() is {"pooled": [h], "avg": [h] ...}
+  .h5       ids [N] (strings), length [N] (residues), pooled/avg/mean [N, h]; per-residue states of all proteins one
+            under the other as seq [T, h], protein i in rows offsets[i] to offsets[i + 1]
+  .parquet  columns id, length, and a list of h numbers for each of pooled/avg/mean; seq is a list of such lists. A row
+            group a part
+
+`attributes` (model, layer, flags ...) are the .h5 file's attributes and the .parquet schema's metadata.
+
+What must hold: the bytes are a function of the parts, with no time or host in them; one part is in memory at a time
+(.npz: and one index entry a protein).
+"""
+
+import io
+import json
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from proteinlm.errors import InputError
+from tape.inference.parts import split_rows, unpack_names
+
+FORMATS = ("npz", "hdf5", "parquet")
+SUFFIXES = {".npz": "npz", ".h5": "hdf5", ".hdf5": "hdf5", ".parquet": "parquet", ".pq": "parquet"}
+NEEDS = {"hdf5": "h5py", "parquet": "pyarrow"}
+ZIP_DATE = (1980, 1, 1, 0, 0, 0)  # the zip format's zero
+
+Part = Mapping[str, np.ndarray]  # ids (packed), length, and a row a protein (seq: a row a token) of each kind
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What the file will hold."""
+
+    proteins: int
+    tokens: int
+    widths: Mapping[str, int]  # kind -> numbers of a vector
+    dtype: str  # float32 | float16
+    attributes: Mapping[str, object]
+
+
+def choose_format(output: str | Path, name: str) -> str:
+    """--format, or what the output's suffix says; InputError where neither says or a library is absent."""
+    if name == "auto":
+        suffix = Path(output).suffix.lower()
+        if suffix not in SUFFIXES:
+            known = ", ".join(SUFFIXES)
+            raise InputError(f"{output}: the suffix {suffix!r} says no format; name it {known} or give --format")
+        name = SUFFIXES[suffix]
+    if name in NEEDS:
+        try:
+            __import__(NEEDS[name])
+        except ImportError as error:
+            raise InputError(f"--format {name} needs {NEEDS[name]}: pip install {NEEDS[name]}") from error
+    return name
+
+
+def write_file(name: str, path: Path, layout: Layout, parts: Iterator[Part]) -> None:
+    """Write all parts, in order, to `path`."""
+    WRITERS[name](path, layout, parts)
+
+
+def _write_npz(path: Path, layout: Layout, parts: Iterator[Part]) -> None:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
+        for part in parts:
+            rows = split_rows(part["length"])
+            for i, (name, tokens) in enumerate(zip(unpack_names(part["ids"]), rows, strict=True)):
+                # Whole arrays, not views: a pickled view may carry other bytes.
+                vectors = {kind: part[kind][tokens if kind == "seq" else i].copy() for kind in layout.widths}
+                boxed = np.empty((), object)
+                boxed[()] = vectors
+                buffer = io.BytesIO()
+                np.lib.format.write_array(buffer, boxed)
+                archive.writestr(zipfile.ZipInfo(f"{name}.npy", ZIP_DATE), buffer.getvalue())
+
+
+def _write_hdf5(path: Path, layout: Layout, parts: Iterator[Part]) -> None:
+    import h5py
+
+    with h5py.File(path, "w") as file:
+        file.attrs.update({name: _plain(value) for name, value in layout.attributes.items()})
+        ids = file.create_dataset("ids", layout.proteins, h5py.string_dtype())
+        lengths = file.create_dataset("length", layout.proteins, np.int32)
+        rows = {kind: layout.tokens if kind == "seq" else layout.proteins for kind in layout.widths}
+        data = {kind: file.create_dataset(kind, (rows[kind], layout.widths[kind]), layout.dtype) for kind in rows}
+        if "seq" in rows:
+            offsets = file.create_dataset("offsets", layout.proteins + 1, np.int64)
+        row = token = 0
+        for part in parts:
+            count, tokens = len(part["length"]), int(part["length"].sum()) + 2 * len(part["length"])
+            ids[row : row + count] = unpack_names(part["ids"])
+            lengths[row : row + count] = part["length"]
+            for kind, dataset in data.items():
+                begin, number = (token, tokens) if kind == "seq" else (row, count)
+                dataset[begin : begin + number] = part[kind]
+            if "seq" in rows:
+                offsets[row + 1 : row + count + 1] = token + np.cumsum(part["length"].astype(np.int64) + 2)
+            row, token = row + count, token + tokens
+
+
+def _write_parquet(path: Path, layout: Layout, parts: Iterator[Part]) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    number = pa.float16() if layout.dtype == "float16" else pa.float32()
+    vectors = {kind: pa.list_(number, width) for kind, width in layout.widths.items()}
+    columns = {"id": pa.string(), "length": pa.int32()}
+    columns |= {kind: pa.list_(vector) if kind == "seq" else vector for kind, vector in vectors.items()}
+    metadata = {name: str(_plain(value)) for name, value in layout.attributes.items()}
+    schema = pa.schema(list(columns.items()), metadata=metadata)
+    # No dictionary and no compression: numbers of a network hold next to no repeats.
+    with pq.ParquetWriter(path, schema, compression="NONE", use_dictionary=False) as writer:
+        for part in parts:
+            table = [pa.array(unpack_names(part["ids"]), pa.string()), pa.array(part["length"], pa.int32())]
+            for kind, width in layout.widths.items():
+                flat = pa.FixedSizeListArray.from_arrays(pa.array(part[kind].ravel(), number), width)
+                if kind == "seq":
+                    ends = np.cumsum(part["length"] + 2, dtype=np.int32)
+                    flat = pa.ListArray.from_arrays(pa.array(np.concatenate(([0], ends)), pa.int32()), flat)
+                table.append(flat)
+            batch = pa.Table.from_arrays(table, schema=schema)
+            writer.write_table(batch, row_group_size=max(1, len(batch)))
+
+
+def _plain(value: object) -> object:
+    return value if isinstance(value, str | int | float) else json.dumps(value)
+
+
+WRITERS: dict[str, Callable[[Path, Layout, Iterator[Part]], None]] = {
+    "npz": _write_npz,
+    "hdf5": _write_hdf5,
+    "parquet": _write_parquet,
+}

@@ -1,0 +1,119 @@
+"""Results of a long run as numbered part files beside the output, so that a killed run goes on where it was.
+
+    store = PartStore("out.h5", manifest)        # out.h5.parts/manifest.json
+    store.open()                                 # creates it, or checks that it is of the same input, model and flags
+    store.save(3, {"ids": ..., "avg": ...})      # out.h5.parts/part_000003.npz, whole or not at all
+    store.finish(write)                          # write(path) makes the output, which then replaces out.h5
+
+What must hold: a part is a function of input, model and flags alone, so it does not matter which process made it, or
+when; a directory begun by something else is refused by name and never touched.
+"""
+
+import json
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from proteinlm.errors import InputError
+from proteinlm.files import atomic_path, fsync_path, write_json
+
+MANIFEST = "manifest.json"
+PART_BYTES = 256 << 20  # of per-residue states in one part
+PART_TOKENS = 1 << 23  # bounds the text of a part of giants
+
+
+def plan_parts(lengths: np.ndarray, part_proteins: int, token_bytes: int) -> np.ndarray:
+    """int64 [P + 1]: part p holds the proteins bounds[p] ... bounds[p + 1] - 1, in input order.
+
+    lengths [N]: residues; token_bytes: what is kept of each token (0: vectors only). A part has at most `part_proteins`
+    proteins, and about PART_BYTES or less.
+    """
+    room = PART_TOKENS if token_bytes == 0 else min(PART_TOKENS, max(1, PART_BYTES // token_bytes))
+    bounds, ends = [0], np.cumsum(lengths.astype(np.int64) + 2)
+    while bounds[-1] < len(lengths):
+        begin = bounds[-1]
+        before = ends[begin - 1] if begin else 0
+        fitting = int(np.searchsorted(ends, before + room, "right"))
+        bounds.append(min(max(fitting, begin + 1), begin + part_proteins))
+    return np.array(bounds, np.int64)
+
+
+def split_rows(lengths: np.ndarray) -> Iterator[slice]:
+    """Where each protein's tokens (residues + 2) lie in the rows of `seq`."""
+    end = 0
+    for length in lengths.tolist():
+        yield slice(end, end + length + 2)
+        end += length + 2
+
+
+class PartStore:
+    """The part files of one output. manifest: everything that decides their contents, in JSON's types."""
+
+    def __init__(self, output: str | Path, manifest: Mapping):
+        self.output = Path(output)
+        self.directory = self.output.with_name(self.output.name + ".parts")
+        self.manifest = json.loads(json.dumps(manifest))
+
+    def open(self) -> bool:
+        """True if the directory is there and is this run's; else it is made. InputError if it is another's."""
+        path = self.directory / MANIFEST
+        if self.output.is_dir():
+            raise InputError(f"{self.output}: a directory; the output is one file")
+        if path.is_file():
+            try:
+                found = json.loads(path.read_text(encoding="utf-8"))
+            except ValueError as error:
+                raise InputError(f"{path}: not JSON ({error}); remove {self.directory}") from error
+            self._compare(found)
+            return True
+        if self.directory.exists() and (not self.directory.is_dir() or any(self._entries())):
+            raise InputError(f"{self.directory}: exists without {MANIFEST}; move it away or give another output name")
+        self.directory.mkdir(parents=True, exist_ok=True)
+        write_json(path, self.manifest)
+        return False
+
+    def _entries(self) -> Iterator[Path]:
+        """Files of the directory, but for a manifest that a killed run was just writing."""
+        return (path for path in self.directory.iterdir() if not path.name.startswith(f".{MANIFEST}."))
+
+    def _compare(self, found: dict) -> None:
+        for name in {**self.manifest, **found}:
+            if found.get(name) != self.manifest.get(name):
+                raise InputError(
+                    f"{self.directory}: begun with {name} {found.get(name)}, this run has {self.manifest.get(name)}; "
+                    "start the same command, remove that directory, or give another output name"
+                )
+
+    def path(self, part: int) -> Path:
+        return self.directory / f"part_{part:06d}.npz"
+
+    def has(self, part: int) -> bool:
+        return self.path(part).is_file()
+
+    def save(self, part: int, arrays: Mapping[str, np.ndarray]) -> None:
+        with atomic_path(self.path(part)) as temporary, temporary.open("wb") as file:
+            np.savez(file, **arrays)
+
+    def load(self, part: int) -> dict[str, np.ndarray]:
+        with np.load(self.path(part)) as file:
+            return {name: file[name] for name in file.files}
+
+    def finish(self, write: Callable[[Path], None]) -> None:
+        """Write the output inside the directory, move it to its name, remove the directory."""
+        whole = self.directory / "whole"
+        with atomic_path(whole) as temporary:
+            write(temporary)
+        whole.replace(self.output)
+        fsync_path(self.output.parent)
+        shutil.rmtree(self.directory)
+
+
+def pack_names(names: list[str]) -> np.ndarray:
+    """Names without white space as bytes: no row is as wide as the longest."""
+    return np.frombuffer("\n".join(names).encode(), np.uint8)
+
+
+def unpack_names(packed: np.ndarray) -> list[str]:
+    return packed.tobytes().decode().split("\n")

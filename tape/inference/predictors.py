@@ -1,0 +1,165 @@
+"""What a finetuned model says about one protein, and the file it goes into: one entry of KINDS for each kind of task.
+
+  token_classification      TSV, a line a residue: id, position (from 1), residue, state, probability of each state
+  value                     TSV, a line a protein: id, length, value
+  classification            TSV, top_k lines a protein: id, rank, class, probability
+  masked_language_modeling  TSV, a line a residue: id, position, residue, log_probability (nats, of that residue), the
+                            likeliest residue and its probability. One pass with every residue visible; `masked` hides
+                            each residue in turn (a pass a residue): then the sum over a protein is its pseudo
+                            log-likelihood, and exp(-mean) its pseudo-perplexity
+  contacts                  .npz of an L x L matrix a protein (probability of C-alpha atoms within 8 Angstrom; pairs
+                            closer than six along the chain were not trained), and a picture each
+
+What must hold: a result is a function of the protein and the model alone; files appear whole.
+Legend: L residues, C classes.
+"""
+
+import contextlib
+import re
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from proteinlm.files import atomic_path
+from proteinlm.tokenizer import TAPE_TOKENS
+from tape.inference.encoding import TOKENIZER
+from tape.inference.fasta import Protein
+
+# Letters of the labels 0, 1, ...: NetSurfP-2.0's order, which is TAPE's (ss8 0-2 is ss3 0, 3-4 is 1, 5-7 is 2).
+STATES = {3: "HEC", 8: "GHIBESTC"}
+ZIP_DATE = (1980, 1, 1, 0, 0, 0)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """logits of one protein (padding removed where it is per residue) -> result; result -> lines."""
+
+    result: Callable[[Tensor, Protein, int], Any]  # logits, protein, top_k
+    lines: Callable[[Protein, Any], Iterator[str]] | None = None  # None: a matrix for the .npz
+    header: Callable[[int], str] | None = None  # of the number of labels
+
+
+def _states(labels: int) -> list[str]:
+    return list(STATES.get(labels, [str(i) for i in range(labels)]))
+
+
+def _token_result(logits: Tensor, protein: Protein, top_k: int) -> np.ndarray:
+    return logits[1 : len(protein.residues) + 1].softmax(-1).numpy()  # [L, C]; position 0 is <cls>
+
+
+def _token_lines(protein: Protein, probabilities: np.ndarray) -> Iterator[str]:
+    states = _states(probabilities.shape[1])
+    best = probabilities.argmax(1)
+    for i, (residue, row) in enumerate(zip(protein.residues, probabilities.tolist(), strict=True)):
+        shown = "\t".join(f"{p:.5f}" for p in row)
+        yield f"{protein.id}\t{i + 1}\t{residue}\t{states[best[i]]}\t{shown}"
+
+
+def _class_result(logits: Tensor, protein: Protein, top_k: int) -> tuple[list[float], list[int]]:
+    values, classes = logits.softmax(-1).topk(min(top_k, len(logits)))
+    return values.tolist(), classes.tolist()
+
+
+def _class_lines(protein: Protein, result: tuple[list[float], list[int]]) -> Iterator[str]:
+    for rank, (probability, number) in enumerate(zip(*result, strict=True), 1):
+        yield f"{protein.id}\t{rank}\t{number}\t{probability:.5f}"
+
+
+def _likelihood_result(logits: Tensor, protein: Protein, top_k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """logits [L, vocabulary] of the residues alone."""
+    ids = torch.from_numpy(TOKENIZER.encode(protein.residues).astype(np.int64))
+    logs = logits.log_softmax(-1)
+    best, likeliest = logs.max(-1)
+    return logs.gather(1, ids[:, None])[:, 0].numpy(), likeliest.numpy(), best.exp().numpy()
+
+
+def _likelihood_lines(protein: Protein, result: tuple) -> Iterator[str]:
+    for i, (residue, log, token, best) in enumerate(zip(protein.residues, *result, strict=True), 1):
+        yield f"{protein.id}\t{i}\t{residue}\t{log:.5f}\t{TAPE_TOKENS[token]}\t{best:.5f}"
+
+
+def _contact_result(logits: Tensor, protein: Protein, top_k: int) -> np.ndarray:
+    length = len(protein.residues)
+    return logits[:length, :length].softmax(-1)[..., 1].numpy()
+
+
+KINDS = {
+    "token_classification": Kind(
+        _token_result,
+        _token_lines,
+        lambda labels: "\t".join(["id", "position", "residue", "state", *(f"p_{s}" for s in _states(labels))]),
+    ),
+    "value": Kind(
+        lambda logits, protein, top_k: float(logits[0]),
+        lambda protein, value: iter([f"{protein.id}\t{len(protein.residues)}\t{value:.6g}"]),
+        lambda labels: "id\tlength\tvalue",
+    ),
+    "classification": Kind(_class_result, _class_lines, lambda labels: "id\trank\tclass\tprobability"),
+    "masked_language_modeling": Kind(
+        _likelihood_result,
+        _likelihood_lines,
+        lambda labels: "id\tposition\tresidue\tlog_probability\tlikeliest\tp_likeliest",
+    ),
+    "contacts": Kind(_contact_result),
+}
+
+
+def kind_of_logits(logits: Tensor) -> str:
+    """The kind of a plugin's task, by the shape of a batch's logits: [B, 1], [B, C], [B, N, C] or [B, N, N, 2]."""
+    if logits.dim() == 2:
+        return "value" if logits.shape[1] == 1 else "classification"
+    return {3: "token_classification", 4: "contacts"}[logits.dim()]
+
+
+@contextlib.contextmanager
+def open_table(path: Path, kind: Kind, labels: int) -> Iterator[Callable[[Protein, Any], None]]:
+    """Yield write(protein, result) into a TSV file that appears when all is written."""
+    with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+        file.write(kind.header(labels) + "\n")
+        yield lambda protein, result: file.writelines(line + "\n" for line in kind.lines(protein, result))
+
+
+@contextlib.contextmanager
+def open_maps(path: Path, pictures: Path | None) -> Iterator[Callable[[Protein, np.ndarray], None]]:
+    """Yield write(protein, map [L, L]) into an .npz (np.load(path)[id]), and a PNG each into a directory."""
+    if pictures is not None:
+        pictures.mkdir(parents=True, exist_ok=True)
+    with atomic_path(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
+
+        def write(protein: Protein, contacts: np.ndarray) -> None:
+            entry = zipfile.ZipInfo(f"{protein.id}.npy", ZIP_DATE)
+            entry.compress_type = zipfile.ZIP_DEFLATED
+            with archive.open(entry, "w", force_zip64=True) as file:
+                np.lib.format.write_array(file, np.ascontiguousarray(contacts), allow_pickle=False)
+            if pictures is not None:
+                draw_map(pictures / picture_name(protein), protein, contacts)
+
+        yield write
+
+
+def picture_name(protein: Protein) -> str:
+    """A file name that differs between proteins: the record's number and the tame letters of the name."""
+    return f"{protein.number:06d}_{re.sub(r'[^A-Za-z0-9._-]', '_', protein.id)[:100]}.png"
+
+
+def draw_map(path: Path, protein: Protein, contacts: np.ndarray) -> None:
+    """A contact map as PNG: probability 0 is white, 1 black."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5, 4.4), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    side = (0.5, len(contacts) + 0.5)
+    image = axes.imshow(contacts, cmap="Greys", vmin=0, vmax=1, origin="lower", extent=(*side, *side))
+    axes.set_title(protein.id[:60], fontsize=9)
+    axes.set(xlabel="residue", ylabel="residue")
+    figure.colorbar(image, label="probability of contact")
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png")

@@ -1,0 +1,193 @@
+"""songlab's ProteinConfig and ProteinModel: what every model class of this package, and of its users, derives from.
+
+    class MyConfig(ProteinConfig): ...             arguments with defaults, then super().__init__(**kwargs)
+    class MyModel(ProteinModel):
+        config_class, base_model_prefix = MyConfig, "my_trunk"
+    model = MyForValuePrediction.from_pretrained("runs/mine")        # config.json + model.safetensors
+
+A model is a trunk (the attribute named by base_model_prefix) and a head. What must hold: loading checks every name and
+shape of the file. A file without a head fills the trunk and says so; a file whose head is another's is refused.
+"""
+
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from proteinlm.errors import InputError
+from proteinlm.files import atomic_path, write_json, write_text
+from proteinlm.model_dir.files import CONFIG_NAME, SAFE_NAME, read_config, read_weights
+from proteinlm.model_dir.find import find_model
+
+logger = logging.getLogger(__name__)
+
+PRETRAINING_HEADS = ("mlm.", "feedforward.")  # a task's model has no use for these
+
+
+class ProteinConfig:
+    """The keys of config.json as attributes. Unknown keys are kept and written back."""
+
+    def __init__(self, **values):
+        defaults = {
+            "finetuning_task": None,
+            "num_labels": 2,
+            "output_attentions": False,
+            "output_hidden_states": False,
+            "torchscript": False,
+        }
+        self.__dict__.update(defaults | values)
+
+    @classmethod
+    def from_pretrained(cls, directory: str | Path, **overrides) -> "ProteinConfig":
+        """From a model directory, its name (proteinlm.model_dir.find) or a JSON file."""
+        return cls.from_dict(read_config(find_model(directory)) | overrides)
+
+    @classmethod
+    def from_json_file(cls, path: str | Path) -> "ProteinConfig":
+        return cls.from_dict(read_config(path))
+
+    @classmethod
+    def from_dict(cls, values: Mapping) -> "ProteinConfig":
+        config = cls()  # a subclass sets its own arguments, so they must have defaults
+        config.__dict__.update(values)
+        return config
+
+    def to_dict(self) -> dict:
+        return dict(self.__dict__)
+
+    def to_json_string(self) -> str:
+        return json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n"
+
+    def to_json_file(self, path: str | Path) -> None:
+        write_text(path, self.to_json_string())
+
+    def save_pretrained(self, directory: str | Path) -> None:
+        self.to_json_file(Path(directory) / CONFIG_NAME)
+
+    def __eq__(self, other: object) -> bool:
+        return type(other) is type(self) and self.__dict__ == other.__dict__
+
+    __hash__ = None
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.to_json_string()})"
+
+
+class ProteinModel(nn.Module):
+    """Loading, saving and first weights. Subclasses set config_class and base_model_prefix."""
+
+    config_class: ClassVar[type] = ProteinConfig
+    base_model_prefix: ClassVar[str] = ""
+    load_report: tuple[str, ...] = ()  # what from_pretrained left out or could not find
+
+    def __init__(self, config: ProteinConfig):
+        super().__init__()
+        if not isinstance(config, ProteinConfig):
+            raise ValueError(f"{type(self).__name__} takes a ProteinConfig, not {type(config).__name__}")
+        self.config = config
+
+    @property
+    def base_model(self) -> nn.Module:
+        """The trunk, or the model itself where it is one."""
+        return getattr(self, self.base_model_prefix, self) if self.base_model_prefix else self
+
+    def init_weights(self) -> None:
+        """Apply the subclass's `_init_weights` to every module, as songlab's models do at the end of __init__."""
+        self.apply(self._init_weights)
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """First weights of one module; torch's own unless a subclass says otherwise."""
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_dir: str | Path | None = None,
+        config: ProteinConfig | None = None,
+        require_head: bool = False,
+        **overrides,
+    ) -> "ProteinModel":
+        """A model in evaluation mode with a directory's weights, or random ones if None.
+
+        pretrained_dir: a path or a name (proteinlm.model_dir.find). overrides: keys of config.json, e.g. num_labels.
+        require_head: refuse a directory without this class's head, for evaluation.
+        """
+        given = (config.to_dict() if config else {}) | overrides
+        if pretrained_dir is None:
+            if require_head:
+                raise InputError("from_pretrained: a trained head was asked for, but no directory was given")
+            return cls(cls.config_class.from_dict(given)).eval()
+        directory = find_model(pretrained_dir)
+        path, tensors = read_weights(directory)
+        values = cls._config_of(read_config(directory) | given, tensors, path, overrides)
+        model = cls(cls.config_class.from_dict(values))
+        state, notes = model._match(tensors, path, require_head)
+        model.load_state_dict(state)
+        model.load_report = tuple(notes)
+        for note in notes:
+            logger.warning("%s", note)
+        return model.eval()
+
+    @classmethod
+    def _config_of(cls, values: dict, tensors: dict[str, Tensor], path: Path, overrides: dict) -> dict:
+        """Keys of config.json as the file's tensors show them; a hook, called before the model is made."""
+        return values
+
+    def save_pretrained(self, directory: str | Path) -> None:
+        """Write config.json and model.safetensors (the config last: a directory with one is whole)."""
+        from safetensors.torch import save_file
+
+        state, seen = {}, {}
+        for name, value in self.state_dict().items():
+            place = (value.data_ptr(), value.shape)  # safetensors refuses two names for one memory (tied weights)
+            state[name] = value.detach().cpu().contiguous() if place not in seen else value.detach().cpu().clone()
+            seen[place] = name
+        with atomic_path(Path(directory) / SAFE_NAME) as temporary:
+            save_file(state, str(temporary), metadata={"format": "pt"})
+        write_json(Path(directory) / CONFIG_NAME, self.config.to_dict())
+
+    def _rename(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """A file's tensors under this class's names; a hook for classes whose files have several spellings."""
+        return tensors
+
+    def _match(self, tensors: Mapping, path: Path, require_head: bool) -> tuple[dict[str, Tensor], list[str]]:
+        """(the whole state dict, notes) from a file's tensors."""
+        own, prefix = self.state_dict(), f"{self.base_model_prefix}."
+        tensors = self._rename(dict(tensors))
+        has_trunk_inside = any(name.startswith(prefix) for name in own)
+        notes: list[str] = []
+        if any(name.startswith(prefix) for name in tensors) and not has_trunk_inside:  # a task's file into a bare trunk
+            left = [name for name in tensors if not name.startswith(prefix)]
+            notes += [f"{path}: heads left out ({len(left)} tensors, {left[0]} ...)"] if left else []
+            tensors = {name.removeprefix(prefix): v for name, v in tensors.items() if name.startswith(prefix)}
+        elif has_trunk_inside and not any(name.startswith(prefix) for name in tensors):  # a bare trunk's file
+            tensors = {prefix + name: value for name, value in tensors.items()}
+        left = [name for name in tensors if name not in own and name.startswith(PRETRAINING_HEADS)]
+        if left:
+            notes.append(f"{path}: the head of pretraining left out ({len(left)} tensors, {left[0]} ...)")
+            tensors = {name: value for name, value in tensors.items() if name not in left}
+        head = [name for name in own if has_trunk_inside and not name.startswith(prefix)]
+        if head and not any(name in tensors for name in head):
+            if require_head:
+                raise InputError(f"{path}: no weights of a task head; finetune this model first")
+            notes.append(f"{path}: no task head in the file, the head starts from random weights")
+            tensors |= {name: own[name] for name in head}
+        self._check(tensors, own, path)
+        return dict(tensors), notes
+
+    def _check(self, tensors: Mapping[str, Tensor], own: Mapping[str, Tensor], path: Path) -> None:
+        """Every name of the model is in the file with its shape and its kind of number, and no other."""
+        name = type(self).__name__
+        missing = [key for key in own if key not in tensors]
+        if missing:
+            raise InputError(f"{path}: {missing[0]} of {name} is missing ({len(missing)} of {len(own)} names are)")
+        for key, value in tensors.items():
+            if key not in own:
+                raise InputError(f"{path}: {key} does not belong to {name}")
+            if value.shape != own[key].shape:
+                found, wanted = list(value.shape), list(own[key].shape)
+                raise InputError(f"{path}: {key} has shape {found}, but {name} needs {wanted}")
+            if value.is_floating_point() != own[key].is_floating_point():
+                raise InputError(f"{path}: {key} holds {value.dtype}, but {name} needs {own[key].dtype}")

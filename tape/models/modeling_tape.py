@@ -1,0 +1,298 @@
+"""songlab's own transformer (its `bert-base`): BERT as published, LayerNorm after each sum and on the embedding.
+
+    model = TapeTransformerModel.from_pretrained("bert-base")         a directory below $TAPE_MODELS or ~/.cache/tape
+    sequence_output, pooled_output = model(input_ids, input_mask)[:2]
+
+Model type tape_transformer; tape.models.modeling_bert's classes turn here when they are given such a file. Names,
+shapes, sizes and first weights are songlab's (modeling_bert.py), whose files say base_model "transformer" or nothing:
+ours say "tape_transformer". What must hold: hidden states, pooled output and masked-LM logits are those of Hugging
+Face's BERT with the same weights; padding changes nothing; every name of a file is checked, and a pre-LN file is
+refused.
+
+Only real tokens are computed: padding is dropped before the embedding and put back as zeros.
+
+Legend: B proteins, N tokens of the longest (residues + 2), T real tokens of the batch, h hidden size, H heads, D head
+size, V vocabulary.
+"""
+
+from collections import deque
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from proteinlm.attention import AttentionPlan, choose_backend, make_plan, packed_attention
+from proteinlm.errors import InputError
+from proteinlm.model import ACTIVATIONS
+from proteinlm.model_dir.files import check_shape_keys
+from tape.models.kinds import (
+    BaselineConfig,
+    BaselineModel,
+    ContactPrediction,
+    SequenceClassification,
+    SequenceToSequenceClassification,
+    ValuePrediction,
+    check_probability,
+)
+from tape.models.modeling_bert import check_positions, real_tokens, scatter
+from tape.models.modeling_utils import MLMHead
+from tape.models.parts import check_config, language_model_outputs, mean_of_residues
+
+PRE_LN_NAMES = (".input_ln.", ".post_attn_ln.", "encoder.final_ln.")  # only in files of model type transformer
+WORDS, DECODER = "bert.embeddings.word_embeddings.weight", "mlm.decoder.weight"
+
+
+class TapeTransformerConfig(BaselineConfig):
+    """songlab's keys with its defaults, and `pooling` (tape.models.config)."""
+
+    model_type = "tape_transformer"
+
+    def __init__(self, vocab_size: int = 30, **values):
+        defaults = {
+            "hidden_size": 768,
+            "num_hidden_layers": 12,
+            "num_attention_heads": 12,
+            "intermediate_size": 3072,
+            "hidden_act": "gelu",  # erf; of the MLP and of the masked-LM head
+            "hidden_dropout_prob": 0.1,
+            "attention_probs_dropout_prob": 0.1,
+            "max_position_embeddings": 8096,
+            "type_vocab_size": 2,  # 1 in bert-base; only row 0 is ever used
+            "initializer_range": 0.02,
+            "layer_norm_eps": 1e-12,
+            "pooling": "first",
+            "pruned_heads": {},
+        }
+        super().__init__(vocab_size=vocab_size, **(defaults | values))
+        self._check()
+
+    def _check(self) -> None:
+        name = type(self).__name__
+        check_shape_keys(self.__dict__, name)
+        check_config(self, ("type_vocab_size",))
+        if self.hidden_act not in ACTIVATIONS:
+            raise InputError(f"{name}: hidden_act {self.hidden_act!r} is not one of {', '.join(ACTIVATIONS)}")
+        check_probability(self, "attention_probs_dropout_prob")
+        if self.output_attentions:
+            raise InputError(f"{name}: output_attentions true is not supported (attention keeps no weights)")
+
+
+def layer_norm(config: TapeTransformerConfig) -> nn.LayerNorm:
+    return nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+
+
+class Embeddings(nn.Module):
+    """LayerNorm(word + position + token type 0): ids and positions [T] -> [T, h]."""
+
+    def __init__(self, config: TapeTransformerConfig):
+        super().__init__()
+        self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=0)
+        self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+        self.token_type_embeddings = nn.Embedding(config.type_vocab_size, config.hidden_size)
+        self.LayerNorm = layer_norm(config)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, input_ids: Tensor, positions: Tensor) -> Tensor:
+        summed = self.word_embeddings(input_ids) + self.position_embeddings(positions)
+        return self.dropout(self.LayerNorm(summed + self.token_type_embeddings.weight[0]))
+
+
+class SelfAttention(nn.Module):
+    """[T, h] -> [T, h]: each protein of the stream attends to itself."""
+
+    def __init__(self, config: TapeTransformerConfig):
+        super().__init__()
+        self.heads, self.dropout = config.num_attention_heads, config.attention_probs_dropout_prob
+        self.query = nn.Linear(config.hidden_size, config.hidden_size)
+        self.key = nn.Linear(config.hidden_size, config.hidden_size)
+        self.value = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(self, x: Tensor, plan: AttentionPlan) -> Tensor:
+        parts = [part(x).unflatten(1, (self.heads, -1)) for part in (self.query, self.key, self.value)]
+        dropout = self.dropout if self.training else 0.0
+        return packed_attention(torch.stack(parts, 2), plan, dropout).flatten(1)
+
+
+class AddAndNorm(nn.Module):
+    """LayerNorm(x + dropout(dense(update)))."""
+
+    def __init__(self, in_features: int, config: TapeTransformerConfig):
+        super().__init__()
+        self.dense = nn.Linear(in_features, config.hidden_size)
+        self.LayerNorm = layer_norm(config)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, update: Tensor, x: Tensor) -> Tensor:
+        return self.LayerNorm(x + self.dropout(self.dense(update)))
+
+
+class Dense(nn.Module):
+    """activation(dense(x))."""
+
+    def __init__(self, in_features: int, out_features: int, activation):
+        super().__init__()
+        self.dense = nn.Linear(in_features, out_features)
+        self.activation = activation
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.activation(self.dense(x))
+
+
+class TransformerLayer(nn.Module):
+    """One post-LN block on the stream: [T, h] -> [T, h]."""
+
+    def __init__(self, config: TapeTransformerConfig):
+        super().__init__()
+        attention = {"self": SelfAttention(config), "output": AddAndNorm(config.hidden_size, config)}
+        self.attention = nn.ModuleDict(attention)
+        self.intermediate = Dense(config.hidden_size, config.intermediate_size, ACTIVATIONS[config.hidden_act])
+        self.output = AddAndNorm(config.intermediate_size, config)
+
+    def forward(self, x: Tensor, plan: AttentionPlan) -> Tensor:
+        x = self.attention["output"](self.attention["self"](x, plan), x)
+        return self.output(self.intermediate(x), x)
+
+
+class TransformerEncoder(nn.Module):
+    """The embedded stream [T, h] -> its L + 1 states one after another, the embedding first."""
+
+    def __init__(self, config: TapeTransformerConfig):
+        super().__init__()
+        self.recompute = False  # activation checkpointing of every layer; --recompute sets it
+        self.layer = nn.ModuleList(TransformerLayer(config) for _ in range(config.num_hidden_layers))
+
+    def forward(self, x: Tensor, plan: AttentionPlan) -> Iterator[Tensor]:
+        yield x
+        for layer in self.layer:
+            again = self.recompute and self.training
+            x = checkpoint(layer, x, plan, use_reentrant=False) if again else layer(x, plan)
+            yield x
+
+
+class TapeTransformerAbstractModel(BaselineModel):
+    config_class = TapeTransformerConfig
+    base_model_prefix = "bert"
+
+    @classmethod
+    def _config_of(cls, values: dict, tensors: dict[str, Tensor], path: Path, overrides: dict) -> dict:
+        """Refuse a pre-LN file before anything is made."""
+        pre_ln = next((name for name in tensors if any(part in name for part in PRE_LN_NAMES)), None)
+        post_ln = next((name for name in tensors if "embeddings.LayerNorm." in name), None)
+        if pre_ln and post_ln:
+            raise InputError(f"{path}: {post_ln} of a post-LN model beside {pre_ln} of a pre-LN one; a file holds one")
+        if pre_ln:
+            raise InputError(f"{path}: {pre_ln} is of a pre-LN model; its model type is transformer")
+        types = next((v for name, v in tensors.items() if name.endswith("token_type_embeddings.weight")), None)
+        if types is not None and types.dim() == 2:  # a ProteinBertConfig says 1 whatever the file has
+            values = values | {"type_vocab_size": len(types)}
+        return super()._config_of(values, tensors, path, overrides)
+
+    def _rename(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """TensorFlow's spelling of LayerNorm's parameters, which songlab reads too."""
+        spelled = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
+        for theirs, ours in spelled.items():
+            tensors = {name.replace(theirs, ours): value for name, value in tensors.items()}
+        return tensors
+
+
+class TapeTransformerModel(TapeTransformerAbstractModel):
+    """(input_ids [B, N], input_mask [B, N]) -> (sequence_output [B, N, h], pooled_output [B, h])."""
+
+    def __init__(self, config: TapeTransformerConfig):
+        super().__init__(config)
+        self.embeddings = Embeddings(config)
+        self.encoder = TransformerEncoder(config)
+        self.pooler = Dense(config.hidden_size, config.hidden_size, torch.tanh)
+        self.init_weights()
+
+    def forward(self, input_ids: Tensor, input_mask: Tensor | None = None) -> tuple:
+        """sequence_output is 0 at padding; pooled_output is songlab's (tanh of a dense layer on the first token), or
+        with config.pooling "mean" the mean of the residues' states.
+
+        Without input_mask, <pad> tokens are taken as padding. With config.output_hidden_states a third element: the
+        L + 1 hidden states, each [B, N, h]. A protein longer than max_position_embeddings is an InputError.
+        """
+        mask = real_tokens(input_ids, input_mask)
+        check_positions(mask, self.config.max_position_embeddings)
+        where = mask.flatten().nonzero().squeeze(1)  # [T]
+        embedded = self.embeddings(input_ids.flatten()[where], (mask.cumsum(1) - 1).flatten()[where])
+        nothing = [embedded] * (len(self.encoder.layer) + 1)  # a batch of padding only
+        stream = self.encoder(embedded, self._plan(mask, embedded.dtype)) if len(where) else nothing
+        if self.config.output_hidden_states:
+            states = tuple(scatter(state, where, mask) for state in stream)
+            return states[-1], self._pool(states[-1], mask), states
+        last = scatter(deque(stream, maxlen=1).pop(), where, mask)  # one state at a time is kept
+        return last, self._pool(last, mask)
+
+    def _plan(self, mask: Tensor, dtype: torch.dtype) -> AttentionPlan:
+        """Where each protein begins in the stream, for the attention of this device and dtype."""
+        lengths = mask.sum(1)
+        bounds = F.pad(lengths[lengths > 0].cumsum(0), (1, 0)).to(torch.int32)
+        if torch.is_autocast_enabled(mask.device.type):
+            dtype = torch.get_autocast_dtype(mask.device.type)
+        dropout = self.config.attention_probs_dropout_prob if self.training else 0.0
+        return make_plan(bounds, choose_backend(mask.device, dtype, dropout), mask.shape[1])
+
+    def _pool(self, states: Tensor, mask: Tensor) -> Tensor:
+        """[B, N, h] -> [B, h]."""
+        if self.config.pooling == "mean":
+            return mean_of_residues(states, mask)
+        first = mask.int().argmax(1)
+        return self.pooler(states[torch.arange(len(first), device=first.device), first])
+
+
+TapeTransformerAbstractModel.trunk = TapeTransformerModel
+
+
+class TapeTransformerForMaskedLM(TapeTransformerAbstractModel):
+    """Masked language model. logits [B, N, V]; targets [B, N], -1 ignored."""
+
+    def __init__(self, config: TapeTransformerConfig):
+        super().__init__(config)
+        words = self._add_trunk().embeddings.word_embeddings
+        self.mlm = MLMHead(config.hidden_size, config.vocab_size, ACTIVATIONS[config.hidden_act], config.layer_norm_eps)
+        self.mlm.apply(self._init_weights)
+        self.mlm.decoder.weight = words.weight
+
+    def _match(self, tensors, path, require_head):
+        """Decoder and embedding are one matrix: a file has both alike, or the embedding alone."""
+        tensors = dict(tensors)
+        words = next((value for name, value in tensors.items() if WORDS.endswith(name)), None)
+        if words is not None and "mlm.bias" in tensors and not torch.equal(tensors.setdefault(DECODER, words), words):
+            raise InputError(f"{path}: {DECODER} differs from {WORDS}; they should be one matrix")
+        state, notes = super()._match(tensors, path, require_head)
+        return state | {DECODER: state[WORDS]}, notes  # a trunk's file has no decoder, and a random one came in
+
+    def forward(self, input_ids: Tensor, input_mask: Tensor | None = None, targets: Tensor | None = None) -> tuple:
+        hidden, _, *rest = self.bert(input_ids, input_mask)
+        return language_model_outputs(self.mlm(hidden), targets, rest)
+
+
+class TapeTransformerForValuePrediction(ValuePrediction, TapeTransformerAbstractModel):
+    pass
+
+
+class TapeTransformerForSequenceClassification(SequenceClassification, TapeTransformerAbstractModel):
+    pass
+
+
+class TapeTransformerForSequenceToSequenceClassification(
+    SequenceToSequenceClassification, TapeTransformerAbstractModel
+): ...
+
+
+class TapeTransformerForContactPrediction(ContactPrediction, TapeTransformerAbstractModel):
+    pass
+
+
+MODELS = {
+    "embed": TapeTransformerModel,
+    "masked_language_modeling": TapeTransformerForMaskedLM,
+    "value": TapeTransformerForValuePrediction,
+    "classification": TapeTransformerForSequenceClassification,
+    "token_classification": TapeTransformerForSequenceToSequenceClassification,
+    "contacts": TapeTransformerForContactPrediction,
+}

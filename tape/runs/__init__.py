@@ -1,0 +1,1 @@
+"""Runs: their directories, their results, their processes."""

@@ -1,0 +1,153 @@
+"""The directory of a finetuning run: its name, starting and resuming it, and the state between two calls.
+
+    RUN_DIR/config.json, model.safetensors      a TAPE directory: the best weights (without evaluations, the newest)
+    RUN_DIR/args.json, metrics.jsonl            flags, recipe and origin; every logged line
+    RUN_DIR/last/config.json, model.safetensors the weights at the last saved state, a TAPE directory too
+    RUN_DIR/last/state.pt                       what a resumed run needs: weights, optimizer, loss scale, progress
+
+What must hold: each file is whole at every instant; only rank 0 writes.
+"""
+
+import random
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from proteinlm.errors import InputError
+from proteinlm.files import atomic_path
+from proteinlm.model_dir.files import SAFE_NAME, TORCH_NAME
+from proteinlm.model_dir.find import find_model
+from proteinlm.optim import LossScaler
+from proteinlm.untrusted.safe_load import safe_torch_load
+from tape.evaluate import read_run
+from tape.finetuning.lora import load_trained_state, merged, trained_state
+from tape.finetuning.options import TrainOptions, check_resumable
+
+STATE = Path("last") / "state.pt"
+
+
+@dataclass
+class RunProgress:
+    """Where a run stands: everything beside weights and optimizer that a resumed run needs."""
+
+    step: int = 0  # optimizer steps done
+    best: float | None = None  # of the task's metric
+    best_step: int = 0
+    without_improvement: int = 0
+    bad_steps: int = 0
+    skipped: int = 0
+    finished: str = ""  # why the run ended
+
+
+def run_directory(options: TrainOptions) -> str:
+    """Where the run goes: --output_dir; with --exp_name, as in TAPE, that name inside it.
+
+    Without either, ./results/<task>-<model type>-<--time_or_name, else time and six digits>, the original project's
+    rule. Not a pure function (the time): ask once.
+    """
+    if options.exp_name:
+        return str(Path(options.output_dir or "results") / options.exp_name)
+    if options.output_dir:
+        return options.output_dir
+    name = options.time_or_name
+    if name in (None, "time"):
+        name = f"{time.strftime('%y-%m-%d-%H-%M-%S')}_{random.SystemRandom().randrange(10**6):06d}"
+    return str(Path("results") / f"{options.task}-{options.model_type}-{name}")
+
+
+def refuse_to_overwrite(directory: Path, flag: str) -> None:
+    """InputError where the directory holds a model or a run, whose record would be false afterwards."""
+    for name in ("config.json", "args.json", SAFE_NAME, TORCH_NAME):
+        if (directory / name).exists():
+            raise InputError(f"{flag} {directory}: already holds {name}; give a new directory")
+
+
+def prepare_output(options: TrainOptions) -> bool:
+    """Make the run's directory; returns whether there is a saved state to go on from."""
+    output = Path(options.output_dir)
+    if options.from_pretrained and output.resolve() == find_model(options.from_pretrained).resolve():
+        raise InputError(f"--output_dir {output} is --from_pretrained too; finetuning would overwrite that model")
+    started = read_run(output)
+    if not started:
+        refuse_to_overwrite(output, "--output_dir")
+    (output / STATE.parent).mkdir(parents=True, exist_ok=True)
+    if options.force_save == "TRUE":
+        clear(output)
+        return False
+    if not options.resume:
+        if started:
+            raise InputError(
+                f"{output}: already holds a run; --resume goes on with it, --force_save begins it anew, or give "
+                "another --output_dir"
+            )
+        return False
+    if not (output / STATE).is_file():
+        print(f"notice: {output} holds no saved state yet; starting afresh", flush=True)
+        return False
+    check_resumable(options, started.get("args", {}), output / "args.json")
+    return True
+
+
+def check_same_weights(source: dict | None, output: Path) -> None:
+    """A resumed run must start from the weights it was started with."""
+    before = read_run(output).get("from_pretrained")
+    if before and source and before["weights_sha256"] != source["weights_sha256"]:
+        raise InputError(f"{source['path']}: its {source['weights']} is not the one that {output} was started with")
+
+
+def clear(output: Path) -> None:
+    """Remove what a run left, its results of evaluation included, args.json last: until then it is a started run."""
+    shutil.rmtree(output / "last", ignore_errors=True)
+    for name in ("metrics.jsonl", "config.json", "model.safetensors", "pytorch_model.bin"):
+        (output / name).unlink(missing_ok=True)
+    task = read_run(output).get("args", {}).get("task")
+    for path in output.glob(f"{task}-*.*") if task else ():
+        path.unlink()
+    (output / "args.json").unlink(missing_ok=True)
+    (output / "last").mkdir(parents=True, exist_ok=True)
+
+
+def save_weights(model: torch.nn.Module, directory: Path) -> None:
+    """A TAPE directory of the weights as they are now, LoRA's updates merged in."""
+    with merged(model) as plain:
+        plain.save_pretrained(directory)
+
+
+def save_state(
+    output: Path,
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    scaler: LossScaler | None,
+    progress: RunProgress,
+) -> None:
+    """Replace RUN_DIR/last."""
+    state = {
+        "model": trained_state(model),
+        "optimizer": optimizer.state_dict(),
+        "scaler": scaler.state_dict() if scaler else None,
+        "progress": vars(progress),
+    }
+    save_weights(model, output / STATE.parent)
+    with atomic_path(output / STATE) as temporary:
+        torch.save(state, temporary)
+
+
+def load_state(
+    output: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer, scaler: LossScaler | None
+) -> RunProgress:
+    """Go on from last/state.pt."""
+    path = output / STATE
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; there is no saved state to --resume from")
+    state = safe_torch_load(path)
+    try:
+        load_trained_state(model, state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        if scaler:
+            scaler.load_state_dict(state["scaler"])
+        return RunProgress(**state["progress"])
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"{path}: not the state of this run ({error})") from error

@@ -1,0 +1,71 @@
+"""Every backend against attention written out protein by protein, in float64."""
+
+import pytest
+import torch
+
+from proteinlm import attention
+from proteinlm.attention import choose_backend, make_plan, packed_attention
+
+
+def stream(lengths, heads=3, size=8, dtype=torch.float64, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    qkv = torch.randn((sum(lengths), heads, 3, size), generator=generator, dtype=dtype)
+    return qkv, torch.tensor([0, *lengths]).cumsum(0).to(torch.int32)
+
+
+@pytest.mark.parametrize("lengths", [[1], [7, 7, 7], [1, 2, 3, 50, 49, 5, 40, 1], [3, 0, 4], [64] * 5 + [13]])
+def test_buckets_equal_the_reference_in_values_and_gradients(lengths):
+    qkv, bounds = stream(lengths)
+    answers = []
+    for backend in ("buckets", "reference"):
+        leaf = qkv.clone().requires_grad_()
+        out = packed_attention(leaf, make_plan(bounds, backend))
+        (out * torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view_as(out)).sum().backward()
+        answers.append((out.detach(), leaf.grad))
+    torch.testing.assert_close(answers[0], answers[1], rtol=0, atol=1e-12)
+
+
+def test_a_boundary_in_the_wrong_place_is_noticed():
+    qkv, bounds = stream([10, 20])
+    moved = bounds.clone()
+    moved[1] += 1
+    right = packed_attention(qkv, make_plan(bounds, "reference"))
+    wrong = packed_attention(qkv, make_plan(moved, "buckets"))
+    assert (right - wrong).abs().max() > 1e-3
+
+
+def test_buckets_cover_every_token_once_with_little_padding():
+    generator = torch.Generator().manual_seed(1)
+    lengths = torch.randint(20, 500, (300,), generator=generator).tolist()
+    plan = make_plan(torch.tensor([0, *lengths]).cumsum(0).to(torch.int32), "buckets")
+    assert sorted(plan.gather[plan.scatter].tolist()) == list(range(sum(lengths)))
+    assert sum(b.proteins for b in plan.buckets) == len(lengths)
+    assert len(plan.gather) / sum(lengths) < 1 / attention.BUCKET_RATIO
+    assert plan.max_seqlen == max(lengths)
+
+
+def test_dropout_of_probabilities_has_the_right_mean_and_is_not_lost():
+    qkv, bounds = stream([30, 30], dtype=torch.float32)
+    plan = make_plan(bounds, "buckets")
+    torch.manual_seed(0)
+    mean = torch.stack([packed_attention(qkv, plan, 0.3) for _ in range(600)]).mean(0)
+    exact = packed_attention(qkv, plan)
+    assert (mean - exact).abs().max() < 0.2
+    assert (packed_attention(qkv, plan, 0.3) - exact).abs().max() > 0.05
+
+
+def test_backend_choice_never_drops_dropout_or_precision():
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    assert choose_backend(cpu, torch.bfloat16, 0.1) == "buckets"
+    assert choose_backend(cuda, torch.bfloat16, 0.0) == "varlen"
+    assert choose_backend(cuda, torch.float16, 0.1) == "jagged"
+    assert choose_backend(cuda, torch.float32, 0.0) == "buckets"
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("backend", ["varlen", "jagged", "buckets"])
+def test_cuda_backends_equal_the_reference(backend):
+    qkv, bounds = stream([1, 30, 200, 17, 64], heads=4, size=32)
+    expected = packed_attention(qkv, make_plan(bounds, "reference"))
+    found = packed_attention(qkv.to("cuda", torch.bfloat16), make_plan(bounds.cuda(), backend))
+    assert (found.double().cpu() - expected).norm() / expected.norm() < 1e-2
