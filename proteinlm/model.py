@@ -13,7 +13,6 @@ class runs as a tensor-parallel shard and as a pipeline stage.
 import contextlib
 import hashlib
 import math
-from collections import deque
 from dataclasses import dataclass
 from functools import partial
 
@@ -167,7 +166,10 @@ class ProteinBert(nn.Module):
         flattened tokens): logits [M, V], -inf for the padding rows of the vocabulary; a stage without the head passes
         the stream [T, h] on.
         """
-        hidden = deque(self._states(tokens, position_ids, cu_seqlens), maxlen=1).pop()  # the others are let go
+        hidden, plan = self._embed(tokens, position_ids, cu_seqlens)
+        for layer in self.layers.values():
+            hidden = self._run(layer, hidden, plan)
+        hidden = self._normalise(hidden)
         if masked_positions is None:
             return hidden.view(*position_ids.shape, hidden.shape[-1])
         if self.lm_head is None:
@@ -176,7 +178,11 @@ class ProteinBert(nn.Module):
 
     def hidden_states(self, tokens: Tensor, position_ids: Tensor, cu_seqlens: Tensor) -> list[Tensor]:
         """L+1 tensors shaped [..., h]: the embedding, then each layer's output, the last one after the final LN."""
-        states = self._states(tokens, position_ids, cu_seqlens)
+        hidden, plan = self._embed(tokens, position_ids, cu_seqlens)
+        states = [hidden]
+        for layer in self.layers.values():
+            states.append(self._run(layer, states[-1], plan))
+        states[-1] = self._normalise(states[-1])
         return [state.view(*position_ids.shape, state.shape[-1]) for state in states]
 
     def lm_logits(self, hidden: Tensor) -> Tensor:
@@ -186,22 +192,21 @@ class ProteinBert(nn.Module):
         padding = rows >= self.config.vocab_size
         return logits.masked_fill(padding, -torch.inf)
 
-    def _states(self, tokens: Tensor, position_ids: Tensor, cu_seqlens: Tensor):
-        """Yield the stream [T, h] after the embedding and after each layer; the last one normalised."""
+    def _embed(self, tokens: Tensor, position_ids: Tensor, cu_seqlens: Tensor) -> tuple[Tensor, AttentionPlan]:
+        """(the stream [T, h] that the first layer reads, how attention runs over it)."""
         plan = self._plan(cu_seqlens.flatten(), position_ids)
-        x = self._embed(tokens.flatten(), position_ids.flatten()) if self.position_embeddings else tokens.flatten(0, -2)
-        last = len(self.layers) - 1
-        if last >= 0:
-            yield x
-        for i, layer in enumerate(self.layers.values()):
-            recompute = self.recompute and self.training
-            x = checkpoint(layer, x, plan, use_reentrant=False) if recompute else layer(x, plan)
-            if i < last:
-                yield x
-        yield self.final_layernorm(x) if self.final_layernorm else x
+        if self.position_embeddings is None:  # a later pipeline stage
+            return tokens.flatten(0, -2), plan
+        words = self.word_embeddings(tokens.flatten())
+        return self.embedding_dropout(words + self.position_embeddings(position_ids.flatten())), plan
 
-    def _embed(self, tokens: Tensor, position_ids: Tensor) -> Tensor:
-        return self.embedding_dropout(self.word_embeddings(tokens) + self.position_embeddings(position_ids))
+    def _run(self, layer: nn.Module, x: Tensor, plan: AttentionPlan) -> Tensor:
+        if self.recompute and self.training:
+            return checkpoint(layer, x, plan, use_reentrant=False)
+        return layer(x, plan)
+
+    def _normalise(self, x: Tensor) -> Tensor:
+        return self.final_layernorm(x) if self.final_layernorm else x
 
     def _plan(self, cu_seqlens: Tensor, position_ids: Tensor) -> AttentionPlan:
         device = cu_seqlens.device

@@ -160,7 +160,8 @@ def test_hidden_states_are_embedding_layers_and_the_normalised_last():
     tokens, positions, bounds = packed()
     states = model.hidden_states(tokens, positions, bounds)
     assert len(states) == CONFIG.num_layers + 1
-    torch.testing.assert_close(states[0], model._embed(tokens, positions))
+    embedded = model.word_embeddings(tokens) + model.position_embeddings(positions)
+    torch.testing.assert_close(states[0], embedded)
     torch.testing.assert_close(states[-1], model(tokens, positions, bounds))
     unnormalised = random_model(replace(CONFIG, final_layernorm=False))
     assert unnormalised.final_layernorm is None
