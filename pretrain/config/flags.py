@@ -8,8 +8,9 @@ why. Flags that would train another model (`REFUSED`) are an error. Underscores 
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import Field, dataclass, fields
 
+from pretrain.config.options import OPTIONS, SECTIONS
 from proteinlm.errors import ArgumentParser, InputError
 
 # old or newer name -> option
@@ -92,55 +93,44 @@ ONE_WAY = {
 
 
 @dataclass(frozen=True)
-class Given:
-    """What a command line says: the YAML file, options as text (True/False for switches), and notices for the user."""
+class CommandLine:
+    """The YAML file, options as text (True/False for switches), and notices for the user."""
 
     config: str | None
     options: dict[str, object]
     notices: tuple[str, ...]
 
 
-def read_flags(argv: Sequence[str] | None, sections: dict[str, type]) -> Given:
-    """Parse `argv` (None: the process's own) for the options of `sections` (name -> dataclass)."""
-    parser = _parser(sections)
+def read_flags(argv: Sequence[str] | None) -> CommandLine:
+    """Parse `argv` (None: the process's own)."""
     words = [_dashed(word) for word in (sys.argv[1:] if argv is None else argv)]
-    found = {name: value for name, value in vars(parser.parse_args(words)).items() if value is not None}
+    flags = {name: value for name, value in vars(_parser().parse_args(words)).items() if value is not None}
     for flag, why in REFUSED.items():
-        if flag in found:
+        if flag in flags:
             raise InputError(f"--{flag} is not supported: {why}")
     for flag, (values, what) in ONE_WAY.items():
-        if found.get(flag, values[0]) not in values:
-            raise InputError(f"--{flag} {found[flag]} is not supported: {what}")
-    notices = [f"--{flag} has no effect: {why}" for flag, (_, why) in OBSOLETE.items() if flag in found]
-    options = {name: value for name, value in found.items() if name in _names(sections)}
-    for flag, name in ALIASES.items():
-        if flag in found:
-            _set_once(options, name, found[flag], flag)
-    for name, (value, flag) in _chosen_by_maths(found).items():
-        _set_once(options, name, value, flag)
-    return Given(found.get("config"), options, tuple(notices))
+        if flags.get(flag, values[0]) not in values:
+            raise InputError(f"--{flag} {flags[flag]} is not supported: {what}")
+    notices = [f"--{flag} has no effect: {why}" for flag, (_, why) in OBSOLETE.items() if flag in flags]
+    options = {name: value for name, value in flags.items() if name in OPTIONS}
+    renamed = {name: (flags[flag], flag) for flag, name in ALIASES.items() if flag in flags}
+    for name, (value, flag) in [*renamed.items(), *_chosen_by_maths(flags).items()]:
+        if name in options and str(options[name]) != str(value):
+            own = name.replace("_", "-")
+            raise InputError(f"--{flag} means --{own} {value}, but --{own} {options[name]} is given too")
+        options[name] = value
+    return CommandLine(flags.get("config"), options, tuple(notices))
 
 
-def _names(sections: dict[str, type]) -> set[str]:
-    return {f.name for section in sections.values() for f in fields(section)}
-
-
-def _chosen_by_maths(found: dict) -> dict[str, tuple[str, str]]:
+def _chosen_by_maths(flags: dict[str, object]) -> dict[str, tuple[object, str]]:
+    """Option -> (value, the flag that chose it)."""
     chosen = {}
     for flag, effects in MATHS.items():
-        if str(found.get(flag, "false")).lower() not in ("false", "0", "no"):
+        if str(flags.get(flag, "false")).lower() not in ("false", "0", "no"):
             chosen |= {name: (value, flag) for name, value in effects.items()}
-    method = found.get("activations-checkpoint-method")
-    if method is not None:
+    if "activations-checkpoint-method" in flags:
         chosen.setdefault("recompute_granularity", ("full", "activations-checkpoint-method"))
     return chosen
-
-
-def _set_once(options: dict, name: str, value: object, flag: str) -> None:
-    if name in options and str(options[name]) != str(value):
-        own = name.replace("_", "-")
-        raise InputError(f"--{flag} means --{own} {value}, but --{own} {options[name]} is given too")
-    options[name] = value
 
 
 def _dashed(word: str) -> str:
@@ -150,39 +140,41 @@ def _dashed(word: str) -> str:
     return flag.replace("_", "-") + equals + value
 
 
-def _parser(sections: dict[str, type]) -> ArgumentParser:
+def _parser() -> ArgumentParser:
     parser = ArgumentParser(
         prog="python -m pretrain",
         usage="%(prog)s [--config FILE] --data-path PREFIX --save DIR [--OPTION VALUE ...]",
         description="Pretrain a protein BERT on packed shards. Flags override --config; both use Megatron-LM's names.",
     )
     parser.add_argument("--config", metavar="FILE", help="YAML file of options, by name or under their section's name")
-    for name, section in sections.items():
+    for name, section in SECTIONS.items():
         group = parser.add_argument_group(name, section.__doc__)
-        for f in fields(section):
-            _add_option(group, f)
-    for alias in ALIASES:
-        parser.add_argument(f"--{alias}", dest=alias, help=argparse.SUPPRESS)
-    for flag in (*MATHS, *REFUSED):
-        values = {"nargs": "?", "const": "true"} if flag == "onnx-safe" else {"action": "store_const", "const": True}
-        parser.add_argument(f"--{flag}", dest=flag, help=argparse.SUPPRESS, **values)
-    for flag in ("activations-checkpoint-method", *ONE_WAY):
-        parser.add_argument(f"--{flag}", dest=flag, help=argparse.SUPPRESS)
-    for flag, (count, _) in OBSOLETE.items():
-        values = {"nargs": "?", "const": True} if count else {"action": "store_const", "const": True}
-        parser.add_argument(f"--{flag}", dest=flag, help=argparse.SUPPRESS, **values)
+        for option in fields(section):
+            _add_option(group, option)
+    switch, one_value, may_take_one = {"action": "store_const", "const": True}, {}, {"nargs": "?", "const": True}
+    hidden = {
+        **dict.fromkeys((*ALIASES, *ONE_WAY, "activations-checkpoint-method"), one_value),
+        **dict.fromkeys((*MATHS, *REFUSED), switch),
+        "onnx-safe": may_take_one,
+        **{flag: may_take_one if count else switch for flag, (count, _) in OBSOLETE.items()},
+    }
+    for flag, arguments in hidden.items():
+        parser.add_argument(f"--{flag}", dest=flag, help=argparse.SUPPRESS, **arguments)
     return parser
 
 
-def _add_option(group, f) -> None:
-    flag, doc = f.name.replace("_", "-"), f.metadata["doc"].replace("%", "%%")
-    if f.type is bool:
-        group.add_argument(f"--{flag}", dest=f.name, action="store_const", const=True, help=doc)
+METAVARS = {float: "X", float | None: "X", int: "N", int | None: "N"}
+
+
+def _add_option(group: argparse._ArgumentGroup, option: Field) -> None:
+    flag, doc = option.name.replace("_", "-"), option.metadata["doc"].replace("%", "%%")
+    if option.type is bool:
+        group.add_argument(f"--{flag}", dest=option.name, action="store_const", const=True, help=doc)
         opposite = flag.removeprefix("no-") if flag.startswith("no-") else f"no-{flag}"
-        group.add_argument(f"--{opposite}", dest=f.name, action="store_const", const=False, help=argparse.SUPPRESS)
+        group.add_argument(f"--{opposite}", dest=option.name, action="store_const", const=False, help=argparse.SUPPRESS)
         return
-    many = {"nargs": "*"} if "tuple" in str(f.type) else {}
-    default = "" if f.default in (None, ()) else f" (default {f.default})"
-    choices = f" [{' | '.join(f.metadata['choices'])}]" if f.metadata["choices"] else ""
-    metavar = "X" if f.type in (float, float | None) else "N" if f.type in (int, int | None) else "VALUE"
-    group.add_argument(f"--{flag}", dest=f.name, metavar=metavar, help=doc + choices + default, **many)
+    many = {"nargs": "*"} if "tuple" in str(option.type) else {}
+    choices = f" [{' | '.join(option.metadata['choices'])}]" if option.metadata["choices"] else ""
+    default = "" if option.default in (None, ()) else f" (default {option.default})"
+    metavar = METAVARS.get(option.type, "VALUE")
+    group.add_argument(f"--{flag}", dest=option.name, metavar=metavar, help=doc + choices + default, **many)

@@ -83,15 +83,6 @@ class IndexedDataset:
         first = int(self.offsets[i]) // self.dtype.itemsize
         return self._tokens[first : first + int(self.lengths[i])][start:stop]
 
-    def check_ids(self, vocab_size: int) -> None:
-        """Read every id once; refuse the shard where one lies outside 0 ... vocab_size - 1."""
-        block = 1 << 24
-        for first in range(0, self.num_tokens, block):
-            ids = self._tokens[first : first + block]
-            for id_ in (int(ids.min()), int(ids.max())):
-                if not 0 <= id_ < vocab_size:
-                    raise InputError(f"{self.prefix}.bin: token id {id_}; the vocabulary has {vocab_size} tokens")
-
 
 def _read_header(idx: str) -> tuple[np.dtype, int, int]:
     """(dtype, sequences, document bounds) of an .idx file whose size agrees with them."""
@@ -206,25 +197,3 @@ class IndexedWriter:
             file.write(HEADER.pack(MAGIC, 1, CODES[self.dtype], len(lengths), len(documents)))
             for array in (lengths, offsets, documents):
                 file.write(memoryview(array).cast("B"))
-
-
-def split_ranges(num_documents: int, split: str) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
-    """(start, end) of the train, valid and test documents for weights like "969,30,1" (missing ones are 0).
-
-    Megatron's rule, so that the same string cuts the same corpus the same way: each share is rounded, and what rounding
-    adds or loses is taken from or given to the first. A share of weight 0 stays empty.
-    """
-    try:
-        weights = [float(word) for word in split.replace("/", ",").split(",")]
-    except ValueError as error:
-        raise InputError(f"--split {split}: numbers separated by commas, like 969,30,1") from error
-    if not 1 <= len(weights) <= 3 or not all(0 <= weight < float("inf") for weight in weights) or sum(weights) <= 0:
-        raise InputError(f"--split {split}: one to three numbers, none negative, not all zero, like 969,30,1")
-    weights += [0.0] * (3 - len(weights))
-    bounds = [0]
-    for weight in weights:
-        bounds.append(bounds[-1] + round(weight / sum(weights) * num_documents))
-    excess = bounds[-1] - num_documents
-    train_end = max(0, bounds[1] - excess) if weights[0] > 0 else 0
-    valid_end = max(train_end, bounds[2] - excess)
-    return (0, train_end), (train_end, valid_end), (valid_end, num_documents)
