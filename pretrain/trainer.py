@@ -278,7 +278,7 @@ class Trainer:
 
 
 def _described(name: str, data: Dataset, seq_length: int) -> str:
-    """What a data set holds; proteins longer than a row are cropped, never dropped, and said here."""
+    """What a data set holds; proteins longer than a row are cropped, never dropped, and counted here."""
     cropped = f", {data.num_cropped:,} longer than a row and cropped" if data.num_cropped else ""
     return f"{name}: {data.num_proteins:,} proteins in {len(data):,} rows of {seq_length} tokens{cropped}"
 
@@ -306,7 +306,7 @@ def _datasets(config: Config, tokenizer: Tokenizer) -> tuple[Dataset, Dataset | 
     """(what is trained on, what --split holds out of it, every validation set by name)."""
     d, seed = config.data, config.training.seed
     train, held_out, _ = build_datasets(d.data_path, d.split, tokenizer, d.seq_length, d.mask_prob, seed)
-    sets: dict[str, Dataset] = {"valid": held_out} if held_out else {}
+    sets: dict[str, Dataset] = {"valid": held_out} if held_out is not None else {}
     for name, prefix in parse_valid_data_path(d.valid_data_path).items():
         shard = IndexedDataset(prefix)
         documents = (0, len(shard.documents) - 1)

@@ -30,58 +30,44 @@ MATHS = {
     "checkpoint-activations": {"recompute_granularity": "full"},
     "recompute-activations": {"recompute_granularity": "full"},
 }
-PER_PROTEIN = "positions and attention always restart at every protein"
-KERNELS = "PyTorch's own kernels are used; the maths is the same"
-REPORTED = "metrics.jsonl and TensorBoard hold everything that is measured"
-# flag -> (number of values it may take, why it means nothing here)
-OBSOLETE = {
-    "DDP-impl": (1, "one implementation, PyTorch's, serves all"),
-    "lazy-mpu-init": (1, "process groups are made by PyTorch"),
-    "use-cpu-initialization": (0, "initial weights depend only on the seed and the parameter's name"),
-    "masked-softmax-fusion": (0, KERNELS),
-    "no-masked-softmax-fusion": (0, KERNELS),
-    "scaled-masked-softmax-fusion": (0, KERNELS),
-    "no-scaled-masked-softmax-fusion": (0, KERNELS),
-    "scaled-upper-triang-masked-softmax-fusion": (1, KERNELS),
-    "no-bias-dropout-fusion": (0, KERNELS),
-    "bias-dropout-fusion": (0, KERNELS),
-    "no-persist-layer-norm": (0, KERNELS),
-    "no-gradient-accumulation-fusion": (0, KERNELS),
-    "no-async-tensor-model-parallel-allreduce": (0, KERNELS),
-    "use-flash-attn": (0, "attention is always PyTorch's fused kernel where one exists"),
-    "apply-query-key-layer-scaling": (0, "the scaling by layer cancels out"),
-    "no-query-key-layer-scaling": (0, "the scaling by layer cancels out"),
-    "attention-softmax-in-fp32": (0, "softmax is always accumulated in fp32"),
-    "fp32-residual-connection": (0, "weights and residual stream are always fp32"),
-    "fp32-allreduce": (0, "gradients are always fp32"),
-    "accumulate-allreduce-grads-in-fp32": (0, "gradients are always fp32"),
-    "fp16-lm-cross-entropy": (0, "the loss is always computed in fp32"),
-    "no-contiguous-buffers-in-local-ddp": (0, "PyTorch keeps the gradients' buffers"),
-    "use-contiguous-buffers-in-local-ddp": (0, "PyTorch keeps the gradients' buffers"),
-    "empty-unused-memory-level": (1, "PyTorch's allocator reuses memory by itself"),
-    "distribute-checkpointed-activations": (0, "sequence-parallel cuts stored activations instead"),
-    "checkpoint-num-layers": (1, "recomputation is layer by layer"),
-    "activations-checkpoint-num-layers": (1, "recomputation is layer by layer"),
-    "recompute-method": (1, "recomputation is layer by layer"),
-    "recompute-num-layers": (1, "recomputation is layer by layer"),
-    "merge-file": (1, "no vocabulary here has merges"),
-    "short-seq-prob": (1, "rows are packed with whole proteins, never shortened at random"),
-    "dataloader-type": (1, "the data order is a function of the seed and the sample's number"),
-    "mmap-warmup": (0, "shards are mapped and read on demand"),
-    "reset-position-ids": (0, PER_PROTEIN),
-    "reset-attention-mask": (0, PER_PROTEIN),
-    "eod-mask-loss": (0, "the loss is over masked residues only"),
-    "bert-no-binary-head": (0, "there is no next-sentence task"),
-    "adlr-autoresume": (0, "SIGTERM saves and leaves on every cluster"),
-    "adlr-autoresume-interval": (1, "SIGTERM saves and leaves on every cluster"),
-    "tensorboard-log-interval": (1, REPORTED),
-    "tensorboard-queue-size": (1, REPORTED),
-    "log-timers-to-tensorboard": (0, REPORTED),
-    "log-batch-size-to-tensorboard": (0, REPORTED),
-    "log-validation-ppl-to-tensorboard": (0, REPORTED),
-    "log-params-norm": (0, REPORTED),
-    "log-num-zeros-in-grad": (0, REPORTED),
+# Flags of Megatron's launch lines that mean nothing here, by the reason why; those that may take a value end in "=".
+NO_EFFECT = {
+    "one implementation, PyTorch's, serves all": "DDP-impl=",
+    "process groups are made by PyTorch": "lazy-mpu-init=",
+    "initial weights depend only on the seed and the parameter's name": "use-cpu-initialization",
+    "PyTorch's own kernels are used; the maths is the same": (
+        "masked-softmax-fusion no-masked-softmax-fusion scaled-masked-softmax-fusion "
+        "no-scaled-masked-softmax-fusion scaled-upper-triang-masked-softmax-fusion= no-bias-dropout-fusion "
+        "bias-dropout-fusion no-persist-layer-norm no-gradient-accumulation-fusion "
+        "no-async-tensor-model-parallel-allreduce"
+    ),
+    "attention is always PyTorch's fused kernel where one exists": "use-flash-attn",
+    "the scaling by layer cancels out": "apply-query-key-layer-scaling no-query-key-layer-scaling",
+    "softmax is always accumulated in fp32": "attention-softmax-in-fp32",
+    "weights and residual stream are always fp32": "fp32-residual-connection",
+    "gradients are always fp32": "fp32-allreduce accumulate-allreduce-grads-in-fp32",
+    "the loss is always computed in fp32": "fp16-lm-cross-entropy",
+    "PyTorch keeps the gradients' buffers": "no-contiguous-buffers-in-local-ddp use-contiguous-buffers-in-local-ddp",
+    "PyTorch's allocator reuses memory by itself": "empty-unused-memory-level=",
+    "sequence-parallel cuts stored activations instead": "distribute-checkpointed-activations",
+    "recomputation is layer by layer": (
+        "checkpoint-num-layers= activations-checkpoint-num-layers= recompute-method= recompute-num-layers="
+    ),
+    "no vocabulary here has merges": "merge-file=",
+    "rows are packed with whole proteins, never shortened at random": "short-seq-prob=",
+    "the data order is a function of the seed and the sample's number": "dataloader-type=",
+    "shards are mapped and read on demand": "mmap-warmup",
+    "positions and attention always restart at every protein": "reset-position-ids reset-attention-mask",
+    "the loss is over masked residues only": "eod-mask-loss",
+    "there is no next-sentence task": "bert-no-binary-head",
+    "SIGTERM saves and leaves on every cluster": "adlr-autoresume adlr-autoresume-interval=",
+    "metrics.jsonl and TensorBoard hold everything that is measured": (
+        "tensorboard-log-interval= tensorboard-queue-size= log-timers-to-tensorboard "
+        "log-batch-size-to-tensorboard log-validation-ppl-to-tensorboard log-params-norm "
+        "log-num-zeros-in-grad"
+    ),
 }
+OBSOLETE = {flag.rstrip("="): (flag[-1] == "=", why) for why, flags in NO_EFFECT.items() for flag in flags.split()}
 REFUSED = {
     "apply-residual-connection-post-layernorm": "the model is Megatron's pre-LayerNorm BERT, as ProteinLM is",
 }
@@ -156,7 +142,7 @@ def _parser() -> ArgumentParser:
         **dict.fromkeys((*ALIASES, *ONE_WAY, "activations-checkpoint-method"), one_value),
         **dict.fromkeys((*MATHS, *REFUSED), switch),
         "onnx-safe": may_take_one,
-        **{flag: may_take_one if count else switch for flag, (count, _) in OBSOLETE.items()},
+        **{flag: may_take_one if value else switch for flag, (value, _) in OBSOLETE.items()},
     }
     for flag, arguments in hidden.items():
         parser.add_argument(f"--{flag}", dest=flag, help=argparse.SUPPRESS, **arguments)

@@ -15,9 +15,8 @@ from proteinlm.tokenizer import TOKENIZER_TYPES, Tokenizer
 ACTS = tuple(ACTIVATIONS)
 
 
-def opt(default: object, doc: str, *, low=None, above=None, high=None, below=None, choices: tuple = ()):
+def opt(default: object, doc: str, *, choices: tuple = (), **bounds: float):
     """A field with its documentation and bounds: low and high may be reached, above and below may not."""
-    bounds = {"low": low, "above": above, "high": high, "below": below}
     return field(default=default, metadata={"doc": doc, "bounds": bounds, "choices": choices})
 
 

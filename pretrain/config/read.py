@@ -10,7 +10,7 @@ import difflib
 import math
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import yaml
@@ -78,66 +78,49 @@ def read_yaml(path: str | Path) -> dict[str, object]:
         raise InputError(f"{path}: cannot read the configuration: {reason}") from None
     loader = yaml.SafeLoader(text)
     try:
-        node = loader.get_single_node()
-        value, lines = _plain(loader, node, path) if node else ({}, {})
+        root = loader.get_single_node()
+        return _options(loader, root, path) if root else {}
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
         raise InputError(f"{path}{line}: not YAML: {getattr(error, 'problem', None) or error}") from None
     finally:
         loader.dispose()
-    return _options_of(value, lambda key: f"{path}:{lines.get(key, '')}: {key}")
 
 
-def _plain(loader: yaml.SafeLoader, root: yaml.Node, path: str | Path) -> tuple[dict, dict[str, int]]:
-    """A YAML mapping of at most two levels as dicts, and the line of every key. A key given twice is refused."""
+def _options(loader: yaml.SafeLoader, root: yaml.Node, path: str | Path) -> dict[str, object]:
+    options: dict[str, object] = {}
     lines: dict[str, int] = {}
 
-    def mapping(node: yaml.Node, depth: int) -> dict:
-        result = {}
-        for key_node, value_node in node.value:
+    def read(mapping: yaml.MappingNode, section: str | None) -> None:
+        for key_node, value_node in mapping.value:
             key, line = str(key_node.value), key_node.start_mark.line + 1
-            if key in lines:
-                raise InputError(f"{path}:{line}: {key} is given twice, first on line {lines[key]}")
-            lines[key] = line
-            nested = isinstance(value_node, yaml.MappingNode) and depth == 0
-            result[key] = mapping(value_node, 1) if nested else loader.construct_object(value_node, deep=True)
-        return result
+            name, where = key.replace("-", "_"), f"{path}:{line}: {key}"
+            if name in lines:
+                raise InputError(f"{where} is given twice, first on line {lines[name]}")
+            lines[name] = line
+            if name in SECTIONS and section is None and isinstance(value_node, yaml.MappingNode):
+                read(value_node, name)
+                continue
+            value = loader.construct_object(value_node, deep=True)
+            if name not in SECTIONS or section is not None:
+                _check_key(name, section, where)
+                options[name] = convert(value, name, where)
+            elif value is not None:
+                raise InputError(f"{where} is a section; its options go below it, indented")
 
     if not isinstance(root, yaml.MappingNode):
         raise InputError(f"{path}: a configuration is a mapping of options to values")
-    return mapping(root, 0), lines
-
-
-def _options_of(value: Mapping, where: Callable[[str], str]) -> dict[str, object]:
-    """Options by name from a mapping that may hold sections."""
-    options: dict[str, object] = {}
-
-    def take(key: str, content: object, section: str | None = None) -> None:
-        name = _known(key, where, section)
-        if name in options:
-            raise InputError(f"{where(key)} is given twice")
-        options[name] = convert(content, name, where(key))
-
-    for key, content in value.items():
-        if key not in SECTIONS:
-            take(key, content)
-        elif content is not None and not isinstance(content, Mapping):
-            raise InputError(f"{where(key)} is a section; its options go below it, indented")
-        else:
-            for name, item in (content or {}).items():
-                take(name, item, key)
+    read(root, None)
     return options
 
 
-def _known(key: str, where: Callable[[str], str], section: str | None = None) -> str:
-    name = str(key).replace("-", "_")
+def _check_key(name: str, section: str | None, where: str) -> None:
     if name not in OPTIONS:
         near = difflib.get_close_matches(name, [*OPTIONS, *SECTIONS], n=1)
-        raise InputError(f"{where(key)} is not an option" + (f"; did you mean {near[0]}?" if near else ""))
+        raise InputError(f"{where} is not an option" + (f"; did you mean {near[0]}?" if near else ""))
     if section and OPTIONS[name][0] != section:
-        raise InputError(f"{where(key)} belongs to section {OPTIONS[name][0]}, not {section}")
-    return name
+        raise InputError(f"{where} belongs to section {OPTIONS[name][0]}, not {section}")
 
 
 # ---- values
@@ -146,51 +129,41 @@ def _known(key: str, where: Callable[[str], str], section: str | None = None) ->
 def convert(value: object, name: str, where: str) -> object:
     """`value` (text of a flag, or what YAML made of it) as the type of option `name`; `where` begins an error."""
     kind = OPTIONS[name][1].type
-    if isinstance(kind, types.UnionType):
-        if value is None or (isinstance(value, str) and value.lower() in ("none", "null")):
+    if isinstance(kind, types.UnionType):  # X | None
+        if str(value).lower() in ("none", "null"):
             return None
-        kind = next(k for k in typing.get_args(kind) if k is not type(None))
-    if typing.get_origin(kind) is tuple:
         kind = typing.get_args(kind)[0]
-        if isinstance(value, str):
-            value = value.split() if kind is int else [value]
-        return tuple(_scalar(item, kind, where) for item in (value if isinstance(value, (list, tuple)) else [value]))
-    return _scalar(value, kind, where)
+    if typing.get_origin(kind) is not tuple:
+        return _scalar(value, kind, where)
+    kind = typing.get_args(kind)[0]
+    if isinstance(value, str):
+        value = value.split() if kind is int else [value]
+    return tuple(_scalar(item, kind, where) for item in (value if isinstance(value, (list, tuple)) else [value]))
 
 
 def _scalar(value: object, kind: type, where: str) -> object:
     if kind is bool:
         text = str(value).lower()
-        if isinstance(value, (bool, str, int)) and text in TRUE + FALSE:
-            return text in TRUE
-        raise InputError(f"{where} is {value!r}, not true or false")
-    if kind is str:
-        if isinstance(value, (str, int, float)) and not isinstance(value, bool):
-            return str(value)
-        raise InputError(f"{where} is {value!r}, not text")
+        if text not in TRUE + FALSE:
+            raise InputError(f"{where} is {value!r}, not true or false")
+        return text in TRUE
     if isinstance(value, bool) or not isinstance(value, (str, int, float)):
-        raise InputError(f"{where} is {value!r}, not a number")
-    if kind is float:
-        return _float(value, where)
-    try:
-        return int(value) if isinstance(value, (str, int)) else _whole(value, where)
-    except ValueError:
-        return _whole(value, where)
+        raise InputError(f"{where} is {value!r}, not {'text' if kind is str else 'a number'}")
+    return str(value) if kind is str else _number(value, kind, where)
 
 
-def _whole(value: object, where: str) -> int:
-    """A whole number written as a float, as YAML and people write large ones: 1e6, 500.0."""
-    number = _float(value, where)
-    if not number.is_integer():
-        raise InputError(f"{where} is {value}, not a whole number")
-    return int(number)
-
-
-def _float(value: object, where: str) -> float:
+def _number(value: str | float, kind: type, where: str) -> float:
     try:
         number = float(value)
     except (ValueError, OverflowError):
         raise InputError(f"{where} is {value!r}, not a number") from None
     if not math.isfinite(number):
         raise InputError(f"{where} is {value}, not a finite number")
-    return number
+    if kind is float:
+        return number
+    if not number.is_integer():
+        raise InputError(f"{where} is {value}, not a whole number")
+    try:
+        return int(value)  # exact however large
+    except ValueError:  # 1e6, 500.0: as YAML and people write large whole numbers
+        return int(number)

@@ -9,9 +9,10 @@ from proteinlm.optim import learning_rate
 
 
 def batch_sizes(training: Training) -> range:
-    """The sizes, in rows, that the global batch takes one after the other: several with --rampup-batch-size.
+    """The sizes, in rows, that the global batch takes one after the other.
 
-    Empty where --global-batch-size is still to be filled in (`validate.for_world`).
+    --rampup-batch-size START INCREMENT SAMPLES: it starts at START rows and grows by INCREMENT in equal steps over the
+    first SAMPLES rows until it is --global-batch-size. Empty while that is still to be filled in.
     """
     ramp, final = training.rampup_batch_size, training.global_batch_size
     if not ramp:
@@ -27,19 +28,17 @@ def batch_sizes(training: Training) -> range:
 
 
 class Schedule:
-    """Global batch size and learning rate of one run.
-
-    --rampup-batch-size START INCREMENT SAMPLES: the global batch starts at START rows and grows by INCREMENT in equal
-    steps over the first SAMPLES rows until it is --global-batch-size.
-    """
+    """Length, global batch size and learning rate of one run."""
 
     def __init__(self, config: Config):
         self.training, self.optim = config.training, config.optim
         self.by_samples = self.training.train_samples is not None
         self._sizes = batch_sizes(self.training)
         self.total_samples = self.training.train_samples if self.by_samples else self._samples_of_iterations()
-        self._decay = self._decay_units()
-        self._warmup = self._warmup_units()
+        unit = "samples" if self.by_samples else "iters"
+        self._decay = getattr(self.optim, f"lr_decay_{unit}")
+        fraction = self.optim.lr_warmup_fraction
+        self._warmup = getattr(self.optim, f"lr_warmup_{unit}") if fraction is None else fraction * self._decay
 
     def batch_size(self, consumed_samples: int) -> int:
         """Rows of the global batch that begins after `consumed_samples` rows."""
@@ -56,16 +55,6 @@ class Schedule:
             consumed += self.batch_size(consumed)
             iterations -= 1
         return consumed + iterations * full
-
-    def _decay_units(self) -> float:
-        if self.by_samples:
-            return self.optim.lr_decay_samples or self.training.train_samples
-        return self.optim.lr_decay_iters or self.training.train_iters
-
-    def _warmup_units(self) -> float:
-        if self.optim.lr_warmup_fraction is not None:
-            return self.optim.lr_warmup_fraction * self._decay
-        return (self.optim.lr_warmup_samples if self.by_samples else self.optim.lr_warmup_iters) or 0
 
     def learning_rate(self, iteration: int, consumed_samples: int) -> float:
         """The learning rate of the update that completes `iteration` and `consumed_samples`."""

@@ -6,9 +6,9 @@ A rule may take for granted what the rules before it asked for.
 
 import operator
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, replace
 
-from pretrain.config.options import SECTIONS, Config
+from pretrain.config.options import OPTIONS, Config
 from pretrain.config.schedules import batch_sizes
 from pretrain.data.sources import Split, parse_data_path, parse_valid_data_path
 from proteinlm.errors import InputError
@@ -59,21 +59,20 @@ def _raise_first(complaints: Iterable[str]) -> None:
 
 
 def _values(config: Config, required: Sequence[str]) -> Iterator[str]:
-    for section in SECTIONS:
-        for option in fields(SECTIONS[section]):
-            value = getattr(getattr(config, section), option.name)
-            flag, choices = "--" + option.name.replace("_", "-"), option.metadata["choices"]
-            if value is None or value == ():
-                if option.name in required:
-                    yield f"{flag} is needed: {option.metadata['doc']}"
-                continue
-            if choices and value not in choices:
-                yield f"{flag} {value} is not one of {', '.join(choices)}"
-            for bound, limit in option.metadata["bounds"].items():
-                holds, words = BOUNDS[bound]
-                for number in value if isinstance(value, tuple) else (value,):
-                    if limit is not None and not holds(number, limit):
-                        yield f"{flag} is {number}, but must be {words} {limit}"
+    for name, (section, option) in OPTIONS.items():
+        value, choices = getattr(getattr(config, section), name), option.metadata["choices"]
+        flag = "--" + name.replace("_", "-")
+        if value is None or value == ():
+            if name in required:
+                yield f"{flag} is needed: {option.metadata['doc']}"
+            continue
+        if choices and value not in choices:
+            yield f"{flag} {value} is not one of {', '.join(choices)}"
+        for bound, limit in option.metadata["bounds"].items():
+            holds, words = BOUNDS[bound]
+            for number in value if isinstance(value, tuple) else (value,):
+                if not holds(number, limit):
+                    yield f"{flag} is {number}, but must be {words} {limit}"
 
 
 def _model(config: Config) -> Iterator[str]:
@@ -92,10 +91,7 @@ def _data(config: Config) -> Iterator[str]:
     if data.data_path:
         parse_data_path(data.data_path)
     if split.valid > 0 and "valid" in names:
-        yield (
-            f"--valid-data-path {names['valid']} is named valid, as what --split {data.split} holds out is; "
-            "give it another NAME=PREFIX, or a --split such as 1,0,0"
-        )
+        yield f"--valid-data-path {names['valid']} is named valid, as --split {data.split}'s own set is; give another NAME="
     if num_to_mask(data.mask_prob, data.seq_length) < 1:
         yield f"mask-prob {data.mask_prob} of seq-length {data.seq_length} masks no token"
     if data.tokenizer_type == "SentencePiece" and not data.vocab_file:

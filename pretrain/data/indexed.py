@@ -30,7 +30,8 @@ CODES = {dtype: code for code, dtype in DTYPES.items()}
 FLOAT_CODES = {6: "float64", 7: "float32 (float64 in Megatron's first version)"}
 
 
-def _strip(prefix: str | Path) -> str:
+def strip_suffix(prefix: str | Path) -> str:
+    """A shard's prefix, which may be spelled with the .bin or .idx of its files."""
     text = str(prefix)
     return text[:-4] if text.endswith((".bin", ".idx")) else text
 
@@ -43,7 +44,7 @@ class IndexedDataset:
     """
 
     def __init__(self, prefix: str | Path):
-        self.prefix = _strip(prefix)
+        self.prefix = strip_suffix(prefix)
         self._open(validate=True)
 
     def __getstate__(self) -> dict:

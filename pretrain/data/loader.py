@@ -108,7 +108,7 @@ def _as_it_is(batch: Batch) -> Batch:
 def _ignore_signals(worker: int) -> None:
     """Let the main process end the workers: a terminal's Ctrl-C and a scheduler's SIGTERM reach the whole job.
 
-    A worker that died of either would take its run down while it saves. It leaves when told to, when the main process
+    A worker that died of either would take its run down while it saves. It leaves when asked to, when the main process
     is gone (DataLoader's watchdog), or at the latest some time after SIGTERM.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -117,6 +117,7 @@ def _ignore_signals(worker: int) -> None:
     torch.set_num_threads(1)
 
 
+@dataclass(frozen=True)
 class PackedLoader:
     """Iterating yields, for every optimizer step, this rank's micro-batches of the next global batch.
 
@@ -125,36 +126,25 @@ class PackedLoader:
     thread, each `prefetch` micro-batches ahead) live as long as the iteration.
     """
 
-    def __init__(
-        self,
-        dataset: Dataset,
-        micro_batch_size: int,
-        batch_schedule: Callable[[int], int],
-        consumed_samples: int = 0,
-        num_samples: int | None = None,
-        dp_rank: int = 0,
-        dp_size: int = 1,
-        num_workers: int = 0,
-        prefetch: int = 2,
-        start_method: str = "spawn",  # a fork of a process with CUDA, NCCL or threads in it may hang
-    ):
-        for name, value, least in (
-            ("micro-batch-size", micro_batch_size, 1),
-            ("num-workers", num_workers, 0),
-            ("prefetch", prefetch, 1),
-            ("consumed samples", consumed_samples, 0),
-        ):
-            if value < least:
-                raise InputError(f"{name} {value} must be at least {least}")
-        if len(dataset) == 0:
+    dataset: Dataset
+    micro_batch_size: int
+    batch_schedule: Callable[[int], int]
+    consumed_samples: int = 0
+    num_samples: int | None = None
+    dp_rank: int = 0
+    dp_size: int = 1
+    num_workers: int = 0
+    prefetch: int = 2
+    start_method: str = "spawn"  # a fork of a process with CUDA, NCCL or threads in it may hang
+
+    def __post_init__(self):
+        for name, least in (("micro_batch_size", 1), ("num_workers", 0), ("prefetch", 1), ("consumed_samples", 0)):
+            if getattr(self, name) < least:
+                raise InputError(f"{name.replace('_', '-')} {getattr(self, name)} must be at least {least}")
+        if len(self.dataset) == 0:
             raise InputError("the training set holds no protein")
-        assert 0 <= dp_rank < dp_size, (dp_rank, dp_size)
-        self.dataset, self.micro_batch_size = dataset, micro_batch_size
-        self.consumed_samples, self.num_samples = consumed_samples, num_samples
-        self.dp_rank, self.dp_size = dp_rank, dp_size
-        self.num_workers, self.prefetch, self.start_method = num_workers, prefetch, start_method
-        self._batch_schedule = batch_schedule
-        self._check(consumed_samples, batch_schedule(consumed_samples))  # a wrong size is said before the first step
+        assert 0 <= self.dp_rank < self.dp_size, (self.dp_rank, self.dp_size)
+        self._check(self.consumed_samples, self.batch_schedule(self.consumed_samples))  # said before the first step
 
     def __iter__(self) -> Iterator[list[Batch]]:
         batches = iter(self._data_loader())
@@ -170,14 +160,6 @@ class PackedLoader:
             stop()
 
     def _data_loader(self) -> DataLoader:
-        workers = {}
-        if self.num_workers:
-            workers = {
-                "num_workers": self.num_workers,
-                "prefetch_factor": self.prefetch,
-                "multiprocessing_context": self.start_method,
-                "worker_init_fn": _ignore_signals,
-            }
         return DataLoader(
             _MicroBatches(self.dataset.readers),
             batch_size=None,
@@ -185,14 +167,17 @@ class PackedLoader:
             collate_fn=_as_it_is,
             pin_memory=torch.cuda.is_available(),
             generator=torch.Generator(),  # else it draws from the global one, and a resumed run's dropout differs
-            **workers,
+            num_workers=self.num_workers,
+            prefetch_factor=self.prefetch if self.num_workers else None,
+            multiprocessing_context=self.start_method if self.num_workers else None,
+            worker_init_fn=_ignore_signals,
         )
 
     def _steps(self) -> Iterator[tuple[int, int]]:
         """(samples consumed before, global batch size) of every step."""
         consumed = self.consumed_samples
         while True:
-            size = self._batch_schedule(consumed)
+            size = self.batch_schedule(consumed)
             if self.num_samples is not None and consumed + size > self.num_samples:
                 return
             yield consumed, size

@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import astuple, dataclass
 
+from pretrain.data.indexed import strip_suffix
 from proteinlm.errors import InputError
 
 NAME = re.compile(r"[A-Za-z0-9_.-]+")
@@ -93,6 +94,6 @@ def parse_valid_data_path(entries: Iterable[str]) -> dict[str, str]:
 def _name_and_prefix(entry: str) -> tuple[str, str]:
     """NAME=PREFIX, or a PREFIX named by its file; a prefix may hold "=" itself."""
     name, equals, prefix = entry.partition("=")
-    if equals and NAME.fullmatch(name) and not os.path.isfile(f"{entry.removesuffix('.bin').removesuffix('.idx')}.idx"):
+    if equals and NAME.fullmatch(name) and not os.path.isfile(f"{strip_suffix(entry)}.idx"):
         return name, prefix
     return entry.rsplit("/", 1)[-1], entry

@@ -71,18 +71,11 @@ def _initialize(part: ProteinBert, seed: int) -> None:
 
 def _pipeline(parts: Parts, stages: list[int], num_stages: int, config: Config, world: World, loss: Loss) -> Pipeline:
     rows, length = config.training.micro_batch_size, config.data.seq_length
-    dtype = compute_dtype(config.training)
-    return Pipeline(
-        parts,
-        stages,
-        num_stages,
-        world,
-        _schedule(config.parallel),
-        loss,
-        (rows, length, rows * num_to_mask(config.data.mask_prob, length)),
-        config.parallel.sequence_parallel and world.layout.tp > 1,
-        autocast=None if dtype == torch.float32 else dtype,
-    )
+    shape = rows, length, rows * num_to_mask(config.data.mask_prob, length)
+    schedule, dtype = _schedule(config.parallel), compute_dtype(config.training)
+    sequence_parallel = config.parallel.sequence_parallel and world.layout.tp > 1
+    autocast = None if dtype == torch.float32 else dtype
+    return Pipeline(parts, stages, num_stages, world, schedule, loss, shape, sequence_parallel, autocast)
 
 
 def _schedule(parallel: Parallel) -> str | None:

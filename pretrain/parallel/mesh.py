@@ -4,7 +4,7 @@
     world.dp_rank, world.is_main, world.sum_over_replicas([3, 4]), world.any(flag)
 
 Ranks are laid out as Megatron-LM lays them: tp fastest, then the replicas, then pp. So with 8 GPUs a node, tp 8 stays
-within a node, and pp, which sends least, crosses most nodes. What each axis does is told in the file of its name.
+within a node, and pp, which sends least, crosses most nodes. Each axis has a file here.
 """
 
 import itertools
@@ -129,14 +129,14 @@ class World:
         """The group of the two stages that hold a copy of the word embedding; None between them."""
         if self.layout.pp == 2:
             return self.mesh.get_group("pp")
-        mine = None
+        own = None
         ranks = self.mesh.mesh
         for place in itertools.product(*(range(size) for size in self.layout.sizes[1:])):
             ends = [int(ranks[(0, *place)]), int(ranks[(-1, *place)])]
             group = dist.new_group(ends)  # every process of the job has to call this, whoever is in it
             if self.rank in ends:
-                mine = group
-        return mine
+                own = group
+        return own
 
     # ---- who is who
 

@@ -190,6 +190,9 @@ WRONG = [
     ("--split 1,2,3,4", "--split 1,2,3,4 is not one to three shares"),
     ("--split 0,0,0", "is not one to three shares"),
     ("--split a,b,c", "is not one to three shares"),
+    ("--split=-1,1,1", "--split -1,1,1 is not one to three shares"),
+    ("--valid-data-path a/valid2 b/valid2", "a/valid2 and b/valid2 are both named valid2"),
+    ("--valid-data-path valid=x", "x is named valid, as --split 969,30,1's own set is; give another NAME="),
     ("--data-path 0.5 a 0.5", "--data-path has 3 words"),
     ("--data-path x a 0.5 b", "'x' before a is not a weight"),
     ("--tokenizer-type SentencePiece", "needs --vocab-file"),
@@ -226,6 +229,22 @@ def test_samples_instead_of_iterations():
     words = "--data-path d --save s --train-samples 1000 --lr-warmup-samples 10 --rampup-batch-size 4 4 100"
     config = parse(*words.split(), "--global-batch-size", 16, needed=False)
     assert config.optim.lr_decay_samples == 1000 and config.training.rampup_batch_size == (4, 4, 100)
+
+
+def test_a_split_is_what_megatron_takes_for_one():
+    for split in ("9,1", "9/1", "100"):
+        assert parse("--split", split).data.split == split
+    names = parse("--split", "1,0,0", "--valid-data-path", "valid=x").data.valid_data_path
+    assert names == ("valid=x",)
+
+
+def test_a_growing_batch_divides_at_every_size():
+    words = ("--rampup-batch-size", 4, 6, 100, "--global-batch-size", 16)
+    with pytest.raises(InputError, match="a global batch of 10 must be a multiple of micro-batch-size 4"):
+        parse(*words)
+    assert parse(*words, "--micro-batch-size", 2, world_size=1)
+    with pytest.raises(InputError, match=r"a global batch of 10 must be a multiple of .* 2 x 2 .* = 4"):
+        parse(*words, "--micro-batch-size", 2, world_size=2)
 
 
 def test_world():
