@@ -90,8 +90,8 @@ def _data(config: Config) -> Iterator[str]:
     split, names = Split.parse(data.split), parse_valid_data_path(data.valid_data_path)
     if data.data_path:
         parse_data_path(data.data_path)
-    if split.valid > 0 and "valid" in names:
-        yield f"--valid-data-path {names['valid']} is named valid, as --split {data.split}'s own set is; give another NAME="
+    if split.valid > 0 and (prefix := names.get("valid")):
+        yield f"--valid-data-path {prefix} is named valid, as --split {data.split}'s own set is; give another NAME="
     if num_to_mask(data.mask_prob, data.seq_length) < 1:
         yield f"mask-prob {data.mask_prob} of seq-length {data.seq_length} masks no token"
     if data.tokenizer_type == "SentencePiece" and not data.vocab_file:
