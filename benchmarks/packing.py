@@ -110,7 +110,8 @@ def speeds(prefix: str, num_workers: int, seconds: float = 5.0) -> list[dict]:
     """Rows a second of the row builder and of the loader (micro-batches of 8 rows), at every row length."""
     import torch
 
-    from pretrain.data.loader import PackedDataset, PackedLoader
+    from pretrain.data.dataset import PackedDataset
+    from pretrain.data.loader import PackedLoader
 
     torch.set_num_threads(1)
     indexed, lines = IndexedDataset(prefix), []

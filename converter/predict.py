@@ -10,7 +10,8 @@ from collections.abc import Sequence
 import torch
 
 from converter.model import PortableModel
-from pretrain.data.loader import PackedLoader, build_datasets
+from pretrain.data.blending import build_datasets
+from pretrain.data.loader import PackedLoader
 from proteinlm.errors import InputError
 from proteinlm.loss import masked_lm_loss
 
@@ -30,8 +31,6 @@ def first_step_loss(
         longest = model.config.max_position_embeddings
         raise InputError(f"--seq-length {seq_length}: the model has max-position-embeddings {longest}")
     train, _, _ = build_datasets(data_path, split, model.tokenizer, seq_length, mask_prob, seed)
-    if train is None:
-        raise InputError(f"--split {split} leaves no protein of {' '.join(data_path)} to train on")
     bert = model.build()
     loader = PackedLoader(train, 1, lambda consumed: global_batch_size, num_samples=global_batch_size)
     total, masked = 0.0, 0

@@ -8,34 +8,33 @@ CPU it continues bit for bit.
 """
 
 import contextlib
-import itertools
 import math
 import time
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 
 import torch
-from torch import nn
 
 from pretrain.checkpoint.saving import Saver
 from pretrain.checkpoint.state import load_state, run_state
-from pretrain.config.read import Config
+from pretrain.config.options import Config
 from pretrain.config.schedules import Schedule
+from pretrain.config.validate import for_world
+from pretrain.data.blending import build_datasets
+from pretrain.data.dataset import Dataset, PackedDataset
 from pretrain.data.indexed import IndexedDataset
-from pretrain.data.loader import Batch, PackedDataset, PackedLoader, build_datasets, eval_batches
-from pretrain.parallel import apply
-from pretrain.parallel.data import Gradients, communicate, evaluation_batches, release
+from pretrain.data.loader import Batch, PackedLoader, evaluation_batches
+from pretrain.data.sources import parse_valid_data_path
+from pretrain.parallel.apply import build_model, compute_dtype, reduce_dtype
 from pretrain.parallel.mesh import World, local_device
+from pretrain.parallel.replicas import Gradients, communicate, release
 from pretrain.progress import Progress
 from pretrain.shutdown import StopSignal
 from pretrain.throughput import BatchCounts, Throughput, peak_flops
 from proteinlm.errors import InputError
 from proteinlm.files import write_json
-from proteinlm.loss import masked_lm_loss
 from proteinlm.metrics_log import MetricsLog, NoLog
-from proteinlm.model import ModelConfig, ProteinBert, initialize
 from proteinlm.optim import LossScaler, build_optimizer, clip_factor, set_learning_rate
-from proteinlm.tokenizer import build_tokenizer
+from proteinlm.tokenizer import Tokenizer, build_tokenizer
 
 
 @dataclass
@@ -55,30 +54,18 @@ class Trainer:
     def __init__(self, config: Config):
         self.device = _device(config)
         self.world = World.join(config, self.device)
-        config = config.for_world(self.world.size)
+        config = for_world(config, self.world.size)
         self.adopt(config)
-        self.dtype = _dtype(config)
+        self.dtype = compute_dtype(config.training)
         if config.training.deterministic:
             torch.use_deterministic_algorithms(True)
-        torch.manual_seed(config.training.seed)
         self.tokenizer = build_tokenizer(config.data.tokenizer_type, config.data.vocab_file)
-        self.train_data, self.valid_sets = _datasets(config, self.tokenizer)
+        self.train_data, self.held_out, self.valid_sets = _datasets(config, self.tokenizer)
         for name, data in {"train": self.train_data, **self.valid_sets}.items():
             self.say(_described(name, data, config.data.seq_length))
         self.model_config = config.model_config(self.tokenizer)
-        autocast = self.dtype if self.dtype != torch.float32 else None
-        if self.world.alone:
-            self.model, self.loss, self.pipeline = (
-                _whole_model(config, self.model_config, self.device),
-                masked_lm_loss,
-                None,
-            )
-        else:
-            self.model = apply.build_parts(config, self.model_config, self.world)
-            self.loss = apply.loss_of(self.model, self.world)
-            self.pipeline = apply.build_pipeline(self.model, config, self.world, autocast)
-            apply.seed_generators(config, self.world)
-        self.gradients = Gradients(self.model, self.world, apply.reduce_dtype(config))
+        self.model, self.loss, self.pipeline = build_model(config, self.model_config, self.world)
+        self.gradients = Gradients(self.model, self.world, reduce_dtype(config.parallel))
         o = config.optim
         self.optimizer = build_optimizer(self.model, o.lr, o.weight_decay, (o.adam_beta1, o.adam_beta2), o.adam_eps)
         self.scaler = _loss_scaler(config) if config.training.fp16 else None
@@ -238,7 +225,7 @@ class Trainer:
         lines = []
         self._evaluated_at = self.counters.iteration
         for name, dataset in self.valid_sets.items():
-            limit = self._eval_limit() if name == "valid" else None
+            limit = self._eval_limit() if dataset is self.held_out else None
             loss, masked = self.evaluate(dataset, limit)
             position = asdict(self.counters)
             perplexity = math.exp(min(loss, 700.0))
@@ -257,28 +244,22 @@ class Trainer:
         return Progress(self.schedule.total_samples, self.counters.consumed_train_samples, not self.world.is_main)
 
     @torch.no_grad()
-    def evaluate(self, dataset: PackedDataset, limit_batches: int | None = None) -> tuple[float, int]:
+    def evaluate(self, dataset: Dataset, limit_batches: int | None = None) -> tuple[float, int]:
         """Mean masked cross-entropy in nats over a whole split (or its first batches), and the residues it is over."""
         self.model.eval()
         total, masked = 0.0, 0
-        for batches in self._evaluation_batches(dataset, limit_batches):
+        rows, world = self.config.training.micro_batch_size, self.world
+        share = (world.dp_rank, world.dp_size, world.layout.pp)
+        for batches in evaluation_batches(dataset, rows, limit_batches, *share, same_shape=not world.alone):
             if self.pipeline:
                 total += float(self.pipeline.evaluate(batches))
             else:
                 total += sum(float(self._loss(batch.to(self.device))) for batch in batches)
             masked += sum(batch.num_masked for batch in batches)
         release(self.model)
-        (total,) = self.world.sum_over_all([total if self.world.counts_loss else 0.0])
-        (masked,) = self.world.sum_over_replicas([masked])
+        (total,) = world.sum_over_all([total if world.counts_loss else 0.0])
+        (masked,) = world.sum_over_replicas([masked])
         return total / max(1, masked), masked
-
-    def _evaluation_batches(self, dataset: PackedDataset, limit: int | None) -> Iterable[list[Batch]]:
-        """This replica's part of a split, as many micro-batches at a time as the pipeline has stages."""
-        rows, together = self.config.training.micro_batch_size, self.world.layout.pp
-        if self.world.alone:
-            return ([batch] for batch in eval_batches(dataset, rows, limit))
-        batches = evaluation_batches(dataset, rows, limit, self.world, together)
-        return iter(lambda: list(itertools.islice(batches, together)), [])
 
     # ---- checkpoints
 
@@ -296,8 +277,8 @@ class Trainer:
         self._saved_at = self.counters.iteration
 
 
-def _described(name: str, data, seq_length: int) -> str:
-    """What a data set holds; proteins longer than a row are cropped, never dropped, and said here."""
+def _described(name: str, data: Dataset, seq_length: int) -> str:
+    """What a data set holds; proteins longer than a row are cropped, never dropped, and counted here."""
     cropped = f", {data.num_cropped:,} longer than a row and cropped" if data.num_cropped else ""
     return f"{name}: {data.num_proteins:,} proteins in {len(data):,} rows of {seq_length} tokens{cropped}"
 
@@ -316,39 +297,18 @@ def _device(config: Config) -> torch.device:
     return device
 
 
-def _whole_model(config: Config, model_config: ModelConfig, device: torch.device) -> nn.Module:
-    model = ProteinBert(model_config)
-    initialize(model, config.training.seed)
-    model.to(device)
-    model.recompute = config.training.recompute_granularity == "full"
-    if config.training.compile:
-        for layer in model.layers.values():
-            layer.compile()
-    return model
-
-
-def _dtype(config: Config) -> torch.dtype:
-    if config.training.bf16:
-        return torch.bfloat16
-    return torch.float16 if config.training.fp16 else torch.float32
-
-
 def _loss_scaler(config: Config) -> LossScaler:
     o = config.optim
     return LossScaler(o.initial_loss_scale, o.loss_scale, o.loss_scale_window, o.hysteresis, o.min_loss_scale)
 
 
-def _datasets(config: Config, tokenizer) -> tuple[object, dict[str, PackedDataset]]:
-    """The training stream and the named validation sets: `valid` from --split, and each --valid-data-path whole."""
+def _datasets(config: Config, tokenizer: Tokenizer) -> tuple[Dataset, Dataset | None, dict[str, Dataset]]:
+    """(what is trained on, what --split holds out of it, every validation set by name)."""
     d, seed = config.data, config.training.seed
-    train, valid, _ = build_datasets(d.data_path, d.split, tokenizer, d.seq_length, d.mask_prob, seed)
-    if train is None:
-        raise InputError(f"--split {d.split} leaves no protein of {' '.join(d.data_path)} to train on")
-    sets = {"valid": valid} if valid is not None else {}
-    for entry in d.valid_data_path:
-        name, _, prefix = entry.rpartition("=")
-        indexed = IndexedDataset(prefix)
-        sets[name or prefix.rsplit("/", 1)[-1]] = PackedDataset(
-            indexed, (0, len(indexed.documents) - 1), tokenizer, d.seq_length, d.mask_prob, seed, train=False
-        )
-    return train, sets
+    train, held_out, _ = build_datasets(d.data_path, d.split, tokenizer, d.seq_length, d.mask_prob, seed)
+    sets: dict[str, Dataset] = {"valid": held_out} if held_out is not None else {}
+    for name, prefix in parse_valid_data_path(d.valid_data_path).items():
+        shard = IndexedDataset(prefix)
+        documents = (0, len(shard.documents) - 1)
+        sets[name] = PackedDataset(shard, documents, tokenizer, d.seq_length, d.mask_prob, seed, train=False)
+    return train, held_out, sets

@@ -22,10 +22,10 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
-from torch.distributed.checkpoint._nested_dict import flatten_state_dict
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
+from pretrain.torch_internals import flatten_state_dict
 from proteinlm.errors import InputError
 from proteinlm.files import fsync_path, write_json, write_text
 from proteinlm.untrusted.safe_dcp import SafePlanner, SafeReader

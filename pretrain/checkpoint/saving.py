@@ -8,9 +8,9 @@ run's end wait for the last one, and a failure is raised there, on every process
 import threading
 
 import torch.distributed as dist
-from torch.distributed._state_dict_utils import _copy_state_dict, _create_cpu_state_dict
 
 from pretrain.checkpoint.files import save_checkpoint
+from pretrain.torch_internals import copy_to_cpu
 
 
 class Saver:
@@ -27,7 +27,7 @@ class Saver:
         if not self.options.async_save:
             self._write(iteration, state, meta)
             return
-        copied = _copy_state_dict(state, _create_cpu_state_dict(state))
+        copied = copy_to_cpu(state)
         self._thread = threading.Thread(target=self._try, args=(iteration, copied, meta), daemon=True)
         self._thread.start()
 

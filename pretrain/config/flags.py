@@ -8,8 +8,9 @@ why. Flags that would train another model (`REFUSED`) are an error. Underscores 
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import Field, dataclass, fields
 
+from pretrain.config.options import OPTIONS, SECTIONS
 from proteinlm.errors import ArgumentParser, InputError
 
 # old or newer name -> option
@@ -29,58 +30,44 @@ MATHS = {
     "checkpoint-activations": {"recompute_granularity": "full"},
     "recompute-activations": {"recompute_granularity": "full"},
 }
-PER_PROTEIN = "positions and attention always restart at every protein"
-KERNELS = "PyTorch's own kernels are used; the maths is the same"
-REPORTED = "metrics.jsonl and TensorBoard hold everything that is measured"
-# flag -> (number of values it may take, why it means nothing here)
-OBSOLETE = {
-    "DDP-impl": (1, "one implementation, PyTorch's, serves all"),
-    "lazy-mpu-init": (1, "process groups are made by PyTorch"),
-    "use-cpu-initialization": (0, "initial weights depend only on the seed and the parameter's name"),
-    "masked-softmax-fusion": (0, KERNELS),
-    "no-masked-softmax-fusion": (0, KERNELS),
-    "scaled-masked-softmax-fusion": (0, KERNELS),
-    "no-scaled-masked-softmax-fusion": (0, KERNELS),
-    "scaled-upper-triang-masked-softmax-fusion": (1, KERNELS),
-    "no-bias-dropout-fusion": (0, KERNELS),
-    "bias-dropout-fusion": (0, KERNELS),
-    "no-persist-layer-norm": (0, KERNELS),
-    "no-gradient-accumulation-fusion": (0, KERNELS),
-    "no-async-tensor-model-parallel-allreduce": (0, KERNELS),
-    "use-flash-attn": (0, "attention is always PyTorch's fused kernel where one exists"),
-    "apply-query-key-layer-scaling": (0, "the scaling by layer cancels out"),
-    "no-query-key-layer-scaling": (0, "the scaling by layer cancels out"),
-    "attention-softmax-in-fp32": (0, "softmax is always accumulated in fp32"),
-    "fp32-residual-connection": (0, "weights and residual stream are always fp32"),
-    "fp32-allreduce": (0, "gradients are always fp32"),
-    "accumulate-allreduce-grads-in-fp32": (0, "gradients are always fp32"),
-    "fp16-lm-cross-entropy": (0, "the loss is always computed in fp32"),
-    "no-contiguous-buffers-in-local-ddp": (0, "PyTorch keeps the gradients' buffers"),
-    "use-contiguous-buffers-in-local-ddp": (0, "PyTorch keeps the gradients' buffers"),
-    "empty-unused-memory-level": (1, "PyTorch's allocator reuses memory by itself"),
-    "distribute-checkpointed-activations": (0, "sequence-parallel cuts stored activations instead"),
-    "checkpoint-num-layers": (1, "recomputation is layer by layer"),
-    "activations-checkpoint-num-layers": (1, "recomputation is layer by layer"),
-    "recompute-method": (1, "recomputation is layer by layer"),
-    "recompute-num-layers": (1, "recomputation is layer by layer"),
-    "merge-file": (1, "no vocabulary here has merges"),
-    "short-seq-prob": (1, "rows are packed with whole proteins, never shortened at random"),
-    "dataloader-type": (1, "the data order is a function of the seed and the sample's number"),
-    "mmap-warmup": (0, "shards are mapped and read on demand"),
-    "reset-position-ids": (0, PER_PROTEIN),
-    "reset-attention-mask": (0, PER_PROTEIN),
-    "eod-mask-loss": (0, "the loss is over masked residues only"),
-    "bert-no-binary-head": (0, "there is no next-sentence task"),
-    "adlr-autoresume": (0, "SIGTERM saves and leaves on every cluster"),
-    "adlr-autoresume-interval": (1, "SIGTERM saves and leaves on every cluster"),
-    "tensorboard-log-interval": (1, REPORTED),
-    "tensorboard-queue-size": (1, REPORTED),
-    "log-timers-to-tensorboard": (0, REPORTED),
-    "log-batch-size-to-tensorboard": (0, REPORTED),
-    "log-validation-ppl-to-tensorboard": (0, REPORTED),
-    "log-params-norm": (0, REPORTED),
-    "log-num-zeros-in-grad": (0, REPORTED),
+# Flags of Megatron's launch lines that mean nothing here, by the reason why; those that may take a value end in "=".
+NO_EFFECT = {
+    "one implementation, PyTorch's, serves all": "DDP-impl=",
+    "process groups are made by PyTorch": "lazy-mpu-init=",
+    "initial weights depend only on the seed and the parameter's name": "use-cpu-initialization",
+    "PyTorch's own kernels are used; the maths is the same": (
+        "masked-softmax-fusion no-masked-softmax-fusion scaled-masked-softmax-fusion "
+        "no-scaled-masked-softmax-fusion scaled-upper-triang-masked-softmax-fusion= no-bias-dropout-fusion "
+        "bias-dropout-fusion no-persist-layer-norm no-gradient-accumulation-fusion "
+        "no-async-tensor-model-parallel-allreduce"
+    ),
+    "attention is always PyTorch's fused kernel where one exists": "use-flash-attn",
+    "the scaling by layer cancels out": "apply-query-key-layer-scaling no-query-key-layer-scaling",
+    "softmax is always accumulated in fp32": "attention-softmax-in-fp32",
+    "weights and residual stream are always fp32": "fp32-residual-connection",
+    "gradients are always fp32": "fp32-allreduce accumulate-allreduce-grads-in-fp32",
+    "the loss is always computed in fp32": "fp16-lm-cross-entropy",
+    "PyTorch keeps the gradients' buffers": "no-contiguous-buffers-in-local-ddp use-contiguous-buffers-in-local-ddp",
+    "PyTorch's allocator reuses memory by itself": "empty-unused-memory-level=",
+    "sequence-parallel cuts stored activations instead": "distribute-checkpointed-activations",
+    "recomputation is layer by layer": (
+        "checkpoint-num-layers= activations-checkpoint-num-layers= recompute-method= recompute-num-layers="
+    ),
+    "no vocabulary here has merges": "merge-file=",
+    "rows are packed with whole proteins, never shortened at random": "short-seq-prob=",
+    "the data order is a function of the seed and the sample's number": "dataloader-type=",
+    "shards are mapped and read on demand": "mmap-warmup",
+    "positions and attention always restart at every protein": "reset-position-ids reset-attention-mask",
+    "the loss is over masked residues only": "eod-mask-loss",
+    "there is no next-sentence task": "bert-no-binary-head",
+    "SIGTERM saves and leaves on every cluster": "adlr-autoresume adlr-autoresume-interval=",
+    "metrics.jsonl and TensorBoard hold everything that is measured": (
+        "tensorboard-log-interval= tensorboard-queue-size= log-timers-to-tensorboard "
+        "log-batch-size-to-tensorboard log-validation-ppl-to-tensorboard log-params-norm "
+        "log-num-zeros-in-grad"
+    ),
 }
+OBSOLETE = {flag.rstrip("="): (flag[-1] == "=", why) for why, flags in NO_EFFECT.items() for flag in flags.split()}
 REFUSED = {
     "apply-residual-connection-post-layernorm": "the model is Megatron's pre-LayerNorm BERT, as ProteinLM is",
 }
@@ -92,55 +79,44 @@ ONE_WAY = {
 
 
 @dataclass(frozen=True)
-class Given:
-    """What a command line says: the YAML file, options as text (True/False for switches), and notices for the user."""
+class CommandLine:
+    """The YAML file, options as text (True/False for switches), and notices for the user."""
 
     config: str | None
     options: dict[str, object]
     notices: tuple[str, ...]
 
 
-def read_flags(argv: Sequence[str] | None, sections: dict[str, type]) -> Given:
-    """Parse `argv` (None: the process's own) for the options of `sections` (name -> dataclass)."""
-    parser = _parser(sections)
+def read_flags(argv: Sequence[str] | None) -> CommandLine:
+    """Parse `argv` (None: the process's own)."""
     words = [_dashed(word) for word in (sys.argv[1:] if argv is None else argv)]
-    found = {name: value for name, value in vars(parser.parse_args(words)).items() if value is not None}
+    flags = {name: value for name, value in vars(_parser().parse_args(words)).items() if value is not None}
     for flag, why in REFUSED.items():
-        if flag in found:
+        if flag in flags:
             raise InputError(f"--{flag} is not supported: {why}")
     for flag, (values, what) in ONE_WAY.items():
-        if found.get(flag, values[0]) not in values:
-            raise InputError(f"--{flag} {found[flag]} is not supported: {what}")
-    notices = [f"--{flag} has no effect: {why}" for flag, (_, why) in OBSOLETE.items() if flag in found]
-    options = {name: value for name, value in found.items() if name in _names(sections)}
-    for flag, name in ALIASES.items():
-        if flag in found:
-            _set_once(options, name, found[flag], flag)
-    for name, (value, flag) in _chosen_by_maths(found).items():
-        _set_once(options, name, value, flag)
-    return Given(found.get("config"), options, tuple(notices))
+        if flags.get(flag, values[0]) not in values:
+            raise InputError(f"--{flag} {flags[flag]} is not supported: {what}")
+    notices = [f"--{flag} has no effect: {why}" for flag, (_, why) in OBSOLETE.items() if flag in flags]
+    options = {name: value for name, value in flags.items() if name in OPTIONS}
+    renamed = {name: (flags[flag], flag) for flag, name in ALIASES.items() if flag in flags}
+    for name, (value, flag) in [*renamed.items(), *_chosen_by_maths(flags).items()]:
+        if name in options and str(options[name]) != str(value):
+            own = name.replace("_", "-")
+            raise InputError(f"--{flag} means --{own} {value}, but --{own} {options[name]} is given too")
+        options[name] = value
+    return CommandLine(flags.get("config"), options, tuple(notices))
 
 
-def _names(sections: dict[str, type]) -> set[str]:
-    return {f.name for section in sections.values() for f in fields(section)}
-
-
-def _chosen_by_maths(found: dict) -> dict[str, tuple[str, str]]:
+def _chosen_by_maths(flags: dict[str, object]) -> dict[str, tuple[object, str]]:
+    """Option -> (value, the flag that chose it)."""
     chosen = {}
     for flag, effects in MATHS.items():
-        if str(found.get(flag, "false")).lower() not in ("false", "0", "no"):
+        if str(flags.get(flag, "false")).lower() not in ("false", "0", "no"):
             chosen |= {name: (value, flag) for name, value in effects.items()}
-    method = found.get("activations-checkpoint-method")
-    if method is not None:
+    if "activations-checkpoint-method" in flags:
         chosen.setdefault("recompute_granularity", ("full", "activations-checkpoint-method"))
     return chosen
-
-
-def _set_once(options: dict, name: str, value: object, flag: str) -> None:
-    if name in options and str(options[name]) != str(value):
-        own = name.replace("_", "-")
-        raise InputError(f"--{flag} means --{own} {value}, but --{own} {options[name]} is given too")
-    options[name] = value
 
 
 def _dashed(word: str) -> str:
@@ -150,39 +126,41 @@ def _dashed(word: str) -> str:
     return flag.replace("_", "-") + equals + value
 
 
-def _parser(sections: dict[str, type]) -> ArgumentParser:
+def _parser() -> ArgumentParser:
     parser = ArgumentParser(
         prog="python -m pretrain",
         usage="%(prog)s [--config FILE] --data-path PREFIX --save DIR [--OPTION VALUE ...]",
         description="Pretrain a protein BERT on packed shards. Flags override --config; both use Megatron-LM's names.",
     )
     parser.add_argument("--config", metavar="FILE", help="YAML file of options, by name or under their section's name")
-    for name, section in sections.items():
+    for name, section in SECTIONS.items():
         group = parser.add_argument_group(name, section.__doc__)
-        for f in fields(section):
-            _add_option(group, f)
-    for alias in ALIASES:
-        parser.add_argument(f"--{alias}", dest=alias, help=argparse.SUPPRESS)
-    for flag in (*MATHS, *REFUSED):
-        values = {"nargs": "?", "const": "true"} if flag == "onnx-safe" else {"action": "store_const", "const": True}
-        parser.add_argument(f"--{flag}", dest=flag, help=argparse.SUPPRESS, **values)
-    for flag in ("activations-checkpoint-method", *ONE_WAY):
-        parser.add_argument(f"--{flag}", dest=flag, help=argparse.SUPPRESS)
-    for flag, (count, _) in OBSOLETE.items():
-        values = {"nargs": "?", "const": True} if count else {"action": "store_const", "const": True}
-        parser.add_argument(f"--{flag}", dest=flag, help=argparse.SUPPRESS, **values)
+        for option in fields(section):
+            _add_option(group, option)
+    switch, one_value, may_take_one = {"action": "store_const", "const": True}, {}, {"nargs": "?", "const": True}
+    hidden = {
+        **dict.fromkeys((*ALIASES, *ONE_WAY, "activations-checkpoint-method"), one_value),
+        **dict.fromkeys((*MATHS, *REFUSED), switch),
+        "onnx-safe": may_take_one,
+        **{flag: may_take_one if value else switch for flag, (value, _) in OBSOLETE.items()},
+    }
+    for flag, arguments in hidden.items():
+        parser.add_argument(f"--{flag}", dest=flag, help=argparse.SUPPRESS, **arguments)
     return parser
 
 
-def _add_option(group, f) -> None:
-    flag, doc = f.name.replace("_", "-"), f.metadata["doc"].replace("%", "%%")
-    if f.type is bool:
-        group.add_argument(f"--{flag}", dest=f.name, action="store_const", const=True, help=doc)
+METAVARS = {float: "X", float | None: "X", int: "N", int | None: "N"}
+
+
+def _add_option(group: argparse._ArgumentGroup, option: Field) -> None:
+    flag, doc = option.name.replace("_", "-"), option.metadata["doc"].replace("%", "%%")
+    if option.type is bool:
+        group.add_argument(f"--{flag}", dest=option.name, action="store_const", const=True, help=doc)
         opposite = flag.removeprefix("no-") if flag.startswith("no-") else f"no-{flag}"
-        group.add_argument(f"--{opposite}", dest=f.name, action="store_const", const=False, help=argparse.SUPPRESS)
+        group.add_argument(f"--{opposite}", dest=option.name, action="store_const", const=False, help=argparse.SUPPRESS)
         return
-    many = {"nargs": "*"} if "tuple" in str(f.type) else {}
-    default = "" if f.default in (None, ()) else f" (default {f.default})"
-    choices = f" [{' | '.join(f.metadata['choices'])}]" if f.metadata["choices"] else ""
-    metavar = "X" if f.type in (float, float | None) else "N" if f.type in (int, int | None) else "VALUE"
-    group.add_argument(f"--{flag}", dest=f.name, metavar=metavar, help=doc + choices + default, **many)
+    many = {"nargs": "*"} if "tuple" in str(option.type) else {}
+    choices = f" [{' | '.join(option.metadata['choices'])}]" if option.metadata["choices"] else ""
+    default = "" if option.default in (None, ()) else f" (default {option.default})"
+    metavar = METAVARS.get(option.type, "VALUE")
+    group.add_argument(f"--{flag}", dest=option.name, metavar=metavar, help=doc + choices + default, **many)

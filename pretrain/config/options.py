@@ -1,19 +1,22 @@
-"""Every option of a pretraining run, with its one line of documentation: the fields behind --help, YAML and Config.
+"""Every option of a pretraining run, with its one line of documentation, and `Config`, which holds them all.
+
+    config.model.hidden_size, config.optim.lr, ...
 
 A field is a flag (`num_layers` is `--num-layers`, Megatron-LM's name) and a key of a YAML file. The defaults are the
-published ProteinLM-200M recipe where one exists. Bounds are checked by `pretrain.config.read`.
+published ProteinLM-200M recipe where one exists. `pretrain.config.read` makes a Config of flags and a file,
+`pretrain.config.validate` checks it.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 
-from proteinlm.tokenizer import TOKENIZER_TYPES
+from proteinlm.model import ACTIVATIONS, ModelConfig
+from proteinlm.tokenizer import TOKENIZER_TYPES, Tokenizer
 
-ACTIVATIONS = ("gelu", "gelu_new", "relu", "swish")
+ACTS = tuple(ACTIVATIONS)
 
 
-def opt(default: object, doc: str, *, low=None, above=None, high=None, below=None, choices: tuple = ()):
+def opt(default: object, doc: str, *, choices: tuple = (), **bounds: float):
     """A field with its documentation and bounds: low and high may be reached, above and below may not."""
-    bounds = {"low": low, "above": above, "high": high, "below": below}
     return field(default=default, metadata={"doc": doc, "bounds": bounds, "choices": choices})
 
 
@@ -31,8 +34,8 @@ class Model:
     hidden_dropout: float = opt(0.1, "dropout on the embedding and after attention and MLP", low=0, below=1)
     make_vocab_size_divisible_by: int = opt(128, "the embedding's rows are padded to a multiple of this", low=1)
     init_method_std: float = opt(0.02, "standard deviation of the initial weights", above=0)
-    hidden_act: str = opt("gelu_new", "activation in the MLP; gelu is erf, gelu_new its tanh form", choices=ACTIVATIONS)
-    lm_head_act: str = opt("gelu", "activation in the masked-LM head", choices=ACTIVATIONS)
+    hidden_act: str = opt("gelu_new", "activation in the MLP; gelu is erf, gelu_new its tanh form", choices=ACTS)
+    lm_head_act: str = opt("gelu", "activation in the masked-LM head", choices=ACTS)
 
 
 @dataclass(frozen=True)
@@ -142,3 +145,29 @@ class Logging:
     eval_interval: int | None = opt(1000, "iterations between evaluations", low=1)
     eval_iters: int = opt(100, "global batches of one evaluation (0: the whole split)", low=0)
     tensorboard_dir: str | None = opt(None, "directory for TensorBoard")
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that decides what a run does: one attribute a section. Saved with every checkpoint."""
+
+    model: Model = Model()
+    data: Data = Data()
+    training: Training = Training()
+    optim: Optim = Optim()
+    parallel: Parallel = Parallel()
+    checkpoint: Checkpoint = Checkpoint()
+    logging: Logging = Logging()
+
+    def model_config(self, tokenizer: Tokenizer) -> ModelConfig:
+        """The shape of this run's model for a tokenizer's vocabulary."""
+        return ModelConfig(vocab_size=tokenizer.vocab_size, **asdict(self.model))
+
+    def to_dict(self) -> dict[str, dict]:
+        """Plain dicts, lists, texts and numbers, by section: as YAML or JSON a file that --config reads."""
+        plain = asdict(self)
+        return {s: {k: list(v) if isinstance(v, tuple) else v for k, v in o.items()} for s, o in plain.items()}
+
+
+SECTIONS = {section.name: section.type for section in fields(Config)}
+OPTIONS = {option.name: (name, option) for name, section in SECTIONS.items() for option in fields(section)}

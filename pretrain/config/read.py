@@ -1,44 +1,25 @@
-"""One pretraining run's configuration: frozen, validated once, saved with every checkpoint.
+"""A command line and a YAML file read into one run's `Config`.
 
     config = parse_config(["--config", "pretrain/configs/debug.yaml", "--data-path", "x", "--save", "run"])
-    config.model.hidden_size, config.optim.lr, ...
 
-Built from the defaults of `pretrain.config.options`, then a YAML file, then flags. YAML keys are options by name,
-alone or under their section's name (`model:`, `data:`, ...); dashes and underscores are one. What cannot work is
-refused here, with both numbers; what depends on the number of processes is refused by `Config.for_world`.
+Built from the defaults of `pretrain.config.options`, then the file, then flags. YAML keys are options by name, alone or
+under their section's name (`model:`, `data:`, ...); dashes and underscores are one. What cannot work is refused here.
 """
 
 import difflib
 import math
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import yaml
 
 from pretrain.config.flags import read_flags
-from pretrain.config.options import Checkpoint, Data, Logging, Model, Optim, Parallel, Training
-from pretrain.config.validate import check, check_world
+from pretrain.config.options import OPTIONS, SECTIONS, Config
+from pretrain.config.validate import check, for_world, with_global_batch
 from proteinlm.errors import InputError
-from proteinlm.files import write_text
 
-SECTIONS = {
-    "model": Model,
-    "data": Data,
-    "training": Training,
-    "optim": Optim,
-    "parallel": Parallel,
-    "checkpoint": Checkpoint,
-    "logging": Logging,
-}
-OPTIONS = {f.name: (name, f) for name, section in SECTIONS.items() for f in fields(section)}
-# what makes two models different; a checkpoint loads only into its equal
-ARCHITECTURE = (
-    *("num_layers", "hidden_size", "num_attention_heads", "ffn_hidden_size", "max_position_embeddings"),
-    *("make_vocab_size_divisible_by", "layernorm_epsilon", "hidden_act", "lm_head_act"),
-)
 # A flag drops what the file says to the contrary, so that `--bf16` works with a file that says fp16.
 RIVALS = {
     "train_iters": ("train_samples", "lr_decay_samples", "lr_warmup_samples"),
@@ -52,52 +33,6 @@ RIVALS = {
 TRUE, FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 
 
-@dataclass(frozen=True)
-class Config:
-    """Everything that decides what a run does. One attribute a section of `pretrain.config.options`."""
-
-    model: Model = field(default_factory=Model)
-    data: Data = field(default_factory=Data)
-    training: Training = field(default_factory=Training)
-    optim: Optim = field(default_factory=Optim)
-    parallel: Parallel = field(default_factory=Parallel)
-    checkpoint: Checkpoint = field(default_factory=Checkpoint)
-    logging: Logging = field(default_factory=Logging)
-
-    def model_config(self, tokenizer):
-        """The `proteinlm.model.ModelConfig` of this run for a tokenizer's vocabulary."""
-        from proteinlm.model import ModelConfig
-
-        return ModelConfig(vocab_size=tokenizer.vocab_size, **asdict(self.model))
-
-    def for_world(self, world_size: int) -> "Config":
-        """This configuration on `world_size` processes: layout checked, a global batch that was not given filled in."""
-        replicas = check_world(self, world_size)
-        if self.training.global_batch_size is not None:
-            return self
-        size = self.training.micro_batch_size * replicas
-        return replace(self, training=replace(self.training, global_batch_size=size))
-
-    def differences(self, other: "Config") -> list[str]:
-        """What of the architecture differs, one `option ours, theirs` each; empty when `other`'s weights fit."""
-        pairs = ((name, _resolved(self, name), _resolved(other, name)) for name in ARCHITECTURE)
-        return [f"{name.replace('_', '-')} {ours}, not {theirs}" for name, ours, theirs in pairs if ours != theirs]
-
-    def to_dict(self) -> dict[str, dict]:
-        """Plain dicts, lists, texts and numbers, by section."""
-        plain = asdict(self)
-        return {s: {k: list(v) if isinstance(v, tuple) else v for k, v in o.items()} for s, o in plain.items()}
-
-    @classmethod
-    def from_dict(cls, value: Mapping, what: str = "config") -> "Config":
-        """The Config that `to_dict` made `value` of, or a part of one. InputError for unknown keys, wrong types."""
-        return _with(cls(), _options_of(value, lambda key: f"{what}: {key}"))
-
-    def dump_yaml(self, path: str | Path) -> None:
-        """Write a YAML file that `--config` reads back to the same Config."""
-        write_text(path, yaml.safe_dump(self.to_dict(), sort_keys=False))
-
-
 def parse_config(
     argv: Sequence[str] | None = None,
     required: Sequence[str] = ("data_path", "save"),
@@ -109,45 +44,26 @@ def parse_config(
     required: options that must be there. world_size: also check the layout on so many processes; without it one replica
     is assumed where the global batch is not given. notify: takes each notice (default: printed).
     """
-    given = read_flags(argv, SECTIONS)
-    options = read_yaml(given.config) if given.config else {}
-    for rival in {rival for name in given.options for rival in RIVALS.get(name, ())}:
+    line = read_flags(argv)
+    options = read_yaml(line.config) if line.config else {}
+    for rival in {rival for name in line.options for rival in RIVALS.get(name, ())}:
         options.pop(rival, None)
-    for name, text in given.options.items():
+    for name, text in line.options.items():
         options[name] = convert(text, name, f"--{name.replace('_', '-')}")
-    config = _filled(_with(Config(), options))
+    for unit in ("iters", "samples"):  # the decay is as long as the run unless its length is given
+        if (length := options.get(f"train_{unit}")) and options.get(f"lr_decay_{unit}") is None:
+            options[f"lr_decay_{unit}"] = length
+    config = Config(
+        **{
+            name: section(**{key: value for key, value in options.items() if OPTIONS[key][0] == name})
+            for name, section in SECTIONS.items()
+        }
+    )
     check(config, required)
-    if world_size is not None:
-        config = config.for_world(world_size)
-    elif config.training.global_batch_size is None:
-        size = config.training.micro_batch_size
-        config = replace(config, training=replace(config.training, global_batch_size=size))
-    for notice in given.notices:
+    config = with_global_batch(config) if world_size is None else for_world(config, world_size)
+    for notice in line.notices:
         (notify or print)(f"notice: {notice}")
     return config
-
-
-def _filled(config: Config) -> Config:
-    """Fill in the decay's length, which is the run's unless given."""
-    training, optim = config.training, config.optim
-    if training.train_iters and optim.lr_decay_iters is None:
-        optim = replace(optim, lr_decay_iters=training.train_iters)
-    if training.train_samples and optim.lr_decay_samples is None:
-        optim = replace(optim, lr_decay_samples=training.train_samples)
-    return replace(config, optim=optim)
-
-
-def _resolved(config: Config, name: str) -> object:
-    value = getattr(config.model, name)
-    return 4 * config.model.hidden_size if name == "ffn_hidden_size" and value is None else value
-
-
-def _with(config: Config, options: Mapping[str, object]) -> Config:
-    changes = {
-        name: replace(getattr(config, name), **{k: v for k, v in options.items() if OPTIONS[k][0] == name})
-        for name in SECTIONS
-    }
-    return replace(config, **changes)
 
 
 # ---- YAML
@@ -162,66 +78,49 @@ def read_yaml(path: str | Path) -> dict[str, object]:
         raise InputError(f"{path}: cannot read the configuration: {reason}") from None
     loader = yaml.SafeLoader(text)
     try:
-        node = loader.get_single_node()
-        value, lines = _plain(loader, node, path) if node else ({}, {})
+        root = loader.get_single_node()
+        return _options(loader, root, path) if root else {}
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
         raise InputError(f"{path}{line}: not YAML: {getattr(error, 'problem', None) or error}") from None
     finally:
         loader.dispose()
-    return _options_of(value, lambda key: f"{path}:{lines.get(key, '')}: {key}")
 
 
-def _plain(loader: yaml.SafeLoader, root: yaml.Node, path: str | Path) -> tuple[dict, dict[str, int]]:
-    """A YAML mapping of at most two levels as dicts, and the line of every key. A key given twice is refused."""
+def _options(loader: yaml.SafeLoader, root: yaml.Node, path: str | Path) -> dict[str, object]:
+    options: dict[str, object] = {}
     lines: dict[str, int] = {}
 
-    def mapping(node: yaml.Node, depth: int) -> dict:
-        result = {}
-        for key_node, value_node in node.value:
+    def read(mapping: yaml.MappingNode, section: str | None) -> None:
+        for key_node, value_node in mapping.value:
             key, line = str(key_node.value), key_node.start_mark.line + 1
-            if key in lines:
-                raise InputError(f"{path}:{line}: {key} is given twice, first on line {lines[key]}")
-            lines[key] = line
-            nested = isinstance(value_node, yaml.MappingNode) and depth == 0
-            result[key] = mapping(value_node, 1) if nested else loader.construct_object(value_node, deep=True)
-        return result
+            name, where = key.replace("-", "_"), f"{path}:{line}: {key}"
+            if name in lines:
+                raise InputError(f"{where} is given twice, first on line {lines[name]}")
+            lines[name] = line
+            if name in SECTIONS and section is None and isinstance(value_node, yaml.MappingNode):
+                read(value_node, name)
+                continue
+            value = loader.construct_object(value_node, deep=True)
+            if name not in SECTIONS or section is not None:
+                _check_key(name, section, where)
+                options[name] = convert(value, name, where)
+            elif value is not None:
+                raise InputError(f"{where} is a section; its options go below it, indented")
 
     if not isinstance(root, yaml.MappingNode):
         raise InputError(f"{path}: a configuration is a mapping of options to values")
-    return mapping(root, 0), lines
-
-
-def _options_of(value: Mapping, where: Callable[[str], str]) -> dict[str, object]:
-    """Options by name from a mapping that may hold sections."""
-    options: dict[str, object] = {}
-
-    def take(key: str, content: object, section: str | None = None) -> None:
-        name = _known(key, where, section)
-        if name in options:
-            raise InputError(f"{where(key)} is given twice")
-        options[name] = convert(content, name, where(key))
-
-    for key, content in value.items():
-        if key not in SECTIONS:
-            take(key, content)
-        elif content is not None and not isinstance(content, Mapping):
-            raise InputError(f"{where(key)} is a section; its options go below it, indented")
-        else:
-            for name, item in (content or {}).items():
-                take(name, item, key)
+    read(root, None)
     return options
 
 
-def _known(key: str, where: Callable[[str], str], section: str | None = None) -> str:
-    name = str(key).replace("-", "_")
+def _check_key(name: str, section: str | None, where: str) -> None:
     if name not in OPTIONS:
         near = difflib.get_close_matches(name, [*OPTIONS, *SECTIONS], n=1)
-        raise InputError(f"{where(key)} is not an option" + (f"; did you mean {near[0]}?" if near else ""))
+        raise InputError(f"{where} is not an option" + (f"; did you mean {near[0]}?" if near else ""))
     if section and OPTIONS[name][0] != section:
-        raise InputError(f"{where(key)} belongs to section {OPTIONS[name][0]}, not {section}")
-    return name
+        raise InputError(f"{where} belongs to section {OPTIONS[name][0]}, not {section}")
 
 
 # ---- values
@@ -230,51 +129,41 @@ def _known(key: str, where: Callable[[str], str], section: str | None = None) ->
 def convert(value: object, name: str, where: str) -> object:
     """`value` (text of a flag, or what YAML made of it) as the type of option `name`; `where` begins an error."""
     kind = OPTIONS[name][1].type
-    if isinstance(kind, types.UnionType):
-        if value is None or (isinstance(value, str) and value.lower() in ("none", "null")):
+    if isinstance(kind, types.UnionType):  # X | None
+        if str(value).lower() in ("none", "null"):
             return None
-        kind = next(k for k in typing.get_args(kind) if k is not type(None))
-    if typing.get_origin(kind) is tuple:
         kind = typing.get_args(kind)[0]
-        if isinstance(value, str):
-            value = value.split() if kind is int else [value]
-        return tuple(_scalar(item, kind, where) for item in (value if isinstance(value, (list, tuple)) else [value]))
-    return _scalar(value, kind, where)
+    if typing.get_origin(kind) is not tuple:
+        return _scalar(value, kind, where)
+    kind = typing.get_args(kind)[0]
+    if isinstance(value, str):
+        value = value.split() if kind is int else [value]
+    return tuple(_scalar(item, kind, where) for item in (value if isinstance(value, (list, tuple)) else [value]))
 
 
 def _scalar(value: object, kind: type, where: str) -> object:
     if kind is bool:
         text = str(value).lower()
-        if isinstance(value, (bool, str, int)) and text in TRUE + FALSE:
-            return text in TRUE
-        raise InputError(f"{where} is {value!r}, not true or false")
-    if kind is str:
-        if isinstance(value, (str, int, float)) and not isinstance(value, bool):
-            return str(value)
-        raise InputError(f"{where} is {value!r}, not text")
+        if text not in TRUE + FALSE:
+            raise InputError(f"{where} is {value!r}, not true or false")
+        return text in TRUE
     if isinstance(value, bool) or not isinstance(value, (str, int, float)):
-        raise InputError(f"{where} is {value!r}, not a number")
-    if kind is float:
-        return _float(value, where)
-    try:
-        return int(value) if isinstance(value, (str, int)) else _whole(value, where)
-    except ValueError:
-        return _whole(value, where)
+        raise InputError(f"{where} is {value!r}, not {'text' if kind is str else 'a number'}")
+    return str(value) if kind is str else _number(value, kind, where)
 
 
-def _whole(value: object, where: str) -> int:
-    """A whole number written as a float, as YAML and people write large ones: 1e6, 500.0."""
-    number = _float(value, where)
-    if not number.is_integer():
-        raise InputError(f"{where} is {value}, not a whole number")
-    return int(number)
-
-
-def _float(value: object, where: str) -> float:
+def _number(value: str | float, kind: type, where: str) -> float:
     try:
         number = float(value)
     except (ValueError, OverflowError):
         raise InputError(f"{where} is {value!r}, not a number") from None
     if not math.isfinite(number):
         raise InputError(f"{where} is {value}, not a finite number")
-    return number
+    if kind is float:
+        return number
+    if not number.is_integer():
+        raise InputError(f"{where} is {value}, not a whole number")
+    try:
+        return int(value)  # exact however large
+    except ValueError:  # 1e6, 500.0: as YAML and people write large whole numbers
+        return int(number)

@@ -3,45 +3,50 @@
 With --train-iters the schedule counts iterations, with --train-samples it counts packed rows, as in Megatron-LM.
 """
 
-from pretrain.config.read import Config
+from pretrain.config.options import Config, Training
 from proteinlm.errors import InputError
 from proteinlm.optim import learning_rate
 
 
-class Schedule:
-    """Global batch size and learning rate of one run.
+def batch_sizes(training: Training) -> range:
+    """The sizes, in rows, that the global batch takes one after the other.
 
-    --rampup-batch-size START INCREMENT SAMPLES: the global batch starts at START rows and grows by INCREMENT in equal
-    steps over the first SAMPLES rows until it is --global-batch-size.
+    --rampup-batch-size START INCREMENT SAMPLES: it starts at START rows and grows by INCREMENT in equal steps over the
+    first SAMPLES rows until it is --global-batch-size. Empty while that is still to be filled in.
     """
+    ramp, final = training.rampup_batch_size, training.global_batch_size
+    if not ramp:
+        return range(final, final + 1) if final else range(0)
+    if len(ramp) != 3 or ramp[0] < 1 or ramp[1] < 1:
+        raise InputError(f"--rampup-batch-size takes START INCREMENT SAMPLES, not {' '.join(map(str, ramp))}")
+    start, increment, _ = ramp
+    if final is None or final < start or (final - start) % increment:
+        raise InputError(
+            f"rampup-batch-size {start} in steps of {increment} does not arrive at global-batch-size {final}"
+        )
+    return range(start, final + 1, increment)
+
+
+class Schedule:
+    """Length, global batch size and learning rate of one run."""
 
     def __init__(self, config: Config):
         self.training, self.optim = config.training, config.optim
         self.by_samples = self.training.train_samples is not None
-        self._ramp_steps = self._check_rampup()
+        self._sizes = batch_sizes(self.training)
         self.total_samples = self.training.train_samples if self.by_samples else self._samples_of_iterations()
-        self._decay = self._decay_units()
-        self._warmup = self._warmup_units()
-
-    def _check_rampup(self) -> int:
-        if not self.training.rampup_batch_size:
-            return 0
-        start, increment, _ = self.training.rampup_batch_size
-        missing = self.training.global_batch_size - start
-        if increment <= 0 or missing < 0 or missing % increment:
-            raise InputError(
-                f"--rampup-batch-size {start} {increment}: the increment must divide global-batch-size "
-                f"{self.training.global_batch_size} - {start}"
-            )
-        return missing // increment
+        unit = "samples" if self.by_samples else "iters"
+        self._decay = getattr(self.optim, f"lr_decay_{unit}")
+        fraction = self.optim.lr_warmup_fraction
+        self._warmup = getattr(self.optim, f"lr_warmup_{unit}") if fraction is None else fraction * self._decay
 
     def batch_size(self, consumed_samples: int) -> int:
         """Rows of the global batch that begins after `consumed_samples` rows."""
-        if not self._ramp_steps:
+        steps = len(self._sizes) - 1
+        if steps == 0:
             return self.training.global_batch_size
-        start, increment, samples = self.training.rampup_batch_size
-        steps = min(self._ramp_steps, consumed_samples * self._ramp_steps // max(1, samples))
-        return start + increment * steps
+        samples = max(1, self.training.rampup_batch_size[2])
+        return self._sizes[min(steps, consumed_samples * steps // samples)]
 
     def _samples_of_iterations(self) -> int:
         iterations, full = self.training.train_iters, self.training.global_batch_size
@@ -50,16 +55,6 @@ class Schedule:
             consumed += self.batch_size(consumed)
             iterations -= 1
         return consumed + iterations * full
-
-    def _decay_units(self) -> float:
-        if self.by_samples:
-            return self.optim.lr_decay_samples or self.training.train_samples
-        return self.optim.lr_decay_iters or self.training.train_iters
-
-    def _warmup_units(self) -> float:
-        if self.optim.lr_warmup_fraction is not None:
-            return self.optim.lr_warmup_fraction * self._decay
-        return (self.optim.lr_warmup_samples if self.by_samples else self.optim.lr_warmup_iters) or 0
 
     def learning_rate(self, iteration: int, consumed_samples: int) -> float:
         """The learning rate of the update that completes `iteration` and `consumed_samples`."""

@@ -1,14 +1,19 @@
 """What a configuration must satisfy before anything is built: bounds of single options, then what must fit together.
 
-Every refusal is one line that names the options as flags and gives both numbers.
+Each rule yields complaints, one line each, that name the options as flags and give both numbers; the first is raised.
+A rule may take for granted what the rules before it asked for.
 """
 
-import math
 import operator
-from collections.abc import Sequence
-from dataclasses import fields
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, replace
 
+from pretrain.config.options import OPTIONS, Config
+from pretrain.config.schedules import batch_sizes
+from pretrain.data.sources import Split, parse_data_path, parse_valid_data_path
 from proteinlm.errors import InputError
+from proteinlm.masking import num_to_mask
+from proteinlm.model import ModelConfig
 
 # bound -> (comparison that must hold, words)
 BOUNDS = {
@@ -19,20 +24,15 @@ BOUNDS = {
 }
 
 
-def check(config, required: Sequence[str] = ()) -> None:
+def check(config: Config, required: Sequence[str] = ()) -> None:
     """Raise InputError for the first thing that is wrong with `config`, whatever the number of processes."""
-    for section in vars(config).values():
-        for f in fields(section):
-            _check_value(f, getattr(section, f.name), f.name in required)
-    _check_model(config)
-    _check_data(config)
-    _check_length(config)
-    _check_optim(config)
-    _check_layout(config)
+    _raise_first(_values(config, required))
+    for rule in (_model, _data, _length, _batches, _precision, _layout, _pipeline):
+        _raise_first(rule(config))
 
 
-def check_world(config, world_size: int) -> int:
-    """The number of replicas on `world_size` processes; InputError where layout or global batch does not divide."""
+def for_world(config: Config, world_size: int) -> Config:
+    """`config` for so many processes, its global batch filled in; InputError where layout or batch do not divide."""
     tensor, pipeline = config.parallel.tensor_model_parallel_size, config.parallel.pipeline_model_parallel_size
     if world_size % (tensor * pipeline):
         raise InputError(
@@ -40,221 +40,167 @@ def check_world(config, world_size: int) -> int:
             f"must divide the {world_size} processes of this run"
         )
     replicas = world_size // (tensor * pipeline)
-    rows = config.training.micro_batch_size * replicas
-    what = f"micro-batch-size {config.training.micro_batch_size} x {replicas} data-parallel replicas = {rows}"
-    for name, size in _batches(config):
-        if size % rows:
-            raise InputError(f"{name} {size} must be a multiple of {what}")
-    _check_replicas(config.parallel, replicas)
-    _check_rounds(config, rows)
-    return replicas
+    config = with_global_batch(config, replicas)
+    _raise_first(_replicas(config, replicas))
+    return config
 
 
-def _check_replicas(parallel, replicas: int) -> None:
-    groups = parallel.num_distributed_optimizer_instances
-    if replicas % groups:
-        raise InputError(
-            f"num-distributed-optimizer-instances {groups} must divide the {replicas} data-parallel replicas"
-        )
-
-
-def _check_rounds(config, rows: int) -> None:
-    """Schedules of several stages a process work in rounds of as many micro-batches, about one for every stage."""
-    pipeline = config.parallel.pipeline_model_parallel_size
-    in_rounds = config.parallel.num_layers_per_virtual_pipeline_stage or config.parallel.pipeline_schedule
-    if pipeline == 1 or in_rounds in (None, "1f1b"):
-        return
-    for size in _all_batch_sizes(config):
-        count = size // rows
-        rounds = max(1, count // pipeline)
-        if count % rounds:
-            raise InputError(
-                f"global batch size {size} is {count} micro-batches a replica, which do not make {rounds} equal rounds "
-                f"for pipeline-model-parallel-size {pipeline}; a multiple of {rows * pipeline} rows does"
-            )
-
-
-def _all_batch_sizes(config) -> Sequence[int]:
+def with_global_batch(config: Config, replicas: int = 1) -> Config:
+    """`config` with a global batch of one micro-batch a replica, unless it has one."""
     training = config.training
-    if not training.rampup_batch_size:
-        return [training.global_batch_size] if training.global_batch_size else []
-    start, increment, _ = training.rampup_batch_size
-    return range(start, training.global_batch_size + 1, increment)
+    if training.global_batch_size is not None:
+        return config
+    return replace(config, training=replace(training, global_batch_size=training.micro_batch_size * replicas))
 
 
-def _batches(config) -> list[tuple[str, int]]:
-    training = config.training
-    batches = [("global-batch-size", training.global_batch_size)] if training.global_batch_size is not None else []
-    if training.rampup_batch_size:
-        names = ("rampup-batch-size's start", "rampup-batch-size's increment")
-        batches += zip(names, training.rampup_batch_size[:2], strict=True)
-    return batches
+def _raise_first(complaints: Iterable[str]) -> None:
+    for complaint in complaints:
+        raise InputError(complaint)
 
 
-def _check_value(f, value: object, required: bool) -> None:
-    flag = "--" + f.name.replace("_", "-")
-    if value is None or value == ():
-        if required:
-            raise InputError(f"{flag} is needed: {f.metadata['doc']}")
-        return
-    if f.metadata["choices"] and value not in f.metadata["choices"]:
-        raise InputError(f"{flag} {value} is not one of {', '.join(f.metadata['choices'])}")
-    for bound, limit in f.metadata["bounds"].items():
-        holds, words = BOUNDS[bound]
-        for number in value if isinstance(value, tuple) else (value,):
-            if limit is not None and not holds(number, limit):
-                raise InputError(f"{flag} is {number}, but must be {words} {limit}")
+def _values(config: Config, required: Sequence[str]) -> Iterator[str]:
+    for name, (section, option) in OPTIONS.items():
+        value, choices = getattr(getattr(config, section), name), option.metadata["choices"]
+        flag = "--" + name.replace("_", "-")
+        if value is None or value == ():
+            if name in required:
+                yield f"{flag} is needed: {option.metadata['doc']}"
+            continue
+        if choices and value not in choices:
+            yield f"{flag} {value} is not one of {', '.join(choices)}"
+        for bound, limit in option.metadata["bounds"].items():
+            holds, words = BOUNDS[bound]
+            for number in value if isinstance(value, tuple) else (value,):
+                if not holds(number, limit):
+                    yield f"{flag} is {number}, but must be {words} {limit}"
 
 
-def _check_model(config) -> None:
-    model = config.model
-    if model.hidden_size % model.num_attention_heads:
-        raise InputError(f"num-attention-heads {model.num_attention_heads} must divide hidden-size {model.hidden_size}")
-    if config.data.seq_length > model.max_position_embeddings:
-        raise InputError(
-            f"seq-length {config.data.seq_length} is more than max-position-embeddings {model.max_position_embeddings}"
-        )
-
-
-def _check_data(config) -> None:
-    data = config.data
+def _model(config: Config) -> Iterator[str]:
     try:
-        shares = [float(share) for share in data.split.split(",")]
-    except ValueError:
-        shares = []
-    if len(shares) != 3 or min(shares) < 0 or not 0 < sum(shares) < math.inf:
-        raise InputError(f"--split {data.split} is not three shares train,valid,test such as 969,30,1")
-    if round(data.mask_prob * data.seq_length) < 1:
-        raise InputError(f"mask-prob {data.mask_prob} of seq-length {data.seq_length} masks no token")
-    if len(data.data_path) > 1:
-        _check_blend(data.data_path)
+        ModelConfig(**asdict(config.model))
+    except ValueError as error:
+        yield str(error)
+    length, longest = config.data.seq_length, config.model.max_position_embeddings
+    if length > longest:
+        yield f"seq-length {length} is more than max-position-embeddings {longest}"
+
+
+def _data(config: Config) -> Iterator[str]:
+    data = config.data
+    split, names = Split.parse(data.split), parse_valid_data_path(data.valid_data_path)
+    if data.data_path:
+        parse_data_path(data.data_path)
+    if split.valid > 0 and (prefix := names.get("valid")):
+        yield f"--valid-data-path {prefix} is named valid, as --split {data.split}'s own set is; give another NAME="
+    if num_to_mask(data.mask_prob, data.seq_length) < 1:
+        yield f"mask-prob {data.mask_prob} of seq-length {data.seq_length} masks no token"
     if data.tokenizer_type == "SentencePiece" and not data.vocab_file:
-        raise InputError("--tokenizer-type SentencePiece needs --vocab-file, its model")
+        yield "--tokenizer-type SentencePiece needs --vocab-file, its model"
 
 
-def _check_blend(words: Sequence[str]) -> None:
-    if len(words) % 2:
-        raise InputError(f"--data-path has {len(words)} words; one prefix, or pairs WEIGHT PREFIX, are read")
-    for weight, prefix in zip(words[::2], words[1::2], strict=True):
-        try:
-            good = 0 < float(weight) < math.inf
-        except ValueError:
-            good = False
-        if not good:
-            raise InputError(f"--data-path: {weight!r} before {prefix} is not a weight above 0")
-
-
-def _check_length(config) -> None:
+def _length(config: Config) -> Iterator[str]:
     """Counted in iterations or in samples, never both (Megatron's rule)."""
     training, optim = config.training, config.optim
-    if (training.train_iters is None) == (training.train_samples is None):
-        both = f"train-iters {training.train_iters} and train-samples {training.train_samples} are both given"
-        raise InputError(f"{both}; give one" if training.train_iters else "give --train-iters or --train-samples")
-    unit, other = ("iters", "samples") if training.train_iters else ("samples", "iters")
-    for name in (f"lr_decay_{other}", f"lr_warmup_{other}"):
-        if getattr(optim, name):
-            flag = name.replace("_", "-")
-            raise InputError(
-                f"{flag} {getattr(optim, name)} does not go with train-{unit}; use {flag[: -len(other)]}{unit}"
-            )
+    iters, samples = training.train_iters, training.train_samples
+    if iters is None and samples is None:
+        yield "give --train-iters or --train-samples"
+    if iters is not None and samples is not None:
+        yield f"train-iters {iters} and train-samples {samples} are both given; give one"
+    unit, other = ("iters", "samples") if iters else ("samples", "iters")
+    for name in ("lr-decay", "lr-warmup"):
+        if value := getattr(optim, f"{name}_{other}".replace("-", "_")):
+            yield f"{name}-{other} {value} does not go with train-{unit}; use {name}-{unit}"
     warmup, decay = getattr(optim, f"lr_warmup_{unit}"), getattr(optim, f"lr_decay_{unit}")
     if optim.lr_warmup_fraction is not None and warmup:
-        raise InputError(f"lr-warmup-fraction {optim.lr_warmup_fraction} and lr-warmup-{unit} {warmup}: give one")
+        yield f"lr-warmup-fraction {optim.lr_warmup_fraction} and lr-warmup-{unit} {warmup}: give one"
     if decay is not None and warmup > decay:
-        raise InputError(f"lr-warmup-{unit} {warmup} is more than lr-decay-{unit} {decay}")
-    micro = training.micro_batch_size
-    for name, size in _batches(config):
-        if size % micro:
-            raise InputError(f"{name} {size} must be a multiple of micro-batch-size {micro}")
-    _check_rampup(training)
-
-
-def _check_rampup(training) -> None:
-    ramp, final = training.rampup_batch_size, training.global_batch_size
-    if not ramp:
-        return
-    if len(ramp) != 3 or ramp[0] < 1 or ramp[1] < 1:
-        raise InputError(f"--rampup-batch-size takes START INCREMENT SAMPLES, not {' '.join(map(str, ramp))}")
-    if final is None or final < ramp[0] or (final - ramp[0]) % ramp[1]:
-        raise InputError(
-            f"rampup-batch-size {ramp[0]} in steps of {ramp[1]} does not arrive at global-batch-size {final}"
-        )
-
-
-def _check_optim(config) -> None:
-    optim, training = config.optim, config.training
+        yield f"lr-warmup-{unit} {warmup} is more than lr-decay-{unit} {decay}"
     if optim.min_lr > optim.lr:
-        raise InputError(f"min-lr {optim.min_lr} is more than lr {optim.lr}")
-    if training.fp16 and training.bf16:
-        raise InputError("--fp16 and --bf16 exclude each other; give one (--no-fp16 or --no-bf16 undoes a file's)")
+        yield f"min-lr {optim.min_lr} is more than lr {optim.lr}"
     if optim.override_lr_scheduler and optim.use_checkpoint_lr_scheduler:
-        raise InputError("--override-lr-scheduler and --use-checkpoint-lr-scheduler exclude each other; give one")
+        yield "--override-lr-scheduler and --use-checkpoint-lr-scheduler exclude each other; give one"
+
+
+def _batches(config: Config, replicas: int | None = None) -> Iterator[str]:
+    """Every global batch divides into micro-batches, and those over the replicas where their number is known."""
+    training = config.training
+    unit, meaning = training.micro_batch_size, f"micro-batch-size {training.micro_batch_size}"
+    if replicas is not None:
+        unit *= replicas
+        meaning += f" x {replicas} data-parallel replicas = {unit}"
+    name = "rampup-batch-size: a global batch of" if training.rampup_batch_size else "global-batch-size"
+    for size in batch_sizes(training):
+        if size % unit:
+            yield f"{name} {size} must be a multiple of {meaning}"
+
+
+def _precision(config: Config) -> Iterator[str]:
+    training, optim = config.training, config.optim
+    if training.fp16 and training.bf16:
+        yield "--fp16 and --bf16 exclude each other; give one (--no-fp16 or --no-bf16 undoes a file's)"
     if optim.loss_scale is None and optim.min_loss_scale > optim.initial_loss_scale:
-        raise InputError(
-            f"min-loss-scale {optim.min_loss_scale} is more than initial-loss-scale {optim.initial_loss_scale}"
-        )
+        yield f"min-loss-scale {optim.min_loss_scale} is more than initial-loss-scale {optim.initial_loss_scale}"
 
 
-def _check_layout(config) -> None:
-    model, parallel = config.model, config.parallel
-    tensor, pipeline = parallel.tensor_model_parallel_size, parallel.pipeline_model_parallel_size
-    ffn = model.ffn_hidden_size or 4 * model.hidden_size
-    cut = {
-        "num-attention-heads": model.num_attention_heads,
-        "ffn-hidden-size": ffn,
-        "make-vocab-size-divisible-by": model.make_vocab_size_divisible_by,
-    }
-    for name, size in cut.items():
-        if size % tensor:
-            raise InputError(f"tensor-model-parallel-size {tensor} must divide {name} {size}")
-    rows = config.training.micro_batch_size * config.data.seq_length
-    if parallel.sequence_parallel and rows % tensor:
-        raise InputError(
-            f"sequence-parallel: tensor-model-parallel-size {tensor} must divide the {rows} tokens of a batch"
-        )
-    if pipeline > model.num_layers:
-        raise InputError(f"pipeline-model-parallel-size {pipeline} is more than num-layers {model.num_layers}")
-    _check_interleaving(model.num_layers, pipeline, parallel.num_layers_per_virtual_pipeline_stage)
-    _check_schedule(config)
-    sharded = parallel.use_distributed_optimizer or parallel.use_torch_fsdp2
-    groups = parallel.num_distributed_optimizer_instances
-    if groups > 1 and not sharded:
-        raise InputError(f"num-distributed-optimizer-instances {groups} needs --use-distributed-optimizer")
+def _layout(config: Config) -> Iterator[str]:
+    parallel, model = config.parallel, ModelConfig(**asdict(config.model))
+    tensor, groups = parallel.tensor_model_parallel_size, parallel.num_distributed_optimizer_instances
+    for name in ("num_attention_heads", "ffn_hidden_size", "make_vocab_size_divisible_by"):
+        if (size := getattr(model, name)) % tensor:
+            yield f"tensor-model-parallel-size {tensor} must divide {name.replace('_', '-')} {size}"
+    tokens = config.training.micro_batch_size * config.data.seq_length
+    if parallel.sequence_parallel and tokens % tensor:
+        yield f"sequence-parallel: tensor-model-parallel-size {tensor} must divide the {tokens} tokens of a batch"
+    if groups > 1 and not (parallel.use_distributed_optimizer or parallel.use_torch_fsdp2):
+        yield f"num-distributed-optimizer-instances {groups} needs --use-distributed-optimizer"
 
 
-def _check_schedule(config) -> None:
-    parallel = config.parallel
-    name, pipeline = parallel.pipeline_schedule, parallel.pipeline_model_parallel_size
+def _pipeline(config: Config) -> Iterator[str]:
+    parallel, layers = config.parallel, config.model.num_layers
+    name, size = parallel.pipeline_schedule, parallel.pipeline_model_parallel_size
     piece = parallel.num_layers_per_virtual_pipeline_stage
-    if name is None:
-        return
-    if pipeline == 1:
-        raise InputError(f"pipeline-schedule {name} needs pipeline-model-parallel-size above 1, not {pipeline}")
+    if size > layers:
+        yield f"pipeline-model-parallel-size {size} is more than num-layers {layers}"
+    for flag, value in (("num-layers-per-virtual-pipeline-stage", piece), ("pipeline-schedule", name)):
+        if value is not None and size == 1:
+            yield f"{flag} {value} needs pipeline-model-parallel-size above 1, not 1"
+    if piece is not None and layers % (size * piece):
+        yield (
+            f"num-layers {layers} must be a multiple of pipeline-model-parallel-size {size} x "
+            f"num-layers-per-virtual-pipeline-stage {piece}"
+        )
     if name == "interleaved" and piece is None:
-        raise InputError("pipeline-schedule interleaved needs --num-layers-per-virtual-pipeline-stage")
+        yield "pipeline-schedule interleaved needs --num-layers-per-virtual-pipeline-stage"
     if name == "1f1b" and piece is not None:
-        raise InputError(
+        yield (
             f"pipeline-schedule 1f1b has one stage a process, so num-layers-per-virtual-pipeline-stage {piece} does "
             "not go with it; use interleaved"
         )
     if name == "zero-bubble" and parallel.use_torch_fsdp2:
-        raise InputError(
-            f"pipeline-schedule zero-bubble with pipeline-model-parallel-size {pipeline} keeps each stage's weights "
+        yield (
+            f"pipeline-schedule zero-bubble with pipeline-model-parallel-size {size} keeps each stage's weights "
             "gathered for the whole step, so --use-torch-fsdp2 would save nothing; use --use-distributed-optimizer"
         )
     if name == "zero-bubble" and config.training.compile:
-        raise InputError("pipeline-schedule zero-bubble cuts the backward pass in two, which --compile cannot")
+        yield "pipeline-schedule zero-bubble cuts the backward pass in two, which --compile cannot"
 
 
-def _check_interleaving(layers: int, pipeline: int, piece: int | None) -> None:
-    if piece is None:
+def _replicas(config: Config, replicas: int) -> Iterator[str]:
+    yield from _batches(config, replicas)
+    parallel = config.parallel
+    groups, pipeline = parallel.num_distributed_optimizer_instances, parallel.pipeline_model_parallel_size
+    if replicas % groups:
+        yield f"num-distributed-optimizer-instances {groups} must divide the {replicas} data-parallel replicas"
+    # Schedules of several stages a process work in rounds of as many micro-batches, about one for every stage.
+    in_rounds = parallel.num_layers_per_virtual_pipeline_stage or parallel.pipeline_schedule
+    if pipeline == 1 or in_rounds in (None, "1f1b"):
         return
-    if pipeline < 2:
-        raise InputError(
-            f"num-layers-per-virtual-pipeline-stage {piece} needs pipeline-model-parallel-size above 1, not {pipeline}"
-        )
-    if layers % (pipeline * piece):
-        raise InputError(
-            f"num-layers {layers} must be a multiple of pipeline-model-parallel-size {pipeline} x "
-            f"num-layers-per-virtual-pipeline-stage {piece}"
-        )
+    rows = config.training.micro_batch_size * replicas
+    for size in batch_sizes(config.training):
+        count = size // rows
+        rounds = max(1, count // pipeline)
+        if count % rounds:
+            yield (
+                f"global batch size {size} is {count} micro-batches a replica, which do not make {rounds} equal rounds "
+                f"for pipeline-model-parallel-size {pipeline}; a multiple of {rows * pipeline} rows does"
+            )

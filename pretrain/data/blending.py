@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from itertools import accumulate
 
 from pretrain.data.dataset import Dataset, PackedDataset, Request
-from pretrain.data.indexed import IndexedDataset, split_ranges
+from pretrain.data.indexed import IndexedDataset
+from pretrain.data.sources import Split, parse_data_path
 from proteinlm.errors import InputError
 from proteinlm.masking import BLEND_STREAM, COMPONENT_STREAM, sample_rng
 from proteinlm.tokenizer import Tokenizer
@@ -51,9 +52,7 @@ class BlendedDataset(Dataset):
     STEP = round(CIRCLE * (math.sqrt(5) - 1) / 2) | 1
 
     def __init__(self, parts: Sequence[tuple[float, PackedDataset]], seed: int):
-        for weight, part in parts:
-            if not (math.isfinite(weight) and weight > 0):
-                raise InputError(f"{part.readers[0].indexed.prefix}: weight {weight} must be a number above 0")
+        assert all(0 < weight < math.inf for weight, _ in parts), [weight for weight, _ in parts]
         self._parts = tuple(part for _, part in parts)
         self.readers = tuple(part.readers[0] for part in self._parts)
         self.num_proteins = sum(part.num_proteins for part in self._parts)
@@ -105,53 +104,32 @@ def floor_sum(n: int, m: int, a: int, b: int) -> int:
 
 def build_datasets(
     data_path: Sequence[str], split: str, tokenizer: Tokenizer, seq_length: int, mask_prob: float, seed: int
-) -> tuple[Dataset | None, Dataset | None, Dataset | None]:
-    """Train, validation and test sets of `--data-path`; None where the split leaves nothing.
+) -> tuple[Dataset, Dataset | None, Dataset | None]:
+    """Train, validation and test sets of `--data-path`; None where the split leaves nothing to evaluate on.
 
     data_path: one prefix, or weight prefix weight prefix ... Training sets are blended by weight; validation and test
-    sets follow one another, whatever the weights. Every prefix has a seed of its own, drawn from `seed`.
+    sets follow one another, whatever the weights. Every prefix has a seed of its own, drawn from `seed`. InputError
+    where the split leaves nothing of a prefix to train on: without it the mixture would be another.
     """
-    columns: list[list] = [[], [], []]
-    weights = []
-    for number, (weight, prefix) in enumerate(parse_data_path(data_path)):
-        indexed = IndexedDataset(prefix)
+    sources, shares = parse_data_path(data_path), Split.parse(split)
+    train, valid, test = columns = [], [], []
+    for number, source in enumerate(sources):
+        indexed = IndexedDataset(source.prefix)
         own_seed = int(sample_rng(seed, COMPONENT_STREAM, number).bit_generator.random_raw())
-        weights.append(weight)
-        for column, documents in zip(columns, split_ranges(len(indexed.documents) - 1, split), strict=True):
-            train = column is columns[0]
-            column.append(PackedDataset(indexed, documents, tokenizer, seq_length, mask_prob, own_seed, train))
-    empty = [part.readers[0].indexed.prefix for part in columns[0] if len(part) == 0]
-    if empty and len(empty) < len(columns[0]):  # leaving it out would change the mixture silently
-        raise InputError(f"--split {split} leaves no protein of {empty[0]} to train on; leave that prefix out")
-    train = None if empty else _joined(columns[0], BlendedDataset, list(zip(weights, columns[0], strict=True)), seed)
-    return train, *(_joined(parts, ConcatenatedDataset, parts) for parts in map(_not_empty, columns[1:]))
+        for column, documents in zip(columns, shares.ranges(len(indexed.documents) - 1), strict=True):
+            part = PackedDataset(indexed, documents, tokenizer, seq_length, mask_prob, own_seed, train=column is train)
+            column.append(part)
+    empty = [source.prefix for source, part in zip(sources, train, strict=True) if len(part) == 0]
+    if empty:
+        hint = "; leave that prefix out" if len(empty) < len(sources) else ""
+        raise InputError(f"--split {split} leaves no protein of {empty[0]} to train on{hint}")
+    weights = [source.weight for source in sources]
+    blend = train[0] if len(train) == 1 else BlendedDataset(list(zip(weights, train, strict=True)), seed)
+    return blend, _concatenated(valid), _concatenated(test)
 
 
-def _not_empty(parts: Sequence[PackedDataset]) -> list[PackedDataset]:
-    return [part for part in parts if len(part)]
-
-
-def _joined(parts: Sequence[PackedDataset], kind: type, *arguments) -> Dataset | None:
-    if len(parts) < 2:
-        return parts[0] if parts else None
-    return kind(*arguments)
-
-
-def parse_data_path(data_path: Sequence[str]) -> list[tuple[float, str]]:
-    """`--data-path` as (weight, prefix) pairs; InputError where it is neither one prefix nor such pairs."""
-    if len(data_path) == 1:
-        return [(1.0, data_path[0])]
-    if len(data_path) == 0 or len(data_path) % 2:
-        raise InputError(
-            f"--data-path has {len(data_path)} values; give one prefix, or pairs: weight prefix weight prefix ..."
-        )
-    pairs = []
-    for weight, prefix in zip(data_path[::2], data_path[1::2], strict=True):
-        try:
-            value = float(weight)
-        except ValueError:
-            value = math.nan
-        if not (math.isfinite(value) and value > 0):
-            raise InputError(f"--data-path: '{weight}' before {prefix} must be a weight, a number above 0")
-        pairs.append((value, prefix))
-    return pairs
+def _concatenated(parts: Sequence[PackedDataset]) -> Dataset | None:
+    parts = [part for part in parts if len(part)]
+    if len(parts) > 1:
+        return ConcatenatedDataset(parts)
+    return parts[0] if parts else None

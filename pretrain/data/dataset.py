@@ -181,14 +181,14 @@ class PackedDataset(Dataset):
         start, end = (int(indexed.documents[bound]) for bound in documents)
         lengths = np.asarray(indexed.lengths[start:end])
         has_cls = _begin_with_cls(indexed, start + np.flatnonzero(lengths > 0), tokenizer.cls_id)
-        kept = np.flatnonzero(lengths > int(has_cls))  # an empty sequence is no protein
-        sizes = lengths[kept] - int(has_cls) + 1
+        proteins = np.flatnonzero(lengths > int(has_cls))  # an empty sequence is no protein
+        sizes = lengths[proteins] - int(has_cls) + 1
         self.readers = (RowReader(indexed, tokenizer, seq_length, mask_prob, seed, train, has_cls),)
-        self.num_proteins = len(kept)
+        self.num_proteins = len(proteins)
         self.num_cropped = int(np.count_nonzero(sizes > seq_length))  # proteins longer than a row
         self._index = pack(sizes, seq_length, seed)
         self.utilisation = utilisation(self._index, sizes, seq_length)
-        self._sequences = kept + start  # int64 [proteins]
+        self._sequences = proteins + start  # int64 [proteins]
         self._train, self._seed = train, seed
         self._drawn: tuple[int, np.ndarray] | None = None  # the epoch last asked for and its order of rows
 
@@ -213,7 +213,9 @@ class PackedDataset(Dataset):
 def _begin_with_cls(indexed: IndexedDataset, sequences: np.ndarray, cls_id: int) -> bool:
     """Whether the shard's proteins begin with [CLS], judged by some spread over it; InputError when only some do."""
     probes = sequences[np.linspace(0, len(sequences) - 1, min(CLS_PROBES, len(sequences))).astype(np.int64)]
-    found = [int(indexed.read(sequence, 0, 1)[0]) == cls_id for sequence in probes.tolist()]
-    if any(found) and not all(found):
-        raise InputError(f"{indexed.prefix}: {sum(found)} of {len(found)} proteins begin with [CLS]; all must, or none")
-    return bool(found) and all(found)
+    begins = [int(indexed.read(sequence, 0, 1)[0]) == cls_id for sequence in probes.tolist()]
+    if any(begins) and not all(begins):
+        raise InputError(
+            f"{indexed.prefix}: {sum(begins)} of {len(begins)} proteins begin with [CLS]; all must, or none"
+        )
+    return any(begins)

@@ -30,7 +30,8 @@ CODES = {dtype: code for code, dtype in DTYPES.items()}
 FLOAT_CODES = {6: "float64", 7: "float32 (float64 in Megatron's first version)"}
 
 
-def _strip(prefix: str | Path) -> str:
+def strip_suffix(prefix: str | Path) -> str:
+    """A shard's prefix, which may be spelled with the .bin or .idx of its files."""
     text = str(prefix)
     return text[:-4] if text.endswith((".bin", ".idx")) else text
 
@@ -43,7 +44,7 @@ class IndexedDataset:
     """
 
     def __init__(self, prefix: str | Path):
-        self.prefix = _strip(prefix)
+        self.prefix = strip_suffix(prefix)
         self._open(validate=True)
 
     def __getstate__(self) -> dict:
@@ -82,15 +83,6 @@ class IndexedDataset:
             raise IndexError(f"sequence {i} of {len(self)} in {self.prefix}")
         first = int(self.offsets[i]) // self.dtype.itemsize
         return self._tokens[first : first + int(self.lengths[i])][start:stop]
-
-    def check_ids(self, vocab_size: int) -> None:
-        """Read every id once; refuse the shard where one lies outside 0 ... vocab_size - 1."""
-        block = 1 << 24
-        for first in range(0, self.num_tokens, block):
-            ids = self._tokens[first : first + block]
-            for id_ in (int(ids.min()), int(ids.max())):
-                if not 0 <= id_ < vocab_size:
-                    raise InputError(f"{self.prefix}.bin: token id {id_}; the vocabulary has {vocab_size} tokens")
 
 
 def _read_header(idx: str) -> tuple[np.dtype, int, int]:
@@ -206,25 +198,3 @@ class IndexedWriter:
             file.write(HEADER.pack(MAGIC, 1, CODES[self.dtype], len(lengths), len(documents)))
             for array in (lengths, offsets, documents):
                 file.write(memoryview(array).cast("B"))
-
-
-def split_ranges(num_documents: int, split: str) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
-    """(start, end) of the train, valid and test documents for weights like "969,30,1" (missing ones are 0).
-
-    Megatron's rule, so that the same string cuts the same corpus the same way: each share is rounded, and what rounding
-    adds or loses is taken from or given to the first. A share of weight 0 stays empty.
-    """
-    try:
-        weights = [float(word) for word in split.replace("/", ",").split(",")]
-    except ValueError as error:
-        raise InputError(f"--split {split}: numbers separated by commas, like 969,30,1") from error
-    if not 1 <= len(weights) <= 3 or not all(0 <= weight < float("inf") for weight in weights) or sum(weights) <= 0:
-        raise InputError(f"--split {split}: one to three numbers, none negative, not all zero, like 969,30,1")
-    weights += [0.0] * (3 - len(weights))
-    bounds = [0]
-    for weight in weights:
-        bounds.append(bounds[-1] + round(weight / sum(weights) * num_documents))
-    excess = bounds[-1] - num_documents
-    train_end = max(0, bounds[1] - excess) if weights[0] > 0 else 0
-    valid_end = max(train_end, bounds[2] - excess)
-    return (0, train_end), (train_end, valid_end), (valid_end, num_documents)

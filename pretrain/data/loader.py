@@ -15,27 +15,17 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, get_worker_info
 
-from pretrain.data.blending import BlendedDataset, ConcatenatedDataset, build_datasets
-from pretrain.data.dataset import Dataset, PackedDataset, Request, Row, RowReader
+from pretrain.data.dataset import Dataset, Request, Row, RowReader
+from pretrain.torch_internals import stop_workers
 from proteinlm.errors import InputError
 from proteinlm.masking import num_to_mask
-
-__all__ = [
-    "Batch",
-    "BlendedDataset",
-    "ConcatenatedDataset",
-    "PackedDataset",
-    "PackedLoader",
-    "build_datasets",
-    "collate",
-    "eval_batches",
-]
 
 IGNORED = -100  # the label of an unused place, torch's default ignore_index
 SHUTDOWN_GRACE_S = 60
@@ -118,7 +108,7 @@ def _as_it_is(batch: Batch) -> Batch:
 def _ignore_signals(worker: int) -> None:
     """Let the main process end the workers: a terminal's Ctrl-C and a scheduler's SIGTERM reach the whole job.
 
-    A worker that died of either would take its run down while it saves. It leaves when told to, when the main process
+    A worker that died of either would take its run down while it saves. It leaves when asked to, when the main process
     is gone (DataLoader's watchdog), or at the latest some time after SIGTERM.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -127,6 +117,7 @@ def _ignore_signals(worker: int) -> None:
     torch.set_num_threads(1)
 
 
+@dataclass(frozen=True)
 class PackedLoader:
     """Iterating yields, for every optimizer step, this rank's micro-batches of the next global batch.
 
@@ -135,112 +126,79 @@ class PackedLoader:
     thread, each `prefetch` micro-batches ahead) live as long as the iteration.
     """
 
-    def __init__(
-        self,
-        dataset: Dataset,
-        micro_batch_size: int,
-        batch_schedule: Callable[[int], int],
-        consumed_samples: int = 0,
-        num_samples: int | None = None,
-        dp_rank: int = 0,
-        dp_size: int = 1,
-        num_workers: int = 0,
-        prefetch: int = 2,
-        start_method: str = "spawn",  # a fork of a process with CUDA, NCCL or threads in it may hang
-    ):
-        for name, value, least in (
-            ("micro-batch-size", micro_batch_size, 1),
-            ("num-workers", num_workers, 0),
-            ("prefetch", prefetch, 1),
-            ("consumed samples", consumed_samples, 0),
-        ):
-            if value < least:
-                raise InputError(f"{name} {value} must be at least {least}")
-        if len(dataset) == 0:
+    dataset: Dataset
+    micro_batch_size: int
+    batch_schedule: Callable[[int], int]
+    consumed_samples: int = 0
+    num_samples: int | None = None
+    dp_rank: int = 0
+    dp_size: int = 1
+    num_workers: int = 0
+    prefetch: int = 2
+    start_method: str = "spawn"  # a fork of a process with CUDA, NCCL or threads in it may hang
+
+    def __post_init__(self):
+        for name, least in (("micro_batch_size", 1), ("num_workers", 0), ("prefetch", 1), ("consumed_samples", 0)):
+            if getattr(self, name) < least:
+                raise InputError(f"{name.replace('_', '-')} {getattr(self, name)} must be at least {least}")
+        if len(self.dataset) == 0:
             raise InputError("the training set holds no protein")
-        assert 0 <= dp_rank < dp_size, (dp_rank, dp_size)
-        self.dataset, self.micro_batch_size = dataset, micro_batch_size
-        self.consumed_samples, self.num_samples = consumed_samples, num_samples
-        self.dp_rank, self.dp_size = dp_rank, dp_size
-        self.num_workers, self.prefetch, self.start_method = num_workers, prefetch, start_method
-        self._batch_schedule = batch_schedule
-        self._check(consumed_samples, batch_schedule(consumed_samples))  # a wrong size is said before the first step
+        assert 0 <= self.dp_rank < self.dp_size, (self.dp_rank, self.dp_size)
+        self._check(self.consumed_samples, self.batch_schedule(self.consumed_samples))  # said before the first step
 
     def __iter__(self) -> Iterator[list[Batch]]:
         batches = iter(self._data_loader())
-        if self.num_workers:
-            # Should the run die of an exception, workers go before multiprocessing waits for them at exit.
-            atexit.register(batches._shutdown_workers)
+        stop = partial(stop_workers, batches)
+        atexit.register(stop)  # should the run die of an exception, before multiprocessing waits for workers at exit
         try:
             for consumed, size in self._steps():
                 self._check(consumed, size)
                 count = size // (self.micro_batch_size * self.dp_size)
                 yield [_received(next(batches)) for _ in range(count)]
         finally:
-            if self.num_workers:
-                atexit.unregister(batches._shutdown_workers)
-                batches._shutdown_workers()
+            atexit.unregister(stop)
+            stop()
 
     def _data_loader(self) -> DataLoader:
-        workers = {}
-        if self.num_workers:
-            workers = {
-                "num_workers": self.num_workers,
-                "prefetch_factor": self.prefetch,
-                "multiprocessing_context": self.start_method,
-                "worker_init_fn": _ignore_signals,
-            }
         return DataLoader(
             _MicroBatches(self.dataset.readers),
             batch_size=None,
-            sampler=_Requests(self),
+            sampler=self._requests(),
             collate_fn=_as_it_is,
             pin_memory=torch.cuda.is_available(),
             generator=torch.Generator(),  # else it draws from the global one, and a resumed run's dropout differs
-            **workers,
+            num_workers=self.num_workers,
+            prefetch_factor=self.prefetch if self.num_workers else None,
+            multiprocessing_context=self.start_method if self.num_workers else None,
+            worker_init_fn=_ignore_signals,
         )
 
     def _steps(self) -> Iterator[tuple[int, int]]:
         """(samples consumed before, global batch size) of every step."""
         consumed = self.consumed_samples
         while True:
-            size = self._batch_schedule(consumed)
+            size = self.batch_schedule(consumed)
             if self.num_samples is not None and consumed + size > self.num_samples:
                 return
             yield consumed, size
             consumed += size
 
-    def _fault(self, consumed: int, size: int) -> str | None:
-        unit = self.micro_batch_size * self.dp_size
-        if size > 0 and size % unit == 0:
-            return None
-        return (
-            f"global batch size {size} (at {consumed} consumed samples) must be a multiple of {unit} = "
-            f"micro-batch-size {self.micro_batch_size} x data-parallel size {self.dp_size}"
-        )
-
     def _check(self, consumed: int, size: int) -> None:
-        if fault := self._fault(consumed, size):
-            raise InputError(fault)
+        unit = self.micro_batch_size * self.dp_size
+        if size <= 0 or size % unit:
+            raise InputError(
+                f"global batch size {size} (at {consumed} consumed samples) must be a multiple of {unit} = "
+                f"micro-batch-size {self.micro_batch_size} x data-parallel size {self.dp_size}"
+            )
 
     def _requests(self) -> Iterator[tuple[Request, ...]]:
         """This rank's micro-batches in order, read ahead of the steps; ends at a step that `__iter__` will refuse."""
         rows = self.micro_batch_size
         for consumed, size in self._steps():
-            if self._fault(consumed, size):
+            if size <= 0 or size % (rows * self.dp_size):
                 return
             for first in range(consumed + self.dp_rank * rows, consumed + size, rows * self.dp_size):
                 yield tuple(self.dataset.locate(sample) for sample in range(first, first + rows))
-
-
-class _Requests:
-    """A sampler for DataLoader."""
-
-    def __init__(self, loader: PackedLoader):
-        self._loader = loader
-
-    def __iter__(self) -> Iterator[tuple[Request, ...]]:
-        return self._loader._requests()
 
 
 def _received(batch: Batch | InputError) -> Batch:
@@ -249,12 +207,31 @@ def _received(batch: Batch | InputError) -> Batch:
     return batch._map(torch.as_tensor)
 
 
-def eval_batches(dataset: Dataset, micro_batch_size: int, limit_batches: int | None = None) -> Iterator[Batch]:
-    """Every row of `dataset` once, in order, in batches of `micro_batch_size`; the last one may be smaller."""
-    if micro_batch_size < 1:
-        raise InputError(f"micro-batch-size {micro_batch_size} must be at least 1")
-    for number, first in enumerate(range(0, len(dataset), micro_batch_size)):
-        if limit_batches is not None and number >= limit_batches:
-            return
-        samples = range(first, min(first + micro_batch_size, len(dataset)))
-        yield collate([dataset.sample(sample) for sample in samples], dataset.readers[0].mask_prob)
+def evaluation_batches(
+    dataset: Dataset,
+    rows: int,
+    limit: int | None = None,
+    dp_rank: int = 0,
+    dp_size: int = 1,
+    together: int = 1,
+    same_shape: bool = False,
+) -> Iterator[list[Batch]]:
+    """This replica's micro-batches of `rows` rows, `together` at a time: every dp_size-th of a split in order.
+
+    limit: the micro-batches of all replicas (None: every row). Every replica gets the same number, since they compute
+    together. same_shape: so are their shapes, the last one's too; what is missing is filled with rows that have
+    nothing to predict.
+    """
+    end = len(dataset) if limit is None else min(len(dataset), limit * rows)
+    stride = rows * dp_size
+    for start in range(0, end, stride * together):
+        firsts = [start + dp_rank * rows + number * stride for number in range(together)]
+        yield [_evaluation_batch(dataset, first, min(first + rows, end), rows if same_shape else 1) for first in firsts]
+
+
+def _evaluation_batch(dataset: Dataset, first: int, end: int, fewest: int) -> Batch:
+    rows = [dataset.sample(sample) for sample in range(first, end)]
+    if len(rows) < fewest:
+        row = dataset.sample(0)
+        rows += [replace(row, masked_positions=row.masked_positions[:0], labels=row.labels[:0])] * (fewest - len(rows))
+    return collate(rows, dataset.readers[0].mask_prob)

@@ -52,14 +52,14 @@ def encode_chunk(chunk: Chunk, tokenizer: Tokenizer, strict: bool, max_length: i
     proteins = parse_chunk(chunk)
     if strict and proteins.unknown:
         raise InputError(f"{find_unknown(chunk)} is not in the vocabulary (without --strict it becomes [UNK])")
-    residues, kept = proteins.residues, proteins.lengths
+    residues, counts = proteins.residues, proteins.lengths
     if max_length is not None:
-        short = kept <= max_length
-        residues = np.frombuffer(residues, np.uint8)[np.repeat(short, kept)].tobytes()
-        kept = kept[short]
-    ids, lengths = tokenizer.encode_many(residues, kept)
-    longer = len(proteins.lengths) - len(kept)
-    return Encoded(chunk.path, ids, lengths, kept, longer, proteins.empty, proteins.removed, proteins.unknown)
+        short = counts <= max_length
+        residues = np.frombuffer(residues, np.uint8)[np.repeat(short, counts)].tobytes()
+        counts = counts[short]
+    ids, lengths = tokenizer.encode_many(residues, counts)
+    longer = len(proteins.lengths) - len(counts)
+    return Encoded(chunk.path, ids, lengths, counts, longer, proteins.empty, proteins.removed, proteins.unknown)
 
 
 @dataclass
@@ -165,7 +165,7 @@ def map_in_order(function: Callable, items: Iterable, workers: int) -> Iterator:
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-class Progress:
+class ProgressLines:
     """A tqdm bar on a terminal; elsewhere one line every `interval` proteins, at most one a second."""
 
     def __init__(self, interval: int):
@@ -221,7 +221,7 @@ def train_tokenizer(args: argparse.Namespace) -> str:
 def preprocess(args: argparse.Namespace, tokenizer: Tokenizer, started: float) -> dict:
     """Tokenize every input into one shard; returns the summary that was also written beside it."""
     prefix = f"{args.output_prefix}_text_document"
-    summary, progress = Summary(args.input), Progress(args.log_interval)
+    summary, progress = Summary(args.input), ProgressLines(args.log_interval)
     encode = functools.partial(encode_chunk, tokenizer=tokenizer, strict=args.strict, max_length=args.max_length)
     with contextlib.closing(progress), writing(prefix), IndexedWriter(prefix, tokenizer.dtype) as writer:
         for part in map_in_order(encode, read_inputs(args), args.workers):
@@ -241,12 +241,7 @@ def preprocess(args: argparse.Namespace, tokenizer: Tokenizer, started: float) -
 def build_parser() -> ArgumentParser:
     parser = ArgumentParser("python -m pretrain.preprocess", description="Files of proteins to token shards.")
     add = parser.add_argument
-    add(
-        "--input",
-        nargs="+",
-        required=True,
-        help="FASTA, JSON lines, plain text (each also .gz), TAPE .lmdb directories",
-    )
+    add("--input", nargs="+", required=True, help="FASTA, JSON lines, plain text (all also .gz), .lmdb directories")
     add("--output-prefix", required=True, help="writes PREFIX_text_document.bin, .idx and .summary.json")
     add("--json-key", "--json-keys", dest="json_key", default="text", help="key of the residues in JSON lines")
     add("--tokenizer-type", default="iupac", help=f"{', '.join(TOKENIZER_TYPES[:-1])} (the first three are the same)")

@@ -1,43 +1,53 @@
 """The order in which a model becomes this process's part of it: cut into stages, over tp, filled, cut over replicas.
 
-Built on the meta device and filled when cut, so that no process ever holds the whole model. Weights are a function of
-(seed, name), whatever the layout.
+Built on the meta device and filled when cut, so that no process ever holds more than its part. Weights are a function
+of (seed, name), whatever the layout; a process alone is the layout of ones.
 """
 
 import hashlib
+from collections.abc import Callable
 
 import torch
+from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from pretrain.parallel import data, pipeline, tensor
+from pretrain.config.options import Config, Parallel, Training
 from pretrain.parallel.mesh import World
+from pretrain.parallel.pipeline import Parts, Pipeline, cut, stages_of_rank
+from pretrain.parallel.replicas import shard
+from pretrain.parallel.tensor import parallelize, vocabulary_parallel_loss
 from proteinlm.loss import masked_lm_loss
 from proteinlm.masking import num_to_mask
 from proteinlm.model import ModelConfig, ProteinBert, initial_weight
 
+Loss = Callable[[Tensor, Tensor], Tensor]
 
-def build_parts(config, model_config: ModelConfig, world: World) -> pipeline.Parts:
-    """This process's stages (one, unless interleaved) of the model, on its device, with their initial weights."""
-    stages, num_stages = _stages(config, world)
-    parts = pipeline.Parts()
+
+def build_model(config: Config, model_config: ModelConfig, world: World) -> tuple[Parts, Loss, Pipeline | None]:
+    """(this process's stages, filled and on its device; the loss over their logits; what runs them, if a pipeline).
+
+    Afterwards this process's generators are at the start of the run.
+    """
+    pp, per_stage = world.layout.pp, config.parallel.num_layers_per_virtual_pipeline_stage
+    stages = stages_of_rank(pp, world.pp_rank, model_config.num_layers, per_stage)
+    num_stages = pp * len(stages)
+    parts = Parts()
     for stage in stages:
         with torch.device("meta"):
-            part = pipeline.cut(ProteinBert(model_config), stage, num_stages)
+            part = cut(ProteinBert(model_config), stage, num_stages)
         _apply(part, config, world)
         parts.append(part)
-    return parts
+    loss = masked_lm_loss
+    if world.layout.tp > 1:  # each rank has a part of the vocabulary's logits
+        loss = vocabulary_parallel_loss(world.mesh.get_group("tp"), parts[0].vocab_start)
+    pipeline = _pipeline(parts, stages, num_stages, config, world, loss) if pp > 1 else None
+    seed_generators(config, world)
+    return parts, loss, pipeline
 
 
-def _stages(config, world: World) -> tuple[list[int], int]:
-    pp, layers = world.layout.pp, config.model.num_layers
-    per_stage = config.parallel.num_layers_per_virtual_pipeline_stage
-    mine = pipeline.stages_of_rank(pp, world.pp_rank, layers, per_stage)
-    return mine, pp * len(mine)
-
-
-def _apply(part: ProteinBert, config, world: World) -> None:
+def _apply(part: ProteinBert, config: Config, world: World) -> None:
     if world.layout.tp > 1:
-        tensor.parallelize(part, world.mesh["tp"], config.parallel.sequence_parallel)
+        parallelize(part, world.mesh["tp"], config.parallel.sequence_parallel)
     part.recompute = config.training.recompute_granularity == "full"
     if config.training.compile:
         for layer in part.layers.values():
@@ -45,8 +55,8 @@ def _apply(part: ProteinBert, config, world: World) -> None:
     part.to_empty(device=world.device)
     _initialize(part, config.training.seed)
     if world.layout.dp_shard > 1:
-        one_unit = schedule_name(config) == "zero-bubble"
-        data.shard(part, world, config.parallel.use_torch_fsdp2, one_unit, reduce_dtype(config))
+        one_unit = _schedule(config.parallel) == "zero-bubble"
+        shard(part, world, config.parallel.use_torch_fsdp2, one_unit, reduce_dtype(config.parallel))
 
 
 @torch.no_grad()
@@ -59,47 +69,36 @@ def _initialize(part: ProteinBert, seed: int) -> None:
         parameter.copy_(value)
 
 
-def schedule_name(config) -> str | None:
+def _pipeline(parts: Parts, stages: list[int], num_stages: int, config: Config, world: World, loss: Loss) -> Pipeline:
+    rows, length = config.training.micro_batch_size, config.data.seq_length
+    shape = rows, length, rows * num_to_mask(config.data.mask_prob, length)
+    schedule, dtype = _schedule(config.parallel), compute_dtype(config.training)
+    sequence_parallel = config.parallel.sequence_parallel and world.layout.tp > 1
+    autocast = None if dtype == torch.float32 else dtype
+    return Pipeline(parts, stages, num_stages, world, schedule, loss, shape, sequence_parallel, autocast)
+
+
+def _schedule(parallel: Parallel) -> str | None:
     """The pipeline schedule in use; None without a pipeline."""
-    parallel = config.parallel
     if parallel.pipeline_model_parallel_size == 1:
         return None
     interleaved = parallel.num_layers_per_virtual_pipeline_stage is not None
     return parallel.pipeline_schedule or ("interleaved" if interleaved else "1f1b")
 
 
-def reduce_dtype(config) -> torch.dtype | None:
+def compute_dtype(training: Training) -> torch.dtype:
+    """What --fp16, --bf16 or neither computes in; weights are fp32."""
+    if training.bf16:
+        return torch.bfloat16
+    return torch.float16 if training.fp16 else torch.float32
+
+
+def reduce_dtype(parallel: Parallel) -> torch.dtype | None:
     """The dtype that gradients travel in between replicas; None is their own, fp32."""
-    return torch.bfloat16 if config.parallel.grad_reduce_in_bf16 else None
+    return torch.bfloat16 if parallel.grad_reduce_in_bf16 else None
 
 
-def loss_of(model: pipeline.Parts, world: World):
-    """The masked-LM loss over whole logits, or over this tp rank's part of them."""
-    if world.layout.tp == 1:
-        return masked_lm_loss
-    return tensor.vocabulary_parallel_loss(world.mesh.get_group("tp"), model[0].vocab_start)
-
-
-def build_pipeline(parts: pipeline.Parts, config, world: World, autocast: torch.dtype | None):
-    """The Pipeline over `parts`; None with one stage."""
-    if world.layout.pp == 1:
-        return None
-    stages, num_stages = _stages(config, world)
-    rows, length = config.training.micro_batch_size, config.data.seq_length
-    return pipeline.Pipeline(
-        parts,
-        stages,
-        num_stages,
-        world,
-        schedule_name(config),
-        loss_of(parts, world),
-        (rows, length, rows * num_to_mask(config.data.mask_prob, length)),
-        config.parallel.sequence_parallel and world.layout.tp > 1,
-        autocast,
-    )
-
-
-def seed_generators(config, world: World, iteration: int = 0) -> None:
+def seed_generators(config: Config, world: World, iteration: int = 0) -> None:
     """Start this process's generators: tp ranks alike where they hold the same activations, everyone else apart."""
     tp_rank = world.tp_rank if config.parallel.sequence_parallel else 0
     place = f"{config.training.seed}:{iteration}:{world.pp_rank}:{world.dp_rank}:{tp_rank}"

@@ -4,7 +4,7 @@
     world.dp_rank, world.is_main, world.sum_over_replicas([3, 4]), world.any(flag)
 
 Ranks are laid out as Megatron-LM lays them: tp fastest, then the replicas, then pp. So with 8 GPUs a node, tp 8 stays
-within a node, and pp, which sends least, crosses most nodes. What each axis does is told in the file of its name.
+within a node, and pp, which sends least, crosses most nodes. Each axis has a file here.
 """
 
 import itertools
@@ -15,6 +15,9 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+
+from pretrain.config.options import Config
+from pretrain.torch_internals import joined_axes, set_timeout
 
 AXES = ("pp", "dp_replicate", "dp_shard", "tp")
 
@@ -29,7 +32,7 @@ class Layout:
     tp: int = 1
 
     @classmethod
-    def of(cls, config, world_size: int) -> "Layout":
+    def of(cls, config: Config, world_size: int) -> "Layout":
         """The layout that a Config (checked by `for_world`) asks for on so many processes."""
         p = config.parallel
         dp = world_size // (p.tensor_model_parallel_size * p.pipeline_model_parallel_size)
@@ -87,13 +90,13 @@ class World:
         self.dp_size = layout.dp_replicate * layout.dp_shard
         self.dp_rank = place["dp_replicate"] * layout.dp_shard + place["dp_shard"]
         self.dp_replicate_rank = place["dp_replicate"]
-        self.dp_group = mesh["dp_replicate", "dp_shard"]._flatten("dp").get_group() if mesh else None
+        self.dp_group = joined_axes(mesh, ("dp_replicate", "dp_shard"), "dp").get_group() if mesh else None
         self.ends_group = self._make_ends_group() if layout.pp > 1 else None
         # What runs beside training (asynchronous saving) must not mix its messages with training's.
         self.side_group = None
 
     @classmethod
-    def join(cls, config, device: torch.device) -> "World":
+    def join(cls, config: Config, device: torch.device) -> "World":
         """Meet the other processes of this run; alone when there are none."""
         world_size = world_size_of_launcher()
         if world_size == 1 and not dist.is_initialized():
@@ -119,21 +122,21 @@ class World:
             groups.append(world.side_group)
         for group in groups:  # a group made later has the library's default, 30 minutes on gloo
             if group is not None:
-                dist.distributed_c10d._set_pg_timeout(timeout, group)
+                set_timeout(group, timeout)
         return world
 
     def _make_ends_group(self) -> dist.ProcessGroup | None:
         """The group of the two stages that hold a copy of the word embedding; None between them."""
         if self.layout.pp == 2:
             return self.mesh.get_group("pp")
-        mine = None
+        own = None
         ranks = self.mesh.mesh
         for place in itertools.product(*(range(size) for size in self.layout.sizes[1:])):
             ends = [int(ranks[(0, *place)]), int(ranks[(-1, *place)])]
             group = dist.new_group(ends)  # every process of the job has to call this, whoever is in it
             if self.rank in ends:
-                mine = group
-        return mine
+                own = group
+        return own
 
     # ---- who is who
 

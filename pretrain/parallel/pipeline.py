@@ -1,9 +1,9 @@
 """Pipeline parallelism: the model cut into stages by layers, and micro-batches sent through them by a schedule.
 
 A stage is a `ProteinBert` without the modules of the others: the first has the embeddings, the last the final LN and
-the LM head with its own copy of the word embedding (pretrain/parallel/data.py sums the two copies' gradients). What a
-stage sends on is the residual stream [T, h] ([T / tp, h] under sequence parallelism), and back its gradient. Everything
-else that layers need (position ids, protein boundaries, masked positions) every rank reads for itself and hands to its
+the LM head with its own copy of the word embedding (`replicas.Gradients` sums the two copies' gradients). What a stage
+sends on is the residual stream [T, h] ([T / tp, h] under sequence parallelism), and back its gradient. Everything else
+that layers need (position ids, protein boundaries, masked positions) every rank reads for itself and hands to its
 stages as tensors, so no stage can lose it.
 
 Schedules: 1f1b; interleaved, with several smaller stages a rank (--num-layers-per-virtual-pipeline-stage); zero-bubble
@@ -43,8 +43,8 @@ def layers_of_stage(stage: int, num_stages: int, num_layers: int) -> range:
 
 def cut(model: ProteinBert, stage: int, num_stages: int) -> ProteinBert:
     """Take out of `model` everything that is not stage `stage`'s; in place. Layers keep their names."""
-    kept = layers_of_stage(stage, num_stages, len(model.layers))
-    model.layers = nn.ModuleDict({str(number): model.layers[str(number)] for number in kept})
+    layers = layers_of_stage(stage, num_stages, len(model.layers))
+    model.layers = nn.ModuleDict({str(number): model.layers[str(number)] for number in layers})
     if stage > 0:
         model.position_embeddings = None
     if stage < num_stages - 1:

@@ -27,12 +27,12 @@ WHOLE, TOKENS, COLUMNS = Replicate(), Shard(0), Shard(-1)
 
 
 class Placed(ParallelStyle):
-    """A module whose own parameters lie as `weights` says; its input arrives laid out as `given`, is computed on as
-    `wanted`, and leaves as `result` (None: as it comes, still a DTensor)."""
+    """A module whose own parameters lie as `weights` says; what enters lies as `input`, is computed on as `compute`,
+    and leaves as `output` (None: as it comes, still a DTensor)."""
 
-    def __init__(self, given=WHOLE, wanted=WHOLE, result: Placement | None = WHOLE, weights: Placement = WHOLE):
+    def __init__(self, input=WHOLE, compute=WHOLE, output: Placement | None = WHOLE, weights: Placement = WHOLE):
         super().__init__()
-        self.given, self.wanted, self.result, self.weights = given, wanted, result, weights
+        self.input, self.compute, self.output, self.weights = input, compute, output, weights
 
     def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
         return distribute_module(module, device_mesh, self._partition, self._enter, self._leave)
@@ -45,11 +45,11 @@ class Placed(ParallelStyle):
     def _enter(self, module: nn.Module, inputs: tuple, mesh: DeviceMesh) -> tuple:
         first, *others = inputs
         if not isinstance(first, DTensor):
-            first = DTensor.from_local(first, mesh, [self.given], run_check=False)
-        return (first.redistribute(placements=[self.wanted]), *others)
+            first = DTensor.from_local(first, mesh, [self.input], run_check=False)
+        return (first.redistribute(placements=[self.compute]), *others)
 
     def _leave(self, module: nn.Module, output: DTensor, mesh: DeviceMesh) -> Tensor:
-        return output if self.result is None else output.redistribute(placements=[self.result]).to_local()
+        return output if self.output is None else output.redistribute(placements=[self.output]).to_local()
 
 
 def plan(sequence_parallel: bool) -> dict[str, ParallelStyle]:
@@ -66,9 +66,9 @@ def plan(sequence_parallel: bool) -> dict[str, ParallelStyle]:
         "layers.*.mlp.dense_h_to_4h": ColwiseParallel(input_layouts=stream),
         "layers.*.mlp.dense_4h_to_h": RowwiseParallel(output_layouts=stream),
         "final_layernorm": Placed(stream, stream, WHOLE),  # masked positions index the whole stream
-        "lm_head.dense": Placed(result=None),
-        "lm_head.layernorm": Placed(result=None),
-        "lm_head": Placed(result=COLUMNS, weights=Shard(0)),  # its bias, and the logits: [M, V / tp] a rank
+        "lm_head.dense": Placed(output=None),
+        "lm_head.layernorm": Placed(output=None),
+        "lm_head": Placed(output=COLUMNS, weights=Shard(0)),  # its bias, and the logits: [M, V / tp] a rank
     }
 
 

@@ -13,7 +13,7 @@ from torch.distributed.tensor import DTensor
 from pretrain.checkpoint.state import optimizer_state
 from pretrain.config.read import parse_config
 from pretrain.data.loader import PackedLoader
-from pretrain.parallel import data
+from pretrain.parallel import apply, replicas
 from pretrain.throughput import BatchCounts
 from pretrain.trainer import Trainer
 
@@ -150,7 +150,7 @@ def messages_of_a_step(flags: list[str]) -> dict[str, int]:
     """How many gathers of weights and sums of gradients one optimizer step sends between replicas."""
     trainer = make_trainer(flags)
     list(steps(trainer, 1))
-    places = {"foreach_all_gather": _fsdp_param_group, "foreach_reduce": _fsdp_param_group, "sum_together": data}
+    places = {"foreach_all_gather": _fsdp_param_group, "foreach_reduce": _fsdp_param_group, "sum_together": replicas}
     counts, honest = dict.fromkeys(places, 0), {name: getattr(place, name) for name, place in places.items()}
 
     def counted(name: str):
@@ -211,12 +211,12 @@ def untie_embedding(trainer: Trainer) -> None:
 
 def train_with_layers_as_units(flags: list[str]) -> dict:
     """FSDP2 wraps each layer, and lets its weights go after use, also under the zero-bubble schedule."""
-    honest = data.shard
-    data.shard = lambda model, world, full, one_unit, dtype: honest(model, world, True, False, dtype)
+    honest = apply.shard
+    apply.shard = lambda model, world, full, one_unit, dtype: honest(model, world, True, False, dtype)
     try:
         return train(flags)
     finally:
-        data.shard = honest
+        apply.shard = honest
 
 
 # ---- whole runs and faults

@@ -5,9 +5,11 @@ import json
 from pathlib import Path
 
 import pytest
+import yaml
 
 from pretrain.config.flags import MATHS, OBSOLETE
-from pretrain.config.read import OPTIONS, SECTIONS, Config, parse_config
+from pretrain.config.options import OPTIONS, SECTIONS, Config
+from pretrain.config.read import parse_config
 from proteinlm.errors import InputError
 from proteinlm.tokenizer import build_tokenizer
 
@@ -54,7 +56,8 @@ def test_the_originals_many_gpu_line_is_the_200m_recipe():
     config = parse_config(MANY.split(), world_size=32)
     recipe = parse_config(["--config", str(CONFIGS / "proteinlm_200m.yaml"), "--data-path", "x", "--save", "y"])
     assert config.parallel.local_rank == 3 and config.training.recompute_granularity == "full"
-    assert config.differences(recipe) == []
+    tokenizer = build_tokenizer()
+    assert config.model_config(tokenizer) == recipe.model_config(tokenizer)
     assert config.optim == recipe.optim
     assert config.data.split == recipe.data.split and config.training.global_batch_size == 128
 
@@ -184,9 +187,12 @@ WRONG = [
     ("--lr-warmup-iters 200", "lr-warmup-iters 200 is more than lr-decay-iters 100"),
     ("--rampup-batch-size 4 4", "takes START INCREMENT SAMPLES, not 4 4"),
     ("--rampup-batch-size 4 12 100 --global-batch-size 32", "4 in steps of 12 does not arrive at global-batch-size 32"),
-    ("--split 1,2", "--split 1,2 is not three shares"),
-    ("--split 0,0,0", "is not three shares"),
-    ("--split a,b,c", "is not three shares"),
+    ("--split 1,2,3,4", "--split 1,2,3,4 is not one to three shares"),
+    ("--split 0,0,0", "is not one to three shares"),
+    ("--split a,b,c", "is not one to three shares"),
+    ("--split=-1,1,1", "--split -1,1,1 is not one to three shares"),
+    ("--valid-data-path a/valid2 b/valid2", "a/valid2 and b/valid2 are both named valid2"),
+    ("--valid-data-path valid=x", "x is named valid, as --split 969,30,1's own set is; give another NAME="),
     ("--data-path 0.5 a 0.5", "--data-path has 3 words"),
     ("--data-path x a 0.5 b", "'x' before a is not a weight"),
     ("--tokenizer-type SentencePiece", "needs --vocab-file"),
@@ -223,6 +229,22 @@ def test_samples_instead_of_iterations():
     words = "--data-path d --save s --train-samples 1000 --lr-warmup-samples 10 --rampup-batch-size 4 4 100"
     config = parse(*words.split(), "--global-batch-size", 16, needed=False)
     assert config.optim.lr_decay_samples == 1000 and config.training.rampup_batch_size == (4, 4, 100)
+
+
+def test_a_split_is_what_megatron_takes_for_one():
+    for split in ("9,1", "9/1", "100"):
+        assert parse("--split", split).data.split == split
+    names = parse("--split", "1,0,0", "--valid-data-path", "valid=x").data.valid_data_path
+    assert names == ("valid=x",)
+
+
+def test_a_growing_batch_divides_at_every_size():
+    words = ("--rampup-batch-size", 4, 6, 100, "--global-batch-size", 16)
+    with pytest.raises(InputError, match="a global batch of 10 must be a multiple of micro-batch-size 4"):
+        parse(*words)
+    assert parse(*words, "--micro-batch-size", 2, world_size=1)
+    with pytest.raises(InputError, match=r"a global batch of 10 must be a multiple of .* 2 x 2 .* = 4"):
+        parse(*words, "--micro-batch-size", 2, world_size=2)
 
 
 def test_world():
@@ -289,19 +311,10 @@ def test_missing_yaml(tmp_path):
         parse("--config", tmp_path / "absent.yaml")
 
 
-def test_dict_and_yaml_round_trips(tmp_path):
+def test_what_a_checkpoint_says_of_its_run_is_a_configuration_again(tmp_path):
     config = parse("--data-path", "0.3", "a", "0.7", "b c", "--adam-eps", "1e-9", "--bf16", "--valid-data-path", "x=y")
-    assert Config.from_dict(config.to_dict()) == config
-    assert Config.from_dict(json.loads(json.dumps(config.to_dict()))) == config
-    config.dump_yaml(tmp_path / "dumped.yaml")
-    assert parse_config(["--config", str(tmp_path / "dumped.yaml")]) == config
-    with pytest.raises(InputError, match="meta: hidden is not an option"):
-        Config.from_dict({"model": {"hidden": 3}}, "meta")
-
-
-def test_differences():
-    ours, theirs = parse(), parse("--num-layers", 8, "--ffn-hidden-size", 4096, "--lr", "1e-3")
-    assert ours.differences(theirs) == ["num-layers 16, not 8"]  # 4096 is what 4 x 1024 means
+    for text in (yaml.safe_dump(config.to_dict()), json.dumps(config.to_dict())):
+        assert parse_config(yaml_file(tmp_path, text)) == config
 
 
 @pytest.mark.parametrize(

@@ -7,11 +7,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny_shards import CLS, MASK, PAD, TOKENIZER, dataset, original, proteins_of, random_proteins, same_content, write
+from tiny_shards import (
+    CLS,
+    MASK,
+    PAD,
+    TOKENIZER,
+    dataset,
+    original,
+    proteins_of,
+    random_proteins,
+    same,
+    same_content,
+    write,
+)
 
+from pretrain.data.blending import BlendedDataset, build_datasets
 from pretrain.data.dataset import PackedDataset
 from pretrain.data.indexed import IndexedDataset
-from pretrain.data.loader import BlendedDataset, PackedLoader, build_datasets, collate, eval_batches
+from pretrain.data.loader import PackedLoader, collate, evaluation_batches
 from proteinlm.errors import InputError
 
 
@@ -99,16 +112,31 @@ def test_epochs_and_seeds_have_orders_of_their_own(shard):
     assert data.locate(0).sequences.tolist() == list(order[0][0])  # back in the first epoch
 
 
+def evaluated(data, rows: int, **options) -> list:
+    return [batch for together in evaluation_batches(data, rows, **options) for batch in together]
+
+
 def test_evaluation_has_each_row_once(shard):
     data = dataset(shard, train=False)
     with pytest.raises(IndexError):
         data.sample(len(data))
-    batches = list(eval_batches(data, 7))
+    batches = evaluated(data, 7)
     assert [len(batch.tokens) for batch in batches[:-1]] == [7] * (len(data) // 7)
     assert sum(len(batch.tokens) for batch in batches) == len(data)
     assert sum(batch.num_proteins for batch in batches) == 300
-    assert same_content(batches, list(eval_batches(data, 1)))
-    assert len(list(eval_batches(data, 7, limit_batches=2))) == 2
+    assert same_content(batches, evaluated(data, 1))
+    assert len(evaluated(data, 7, limit=2)) == 2
+
+
+@pytest.mark.parametrize("limit", [None, 3])
+def test_replicas_share_an_evaluation_in_batches_of_one_shape(shard, limit):
+    data = dataset(shard, train=False)
+    whole = evaluated(data, 7, limit=limit)
+    shares = [evaluated(data, 7, limit=limit, dp_rank=rank, dp_size=2, together=2, same_shape=True) for rank in (0, 1)]
+    assert {len(batch.tokens) for share in shares for batch in share} == {7}
+    assert len(shares[0]) == len(shares[1]) and len(shares[0]) % 2 == 0
+    assert sum(batch.num_masked for batch in [*shares[0], *shares[1]]) == sum(batch.num_masked for batch in whole)
+    assert same(shares[1][0], whole[1]) and same(shares[0][1], whole[2])
 
 
 # ---- proteins longer than a row
@@ -238,11 +266,11 @@ def test_data_path_and_split(shard, other_shard):
 @pytest.mark.parametrize(
     ("data_path", "message"),
     [
-        ([], "0 values"),
-        (["a", "b", "c"], "3 values"),
-        (["a", "b"], "'a' before b must be a weight"),
-        (["-1", "b"], "'-1' before b must be a weight"),
-        (["nan", "b"], "'nan' before b must be a weight"),
+        ([], "0 words"),
+        (["a", "b", "c"], "3 words"),
+        (["a", "b"], "'a' before b is not a weight"),
+        (["-1", "b"], "'-1' before b is not a weight"),
+        (["nan", "b"], "'nan' before b is not a weight"),
         (["no_such_shard"], "no such file"),
     ],
 )

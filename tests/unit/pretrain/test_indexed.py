@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pretrain.data.indexed import IndexedDataset, IndexedWriter, split_ranges
+from pretrain.data.indexed import IndexedDataset, IndexedWriter
 from proteinlm.errors import InputError
 
 CODES = {1: np.uint8, 2: np.int8, 3: np.int16, 4: np.int32, 5: np.int64, 8: np.uint16}
@@ -140,15 +140,6 @@ def test_missing_files_are_named(tmp_path):
         IndexedDataset(prefix)
 
 
-def test_ids_outside_the_vocabulary_are_found(tmp_path):
-    shard = IndexedDataset(write_by_hand(tmp_path))
-    shard.check_ids(31)
-    with pytest.raises(InputError, match="token id 30; the vocabulary has 30 tokens"):
-        shard.check_ids(30)
-    with pytest.raises(InputError, match="token id -1"):
-        IndexedDataset(write_by_hand(tmp_path, code=3, sequences=[[5, -1]])).check_ids(31)
-
-
 def test_nothing_is_left_after_an_error(tmp_path):
     with pytest.raises(RuntimeError, match="stop"), IndexedWriter(tmp_path / "x") as writer:
         writer.add(np.array([6]), np.array([1]))
@@ -182,39 +173,3 @@ def test_the_writer_refuses_what_would_not_read_back(ids, lengths, tmp_path):
     with pytest.raises(ValueError), IndexedWriter(tmp_path / "x") as writer:
         writer.add(np.array(ids), np.array(lengths))
     assert list(tmp_path.iterdir()) == []
-
-
-def test_split_of_the_published_corpus():
-    assert split_ranges(34_353_433, "32593668,1715454,44311") == (
-        (0, 32_593_668),
-        (32_593_668, 34_309_122),
-        (34_309_122, 34_353_433),
-    )
-
-
-def test_split_rounds_as_megatron_does():
-    # 969/1000 and 30/1000 of 50 are 48.45 and 1.5: 48 and 2 (to even), the rest (0.05) rounds to 0.
-    assert split_ranges(50, "969,30,1") == ((0, 48), (48, 50), (50, 50))
-    # thirds of 2 round to 1, 1, 1: one too many, taken from the first.
-    assert split_ranges(2, "1,1,1") == ((0, 0), (0, 1), (1, 2))
-    # thirds of 1 round to 0, 0, 0: one too few, given to the first.
-    assert split_ranges(1, "1,1,1") == ((0, 1), (1, 1), (1, 1))
-    assert split_ranges(10, "9,1") == ((0, 9), (9, 10), (10, 10))
-    assert split_ranges(10, "9/1") == split_ranges(10, "0.9,0.1,0")
-    assert split_ranges(10, "100") == ((0, 10), (10, 10), (10, 10))
-
-
-@pytest.mark.parametrize("split", ["0,1,1", "0,1,0", "1,0,1", "5,3,2", "1,1e-9,1", "1,0,0", "0,0,1"])
-def test_splits_cover_every_document_once_and_empty_shares_stay_empty(split):
-    weights = [float(word) for word in split.split(",")]
-    for documents in range(1, 40):
-        ranges = split_ranges(documents, split)
-        assert [start for start, _ in ranges] == [0, ranges[0][1], ranges[1][1]] and ranges[2][1] == documents
-        for (start, end), weight in zip(ranges, weights, strict=True):
-            assert start <= end and (weight > 0 or start == end)
-
-
-@pytest.mark.parametrize("split", ["", "a,b", "1,2,3,4", "0,0,0", "-1,1,1", "nan,1,1", "inf,1"])
-def test_wrong_splits_are_refused(split):
-    with pytest.raises(InputError, match="--split"):
-        split_ranges(10, split)

@@ -14,7 +14,8 @@ import pytest
 import torch
 from tiny_shards import TOKENIZER, dataset, random_proteins, same, same_content, write
 
-from pretrain.data.loader import SHUTDOWN_GRACE_S, BlendedDataset, PackedLoader, build_datasets
+from pretrain.data.blending import BlendedDataset, build_datasets
+from pretrain.data.loader import SHUTDOWN_GRACE_S, PackedLoader
 from proteinlm.errors import InputError
 
 ROOT = Path(__file__).parents[3]
@@ -152,7 +153,8 @@ def test_workers_outlive_the_signals_of_a_job(blend):
 
 SCRIPT = """
 import os, sys, time
-from pretrain.data.loader import PackedLoader, build_datasets
+from pretrain.data.blending import build_datasets
+from pretrain.data.loader import PackedLoader
 from proteinlm.tokenizer import build_tokenizer
 def main():
     train, _, _ = build_datasets([sys.argv[1]], "1,0,0", build_tokenizer("iupac"), 64, 0.15, 1)

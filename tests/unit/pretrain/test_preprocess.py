@@ -228,7 +228,7 @@ def test_progress_is_lines_off_a_terminal(monkeypatch):
     monkeypatch.setattr(sys, "stderr", io.StringIO())
     clock = iter([0.0, 0.5, 2.0, 2.1, 9.0])
     monkeypatch.setattr(preprocess.time, "monotonic", lambda: next(clock))
-    progress = preprocess.Progress(10)
+    progress = preprocess.ProgressLines(10)
     for proteins in (9, 1, 10, 10, 10):  # below the interval; too soon; a line; too soon; a line
         progress.add(proteins)
     progress.close()

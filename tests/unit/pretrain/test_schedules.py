@@ -1,22 +1,17 @@
 """Batch ramp-up, run length and learning rates from a configuration."""
 
-from types import SimpleNamespace
-
 import pytest
 
+from pretrain.config.options import Config, Optim, Training
 from pretrain.config.schedules import Schedule
 from proteinlm.errors import InputError
 
 
-def schedule(**changes) -> Schedule:
-    training = {"train_iters": 100, "train_samples": None, "global_batch_size": 16, "rampup_batch_size": None}
-    optim = {
-        "lr": 1.0, "min_lr": 0.0, "lr_decay_style": "linear", "lr_decay_iters": None, "lr_decay_samples": None,
-        "lr_warmup_fraction": None, "lr_warmup_iters": 0, "lr_warmup_samples": 0,
-    }  # fmt: skip
-    for name, value in changes.items():
-        (training if name in training else optim)[name] = value
-    return Schedule(SimpleNamespace(training=SimpleNamespace(**training), optim=SimpleNamespace(**optim)))
+def schedule(train_iters=100, train_samples=None, rampup_batch_size=None, **optim) -> Schedule:
+    training = Training(
+        train_iters=train_iters, train_samples=train_samples, global_batch_size=16, rampup_batch_size=rampup_batch_size
+    )
+    return Schedule(Config(training=training, optim=Optim(lr=1.0, **{"lr_decay_iters": train_iters, **optim})))
 
 
 def test_plain_run_counts_iterations():
@@ -35,7 +30,7 @@ def test_ramp_up_grows_in_equal_steps():
 
 
 def test_ramp_up_that_cannot_arrive_is_refused():
-    with pytest.raises(InputError, match="must divide global-batch-size 16 - 4"):
+    with pytest.raises(InputError, match="4 in steps of 5 does not arrive at global-batch-size 16"):
         schedule(rampup_batch_size=(4, 5, 48))
 
 

@@ -170,6 +170,27 @@ def test_evaluation_is_over_the_whole_split_and_the_same_for_any_micro_batch(pre
     assert found[0][1][1] > 5 * found[0][0][1]
 
 
+def test_eval_iters_cuts_what_the_split_holds_out_and_nothing_else(prefix, tmp_path):
+    common = ("--train-iters", "1", "--micro-batch-size", "8", "--eval-iters", "1")
+    flags = ("--split", "1,0,0", "--valid-data-path", f"valid={prefix}")
+    whole = trainer(prefix, tmp_path / "named", *common, *flags)
+    cut = trainer(prefix, tmp_path / "split", *common, "--split", "50,50,0")
+    for run in (whole, cut):
+        run.run()
+    residues = [run.evaluate(run.valid_sets["valid"])[1] for run in (whole, cut)]
+    logged = [lines(tmp_path / name)[-1]["valid_masked"] for name in ("named", "split")]
+    assert logged[0] == residues[0] and logged[1] < residues[1] / 2
+
+
+def test_a_validation_set_in_a_folder_whose_name_has_an_equals_sign(prefix, tmp_path):
+    folder = tmp_path / "lr=1"
+    folder.mkdir()
+    for suffix in (".bin", ".idx"):
+        (folder / f"heldout{suffix}").symlink_to(prefix + suffix)
+    run = trainer(prefix, tmp_path, "--train-iters", "1", "--valid-data-path", f"{folder}/heldout")
+    assert list(run.valid_sets) == ["valid", "heldout"]
+
+
 def test_recompute_and_workers_change_nothing(prefix, tmp_path):
     plain = trainer(prefix, tmp_path / "plain", "--train-iters", "3", "--eval-interval", "1000")
     plain.run()

@@ -12,7 +12,6 @@ Must hold: gradients are sums, since the loss was divided by the global count; f
 
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
 
 import torch
 import torch.distributed as dist
@@ -20,10 +19,9 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Replicate, Shard
 
-from pretrain.data.dataset import Dataset, Row
-from pretrain.data.loader import Batch, collate
 from pretrain.parallel.mesh import World
 from pretrain.parallel.tensor import is_partial
+from pretrain.torch_internals import scale_in_place
 from proteinlm.optim import global_norm
 
 BUCKET = 1 << 25  # elements summed in one message; a copy of so many lives meanwhile
@@ -122,7 +120,7 @@ class Gradients:
 
     def scale(self, factor: float) -> None:
         """Multiply every gradient."""
-        torch._foreach_mul_([_local(p.grad) for p in self._with_gradient()], factor)
+        scale_in_place([_local(p.grad) for p in self._with_gradient()], factor)
 
 
 def _local(tensor: Tensor) -> Tensor:
@@ -149,24 +147,3 @@ def _buckets(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:
         size += tensor.numel()
     if bucket:
         yield bucket
-
-
-def evaluation_batches(dataset: Dataset, rows: int, limit: int | None, world: World, multiple: int) -> Iterator[Batch]:
-    """This replica's micro-batches of `rows` rows: batches dp_rank, dp_rank + dp_size, ... of the split in order.
-
-    Every replica gets the same number, a multiple of `multiple`, and every batch the same shape, since they compute
-    together: what is missing at the end is filled with rows that have nothing to predict.
-    """
-    total = math.ceil(len(dataset) / rows)
-    total = total if limit is None else min(total, limit)
-    each = math.ceil(math.ceil(total / world.dp_size) / multiple) * multiple
-    for number in range(world.dp_rank, each * world.dp_size, world.dp_size):
-        first = number * rows
-        wanted = [n if number < total and n < len(dataset) else None for n in range(first, first + rows)]
-        samples = [dataset.sample(0 if n is None else n) for n in wanted]
-        chosen = [_unlabelled(row) if n is None else row for n, row in zip(wanted, samples, strict=True)]
-        yield collate(chosen, dataset.readers[0].mask_prob)
-
-
-def _unlabelled(row: Row) -> Row:
-    return replace(row, masked_positions=row.masked_positions[:0], labels=row.labels[:0])

@@ -1,0 +1,46 @@
+"""What pretraining uses of PyTorch that it does not promise to keep: the place to look at when it is upgraded.
+
+The parts of torch.distributed.checkpoint are imported when called: a loader's workers import this file, and would each
+start a second and a half later.
+"""
+
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh
+
+
+def copy_to_cpu(state: dict) -> dict:
+    """A copy of a state dict whose tensors lie in memory."""
+    from torch.distributed._state_dict_utils import _copy_state_dict, _create_cpu_state_dict
+
+    return _copy_state_dict(state, _create_cpu_state_dict(state))
+
+
+def flatten_state_dict(state: dict) -> tuple[dict[str, object], dict[str, tuple]]:
+    """(the leaves of nested dicts under dotted names, each name's path): the names that a checkpoint's entries have."""
+    from torch.distributed.checkpoint._nested_dict import flatten_state_dict
+
+    return flatten_state_dict(state)
+
+
+def joined_axes(mesh: DeviceMesh, axes: tuple[str, ...], name: str) -> DeviceMesh:
+    """Several axes of a mesh as one axis `name`."""
+    return mesh[axes]._flatten(name)
+
+
+def scale_in_place(tensors: list[torch.Tensor], factor: float) -> None:
+    """Multiply every tensor, in few kernels."""
+    torch._foreach_mul_(tensors, factor)
+
+
+def set_timeout(group: dist.ProcessGroup, timeout: timedelta) -> None:
+    """How long the group's collectives wait; a group made without a time has the library's default."""
+    dist.distributed_c10d._set_pg_timeout(timeout, group)
+
+
+def stop_workers(batches: object) -> None:
+    """End the processes behind an iterator of a DataLoader, which else live until it is collected."""
+    if shutdown := getattr(batches, "_shutdown_workers", None):
+        shutdown()
