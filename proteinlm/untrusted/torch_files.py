@@ -1,0 +1,185 @@
+"""What torch.save writes, read without torch.load: torch's part of the allow-list, and its two containers.
+
+`torch.load` over our unpickler would not do: it finds zip entries in another way than a check before it (without regard
+to case, for one), runs TorchScript, tries tar, and allocates what a legacy file claims. A class of storages stands for
+its dtype here, and a storage for a one-dimensional tensor over all of it.
+"""
+
+import io
+import math
+import struct
+import sys
+import zipfile
+import zlib
+from collections.abc import Callable
+
+import torch
+
+from proteinlm.untrusted.pickles import Admitted, build, require, sizes
+
+LEGACY_MAGIC, LEGACY_PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
+
+
+def _tensor(dtype, storage, offset, shape, stride) -> torch.Tensor:
+    require(type(storage) is torch.Tensor, "a tensor without a storage")
+    content, (offset,), shape, stride = storage.untyped_storage(), sizes([offset]), sizes(shape), sizes(stride)
+    available, count = content.nbytes() // dtype.itemsize, math.prod(shape)
+    last = offset + sum((n - 1) * step for n, step in zip(shape, stride, strict=True)) if count else -1
+    fits = count <= available and last < available
+    require(fits, f"a tensor of shape {shape} that does not fit its storage of {available} values")
+    return torch.empty(0, dtype=dtype).set_(content, offset, shape, stride)
+
+
+def _tensor_v2(storage, offset, shape, stride, requires_grad=False, hooks=None, metadata=None) -> torch.Tensor:
+    return _tensor(storage.dtype, storage, offset, shape, stride)
+
+
+def _tensor_v3(storage, offset, shape, stride, requires_grad, hooks, dtype, metadata=None) -> torch.Tensor:
+    return _tensor(dtype, storage, offset, shape, stride)
+
+
+MAKERS = {
+    "torch.Size": lambda values=(): torch.Size(sizes(values)),
+    "torch.device": torch.device,
+    "torch.Tensor": None,
+    "torch.nn.parameter.Parameter": None,
+    "torch.serialization._get_layout": lambda name: {"torch.strided": torch.strided}[name],
+    "torch._utils._rebuild_tensor": _tensor_v2,
+    "torch._utils._rebuild_tensor_v2": _tensor_v2,
+    "torch._utils._rebuild_tensor_v3": _tensor_v3,
+    "torch._utils._rebuild_parameter": lambda tensor, requires_grad=False, hooks=None: tensor,
+    # A tensor with Python attributes, as Megatron marks its own: they are left out.
+    "torch._tensor._rebuild_from_type_v2": lambda function, kind, arguments, state: build(function, arguments),
+}
+NAMES = {name: Admitted(name, make) for name, make in MAKERS.items()}
+for _name, _value in vars(torch).items():
+    _dtype = getattr(_value, "_dtype", None) if isinstance(_value, type) else _value  # torch.FloatStorage and its like
+    if isinstance(_dtype, torch.dtype):
+        NAMES[f"torch.{_name}"] = _dtype
+NAMES |= dict.fromkeys(("torch.UntypedStorage", "torch.storage.UntypedStorage"), torch.uint8)
+
+
+def read_torch(content: memoryview, mmap: bool, unpickle: Callable) -> object:
+    """The object in `content`. unpickle(file, size, storage): reads one pickle, as `safe_load.unpickle`."""
+    require(len(content), "the file is empty")
+    if content[:4] == b"PK\x03\x04":
+        return _ZipFile(content, mmap, unpickle).load()
+    tar = content[257:262] == b"ustar"
+    require(not tar, "the tar format of torch before 0.1.10 is not read; save it again with a newer torch")
+    require(content[0] == 0x80, "not a torch.save file (neither a zip archive nor a pickle)")
+    return _LegacyFile(content, mmap, unpickle).load()
+
+
+class _Window:
+    """A buffer as a binary file, for zipfile and the unpickler, without a copy of it."""
+
+    def __init__(self, buffer: memoryview):
+        self.buffer, self.position = buffer, 0
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        self.position = max(0, offset + (0, self.position, len(self.buffer))[whence])
+        return self.position
+
+    def tell(self) -> int:
+        return self.position
+
+    def read(self, count: int = sys.maxsize) -> bytes:
+        start, self.position = self.position, min(len(self.buffer), self.position + count)
+        return bytes(self.buffer[start : self.position])
+
+    def readline(self) -> bytes:
+        return b"".join(iter(lambda: self.read(1).strip(b"\n"), b"")) + b"\n"
+
+
+class _TorchFile:
+    """What the two formats share. storages: key -> a one-dimensional tensor."""
+
+    def __init__(self, content: memoryview, mmap: bool, unpickle: Callable):
+        self.content, self.mmap, self.unpickle, self.storages = content, mmap, unpickle, {}
+        self.file, self.claimed = _Window(content), 0
+
+    def storage(self, saved_id: object) -> torch.Tensor:
+        """The storage that a pickle names by ("storage", dtype, key, location, number of values)."""
+        whole = type(saved_id) is tuple and saved_id[:1] in (("storage",), (b"storage",))
+        require(whole and saved_id[5:] in ((), (None,)), "a reference to something other than a whole storage")
+        dtype, key, (count,) = saved_id[1], saved_id[2], sizes(saved_id[4:5])
+        require(type(dtype) is torch.dtype and type(key) is str, "a storage of an unknown type")
+        size = count * dtype.itemsize
+        if key not in self.storages:
+            self.storages[key] = self.new_storage(key, size, dtype.itemsize).view(dtype)
+        actual = self.storages[key].nbytes
+        require(size == actual, f"storage {key!a:.60} has {actual} bytes, not the {size} it claims")
+        return self.storages[key].view(dtype)
+
+
+class _ZipFile(_TorchFile):
+    """The zip format: `<root>/data.pkl` and one stored entry `<root>/data/<key>` a storage."""
+
+    def load(self) -> object:
+        listed = zipfile.ZipFile(self.file).infolist()
+        self.entries = {entry.filename: entry for entry in listed}
+        require(len(self.entries) == len(listed), "a zip archive with two entries of one name")
+        for name, entry in self.entries.items():
+            stored = not entry.compress_type and entry.compress_size == entry.file_size and not entry.flag_bits & 1
+            require(stored, f"zip entry {name!a:.60} is compressed or encrypted; torch.save stores entries")
+        claimed, size = sum(entry.file_size for entry in listed), len(self.content)
+        require(claimed <= size, f"its zip entries claim {claimed} bytes in a file of {size}")
+        roots = [name.removesuffix("data.pkl") for name in self.entries if name.split("/")[1:] == ["data.pkl"]]
+        program = len(roots) != 1 or any(name.endswith("constants.pkl") for name in self.entries)
+        require(not program, "a zip archive, but not one that torch.save wrote (TorchScript programs are not read)")
+        self.root = roots[0]
+        if self.root + "byteorder" in self.entries:
+            order = bytes(self.read("byteorder"))
+            require(order == sys.byteorder.encode(), f"written on a {order[:8]!r}-endian machine; not read")
+        pickled = bytes(self.read("data.pkl"))
+        return self.unpickle(io.BytesIO(pickled), len(pickled), self.storage)
+
+    def read(self, name: str) -> memoryview:
+        """An entry's bytes, after checking its header, bounds and checksum."""
+        entry, what = self.entries.get(self.root + name), f"zip entry {name!a:.60}"
+        require(entry, f"{what} is missing")
+        header = bytes(self.content[entry.header_offset :][:30])
+        require(len(header) == 30 and header[:4] == b"PK\x03\x04", f"{what} has no header where the directory says")
+        start = entry.header_offset + 30 + sum(struct.unpack("<HH", header[26:]))
+        content = self.content[start : start + entry.file_size]
+        require(len(content) == entry.file_size, f"{what} ends beyond the file: truncated")
+        intact = not entry.CRC or zlib.crc32(content) == entry.CRC  # 0: written without checksums
+        require(intact, f"{what} is damaged (its checksum differs)")
+        return content
+
+    def new_storage(self, key: str, size: int, alignment: int) -> torch.Tensor:
+        content = self.read(f"data/{key}")
+        if self.mmap and content and not content.readonly:
+            mapped = torch.frombuffer(content, dtype=torch.uint8)
+            if mapped.data_ptr() % alignment == 0:
+                return mapped
+        copy = torch.empty(len(content), dtype=torch.uint8)
+        copy.numpy()[:] = content
+        return copy
+
+
+class _LegacyFile(_TorchFile):
+    """The format before torch 1.6: magic, protocol, system, object, storage keys; then each storage's bytes."""
+
+    def load(self) -> object:
+        require((self.next(), self.next()) == (LEGACY_MAGIC, LEGACY_PROTOCOL), "a pickle, but not a torch.save file")
+        native = self.next().get("little_endian") is (sys.byteorder == "little")
+        require(native, "written on a machine of another byte order; not read")
+        result = self.next(self.storage)
+        for key in self.next():
+            storage, count, start = self.storages.pop(key), self.file.read(8), self.file.tell()
+            content = self.content[start : self.file.seek(start + storage.nbytes)]
+            whole = int.from_bytes(count, "little") == len(storage) and len(content) == storage.nbytes
+            require(whole, f"storage {key!a:.60} is of another size than it claims, or cut short")
+            storage.view(torch.uint8).numpy()[:] = content
+        require(not self.storages, f"{len(self.storages)} of its storages are missing")
+        return result
+
+    def next(self, storage: Callable | None = None) -> object:
+        return self.unpickle(self.file, len(self.content) - self.file.tell(), storage)
+
+    def new_storage(self, key: str, size: int, alignment: int) -> torch.Tensor:
+        self.claimed += size
+        fits = self.claimed <= len(self.content) - self.file.tell()
+        require(fits, f"its storages claim {self.claimed} bytes in a file of {len(self.content)}")
+        return torch.empty(size, dtype=torch.uint8)
