@@ -8,7 +8,7 @@ import argparse
 import math
 import re
 from collections import OrderedDict
-from dataclasses import fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 
 import numpy as np
 
@@ -20,14 +20,13 @@ ENCODINGS = {"latin1": "latin1", "latin-1": "latin1", "utf-8": "utf8", "utf8": "
 DTYPE_NAME = re.compile(r"[<>|=]?(?:[biufc]\d{1,2}|[SU]\d{0,9}|\?)")
 
 
+@dataclass(eq=False)
 class StandIn:
     """An object of a class that is not loaded here: its class's name, arguments and state, as data. Does nothing."""
 
-    def __init__(self, class_name: str, arguments: tuple = ()):
-        self.class_name, self.arguments, self.state = class_name, arguments, None
-
-    def __repr__(self) -> str:
-        return f"StandIn({self.class_name})"
+    class_name: str
+    arguments: tuple = ()
+    state: object = None
 
 
 def find(module: str, name: str) -> object:
@@ -50,24 +49,10 @@ def _ordered_dict(items=()) -> OrderedDict:
     return OrderedDict()
 
 
-def _reconstructor(kind, base, state) -> object:
-    require(state is None, "an object made from a value of its base class is not admitted")
-    return build(kind, ())
-
-
-def _bytearray(value=b"", encoding="latin1") -> bytearray:
-    return bytearray(value) if type(value) in (bytes, bytearray) else bytearray(str.encode(value, ENCODINGS[encoding]))
-
-
 def _dtype(name, align=False, copy=False) -> np.dtype:
     plain = DTYPE_NAME.fullmatch(name)
     require(plain, f"numpy dtype {name!a:.40} is not a plain number or text (object arrays are not admitted)")
     return np.dtype(name, False, True)  # a copy of its own, because BUILD may set its byte order
-
-
-def _check_dtype(dtype: object) -> None:
-    plain = isinstance(dtype, np.dtype) and dtype.kind in "biufcSU"
-    require(plain, "a numpy array whose dtype is not a plain number or text")
 
 
 def _empty_array(kind, shape, code) -> np.ndarray:
@@ -76,9 +61,9 @@ def _empty_array(kind, shape, code) -> np.ndarray:
 
 
 def _array(raw, dtype, shape, order="C") -> np.ndarray:
-    _check_dtype(dtype)
-    shape, is_bytes = sizes(shape), type(raw) in (bytes, bytearray)
-    fits = is_bytes and dtype.itemsize and len(raw) == math.prod(shape) * dtype.itemsize
+    require(isinstance(dtype, np.dtype) and type(raw) in (bytes, bytearray), "a numpy array without a dtype or data")
+    shape = sizes(shape)
+    fits = dtype.itemsize and len(raw) == math.prod(shape) * dtype.itemsize
     require(fits, f"a numpy array of shape {shape} whose data does not have that size")
     return np.frombuffer(raw, dtype=dtype).reshape(shape, order="F" if order == "F" else "C").copy()
 
@@ -87,11 +72,13 @@ MAKERS = {
     "argparse.Namespace": lambda: argparse.Namespace(),
     "collections.OrderedDict": _ordered_dict,
     "collections.defaultdict": lambda factory=None: {},
-    "copyreg._reconstructor": _reconstructor,
+    "copyreg._reconstructor": lambda kind, base, state: build(kind, () if state is None else (state,)),
     "_codecs.encode": lambda text, encoding="latin1": str.encode(text, ENCODINGS[encoding]),
     "builtins.set": lambda items=(): set(check_keys(items)),
     "builtins.frozenset": lambda items=(): frozenset(check_keys(items)),
-    "builtins.bytearray": _bytearray,
+    "builtins.bytearray": lambda value=b"", encoding="latin1": bytearray(
+        value if type(value) in (bytes, bytearray) else str.encode(value, ENCODINGS[encoding])
+    ),
     "builtins.bytes": lambda: b"",  # how protocols 0 to 2 write empty bytes
     "builtins.complex": complex,
     "numpy.dtype": _dtype,
@@ -118,20 +105,14 @@ def set_state(target: object, state: object) -> None:
         _array(raw, dtype, shape)  # only to check that they agree
         target.__setstate__((1, sizes(shape), dtype, bool(fortran), raw))
     elif isinstance(target, np.dtype):
-        _set_dtype_state(target, state)
+        plain = target.newbyteorder(state[1]).__reduce__()[2]  # what numpy writes: version, byte order, ..., flags
+        own = state[:7] == plain[:7] and state[7:] in ((0,), (8,))
+        require(own, "a numpy dtype with fields or sizes of its own is not admitted")
+        target.__setstate__(state)
     elif is_dataclass(target) and hasattr(target, "__setstate__"):
         target.__setstate__(state)  # DCP's TensorProperties: from a tuple of its fields
     else:
         _set_attributes(target, state)
-
-
-def _set_dtype_state(target: np.dtype, state: object) -> None:
-    _check_dtype(target)
-    version, order, *layout, flags = state[:8]  # flags: 8 = needs initialisation (text); others mean Python objects
-    plain = version in (3, 4) and order in ("<", ">", "=", "|") and flags in (0, 8)
-    plain = plain and layout in ([None, None, None, -1, -1], [None, None, None, target.itemsize, target.alignment])
-    require(plain, "a numpy dtype with fields or sizes of its own is not admitted")
-    target.__setstate__((3, order, *layout, flags))
 
 
 def _set_attributes(target: object, state: object) -> None:

@@ -9,8 +9,6 @@ A pickle is a program. Here each class or function that it names becomes an `Adm
 
 import contextlib
 import pickle
-import struct
-import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
 
@@ -19,8 +17,6 @@ from proteinlm.errors import InputError
 BUDGET_FACTOR, BUDGET_FLOOR = 64, 1 << 20  # bytes that building objects may copy: per byte of pickle, and at least
 MAX_DIMENSIONS = 64  # numpy's limit, and torch's for what it saves
 MAX_KEY_DEPTH, MAX_KEY_PARTS = 16, 256  # of what hashing one key visits
-MALFORMED = (ArithmeticError, AssertionError, AttributeError, EOFError, LookupError, MemoryError, RuntimeError)
-MALFORMED += (TypeError, ValueError, struct.error, pickle.UnpicklingError, zipfile.BadZipFile)
 # What builds plain data. Not: persistent ids as text, DUP, copyreg's extensions, keyword arguments, foreign buffers.
 DATA_OPCODES = b"(.01BCFGIJKLMNQRSTUVX]abcdeghijlopqrstu})\x80\x81\x93\x94\x95\x96" + bytes(range(0x85, 0x92))
 
@@ -32,7 +28,9 @@ def named(what: object):
         yield
     except InputError as error:
         raise InputError(f"{what}: {error}") from None
-    except MALFORMED as error:
+    except OSError:
+        raise
+    except Exception as error:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}".removesuffix(": ")
         raise InputError(f"{what}: damaged, truncated or of another format ({reason})") from None
 

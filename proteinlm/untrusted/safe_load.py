@@ -15,7 +15,7 @@ import os
 from collections.abc import Callable
 
 from proteinlm.untrusted.allowed import StandIn, find, set_state
-from proteinlm.untrusted.pickles import Unpickler, named
+from proteinlm.untrusted.pickles import Unpickler, named, require
 
 __all__ = ["StandIn", "map_file", "safe_pickle_loads", "safe_torch_load"]
 
@@ -34,21 +34,27 @@ def safe_torch_load(source, *, what: str | None = None, mmap: bool = False) -> o
     """
     from proteinlm.untrusted.torch_files import read_torch
 
-    if isinstance(source, (str, os.PathLike)):
-        what, content = what or str(source), map_file(source)
-    else:
-        what = what or getattr(source, "name", "torch file")
-        content = memoryview(source.read() if hasattr(source, "read") else source)
-    with named(what):
-        return read_torch(content, mmap, _unpickle)
+    with named(what or (source if isinstance(source, (str, os.PathLike)) else getattr(source, "name", "torch file"))):
+        if isinstance(source, (str, os.PathLike)):
+            source = map_file(source)
+        elif not isinstance(source, memory_map.mmap):
+            source = io.BytesIO(source.read() if hasattr(source, "read") else source)
+        return read_torch(source, mmap, _unpickle)
 
 
 def _unpickle(file, size: int, storage: Callable | None) -> object:
     return Unpickler(file, size, find, set_state, storage).load()
 
 
-def map_file(path) -> memoryview:
-    """The bytes of a file, read as they are looked at; writing to them does not change the file."""
+def map_file(path, offset: int = 0, length: int | None = None) -> memory_map.mmap:
+    """The bytes of a file, read as they are looked at, and its position at `offset`. Writing leaves the file alone."""
     with open(path, "rb") as file:
-        empty = os.fstat(file.fileno()).st_size == 0  # which cannot be mapped
-        return memoryview(b"" if empty else memory_map.mmap(file.fileno(), 0, access=memory_map.ACCESS_COPY))
+        size = os.fstat(file.fileno()).st_size
+        end = size if length is None else offset + length
+        require(end <= size, f"should end at byte {end}, but the file is shorter: truncated")
+        require(offset < end, "the file is empty")
+        skip = offset % memory_map.ALLOCATIONGRANULARITY
+        access = memory_map.ACCESS_COPY
+        mapped = memory_map.mmap(file.fileno(), end - offset + skip, access=access, offset=offset - skip)
+    mapped.seek(skip)
+    return mapped

@@ -20,7 +20,7 @@ from proteinlm.untrusted.pickles import Admitted, build, require, sizes
 LEGACY_MAGIC, LEGACY_PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
 
 
-def _tensor(dtype, storage, offset, shape, stride) -> torch.Tensor:
+def _tensor(dtype, storage, offset, shape, stride, *rest) -> torch.Tensor:
     require(type(storage) is torch.Tensor, "a tensor without a storage")
     content, (offset,), shape, stride = storage.untyped_storage(), sizes([offset]), sizes(shape), sizes(stride)
     available, count = content.nbytes() // dtype.itemsize, math.prod(shape)
@@ -30,23 +30,15 @@ def _tensor(dtype, storage, offset, shape, stride) -> torch.Tensor:
     return torch.empty(0, dtype=dtype).set_(content, offset, shape, stride)
 
 
-def _tensor_v2(storage, offset, shape, stride, requires_grad=False, hooks=None, metadata=None) -> torch.Tensor:
-    return _tensor(storage.dtype, storage, offset, shape, stride)
-
-
-def _tensor_v3(storage, offset, shape, stride, requires_grad, hooks, dtype, metadata=None) -> torch.Tensor:
-    return _tensor(dtype, storage, offset, shape, stride)
-
-
 MAKERS = {
     "torch.Size": lambda values=(): torch.Size(sizes(values)),
     "torch.device": torch.device,
     "torch.Tensor": None,
     "torch.nn.parameter.Parameter": None,
     "torch.serialization._get_layout": lambda name: {"torch.strided": torch.strided}[name],
-    "torch._utils._rebuild_tensor": _tensor_v2,
-    "torch._utils._rebuild_tensor_v2": _tensor_v2,
-    "torch._utils._rebuild_tensor_v3": _tensor_v3,
+    "torch._utils._rebuild_tensor": lambda storage, *rest: _tensor(storage.dtype, storage, *rest),
+    "torch._utils._rebuild_tensor_v2": lambda storage, *rest: _tensor(storage.dtype, storage, *rest),
+    "torch._utils._rebuild_tensor_v3": lambda *arguments: _tensor(arguments[6], *arguments),
     "torch._utils._rebuild_parameter": lambda tensor, requires_grad=False, hooks=None: tensor,
     # A tensor with Python attributes, as Megatron marks its own: they are left out.
     "torch._tensor._rebuild_from_type_v2": lambda function, kind, arguments, state: build(function, arguments),
@@ -59,44 +51,25 @@ for _name, _value in vars(torch).items():
 NAMES |= dict.fromkeys(("torch.UntypedStorage", "torch.storage.UntypedStorage"), torch.uint8)
 
 
-def read_torch(content: memoryview, mmap: bool, unpickle: Callable) -> object:
-    """The object in `content`. unpickle(file, size, storage): reads one pickle, as `safe_load.unpickle`."""
-    require(len(content), "the file is empty")
-    if content[:4] == b"PK\x03\x04":
-        return _ZipFile(content, mmap, unpickle).load()
-    tar = content[257:262] == b"ustar"
-    require(not tar, "the tar format of torch before 0.1.10 is not read; save it again with a newer torch")
-    require(content[0] == 0x80, "not a torch.save file (neither a zip archive nor a pickle)")
-    return _LegacyFile(content, mmap, unpickle).load()
-
-
-class _Window:
-    """A buffer as a binary file, for zipfile and the unpickler, without a copy of it."""
-
-    def __init__(self, buffer: memoryview):
-        self.buffer, self.position = buffer, 0
-
-    def seek(self, offset: int, whence: int = 0) -> int:
-        self.position = max(0, offset + (0, self.position, len(self.buffer))[whence])
-        return self.position
-
-    def tell(self) -> int:
-        return self.position
-
-    def read(self, count: int = sys.maxsize) -> bytes:
-        start, self.position = self.position, min(len(self.buffer), self.position + count)
-        return bytes(self.buffer[start : self.position])
-
-    def readline(self) -> bytes:
-        return b"".join(iter(lambda: self.read(1).strip(b"\n"), b"")) + b"\n"
+def read_torch(file, mmap: bool, unpickle: Callable) -> object:
+    """The object at `file`'s position, an mmap or BytesIO. unpickle(file, size, storage): `safe_load.unpickle`."""
+    start, head = file.tell(), file.read(262)
+    require(head, "the file is empty")
+    require(
+        head[257:] != b"ustar", "the tar format of torch before 0.1.10 is not read; save it again with a newer torch"
+    )
+    zipped = head.startswith(b"PK\x03\x04")
+    require(zipped or head[0] == 0x80, "not a torch.save file (neither a zip archive nor a pickle)")
+    file.seek(start)
+    return (_ZipFile if zipped else _LegacyFile)(file, mmap, unpickle).load()
 
 
 class _TorchFile:
     """What the two formats share. storages: key -> a one-dimensional tensor."""
 
-    def __init__(self, content: memoryview, mmap: bool, unpickle: Callable):
-        self.content, self.mmap, self.unpickle, self.storages = content, mmap, unpickle, {}
-        self.file, self.claimed = _Window(content), 0
+    def __init__(self, file, mmap: bool, unpickle: Callable):
+        self.file, self.mmap, self.unpickle, self.storages, self.claimed = file, mmap, unpickle, {}, 0
+        self.content = file.getbuffer() if isinstance(file, io.BytesIO) else memoryview(file)
 
     def storage(self, saved_id: object) -> torch.Tensor:
         """The storage that a pickle names by ("storage", dtype, key, location, number of values)."""
@@ -149,13 +122,8 @@ class _ZipFile(_TorchFile):
 
     def new_storage(self, key: str, size: int, alignment: int) -> torch.Tensor:
         content = self.read(f"data/{key}")
-        if self.mmap and content and not content.readonly:
-            mapped = torch.frombuffer(content, dtype=torch.uint8)
-            if mapped.data_ptr() % alignment == 0:
-                return mapped
-        copy = torch.empty(len(content), dtype=torch.uint8)
-        copy.numpy()[:] = content
-        return copy
+        raw = torch.frombuffer(content, dtype=torch.uint8) if content else torch.empty(0, dtype=torch.uint8)
+        return raw if self.mmap and raw.data_ptr() % alignment == 0 else raw.clone()
 
 
 class _LegacyFile(_TorchFile):
@@ -168,7 +136,8 @@ class _LegacyFile(_TorchFile):
         result = self.next(self.storage)
         for key in self.next():
             storage, count, start = self.storages.pop(key), self.file.read(8), self.file.tell()
-            content = self.content[start : self.file.seek(start + storage.nbytes)]
+            self.file.seek(start + storage.nbytes)
+            content = self.content[start : start + storage.nbytes]
             whole = int.from_bytes(count, "little") == len(storage) and len(content) == storage.nbytes
             require(whole, f"storage {key!a:.60} is of another size than it claims, or cut short")
             storage.view(torch.uint8).numpy()[:] = content
