@@ -11,98 +11,93 @@ from operator import add, le
 from pathlib import Path
 
 import torch
-from torch.distributed._shard._utils import narrow_tensor_by_index
-from torch.distributed.checkpoint import DefaultLoadPlanner, FileSystemReader
-from torch.distributed.checkpoint import metadata as dcp
-from torch.distributed.checkpoint._nested_dict import set_element
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint import metadata as kinds
 from torch.distributed.checkpoint.filesystem import _StorageInfo
-from torch.distributed.checkpoint.planner import LoadItemType, LoadPlan, LoadPlanner
-from torch.futures import Future
 
-from proteinlm.untrusted.allowed import find
 from proteinlm.untrusted.pickles import Admitted, named, require
-from proteinlm.untrusted.safe_load import map_file, safe_pickle_loads, safe_torch_load
+from proteinlm.untrusted.safe_load import find, map_file, safe_pickle_loads, safe_torch_load
 
-ENCODING = dcp._MEM_FORMAT_ENCODING
-CLASSES = [dcp.Metadata, dcp.MetadataIndex, dcp.TensorStorageMetadata, dcp.BytesStorageMetadata, _StorageInfo]
-CLASSES += [dcp.ChunkStorageMetadata, dcp.TensorProperties, dcp.StorageMeta]
+ENCODING = kinds._MEM_FORMAT_ENCODING
+CLASSES = [kinds.Metadata, kinds.MetadataIndex, kinds.TensorStorageMetadata, kinds.BytesStorageMetadata, _StorageInfo]
+CLASSES += [kinds.ChunkStorageMetadata, kinds.TensorProperties, kinds.StorageMeta]
 MAKERS = {kind: functools.partial(object.__new__, kind) for kind in CLASSES}
 MAKERS[ENCODING] = lambda number: ENCODING(number)  # alone: an enumeration called with more makes another class
 NAMES = {f"{kind.__module__}.{kind.__name__}": Admitted(kind.__name__, make) for kind, make in MAKERS.items()}
 
 
 def find_dcp(module: str, name: str) -> object:
-    """The allow-list with DCP's metadata added, and getattr, by which Python 3.11.0 to .3 pickle DCP's enumeration."""
+    """The allow-list with DCP's metadata, and with getattr, by which Python 3.11.0 to .3 pickle DCP's enumeration."""
     if (module, name) in (("builtins", "getattr"), ("__builtin__", "getattr")):
         return Admitted("getattr", _member)
     return NAMES.get(f"{module}.{name}") or find(module, name)
 
 
 def _member(kind: object, name: object) -> object:
-    known = kind is NAMES[f"{dcp.__name__}.{ENCODING.__name__}"] and type(name) is str and name in ENCODING.__members__
+    known = (
+        kind is NAMES[f"{kinds.__name__}.{ENCODING.__name__}"] and type(name) is str and name in ENCODING.__members__
+    )
     require(known, "names builtins.getattr, which is not data; refused, nothing was run")
     return ENCODING.__members__[name]
 
 
-class SafeReader(FileSystemReader):
+class SafeReader(dcp.FileSystemReader):
     """DCP's file reader over `safe_load`. Every fault is an InputError that names the file."""
 
-    def read_metadata(self, *args, **kwargs) -> dcp.Metadata:
+    def read_metadata(self, *args, **kwargs) -> kinds.Metadata:
         path = Path(self._get_metadata_path(kwargs.get("rank")))
-        with named(path):
-            require(path.is_file(), "missing; the directory is not a complete checkpoint")
+        require(path.is_file(), f"{path}: missing; the directory is not a complete checkpoint")
         metadata = safe_pickle_loads(path.read_bytes(), str(path), find_dcp)
         with named(path):
             check_metadata(metadata)
-        metadata.storage_meta = dcp.StorageMeta(load_id=self.load_id)
+        metadata.storage_meta = kinds.StorageMeta(load_id=self.load_id)
         return metadata
 
-    def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
+    def read_data(self, plan: dcp.LoadPlan, planner: dcp.LoadPlanner) -> torch.futures.Future[None]:
         for item in plan.items:
             info = self.storage_data.get(item.storage_index)
             path = Path(self.path) / getattr(info, "relative_path", "")
             what = f"{path}: {item.storage_index.fqn}"
-            with named(what):
-                require(info, ".metadata does not say where it is")
-                require(path.is_file(), "this shard of the checkpoint is missing")
-                content = map_file(path, info.offset, info.length)
-            if item.type == LoadItemType.BYTE_IO:
+            require(info, f"{what}: .metadata does not say where it is")
+            require(path.is_file(), f"{what}: this shard of the checkpoint is missing")
+            content = map_file(path, info.offset, info.length)
+            if item.type == dcp.planner.LoadItemType.BYTE_IO:
                 planner.load_bytes(item, content, what)
             else:
                 _copy_tensor(item, planner, safe_torch_load(content, what=what, mmap=True), what)
-        done: Future[None] = Future()
+        done: torch.futures.Future[None] = torch.futures.Future()
         done.set_result(None)
         return done
 
 
-class SafePlanner(DefaultLoadPlanner):
+class SafePlanner(dcp.DefaultLoadPlanner):
     """DCP's load planner whose byte entries are read by `safe_load`."""
 
     def load_bytes(self, read_item, value, what: str = "a byte entry") -> None:
         loaded, name = safe_torch_load(value, what=what), read_item.dest_index.fqn
         if self.flatten_state_dict:
-            set_element(self.original_state_dict, self.mappings[name], loaded)
+            dcp._nested_dict.set_element(self.original_state_dict, self.mappings[name], loaded)
         else:
             self.state_dict[name] = loaded
 
 
-def _copy_tensor(item, planner: LoadPlanner, tensor: object, what: str) -> None:
-    with named(what):
-        described = isinstance(tensor, torch.Tensor) and tensor.dim() == len(item.lengths)
-        require(described, "not the tensor that .metadata describes")
-        fits = all(map(le, map(add, item.storage_offsets, item.lengths), tensor.shape))
-        require(fits, f"has shape {tuple(tensor.shape)}, smaller than .metadata says")
+def _copy_tensor(item, planner: dcp.LoadPlanner, tensor: object, what: str) -> None:
+    described = isinstance(tensor, torch.Tensor) and tensor.dim() == len(item.lengths)
+    require(described, f"{what} is not the tensor that .metadata describes")
+    fits = all(map(le, map(add, item.storage_offsets, item.lengths), tensor.shape))
+    require(fits, f"{what} has shape {tuple(tensor.shape)}, smaller than .metadata says")
+    part = tuple(slice(start, start + count) for start, count in zip(item.storage_offsets, item.lengths, strict=True))
     target = planner.resolve_tensor(item).detach()
-    target.copy_(narrow_tensor_by_index(tensor, item.storage_offsets, item.lengths))
+    target.copy_(tensor[part])
     planner.commit_tensor(item, target)
 
 
 def check_metadata(metadata: object) -> None:
     """Raise InputError unless `metadata` is a consistent directory: names, shapes, chunks, places in files."""
-    require(isinstance(metadata, dcp.Metadata), "not the directory of a distributed checkpoint")
+    require(isinstance(metadata, kinds.Metadata), "not the directory of a distributed checkpoint")
     entries, places = metadata.state_dict_metadata, metadata.storage_data
     for index, info in places.items():
-        require(isinstance(index, dcp.MetadataIndex) and type(index.fqn) is str, "a place of an entry without a name")
+        require(isinstance(index, kinds.MetadataIndex) and type(index.fqn) is str, "a place of an entry without a name")
         file, transforms = info.relative_path, getattr(info, "transform_descriptors", None)
         plain = type(info) is _StorageInfo and type(file) is str and file not in ("", ".", "..")
         plain = plain and not set(file) & set("/\\\0") and type(info.offset) is type(info.length) is int
@@ -110,12 +105,12 @@ def check_metadata(metadata: object) -> None:
         require(not transforms, f"{index.fqn} was stored through a stream transform, which is not read")
     for name, entry in entries.items():
         require(type(name) is str, "an entry without a name")
-        if not isinstance(entry, dcp.BytesStorageMetadata):
+        if not isinstance(entry, kinds.BytesStorageMetadata):
             _check_tensor(name, entry, places)
 
 
 def _check_tensor(name: str, entry: object, places: dict) -> None:
-    require(isinstance(entry, dcp.TensorStorageMetadata), f"{name} is neither a tensor nor bytes")
+    require(isinstance(entry, kinds.TensorStorageMetadata), f"{name} is neither a tensor nor bytes")
     shape, dtype, covered = entry.size, entry.properties.dtype, 0
     require(isinstance(dtype, torch.dtype) and isinstance(shape, torch.Size), f"{name} has no readable shape and dtype")
     for chunk in entry.chunks:
@@ -123,7 +118,7 @@ def _check_tensor(name: str, entry: object, places: dict) -> None:
         inside = sized and len(chunk.offsets) == len(chunk.sizes) == len(shape)
         inside = inside and all(map(le, map(add, chunk.offsets, chunk.sizes), shape))
         require(inside, f"{name} has a chunk outside its shape {tuple(shape)}")
-        place, count = places.get(dcp.MetadataIndex(name, chunk.offsets)), math.prod(chunk.sizes)
+        place, count = places.get(kinds.MetadataIndex(name, chunk.offsets)), math.prod(chunk.sizes)
         fits = place is not None and place.length >= count * dtype.itemsize
         require(fits, f"{name} {tuple(chunk.sizes)} needs more bytes than the directory gives it")
         covered += count

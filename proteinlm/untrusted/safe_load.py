@@ -9,21 +9,32 @@ Parameters come back as plain tensors; tensors that share a storage in the file 
 when a file needs it, so that preprocessing, which reads LMDB values, never pays for it.
 """
 
+import functools
 import io
 import mmap as memory_map
 import os
 from collections.abc import Callable
 
-from proteinlm.untrusted.allowed import StandIn, find, set_state
-from proteinlm.untrusted.pickles import Unpickler, named, require
+from proteinlm.errors import InputError
+from proteinlm.untrusted import pickles
+from proteinlm.untrusted.pickles import StandIn, Unpickler, named
 
-__all__ = ["StandIn", "map_file", "safe_pickle_loads", "safe_torch_load"]
+__all__ = ["StandIn", "find", "map_file", "safe_pickle_loads", "safe_torch_load"]
+
+
+def find(module: str, name: str) -> object:
+    """What `module.name` stands for here; an InputError names what is not admitted."""
+    if not module.startswith("torch"):
+        return pickles.find(module, name)
+    from proteinlm.untrusted.torch_files import NAMES
+
+    return NAMES.get(f"{module}.{name}") or pickles.find(module, name)
 
 
 def safe_pickle_loads(data: bytes, what: str, find: Callable[[str, str], object] = find) -> object:
     """The object pickled in `data`. `what` names the value in errors ("pfam_train.lmdb key b'12'")."""
     with named(what):
-        return Unpickler(io.BytesIO(data), len(data), find, set_state).load()
+        return Unpickler(find, io.BytesIO(data), len(data)).load()
 
 
 def safe_torch_load(source, *, what: str | None = None, mmap: bool = False) -> object:
@@ -34,16 +45,14 @@ def safe_torch_load(source, *, what: str | None = None, mmap: bool = False) -> o
     """
     from proteinlm.untrusted.torch_files import read_torch
 
-    with named(what or (source if isinstance(source, (str, os.PathLike)) else getattr(source, "name", "torch file"))):
-        if isinstance(source, (str, os.PathLike)):
-            source = map_file(source)
-        elif not isinstance(source, memory_map.mmap):
-            source = io.BytesIO(source.read() if hasattr(source, "read") else source)
-        return read_torch(source, mmap, _unpickle)
-
-
-def _unpickle(file, size: int, storage: Callable | None) -> object:
-    return Unpickler(file, size, find, set_state, storage).load()
+    is_path = isinstance(source, (str, os.PathLike))
+    what = what or (source if is_path else getattr(source, "name", "torch file"))
+    if is_path:
+        source = map_file(source)
+    elif not isinstance(source, memory_map.mmap):
+        source = io.BytesIO(source.read() if hasattr(source, "read") else source)
+    with named(what):
+        return read_torch(source, mmap, functools.partial(Unpickler, find))
 
 
 def map_file(path, offset: int = 0, length: int | None = None) -> memory_map.mmap:
@@ -51,8 +60,8 @@ def map_file(path, offset: int = 0, length: int | None = None) -> memory_map.mma
     with open(path, "rb") as file:
         size = os.fstat(file.fileno()).st_size
         end = size if length is None else offset + length
-        require(end <= size, f"should end at byte {end}, but the file is shorter: truncated")
-        require(offset < end, "the file is empty")
+        if end > size or offset == end:
+            raise InputError(f"{path}: the file is empty" if not size else f"{path}: truncated at byte {size} of {end}")
         skip = offset % memory_map.ALLOCATIONGRANULARITY
         access = memory_map.ACCESS_COPY
         mapped = memory_map.mmap(file.fileno(), end - offset + skip, access=access, offset=offset - skip)

@@ -1,8 +1,7 @@
-"""What torch.save writes, read without torch.load: torch's part of the allow-list, and its two containers.
+"""What torch.save writes: torch's part of the allow-list, and the two containers, read without torch.load.
 
 `torch.load` over our unpickler would not do: it finds zip entries in another way than a check before it (without regard
-to case, for one), runs TorchScript, tries tar, and allocates what a legacy file claims. A class of storages stands for
-its dtype here, and a storage for a one-dimensional tensor over all of it.
+to case, for one), runs TorchScript, tries tar, and allocates what a legacy file claims.
 """
 
 import io
@@ -44,31 +43,30 @@ MAKERS = {
     "torch._tensor._rebuild_from_type_v2": lambda function, kind, arguments, state: build(function, arguments),
 }
 NAMES = {name: Admitted(name, make) for name, make in MAKERS.items()}
+# A class of storages stands for its dtype, and a storage for a one-dimensional tensor over all of it.
 for _name, _value in vars(torch).items():
-    _dtype = getattr(_value, "_dtype", None) if isinstance(_value, type) else _value  # torch.FloatStorage and its like
+    _dtype = getattr(_value, "_dtype", None) if isinstance(_value, type) else _value
     if isinstance(_dtype, torch.dtype):
         NAMES[f"torch.{_name}"] = _dtype
 NAMES |= dict.fromkeys(("torch.UntypedStorage", "torch.storage.UntypedStorage"), torch.uint8)
 
 
-def read_torch(file, mmap: bool, unpickle: Callable) -> object:
-    """The object at `file`'s position, an mmap or BytesIO. unpickle(file, size, storage): `safe_load.unpickle`."""
+def read_torch(file, mmap: bool, unpickler: Callable) -> object:
+    """The object at the position of `file`, an mmap or BytesIO. unpickler(file, size, storage): `pickles.Unpickler`."""
     start, head = file.tell(), file.read(262)
     require(head, "the file is empty")
-    require(
-        head[257:] != b"ustar", "the tar format of torch before 0.1.10 is not read; save it again with a newer torch"
-    )
+    require(head[257:] != b"ustar", "torch's tar format, from before 0.1.10, is not read; save it with a newer torch")
     zipped = head.startswith(b"PK\x03\x04")
     require(zipped or head[0] == 0x80, "not a torch.save file (neither a zip archive nor a pickle)")
     file.seek(start)
-    return (_ZipFile if zipped else _LegacyFile)(file, mmap, unpickle).load()
+    return (_ZipFile if zipped else _LegacyFile)(file, mmap, unpickler).load()
 
 
 class _TorchFile:
     """What the two formats share. storages: key -> a one-dimensional tensor."""
 
-    def __init__(self, file, mmap: bool, unpickle: Callable):
-        self.file, self.mmap, self.unpickle, self.storages, self.claimed = file, mmap, unpickle, {}, 0
+    def __init__(self, file, mmap: bool, unpickler: Callable):
+        self.file, self.mmap, self.unpickler, self.storages, self.claimed = file, mmap, unpickler, {}, 0
         self.content = file.getbuffer() if isinstance(file, io.BytesIO) else memoryview(file)
 
     def storage(self, saved_id: object) -> torch.Tensor:
@@ -105,7 +103,7 @@ class _ZipFile(_TorchFile):
             order = bytes(self.read("byteorder"))
             require(order == sys.byteorder.encode(), f"written on a {order[:8]!r}-endian machine; not read")
         pickled = bytes(self.read("data.pkl"))
-        return self.unpickle(io.BytesIO(pickled), len(pickled), self.storage)
+        return self.unpickler(io.BytesIO(pickled), len(pickled), self.storage).load()
 
     def read(self, name: str) -> memoryview:
         """An entry's bytes, after checking its header, bounds and checksum."""
@@ -131,7 +129,7 @@ class _LegacyFile(_TorchFile):
 
     def load(self) -> object:
         require((self.next(), self.next()) == (LEGACY_MAGIC, LEGACY_PROTOCOL), "a pickle, but not a torch.save file")
-        native = self.next().get("little_endian") is (sys.byteorder == "little")
+        native = dict.get(self.next(), "little_endian") is (sys.byteorder == "little")
         require(native, "written on a machine of another byte order; not read")
         result = self.next(self.storage)
         for key in self.next():
@@ -145,7 +143,7 @@ class _LegacyFile(_TorchFile):
         return result
 
     def next(self, storage: Callable | None = None) -> object:
-        return self.unpickle(self.file, len(self.content) - self.file.tell(), storage)
+        return self.unpickler(self.file, len(self.content) - self.file.tell(), storage).load()
 
     def new_storage(self, key: str, size: int, alignment: int) -> torch.Tensor:
         self.claimed += size

@@ -193,9 +193,9 @@ def test_a_member_of_dcps_enumeration_by_value_and_by_name():
 @pytest.mark.parametrize("in_dcp", [False, True])
 @pytest.mark.parametrize("owner, name", [(OrderedDict, "fromkeys"), (dict, "keys"), (np.ndarray, "tofile")])
 def test_getattr_gives_nothing_else(owner, name, in_dcp):
-    from proteinlm.untrusted import allowed, safe_dcp
+    from proteinlm.untrusted import safe_dcp, safe_load
 
-    find = safe_dcp.find_dcp if in_dcp else allowed.find
+    find = safe_dcp.find_dcp if in_dcp else safe_load.find
     with pytest.raises(InputError, match=r"names builtins\.getattr, which is not data"):
         safe_pickle_loads(pickle.dumps(ByName(owner, name)), "test", find)
 
