@@ -209,12 +209,7 @@ BOMBS = {
         + b"J\xff\xff\xff\x7f" * 10**5
         + b"tU\x01CtR."
     ),
-    "key shared 10**15 times": b"\x80\x02})"
-    + b"q\x00("
-    + b"h\x00" * 10
-    + b"t"
-    + (b"q\x00(" + b"h\x00" * 10 + b"t") * 14
-    + b"Ns.",
+    "key shared 10**15 times": b"\x80\x02})" + (b"q\x000(" + b"h\x00" * 10 + b"t") * 15 + b"Ns.",
     "duplicate keys, one by one": b"\x80\x02}K\x01K\x02sK\x01K\x03s.",
     "duplicate keys of a literal": b"(K\x01K\x02K\x01K\x03d.",
     "a key without a value": b"\x80\x02}(K\x01u.",
