@@ -64,6 +64,13 @@ def _finetune(steps: dict[str, int], batch: dict[str, int], rates: dict[str, flo
 
 
 TASKS = ("contact_prediction", "secondary_structure", "remote_homology", "stability", "fluorescence")  # longest first
+TEST_SPLIT = {  # the split that a task's verdict is about
+    "secondary_structure": "cb513",
+    "contact_prediction": "test",
+    "remote_homology": "test_fold_holdout",
+    "fluorescence": "test",
+    "stability": "test",
+}
 
 BUDGETS = {
     "full": Budget(

@@ -18,7 +18,7 @@ import numpy as np
 
 from demo.evolution import fitness
 from demo.substitution import COIL, HELIX, STRAND, proposal_matrix
-from demo.synthetic import World, sample_proteins
+from demo.synthetic import ProteinWorld, sample_proteins
 from proteinlm.files import atomic_path
 
 SS8 = {HELIX: 1, STRAND: 4, COIL: 7}  # H, E, C in the order GHIBESTC; a coil shorter than five is a turn, T
@@ -55,7 +55,7 @@ class Proteins:
         return Proteins(self.family[rows], self.sequences[rows])
 
 
-def split_corpus(world: World, sizes: TaskSizes, seed: int) -> tuple[Proteins, Proteins]:
+def split_corpus(world: ProteinWorld, sizes: TaskSizes, seed: int) -> tuple[Proteins, Proteins]:
     """(corpus, labelled pool): leaves of the same trees, with no sequence in both."""
     extra = sizes.pool_per_family
     leaves = Proteins(*sample_proteins(world, sizes.corpus_per_family + extra, seed))
@@ -69,7 +69,7 @@ def split_corpus(world: World, sizes: TaskSizes, seed: int) -> tuple[Proteins, P
     return corpus[order], pool[pool_order]
 
 
-def make_tasks(world: World, pool: Proteins, sizes: TaskSizes, seed: int) -> dict[str, list[dict]]:
+def make_tasks(world: ProteinWorld, pool: Proteins, sizes: TaskSizes, seed: int) -> dict[str, list[dict]]:
     """{'folder/name_split': records} for the five tasks; a protein of the pool is in at most one split of a task."""
     rng = np.random.default_rng([seed, 4])
     held_out = np.arange(world.families) % world.size.families == world.size.families - 1
@@ -92,7 +92,7 @@ def _per_family(proteins: Proteins, count: int, skip: int = 0) -> Proteins:
     return proteins[np.sort(order[(number >= skip) & (number < skip + count)])]
 
 
-def _records(world: World, proteins: Proteins) -> list[dict]:
+def _records(world: ProteinWorld, proteins: Proteins) -> list[dict]:
     texts = world.text(proteins.sequences, proteins.family)
     return [
         {"primary": text, "protein_length": len(text), "id": f"f{family}_{n}".encode()}
@@ -173,7 +173,7 @@ def _homology(world, pool, far, held_out, sizes):
     }
 
 
-def mutate(world: World, parents: Proteins, counts: np.ndarray, rng: np.random.Generator) -> Proteins:
+def mutate(world: ProteinWorld, parents: Proteins, counts: np.ndarray, rng: np.random.Generator) -> Proteins:
     """One mutant per parent row: counts[n] different sites, each residue replaced as WAG would."""
     jumps, _ = proposal_matrix()
     np.fill_diagonal(jumps, 0)
@@ -230,7 +230,7 @@ def _stability(world, seen, unseen, sizes, rng):
     }
 
 
-def _fitness_per_residue(world: World, proteins: Proteins) -> np.ndarray:
+def _fitness_per_residue(world: ProteinWorld, proteins: Proteins) -> np.ndarray:
     return fitness(world.landscape, proteins.family, proteins.sequences) / world.length[proteins.family]
 
 
@@ -263,7 +263,7 @@ def write_lmdb(path: Path, records: list[dict]) -> None:
         transaction.put(b"num_examples", pickle.dumps(len(records)))
 
 
-def write_world(directory: Path, world: World, sizes: TaskSizes, seed: int) -> dict[str, int]:
+def write_world(directory: Path, world: ProteinWorld, sizes: TaskSizes, seed: int) -> dict[str, int]:
     """Write corpus.fasta and the five tasks under `directory`; returns how many proteins each file holds."""
     corpus, pool = split_corpus(world, sizes, seed)
     names = (f"p{n} family={f} fold={world.fold[f]}" for n, f in enumerate(corpus.family))

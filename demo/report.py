@@ -1,6 +1,6 @@
 """report.html: what one run of the demo measured, in one self-contained file (figures inside as PNG).
 
-    write_report(layout, facts) -> the verdict lines          reads the run's own files and nothing else
+    write_report(paths, facts) -> the verdict lines          reads the run's own files and nothing else
 
 Verdict of a task: the 95% bootstrap interval, over test proteins, of the pretrained score minus the random-weights
 score (both finetuned and scored the same way, paired by protein) excludes 0, or it does not. Figures show the same
@@ -15,9 +15,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 
+from demo.budget import TEST_SPLIT
+from demo.datasets import CORPUS
+from demo.paths import STARTS, Paths
 from proteinlm.files import write_text
-from tape.scoring.bootstrap import confidence_interval, load_scores, paired_difference
+from tape.data.lengths import residue_limit
+from tape.data.splits import build_tokenizer, load_split
+from tape.reporting.results_table import build_table, to_html
+from tape.scoring.bootstrap import confidence_interval, paired_difference
+from tape.scoring.files import load_scores
+from tape.scoring.inference import load_finetuned, predict
+from tape.tasks import TASKS
 
 MUST_EXCEED = ("contact_prediction", "remote_homology", "secondary_structure", "stability")
 METRIC = {
@@ -62,14 +72,14 @@ class Comparison:
 
 def compare(task: str, split: str, pretrained: Path, random: Path) -> Comparison:
     """Read both runs' per-protein scores (tape-eval --save_predictions) and pair them."""
-    ours, baseline = (load_scores(directory / f"{task}-{split}.npz") for directory in (pretrained, random))
+    scores, baseline = (load_scores(directory / f"{task}-{split}.npz") for directory in (pretrained, random))
     return Comparison(
         task,
         split,
-        len(ours.columns),
-        confidence_interval(ours),
+        len(scores.columns),
+        confidence_interval(scores),
         confidence_interval(baseline),
-        paired_difference(ours, baseline),
+        paired_difference(scores, baseline),
     )
 
 
@@ -82,13 +92,10 @@ def verdict_lines(comparisons: list[Comparison]) -> list[str]:
     return [*lines, f"passed: pretrained exceeds random weights on {', '.join(MUST_EXCEED)}"]
 
 
-def write_report(layout, facts: dict) -> list[str]:
-    """Write `layout.root`/report.html and comparisons.json; returns the verdict lines."""
-    from demo.run import TEST_SPLIT
-    from tape.table import build_table, to_html
-
+def write_report(paths: Paths, facts: dict) -> list[str]:
+    """Write `paths.root`/report.html and comparisons.json; returns the verdict lines."""
     comparisons = [
-        compare(task, split, layout.run(task, "pretrained"), layout.run(task, "random"))
+        compare(task, split, paths.run(task, "pretrained"), paths.run(task, "random"))
         for task, split in TEST_SPLIT.items()
     ]
     verdicts = verdict_lines(comparisons)
@@ -99,20 +106,20 @@ def write_report(layout, facts: dict) -> list[str]:
         comparison_table(comparisons),
         f"<p><b>{html.escape(verdicts[-1])}</b></p>",
         "<h2>Pretraining</h2>",
-        figure(loss_curve(layout), "Masked-LM loss against tokens seen"),
+        figure(loss_curve(paths), "Masked-LM loss against tokens seen"),
         "<h2>Contacts (head <code>tape</code>)</h2>",
-        figure(contact_maps(layout), "Predicted beside true contacts"),
+        figure(contact_maps(paths), "Predicted beside true contacts"),
         "<h2>Predicted and true values</h2>",
-        figure(scatter_plots(layout), "Fluorescence and stability"),
+        figure(scatter_plots(paths), "Fluorescence and stability"),
         "<h2>The table of tape-table</h2><p>The published columns are measured on real proteins; ours are on this "
         "synthetic world and are not comparable with them.</p>",
-        to_html(build_table([layout.root / "runs"])),
+        to_html(build_table([paths.root / "runs"])),
         "<h2>Data and times</h2>",
         facts_table(facts),
     ]
-    write_text(layout.root / "report.html", page(sections))
+    write_text(paths.root / "report.html", page(sections))
     rows = [{**vars(c), "verdict": c.verdict} for c in comparisons]
-    write_text(layout.root / "comparisons.json", json.dumps(rows, indent=2) + "\n")
+    write_text(paths.root / "comparisons.json", json.dumps(rows, indent=2) + "\n")
     return verdicts
 
 
@@ -192,49 +199,39 @@ def unigram_entropy(fasta: Path) -> float:
     return float(-(share * np.log(share)).sum())
 
 
-def loss_curve(layout):
+def loss_curve(paths: Paths):
     """Training and validation loss; the dashed line is the residues' frequencies alone."""
-    from demo.datasets import CORPUS
-
-    lines = [json.loads(line) for line in (layout.checkpoint / "metrics.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (paths.checkpoint / "metrics.jsonl").read_text().splitlines()]
     drawing, ((axis,),) = _axes(1, 1)
     for key, style in (("lm_loss", {"lw": 1}), ("valid_loss", {"marker": "o", "ms": 4})):
         rows = [(line["iteration"], line[key]) for line in lines if line.get(key) is not None]
         axis.plot(*zip(*rows, strict=True), label=key, **style)
-    axis.axhline(unigram_entropy(layout.data / CORPUS), ls="--", color="grey", label="frequencies alone")
+    axis.axhline(unigram_entropy(paths.data / CORPUS), ls="--", color="grey", label="frequencies alone")
     axis.set(xlabel="iteration", ylabel="nats per masked residue")
     axis.legend()
     return drawing
 
 
-def predict_contacts(layout, start: str):
+def predict_contacts(paths: Paths, start: str):
     """The test split's predictions of one run, in the split's order."""
-    import torch
-
-    from tape.data.lengths import residue_limit
-    from tape.data.splits import build_tokenizer, load_split
-    from tape.evaluate import load_model
-    from tape.scoring.inference import predict
-    from tape.tasks import TASKS
-
     task = TASKS["contact_prediction"]
-    model = load_model(task, layout.run(task.name, start))
-    data = load_split(task, layout.data, "test", build_tokenizer("iupac"), residue_limit(model.config, None), "error")
+    model = load_finetuned(task, paths.run(task.name, start))
+    data = load_split(task, paths.data, "test", build_tokenizer("iupac"), residue_limit(model.config, None), "error")
     return predict(task, model, data, 8, torch.device("cpu"))[0], task
 
 
-def contact_maps(layout):
+def contact_maps(paths: Paths):
     """One test protein, the one whose pretrained P@L/5 is the median: probabilities from both starts beside the
     truth.
     """
     maps = {}
-    for start in ("pretrained", "random"):
-        predictions, task = predict_contacts(layout, start)
+    for start in STARTS:
+        predictions, task = predict_contacts(paths, start)
         maps[start] = predictions, task.per_protein(predictions)
     scores = maps["pretrained"][1]
     chosen = int(np.argsort(np.nan_to_num(scores))[len(scores) // 2])
     drawing, (axes,) = _axes(1, 3, 11.0)
-    for axis, start in zip(axes, ("pretrained", "random"), strict=False):
+    for axis, start in zip(axes, STARTS, strict=False):
         prediction = maps[start][0][chosen]
         axis.imshow(1 / (1 + np.exp(-prediction.scores)), cmap="Greys", vmin=0, vmax=None)
         axis.set_title(f"{start}: P@L/5 {maps[start][1][chosen]:.2f}")
@@ -244,12 +241,12 @@ def contact_maps(layout):
     return drawing
 
 
-def scatter_plots(layout):
+def scatter_plots(paths: Paths):
     """Predicted against measured values of the two regression tasks, from both starts."""
     drawing, grid = _axes(2, 2)
     for axes, task in zip(grid, ("fluorescence", "stability"), strict=True):
-        for axis, start in zip(axes, ("pretrained", "random"), strict=True):
-            scores = load_scores(layout.run(task, start) / f"{task}-test.npz")
+        for axis, start in zip(axes, STARTS, strict=True):
+            scores = load_scores(paths.run(task, start) / f"{task}-test.npz")
             axis.scatter(scores.columns[:, 1], scores.columns[:, 0], s=6, alpha=0.5)
             axis.set(xlabel="true", ylabel="predicted")
             axis.set_title(f"{task}, {start}: ρ {confidence_interval(scores)['value']:.2f}")

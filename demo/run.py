@@ -17,55 +17,19 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
-from demo.budget import BUDGETS, TASKS, Budget, Flags
+from demo import report
+from demo.budget import BUDGETS, TASKS, TEST_SPLIT, Budget, Flags
 from demo.datasets import CORPUS, write_world
+from demo.paths import STARTS, Paths
 from demo.synthetic import build_world
 from proteinlm.errors import ArgumentParser, InputError, run
 from proteinlm.files import write_json
+from tape.runs.flags import flag_words
 
-TEST_SPLIT = {
-    "secondary_structure": "cb513",
-    "contact_prediction": "test",
-    "remote_homology": "test_fold_holdout",
-    "fluorescence": "test",
-    "stability": "test",
-}
-STARTS = ("pretrained", "random")
 HEAD = "tape"
 MAX_THREADS = 8  # a model this small gains nothing from more
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Where everything goes under the output directory."""
-
-    root: Path
-
-    @property
-    def data(self) -> Path:
-        return self.root / "data"
-
-    @property
-    def shard(self) -> Path:
-        return self.root / "shards" / "corpus"
-
-    @property
-    def checkpoint(self) -> Path:
-        return self.root / "checkpoint"
-
-    @property
-    def model(self) -> Path:
-        return self.root / "model"
-
-    @property
-    def logs(self) -> Path:
-        return self.root / "logs"
-
-    def run(self, task: str, start: str) -> Path:
-        return self.root / "runs" / f"{task}-{start}"
 
 
 class Phases:
@@ -81,15 +45,6 @@ class Phases:
         yield
         self.seconds[name] = time.perf_counter() - begin
         print(f"=== {name}: {self.seconds[name]:.1f} s", flush=True)
-
-
-def flag_words(flags: Flags) -> list[str]:
-    """{'lr': 0.001, 'bf16': True} -> ['--lr', '0.001', '--bf16']."""
-    return [
-        word
-        for name, value in flags.items()
-        for word in ((f"--{name}",) if value is True else (f"--{name}", str(value)))
-    ]
 
 
 def command(module: str, words: Sequence[object], log: Path, threads: int) -> None:
@@ -144,15 +99,15 @@ def finetune(task: str, start: str, words: tuple[list[str], list[str]], log: str
     return task, start, time.perf_counter() - begin
 
 
-def finetune_words(layout: Layout, budget: Budget, task: str, start: str, seed: int, precision: Flags):
+def finetune_words(paths: Paths, budget: Budget, task: str, start: str, seed: int, precision: Flags):
     """The words of tape-train and of tape-eval for one task and starting point."""
     common = ["transformer", task]
-    source = {"from_pretrained": layout.model} if start == "pretrained" else {"model_config_file": layout.model}
+    source = {"from_pretrained": paths.model} if start == "pretrained" else {"model_config_file": paths.model}
     train = {
         **source,
         "head": HEAD,
-        "data_dir": layout.data,
-        "output_dir": layout.run(task, start),
+        "data_dir": paths.data,
+        "output_dir": paths.run(task, start),
         "time_or_name": start,
         "seed": seed,
         "device": "cpu",
@@ -160,39 +115,39 @@ def finetune_words(layout: Layout, budget: Budget, task: str, start: str, seed: 
         **precision,
     }
     evaluate = {
-        "data_dir": layout.data,
+        "data_dir": paths.data,
         "split": TEST_SPLIT[task],
         "batch_size": 16,
         "device": "cpu",
         "save_predictions": True,
     }
-    return [*common, *flag_words(train)], [*common, str(layout.run(task, start)), *flag_words(evaluate)]
+    return [*common, *flag_words(train)], [*common, str(paths.run(task, start)), *flag_words(evaluate)]
 
 
-def finetune_all(layout: Layout, budget: Budget, seed: int, precision: Flags, cores: int) -> None:
+def finetune_all(paths: Paths, budget: Budget, seed: int, precision: Flags, cores: int) -> None:
     """All tasks from both starting points, one process a core, each on one thread."""
     jobs = [(task, start) for task in TASKS for start in STARTS]
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(max_workers=min(cores, len(jobs)), mp_context=context) as pool:
         futures = []
         for task, start in jobs:
-            words = finetune_words(layout, budget, task, start, seed, precision)
+            words = finetune_words(paths, budget, task, start, seed, precision)
             for name, line in zip(("tape-train", "tape-eval"), words, strict=True):
                 print("$ " + shlex.join([name, *line]), flush=True)
-            futures.append(pool.submit(finetune, task, start, words, str(layout.logs / f"{task}-{start}.log")))
+            futures.append(pool.submit(finetune, task, start, words, str(paths.logs / f"{task}-{start}.log")))
         for future in futures:
             task, start, seconds = future.result()
-            last = (layout.logs / f"{task}-{start}.log").read_text().strip().splitlines()[-1]
+            last = (paths.logs / f"{task}-{start}.log").read_text().strip().splitlines()[-1]
             print(f"  {task} from {start} weights, {seconds:.1f} s: {last}", flush=True)
 
 
-def prepare(output: Path) -> Layout:
+def prepare(output: Path) -> Paths:
     """The output directory, new or empty."""
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise InputError(f"{output}: already exists and is not an empty directory; give --output another name")
-    layout = Layout(output)
-    layout.logs.mkdir(parents=True)
-    return layout
+    paths = Paths(output)
+    paths.logs.mkdir(parents=True)
+    return paths
 
 
 def parse(argv: Sequence[str] | None):
@@ -209,35 +164,33 @@ def parse(argv: Sequence[str] | None):
 def main(argv: Sequence[str] | None = None) -> int:
     """The job from end to end. Returns 0 when every part ran; what the numbers are decides nothing here."""
     args = parse(argv)
-    budget, layout, phases = BUDGETS[args.budget], prepare(args.output), Phases()
+    budget, paths, phases = BUDGETS[args.budget], prepare(args.output), Phases()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     threads = min(cores, MAX_THREADS)
     begin = time.perf_counter()
     with phases("generate the world"):
-        counts = write_world(layout.data, build_world(budget.world, args.seed), budget.tasks, args.seed)
+        counts = write_world(paths.data, build_world(budget.world, args.seed), budget.tasks, args.seed)
         for name, count in counts.items():
             print(f"  {name}: {count:,}")
     with phases("preprocess"):
-        words = {"input": layout.data / CORPUS, "output-prefix": layout.shard}
-        command("pretrain.preprocess", flag_words(words), layout.logs / "preprocess.log", threads)
+        words = {"input": paths.data / CORPUS, "output-prefix": paths.shard}
+        command("pretrain.preprocess", flag_words(words), paths.logs / "preprocess.log", threads)
     with phases("pretrain"):
         bf16 = bf16_is_faster()
         print(f"  bf16 is {'' if bf16 else 'not '}faster than fp32 on this machine: {'bf16' if bf16 else 'fp32'} it is")
-        flags = {**budget.pretrain, "seed": args.seed + 1, "data-path": f"{layout.shard}_text_document"}
-        flags |= {"save": layout.checkpoint, **({"bf16": True} if bf16 else {})}
-        command("pretrain", flag_words(flags), layout.logs / "pretrain.log", threads)
+        flags = {**budget.pretrain, "seed": args.seed + 1, "data-path": f"{paths.shard}_text_document"}
+        flags |= {"save": paths.checkpoint, **({"bf16": True} if bf16 else {})}
+        command("pretrain", flag_words(flags), paths.logs / "pretrain.log", threads)
     with phases("convert and verify"):
-        words = {"load": layout.checkpoint, "save": layout.model, "target": "tape", "verify": True}
-        command("converter", flag_words(words), layout.logs / "convert.log", threads)
+        words = {"load": paths.checkpoint, "save": paths.model, "target": "tape", "verify": True}
+        command("converter", flag_words(words), paths.logs / "convert.log", threads)
     with phases("finetune and evaluate"):
-        finetune_all(layout, budget, args.seed + 1, {"bf16": True} if bf16 else {}, cores)
+        finetune_all(paths, budget, args.seed + 1, {"bf16": True} if bf16 else {}, cores)
     with phases("table and report"):
-        from demo.report import write_report
-
         facts = {"budget": args.budget, "seed": args.seed, "cores": cores, "counts": counts, "seconds": phases.seconds}
-        write_json(layout.root / "facts.json", facts)
-        verdicts = write_report(layout, facts)
-    print(f"\ntotal {time.perf_counter() - begin:.0f} s; report: {layout.root / 'report.html'}")
+        write_json(paths.root / "facts.json", facts)
+        verdicts = report.write_report(paths, facts)
+    print(f"\ntotal {time.perf_counter() - begin:.0f} s; report: {paths.root / 'report.html'}")
     print("\n".join(verdicts), flush=True)
     return 0
 

@@ -40,7 +40,7 @@ class WorldSize:
 
 
 @dataclass(frozen=True)
-class World:
+class ProteinWorld:
     """Everything true of the world. F families, at most L sites.
 
     landscape; length int [F]; root int8 [F, L] (family ancestors); fold, superfamily int [F];
@@ -66,7 +66,7 @@ class World:
         return [row[:n].tobytes().decode() for row, n in zip(letters, self.length[family], strict=True)]
 
 
-def build_world(size: WorldSize, seed: int) -> World:
+def build_world(size: WorldSize, seed: int) -> ProteinWorld:
     """Draw folds, superfamilies and families (F = folds x superfamilies x families), with their ancestors."""
     rng = np.random.default_rng([seed, 1])
     superfamilies = []
@@ -84,7 +84,7 @@ def build_world(size: WorldSize, seed: int) -> World:
     landscape = Landscape(stack("field"), stack("partner"), stack("weight"), stack("rate"))
     root = _ancestors(size, landscape, [sites.keys for sites in built], fold, superfamily, rng)
     length = np.array([sites.length for sites in built])[superfamily]
-    return World(size, landscape, length, root, fold, superfamily, stack("secondary"), stack("points"))
+    return ProteinWorld(size, landscape, length, root, fold, superfamily, stack("secondary"), stack("points"))
 
 
 @dataclass(frozen=True)
@@ -206,7 +206,7 @@ def _superfamily_roots(landscape, keys, fold, first, rng) -> np.ndarray:
     return settled
 
 
-def sample_proteins(world: World, per_family: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def sample_proteins(world: ProteinWorld, per_family: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """The leaves of a random tree per family: family int64 [N] and sequences int8 [N, L], N = families x per_family."""
     rng = np.random.default_rng([seed, 2])
     family, sequences = np.arange(world.families), world.root

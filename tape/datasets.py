@@ -217,8 +217,8 @@ class LanguageModelingDataset(TapeDataset):
         token_ids = self._encode(record, where)
         return Example.of((token_ids, np.ones_like(token_ids), *_families(record)), record)
 
-    def _targets(self, batch: Sequence[Example]) -> torch.Tensor:
-        return torch.from_numpy(pad_sequences([example[0] for example in batch], IGNORE))
+    def _own_targets(self, batch: Sequence[Example]) -> list:
+        return [example[0] for example in batch]
 
 
 def _families(record: dict) -> tuple[int, int]:

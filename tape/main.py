@@ -12,12 +12,15 @@ The commands themselves are imported where they are called: each is a program of
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from proteinlm import errors
+from tape.data.splits import choose_splits
+from tape.registry import resolve_task
+from tape.runs.flags import flag_words
+from tape.runs.results import read_result
 
 Arguments = argparse.Namespace | Sequence[str] | None
 
@@ -29,14 +32,9 @@ def to_argv(args: Arguments, positional: Sequence[str]) -> list[str] | None:
     """
     if not isinstance(args, argparse.Namespace):
         return None if args is None else [str(word) for word in args]
-    given = dict(vars(args))
-    words = [str(given.pop(name)) for name in positional]
-    for name, value in given.items():
-        if value is None or value is False or value == []:
-            continue
-        values = [] if value is True else value if isinstance(value, list | tuple) else [value]
-        words += [f"--{name}", *map(str, values)]
-    return words
+    values = dict(vars(args))
+    words = [str(values.pop(name)) for name in positional]
+    return words + flag_words(values)
 
 
 def _run(main: Callable, argv: list[str] | None) -> None:
@@ -61,17 +59,13 @@ def run_train_distributed(args: Arguments = None) -> None:
 
 def run_eval(args: Arguments = None) -> dict[str, float]:
     """tape-eval; returns the metrics asked for on the (last) split, as its result file has them."""
-    from tape.evaluate import build_parser, choose_splits, main
-    from tape.registry import load_plugins, resolve_task
+    from tape.evaluate import build_parser, main
 
     argv = to_argv(args, ("model_type", "task", "from_pretrained"))
-    load_plugins(argv)
     _run(main, argv)
-    given = build_parser().parse_args(argv)
-    wanted = [given.split] if isinstance(given.split, str) else given.split
-    splits, _ = choose_splits(resolve_task(given.task, given.model_type), given.data_dir, wanted)
-    result = Path(given.run_dir) / f"{given.task}-{splits[-1]}.json"
-    return json.loads(result.read_text(encoding="utf-8"))["requested"]
+    flags = build_parser().parse_args(argv)
+    splits, _ = choose_splits(resolve_task(flags.task, flags.model_type), flags.data_dir, flags.split)
+    return read_result(Path(flags.run_dir) / f"{flags.task}-{splits[-1]}.json")["requested"]
 
 
 def run_embed(args: Arguments = None) -> None:

@@ -16,7 +16,6 @@ unknown name in a command is an InputError in one line; a plugin that fails leav
 import hashlib
 import importlib.util
 import sys
-from argparse import ArgumentParser
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
@@ -35,7 +34,7 @@ from tape.tasks.plugin import plugin_task, registered_metrics
 LEFT_OUT = ("unirep", "trrosetta", "bepler")  # songlab's model types that have no counterpart here
 BUILT_IN = TASKS | MORE_TASKS
 # Task -> which of a baseline's classes it needs (keys of tape.models.zoo.MODELS[model_type]).
-KINDS = {
+TASK_KINDS = {
     "embed": "embed",
     "masked_language_modeling": "masked_language_modeling",
     "language_modeling": "language_modeling",
@@ -46,7 +45,7 @@ KINDS = {
     "ss_q8": "token_classification",
     "contact_prediction": "contacts",
 }
-CLASSES = {"secondary_structure": 3, "ss_q8": 8, "remote_homology": 1195}  # num_labels in TAPE; -1 elsewhere
+NUM_LABELS = {"secondary_structure": 3, "ss_q8": 8, "remote_homology": 1195}  # in TAPE; -1 elsewhere
 
 
 class TAPETaskSpec:
@@ -81,14 +80,14 @@ class Registry:
     ):
         """Make a task of a dataset class; without `dataset`, a decorator. Returns the dataset class."""
         if dataset is None:
-            return lambda found: cls.register_task(task_name, num_labels, found, models)
+            return lambda dataset: cls.register_task(task_name, num_labels, dataset, models)
         return cls.register_task_spec(task_name, TAPETaskSpec(task_name, dataset, num_labels, models)).dataset
 
     @classmethod
     def register_task_spec(cls, task_name: str, task_spec: TAPETaskSpec | None = None):
         """Add a finished TAPETaskSpec; without it, a decorator. KeyError if the name is taken."""
         if task_spec is None:
-            return lambda found: cls.register_task_spec(task_name, found)
+            return lambda spec: cls.register_task_spec(task_name, spec)
         if task_name in cls.task_name_mapping:
             raise KeyError(f"task {task_name!r} is already registered")
         cls.task_name_mapping[task_name] = task_spec
@@ -153,8 +152,10 @@ def _register_built_in() -> None:
     """TAPE's tasks with our models and the baselines', and TAPE's metrics."""
     for name, task in BUILT_IN.items():
         models = {} if task.model is None else {"transformer": task.model}
-        models |= {model_type: kinds[KINDS[name]] for model_type, kinds in MODELS.items() if KINDS[name] in kinds}
-        registry.register_task(name, CLASSES.get(name, -1), task.dataset, models)
+        models |= {
+            model_type: kinds[TASK_KINDS[name]] for model_type, kinds in MODELS.items() if TASK_KINDS[name] in kinds
+        }
+        registry.register_task(name, NUM_LABELS.get(name, -1), task.dataset, models)
     for name, function in metrics.TAPE_METRICS.items():
         registry.register_metric(name)(function)
 
@@ -166,8 +167,8 @@ def task_names() -> tuple[str, ...]:
 
 def model_types() -> tuple[str, ...]:
     """Every model type that some task has, ours first."""
-    found = (name for spec in registry.task_name_mapping.values() for name in spec.models)
-    return tuple(dict.fromkeys(("transformer", *found)))
+    names = (name for spec in registry.task_name_mapping.values() for name in spec.models)
+    return tuple(dict.fromkeys(("transformer", *names)))
 
 
 def resolve_task(name: str, model_type: str) -> Task:
@@ -195,10 +196,10 @@ def resolve_trained_task(name: str, model_type: str) -> Task:
 
 def _model_of(spec: TAPETaskSpec, model_type: str) -> type:
     if model_type in spec.models:
-        found = spec.get_model(model_type)
-        if not hasattr(found, "from_pretrained"):
-            raise InputError(f"model {model_type!r} of {spec.name}: {found} should be a subclass of tape.ProteinModel")
-        return found
+        model = spec.get_model(model_type)
+        if not hasattr(model, "from_pretrained"):
+            raise InputError(f"model {model_type!r} of {spec.name}: {model} should be a subclass of tape.ProteinModel")
+        return model
     if model_type in LEFT_OUT:
         known = ", ".join(model_types())
         raise InputError(f"model type {model_type!r}: songlab's {model_type} is left out here; there are {known}")
@@ -236,8 +237,8 @@ def load_plugin(path: str | Path) -> None:
     except Exception as error:
         _restore(before)
         del sys.modules[name]
-        said = error.args[0] if isinstance(error, KeyError) and error.args else error
-        raise InputError(f"--plugin {path}: {type(error).__name__}: {said}{_line_of(error, place)}") from error
+        message = error.args[0] if isinstance(error, KeyError) and error.args else error
+        raise InputError(f"--plugin {path}: {type(error).__name__}: {message}{_line_of(error, place)}") from error
     _plugins[place] = module
 
 
@@ -286,13 +287,6 @@ def load_plugins(argv: Sequence[str] | None) -> list[str]:
     for file in files:
         load_plugin(file)
     return files
-
-
-def add_plugin_flag(parser: ArgumentParser) -> None:
-    """--plugin in a command's help; its value is a list (load_plugins has already read it)."""
-    parser.add_argument(
-        "--plugin", action="append", default=[], metavar="FILE", help="a .py that registers tasks, models or metrics"
-    )
 
 
 _register_built_in()

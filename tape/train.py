@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -31,14 +32,15 @@ from tape.data.batching import training_steps
 from tape.data.holdout import hold_out
 from tape.data.lengths import residue_limit
 from tape.data.splits import SplitData, build_tokenizer, load_split
-from tape.evaluate import finite, read_run, weights_identity
 from tape.finetuning.lora import add_lora
-from tape.finetuning.options import TrainOptions, choose_precision, parse_options, start_logging
+from tape.finetuning.options import TrainOptions, parse_options
 from tape.finetuning.trainer import Trainer
 from tape.metrics import mean_and_spread
 from tape.models.config import CONFIG_DEFAULTS, ProteinBertConfig
 from tape.registry import load_plugins, model_types, resolve_trained_task, task_names
-from tape.runs.processes import World, is_main_process, run_together
+from tape.runs.flags import choose_precision, start_logging
+from tape.runs.processes import Processes, is_main_process, run_together
+from tape.runs.results import finite, read_run, weights_identity
 from tape.runs.run_dir import (
     RunProgress,
     check_same_weights,
@@ -95,12 +97,12 @@ def choose_validation(task: Task, options: TrainOptions, limit: int | None) -> S
             return train, None, {"method": "none", "train": len(train), "held_out": 0}
         valid = load_split(task, options.data_dir, options.valid_split, tokenizer, limit, options.too_long)
         return train, valid, {"method": f"split {options.valid_split}", "train": len(train), "held_out": len(valid)}
-    chosen = hold_out(train.sequences, options.holdout, options.holdout_seed, train.classes)
+    parts = hold_out(train.sequences, options.holdout, options.holdout_seed, train.classes)
     if is_main_process():
-        print(chosen.describe(), flush=True)
-    summary = chosen.summary() | {"fraction": options.holdout, "seed": options.holdout_seed}
-    held_out = train.subset(chosen.held_out) if options.evaluates else None
-    return train.subset(chosen.train), held_out, summary
+        print(parts.describe(), flush=True)
+    summary = parts.summary() | {"fraction": options.holdout, "seed": options.holdout_seed}
+    held_out = train.subset(parts.held_out) if options.evaluates else None
+    return train.subset(parts.train), held_out, summary
 
 
 def expand(options: TrainOptions, directory: str) -> list[TrainOptions]:
@@ -125,23 +127,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     task = resolve_trained_task(options.task, options.model_type)
     start_logging(options.log_level)
     command = shlex.join(["tape-train", *map(str, sys.argv[1:] if argv is None else argv)])
-    return run_together(options.device, lambda world, device: run(task, options, command, world, device))
+    return run_together(options.device, lambda processes, device: run(task, options, command, processes, device))
 
 
-def run(task: Task, options: TrainOptions, command: str, world: World, device: torch.device) -> None:
+def run(task: Task, options: TrainOptions, command: str, processes: Processes, device: torch.device) -> None:
     """The whole command, on every process."""
     choose_precision(options.fp16, options.bf16, device)  # refuse before loading anything
     if options.force_save not in (None, "TRUE"):
-        if world.is_main:
+        if processes.is_main:
             save_untrained(task, options)
         return
-    runs = expand(options, world.broadcast(run_directory(options)))
-    prepared = world.together(lambda: [prepare_output(each) for each in runs] if world.is_main else [])
+    runs = expand(options, processes.broadcast(run_directory(options)))
+    prepared = processes.together(lambda: [prepare_output(each) for each in runs] if processes.is_main else [])
     data, results = None, []
-    for each, resume in zip(runs, world.broadcast(prepared), strict=True):
-        data, progress = train_one(task, each, world, device, resume, data, command)
+    for each, resume in zip(runs, processes.broadcast(prepared), strict=True):
+        data, progress = train_one(task, each, processes, device, resume, data, command)
         results.append(progress.best)
-    if len(runs) > 1 and world.is_main and None not in results:
+    if len(runs) > 1 and processes.is_main and None not in results:
         spread = "{} {:.4f}, standard deviation {:.4f}".format(task.metric, *mean_and_spread(results))
         print(f"{len(runs)} seeds: best {spread} -> {Path(runs[0].output_dir).parent}", flush=True)
 
@@ -156,7 +158,7 @@ def save_untrained(task: Task, options: TrainOptions) -> None:
 def train_one(
     task: Task,
     options: TrainOptions,
-    world: World,
+    processes: Processes,
     device: torch.device,
     resume: bool,
     data: Splits | None,
@@ -167,15 +169,15 @@ def train_one(
     def prepare() -> tuple[torch.nn.Module, Splits, dict | None]:
         model = build_model(task, options)
         splits = data or choose_validation(task, options, residue_limit(model.config, options.max_length))
-        source = _identity(options) if world.is_main else None
-        if resume and world.is_main:
+        source = _identity(options) if processes.is_main else None
+        if resume and processes.is_main:
             check_same_weights(source, Path(options.output_dir))
         return model, splits, source
 
-    model, splits, source = world.together(prepare)
+    model, splits, source = processes.together(prepare)
     train, valid, validation = splits
     parameters = sum(p.numel() for p in model.parameters())
-    trainer = Trainer(task, model, options, train, valid, world, device)
+    trainer = Trainer(task, model, options, train, valid, processes, device)
     record = {
         "args": options.to_dict(),
         "command": command,
@@ -190,27 +192,27 @@ def train_one(
         "total_steps": trainer.total_steps,
         "warmup_steps": trainer.warmup,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-        "processes": world.size,
+        "processes": processes.size,
         "precision": str(trainer.precision).removeprefix("torch."),
     }
     path = trainer.output / "args.json"
-    before = read_run(trainer.output) if resume and world.is_main else {}
+    before = read_run(trainer.output) if resume and processes.is_main else {}
     trainer.on_best = lambda progress: write_json(
         path, finite(record | {"best_step": progress.best_step, "best": progress.best})
     )
-    if world.is_main:
+    if processes.is_main:
         if not resume:
             write_json(path, record)
         describe(task, options, record, trainer)
     begin = time.perf_counter()
     progress = trainer.run(resume)
     minutes = (time.perf_counter() - begin) / 60
-    if world.is_main and "minutes" not in before:  # a run that was finished already stays as it is
+    if processes.is_main and "minutes" not in before:  # a run that was finished already stays as it is
         write_json(path, finite(record | _taken(options, train, progress, minutes)))
-    if world.is_main:
-        told = f"best {task.metric} {progress.best:.4f}" if progress.best is not None else "not evaluated, weights"
+    if processes.is_main:
+        best = f"best {task.metric} {progress.best:.4f}" if progress.best is not None else "not evaluated, weights"
         print(
-            f"{progress.finished} at step {progress.step}; {told} at step {progress.best_step} -> {trainer.output} "
+            f"{progress.finished} at step {progress.step}; {best} at step {progress.best_step} -> {trainer.output} "
             f"({minutes:.1f} min, {progress.skipped} steps skipped)",
             flush=True,
         )
@@ -247,18 +249,18 @@ def describe(task: Task, options: TrainOptions, record: dict, trainer: Trainer) 
     validate = f"{len(trainer.valid):,} validate" if trainer.valid else "no evaluation"
     trained = record["trained_parameters"]
     part = "" if trained == record["parameters"] else f" ({trained:,} of them trained)"
-    processes = f" x {record['processes']} processes" if record["processes"] > 1 else ""
+    times = f" x {record['processes']} processes" if record["processes"] > 1 else ""
     print(
         f"{task.name}: {weights}, head {record['head']}, seed {options.seed}, {record['parameters']:,} parameters{part}"
         f"; {len(trainer.train):,} proteins train, {validate}; {trainer.total_steps} steps of {options.batch_size} on "
-        f"{trainer.device.type}{processes} in {record['precision']}",
+        f"{trainer.device.type}{times} in {record['precision']}",
         flush=True,
     )
     print(recipes.describe(_values(options), options.recipe["from"]), flush=True)
-    if trainer.norms.unsynced and options.gradient_accumulation_steps < trainer.world.size:
+    if trainer.norms.unsynced and options.gradient_accumulation_steps < trainer.processes.size:
         print(
             f"notice: {trainer.norms.unsynced} BatchNorm layers take their statistics from one process's proteins; "
-            f"--gradient_accumulation_steps {trainer.world.size} or more makes them those of one process",
+            f"--gradient_accumulation_steps {trainer.processes.size} or more makes them those of one process",
             flush=True,
         )
     for name, cropped in record["truncated"].items():
@@ -266,9 +268,7 @@ def describe(task: Task, options: TrainOptions, record: dict, trainer: Trainer) 
             print(f"{name}: {cropped['proteins_cropped']} proteins cropped to {cropped['max_length']} residues")
 
 
-def cli() -> int:
-    """The console command."""
-    return errors.run(main)
+cli = partial(errors.run, main)  # the console command
 
 
 if __name__ == "__main__":

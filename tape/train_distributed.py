@@ -12,11 +12,13 @@ starts; the exit status is that of the processes.
 import logging
 import sys
 from collections.abc import Sequence
+from functools import partial
 
 from proteinlm import errors
 from proteinlm.errors import ArgumentParser, InputError
-from tape.finetuning.options import count, parse_options, positive
+from tape.finetuning.options import parse_options
 from tape.registry import load_plugins, model_types, resolve_task, task_names
+from tape.runs.flags import count, positive
 
 PORT = 29500  # TAPE's and PyTorch's
 
@@ -67,9 +69,7 @@ def start_processes(words: list[str]) -> int:
     return 0
 
 
-def cli() -> int:
-    """The console command."""
-    return errors.run(main)
+cli = partial(errors.run, main)  # the console command
 
 
 if __name__ == "__main__":

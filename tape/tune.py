@@ -12,12 +12,15 @@ What must hold: scores come from proteins held out of train by cluster (--holdou
 split is opened. Every word and value is checked before the first trial starts.
 """
 
+import argparse
 import itertools
+import math
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import yaml
@@ -25,23 +28,18 @@ import yaml
 from proteinlm import errors
 from proteinlm.errors import InputError
 from proteinlm.files import write_json, write_text
-from tape.evaluate import finite, read_run
-from tape.finetuning.options import TrainOptions, build_parser, parse_options, positive, recipe_checks
+from tape.finetuning.options import TrainOptions, build_parser, parse_options, recipe_checks
 from tape.metrics import mean_and_spread
 from tape.recipes import BUILT_IN
 from tape.registry import load_plugins, model_types, resolve_trained_task, task_names
-from tape.reproduce import call
+from tape.runs.flags import flag_words, positive
+from tape.runs.jobs import call
+from tape.runs.results import finite, read_run
 from tape.tasks import Task
 
 HELD_OUT = 0.1
-OURS = (
-    "output_dir",
-    "exp_name",
-    "time_or_name",
-    "resume",
-    "force_save",
-    "log_dir",
-)  # flags that each trial gets from us
+# Flags that each trial gets from here.
+SET_HERE = ("output_dir", "exp_name", "time_or_name", "resume", "force_save", "log_dir")
 USAGE = "python -m tape.tune OUT --grid KEY VALUE ... [--grid ...] [--jobs N] -- MODEL_TYPE TASK [tape-train's flags]"
 
 
@@ -94,32 +92,29 @@ def read_grid(axes: Sequence[Sequence[str]]) -> dict[str, list]:
     return grid
 
 
-def flag_words(key: str, value: object) -> list[str]:
-    """['--learning_rate', '0.001'], ['--freeze_encoder'], ['--no-freeze_encoder']."""
-    if isinstance(value, bool):
-        return [f"--{key}" if value else f"--no-{key}"]
-    return [f"--{key}", str(value)]
+def words_of(cell: Mapping[str, object]) -> list[str]:
+    """['--learning_rate', '0.001', '--no-freeze_encoder']: what is off is said, for a recipe may have it on."""
+    return flag_words({f"no-{key}" if value is False else key: value is False or value for key, value in cell.items()})
 
 
 def plan(out: Path, grid: Mapping[str, Sequence], words: Sequence[str]) -> list[Trial]:
     """Every combination, the first key's values outermost."""
-    given = build_parser(model_types()).parse_args(words)
-    for name in OURS:
-        if getattr(given, name):
+    args = build_parser(model_types()).parse_args(words)
+    for name in SET_HERE:
+        if getattr(args, name):
             raise InputError(f"--{name}: each trial gets its own; leave it out")
     for key in grid:
-        if getattr(given, key) is not None:
+        if getattr(args, key) is not None:
             raise InputError(f"--{key}: is in the grid, and a flag of every trial; give one")
-    if given.holdout is None:
+    if args.holdout is None:
         words = [*words, "--holdout", str(HELD_OUT)]
-    elif not given.holdout:
+    elif not args.holdout:
         raise InputError("--holdout 0: a recipe is chosen on a part of train; should be above 0")
     trials = []
     for values in itertools.product(*grid.values()):
         cell = dict(zip(grid, values, strict=True))
         name = ",".join(f"{key}={value}" for key, value in cell.items())
-        line = [*words, *(word for key, value in cell.items() for word in flag_words(key, value))]
-        line += ["--output_dir", str(out / "trials" / name), "--time_or_name", name, "--resume"]
+        line = [*words, *words_of(cell), "--output_dir", str(out / "trials" / name), "--time_or_name", name, "--resume"]
         options = parse_options(line, task_names(), model_types())
         if not options.evaluates:
             raise InputError("--eval_freq 0: a trial's score is its best evaluation; leave it out")
@@ -132,14 +127,14 @@ def run_trial(trial: Trial) -> Score:
     trial.directory.mkdir(parents=True, exist_ok=True)
     call("tape.train", trial.words, trial.directory.parent / f"{trial.directory.name}.txt")
     runs = [read_run(path) for path in trial.runs]
-    best = tuple(float("nan") if run["best"] is None else float(run["best"]) for run in runs)
+    best = tuple(math.nan if run["best"] is None else float(run["best"]) for run in runs)
     return Score(trial, best, tuple(run["best_step"] for run in runs), sum(run["minutes"] for run in runs))
 
 
 def ranked(scores: Sequence[Score], task: Task) -> list[Score]:
     """Best mean first; trials without a number last."""
     sign = -1 if task.higher_is_better else 1
-    return sorted(scores, key=lambda score: (score.mean != score.mean, sign * score.mean))
+    return sorted(scores, key=lambda score: (math.isnan(score.mean), sign * score.mean))
 
 
 def at_the_edge(grid: Mapping[str, Sequence], winner: Mapping[str, object]) -> list[str]:
@@ -152,9 +147,9 @@ def recipe_text(best: Score, task: Task, trials: int) -> str:
     """recipe.yaml: the winner's whole recipe, and where it is from."""
     run = read_run(best.trial.runs[0])
     values = {key: value for key, value in run["recipe"]["values"].items() if value is not None}
-    part, told = run["validation"], f"{task.metric} {best.mean:.4f}, the best of {trials} trials on a part of train"
-    head = f"# {task.name}: {told} ({part['held_out']:,} proteins held out by cluster).\n"
-    return head + yaml.safe_dump(values, sort_keys=False)
+    score, held_out = f"{task.metric} {best.mean:.4f}", run["validation"]["held_out"]
+    origin = f"{score}, the best of {trials} trials on a part of train ({held_out:,} proteins held out by cluster)"
+    return f"# {task.name}: {origin}.\n" + yaml.safe_dump(values, sort_keys=False)
 
 
 def table(scores: Sequence[Score], task: Task) -> str:
@@ -162,33 +157,30 @@ def table(scores: Sequence[Score], task: Task) -> str:
     lines = []
     for score in scores:
         mean, spread = mean_and_spread(score.best)
-        shown = f"{mean:.4f}" + (f" +- {spread:.4f}" if len(score.best) > 1 else "")
+        value = f"{mean:.4f}" + (f" +- {spread:.4f}" if len(score.best) > 1 else "")
         steps = ", ".join(map(str, score.steps))
-        lines.append(f"{task.metric} {shown} at step {steps} ({score.minutes:.1f} min)  {score.trial.directory.name}")
+        lines.append(f"{task.metric} {value} at step {steps} ({score.minutes:.1f} min)  {score.trial.directory.name}")
     return "\n".join(lines)
 
 
-def parse(argv: Sequence[str]) -> tuple:
-    """(our flags, tape-train's words)."""
+def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """(the flags of this command, tape-train's words)."""
     parser = errors.ArgumentParser("tape.tune", usage=USAGE, description="Choose a recipe on a part of train.")
     parser.add_argument("out", metavar="OUT", help="gets recipe.yaml, trials.json and trials/")
     parser.add_argument(
         "--grid", action="append", nargs="+", required=True, metavar="KEY VALUE", help="a key of a recipe, its values"
     )
     parser.add_argument("--jobs", type=positive, default=1, help="trials side by side")
-    ours, words = list(argv), []
-    if "--" in ours:
-        place = ours.index("--")
-        ours, words = ours[:place], ours[place + 1 :]
-    args = parser.parse_args(ours)
+    place = argv.index("--") if "--" in argv else len(argv)
+    args, words = parser.parse_args(argv[:place]), list(argv[place + 1 :])
     if not words:
         parser.error("behind -- should stand tape-train's words: MODEL_TYPE TASK ...")
     return args, words
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    given = [str(word) for word in (sys.argv[1:] if argv is None else argv)]
-    args, words = parse(given)
+    argv = [str(word) for word in (sys.argv[1:] if argv is None else argv)]
+    args, words = parse(argv)
     load_plugins(words)
     out, grid = Path(args.out), read_grid(args.grid)
     trials = plan(out, grid, words)
@@ -207,11 +199,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             pool.shutdown(cancel_futures=True)  # what is wrong with one trial is mostly wrong with all
             raise
     best = scores[0]
-    if best.mean != best.mean:
+    if math.isnan(best.mean):
         raise InputError(f"{out}: {task.metric} is undefined in every trial; should have more proteins held out")
-    record = {"command": f"python -m tape.tune {shlex.join(given)}", "task": task.name, "metric": task.metric}
-    shown = [{**vars(score), "trial": dict(score.trial.values), "mean": score.mean} for score in scores]
-    write_json(out / "trials.json", finite(record | {"higher_is_better": task.higher_is_better, "trials": shown}))
+    record = {"command": f"python -m tape.tune {shlex.join(argv)}", "task": task.name, "metric": task.metric}
+    rows = [{**vars(score), "trial": dict(score.trial.values), "mean": score.mean} for score in scores]
+    write_json(out / "trials.json", finite(record | {"higher_is_better": task.higher_is_better, "trials": rows}))
     write_text(out / "recipe.yaml", recipe_text(best, task, len(trials)))
     print(f"best: {table([best], task)} -> {out / 'recipe.yaml'}")
     for key in at_the_edge(grid, best.trial.values):
@@ -221,9 +213,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def cli() -> int:
-    """For `python -m tape.tune`."""
-    return errors.run(main)
+cli = partial(errors.run, main)  # the console command
 
 
 if __name__ == "__main__":

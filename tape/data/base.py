@@ -140,12 +140,13 @@ class TapeDataset(torch.utils.data.Dataset):
         """int64 [N]; refuses a vocabulary that is not one id a residue."""
         token_ids = self.tokenizer.encode(record["primary"])
         if len(token_ids) != len(record["primary"]) + 2:
-            found = f"{len(token_ids)} tokens for {len(record['primary'])} residues"
-            raise InputError(f"{where}: {found}; TAPE's tasks need a vocabulary of one token a residue")
+            sizes = f"{len(token_ids)} tokens for {len(record['primary'])} residues"
+            raise InputError(f"{where}: {sizes}; TAPE's tasks need a vocabulary of one token a residue")
         return token_ids
 
     def collate_fn(self, batch: Sequence[Example]) -> TapeBatch:
-        """Examples -> input_ids [B, N], input_mask [B, N], targets; beside them ids (list of str), protein_length [B].
+        """Examples -> input_ids [B, N], input_mask [B, N], targets; beside them ids (list of str), protein_length [B]
+        and target_shapes (of each protein's target without its padding).
 
         Plain tuples (a user's own items in TAPE's form) will do; their place in the batch is then their id.
         """
@@ -158,11 +159,16 @@ class TapeDataset(torch.utils.data.Dataset):
         extra = {
             "ids": [getattr(example, "id", str(place)) for place, example in enumerate(batch)],
             "protein_length": torch.tensor([len(tokens) - 2 for tokens in token_ids]),
+            "target_shapes": [np.shape(target) for target in self._own_targets(batch)],
         }
         return TapeBatch(values, extra)
 
+    def _own_targets(self, batch: Sequence[Example]) -> list:
+        """Each protein's target, not yet padded."""
+        return [example[2] for example in batch]
+
     def _targets(self, batch: Sequence[Example]) -> torch.Tensor:
-        targets = [example[2] for example in batch]
+        targets = self._own_targets(batch)
         if self.target_padding is None:
             return torch.tensor(targets)
         return torch.from_numpy(pad_sequences(targets, self.target_padding).astype(np.int64))

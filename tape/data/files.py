@@ -85,21 +85,7 @@ class JSONDataset(_Records):
     """A JSON list of dicts, in memory. TypeError where the file or a record has another type."""
 
     def __init__(self, data_file: str | Path, in_memory: bool = True):
-        self.path = _existing(data_file)
-        try:
-            self._records = JSONRecords(self.path)
-        except InputError as error:
-            if "a JSON list" not in str(error):
-                raise
-            raise TypeError(str(error)) from None
-
-    def __getitem__(self, index: int) -> dict:
-        try:
-            return super().__getitem__(index)
-        except InputError as error:
-            if "a dict was expected" not in str(error):
-                raise
-            raise TypeError(str(error)) from None
+        self._records = JSONRecords(_existing(data_file))
 
 
 class NPZDataset(Dataset):
@@ -109,14 +95,15 @@ class NPZDataset(Dataset):
         folder = _existing(data_file)
         if not folder.is_dir():
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder))
-        wanted = None if split_files is None else set(split_files)
-        if wanted is not None and not wanted:
+        names = None if split_files is None else set(split_files)
+        if names is not None and not names:
             raise InputError(f"{folder}: split_files names no file")
-        found = sorted(path for path in folder.glob("*.npz") if wanted is None or path.name in wanted)
-        if not found or (wanted is not None and len(found) < len(wanted)):
-            missing = "no .npz file" if wanted is None else f"{len(wanted) - len(found)} of the files asked for missing"
+        self._files = sorted(path for path in folder.glob("*.npz") if names is None or path.name in names)
+        if names is None and not self._files:
+            raise FileNotFoundError(errno.ENOENT, "no .npz file", str(folder))
+        if names is not None and len(self._files) < len(names):
+            missing = f"{len(names) - len(self._files)} of the files asked for missing"
             raise FileNotFoundError(errno.ENOENT, missing, str(folder))
-        self._files = found
 
     def __len__(self) -> int:
         return len(self._files)

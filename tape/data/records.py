@@ -19,6 +19,10 @@ from proteinlm.untrusted.safe_load import safe_pickle_loads
 SUFFIXES = (".lmdb", ".json")
 
 
+class WrongTypeError(InputError, TypeError):
+    """A file or a record of another type than a list or a dict; a TypeError too, as songlab's datasets raise."""
+
+
 def find_data_file(data_path: str | Path, folder: str, name: str, split: str) -> Path:
     """`<data_path>/<folder>/<name>_<split>.lmdb` or .json; `data_path` may also be that folder, or the file itself."""
     data_path = Path(data_path)
@@ -112,7 +116,7 @@ class JSONRecords:
         except (UnicodeDecodeError, json.JSONDecodeError) as error:
             raise InputError(f"{path}: not JSON ({error})") from None
         if not isinstance(self._records, list):
-            raise InputError(f"{path}: a JSON list of records was expected, found {type(self._records).__name__}")
+            raise WrongTypeError(f"{path}: a JSON list of records was expected, found {type(self._records).__name__}")
 
     def __len__(self) -> int:
         return len(self._records)
@@ -125,10 +129,10 @@ def as_record(value: object, path: Path, index: int) -> dict:
     """`value` as a dict with a `primary` of at least one residue (str) and an `id` (str)."""
     where = f"{path} record {index}"
     if not isinstance(value, Mapping):
-        raise InputError(f"{where}: a dict was expected, found {type(value).__name__}")
+        raise WrongTypeError(f"{where}: a dict was expected, found {type(value).__name__}")
     primary, name = value.get("primary"), value.get("id", str(index))
     primary = primary.decode("latin-1") if isinstance(primary, bytes) else primary
     if not isinstance(primary, str) or not primary:
-        found = "missing" if "primary" not in value else f"{value['primary']!r}"[:40]
-        raise InputError(f"{where}: primary is {found}; a protein of one residue or more was expected")
+        problem = "missing" if "primary" not in value else f"{value['primary']!r}"[:40]
+        raise InputError(f"{where}: primary is {problem}; a protein of one residue or more was expected")
     return {**value, "primary": primary, "id": name.decode("latin-1") if isinstance(name, bytes) else str(name)}

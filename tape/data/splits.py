@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from proteinlm.errors import InputError
+from tape.data.records import find_data_file
 from tape.datasets import RemoteHomologyDataset, TapeDataset
 from tape.tasks import Task
 from tape.tokenizers import TAPETokenizer
@@ -67,14 +68,14 @@ class SplitData:
         return part
 
     def _example(self, index: int) -> tuple:
-        found = self._cache.get(index)
-        if found is None:
-            found = self.dataset[index]
-            size = sum(value.nbytes for value in found if isinstance(value, np.ndarray))
+        example = self._cache.get(index)
+        if example is None:
+            example = self.dataset[index]
+            size = sum(value.nbytes for value in example if isinstance(value, np.ndarray))
             if self._room >= size and not hasattr(self.dataset, "set_epoch"):
-                self._cache[index] = found
+                self._cache[index] = example
                 self._room -= size
-        return found
+        return example
 
     def __getitem__(self, request: Request) -> dict:
         """The batch of (epoch, indices): input_ids, input_mask, targets, ids, protein_length ..."""
@@ -93,6 +94,34 @@ def load_split(
     if not len(dataset):
         raise InputError(f"{dataset.path}: holds no proteins")
     return SplitData(dataset)
+
+
+def has_split(task: Task, data_dir: str | Path, split: str) -> bool:
+    """Whether the data directory holds this split of the task."""
+    dataset = task.dataset
+    try:
+        if isinstance(dataset, type) and issubclass(dataset, TapeDataset):
+            find_data_file(data_dir, dataset.folder, dataset.folder, split)
+            return split in dataset.splits
+        dataset(data_dir, split, build_tokenizer("iupac"))  # a plugin's dataset alone knows where its files are
+    except (InputError, FileNotFoundError):
+        return False
+    return True
+
+
+def evaluation_splits(task: Task, names: Sequence[str]) -> list[str]:
+    """The names with `all` replaced by every evaluation split of the task, each once."""
+    return list(dict.fromkeys(n for name in names for n in (("valid", *task.splits) if name == "all" else (name,))))
+
+
+def choose_splits(task: Task, data_dir: str | Path, names: Sequence[str]) -> tuple[list[str], list[str]]:
+    """(splits to score, splits that `all` means but that are not there). One asked for by name is never left out."""
+    splits = evaluation_splits(task, names)
+    absent = [name for name in splits if name not in names and not has_split(task, data_dir, name)]
+    present = [name for name in splits if name not in absent]
+    if not present:
+        raise InputError(f"{data_dir}: --split all found none of {', '.join(absent)} of {task.name}")
+    return present, absent
 
 
 def build_tokenizer(name: str) -> TAPETokenizer:

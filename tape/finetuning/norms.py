@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from tape.data.batching import Share
 from tape.models.heads import ContactHead, MaskedBatchNorm
-from tape.runs.processes import World
+from tape.runs.processes import Processes
 
 Buffers = dict[nn.Module, tuple[Tensor, Tensor]]
 
@@ -24,13 +24,13 @@ class SumOverRanks(torch.autograd.Function):
     """y = sum of x over the processes; the loss is summed over them too, so the gradient is the sum of theirs."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, world: World) -> Tensor:
-        ctx.world = world
-        return world.all_reduce(x.clone())
+    def forward(ctx, x: Tensor, processes: Processes) -> Tensor:
+        ctx.processes = processes
+        return processes.all_reduce(x.clone())
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
-        return ctx.world.all_reduce(gradient.clone()), None
+        return ctx.processes.all_reduce(gradient.clone()), None
 
 
 class SyncedBatchNorm(MaskedBatchNorm):
@@ -39,12 +39,12 @@ class SyncedBatchNorm(MaskedBatchNorm):
     idle: this process's proteins count for nothing now.
     """
 
-    def __init__(self, norm: MaskedBatchNorm, world: World):
+    def __init__(self, norm: MaskedBatchNorm, processes: Processes):
         super().__init__(norm.weight.numel(), norm.eps, norm.momentum)
         self.weight, self.bias = norm.weight, norm.bias
         for name, buffer in norm.named_buffers():
             setattr(self, name, buffer)
-        self.world, self.spread, self.idle = world, False, False
+        self.processes, self.spread, self.idle = processes, False, False
         self.train(norm.training)
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
@@ -54,10 +54,10 @@ class SyncedBatchNorm(MaskedBatchNorm):
         mask = torch.ones_like(x[:, :1]) if mask is None else mask
         counted = mask.float() * (0.0 if self.idle else 1.0)
         wide = x.float()
-        count = self.world.all_reduce(counted.sum())
-        mean = SumOverRanks.apply((wide * counted).sum(dims), self.world) / count
+        count = self.processes.all_reduce(counted.sum())
+        mean = SumOverRanks.apply((wide * counted).sum(dims), self.processes) / count
         centred = wide - mean.view(shape)
-        variance = SumOverRanks.apply((centred.square() * counted).sum(dims), self.world) / count
+        variance = SumOverRanks.apply((centred.square() * counted).sum(dims), self.processes) / count
         if self.track:
             self._update(mean.detach(), variance.detach() * count / (count - 1).clamp(min=1))
         scale = self.weight * torch.rsqrt(variance + self.eps)
@@ -67,17 +67,17 @@ class SyncedBatchNorm(MaskedBatchNorm):
 class NormKeeper:
     """Every BatchNorm of a model under data parallelism. Does nothing when there is one process."""
 
-    def __init__(self, model: nn.Module, world: World):
-        self.world = world
+    def __init__(self, model: nn.Module, processes: Processes):
+        self.processes = processes
         self.norms: list[nn.Module] = []
-        if world.size == 1:
+        if processes.size == 1:
             return
         heads = [name for name, part in model.named_modules() if isinstance(part, ContactHead)]
         for name, part in list(model.named_modules()):
             inside = any(name.startswith(f"{head}.") for head in heads)
             if type(part) is MaskedBatchNorm and not inside:
                 parent, _, last = name.rpartition(".")
-                model.get_submodule(parent)._modules[last] = SyncedBatchNorm(part, world)
+                model.get_submodule(parent)._modules[last] = SyncedBatchNorm(part, processes)
         self.norms = [part for part in model.modules() if getattr(part, "running_mean", None) is not None]
 
     @property
@@ -110,9 +110,9 @@ class NormKeeper:
             keep = 1.0 - (norm.momentum or 0.0)
             for buffer, old in zip((norm.running_mean, norm.running_var), before[norm], strict=True):
                 if share.split or norm.momentum is None:
-                    buffer.copy_(self.world.all_reduce(buffer.clone()) / self.world.size)
+                    buffer.copy_(self.processes.all_reduce(buffer.clone()) / self.processes.size)
                     continue
                 moved = (buffer - keep ** len(share.parts) * old) * keep**share.after
-                buffer.copy_(keep**share.total * old + self.world.all_reduce(moved))
+                buffer.copy_(keep**share.total * old + self.processes.all_reduce(moved))
             if norm.num_batches_tracked is not None and not share.split:
                 norm.num_batches_tracked += share.total - len(share.parts)

@@ -18,6 +18,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -29,9 +30,9 @@ from tape.data.batching import Share, num_steps, share_step, training_steps
 from tape.data.splits import SplitData, batches, to_device
 from tape.finetuning.layers import freeze, learning_rate_scales
 from tape.finetuning.norms import NormKeeper
-from tape.finetuning.options import TrainOptions, choose_device, choose_precision
-from tape.runs.processes import World
-from tape.runs.run_dir import STATE as STATE
+from tape.finetuning.options import TrainOptions
+from tape.runs.flags import choose_precision
+from tape.runs.processes import Processes, choose_device
 from tape.runs.run_dir import RunProgress, load_state, save_state, save_weights
 from tape.scoring.inference import predict
 from tape.tasks import Task
@@ -49,17 +50,17 @@ class Trainer:
         options: TrainOptions,
         train: SplitData,
         valid: SplitData | None,  # None: no evaluations
-        world: World | None = None,
+        processes: Processes | None = None,
         device: torch.device | None = None,
     ):
         self.task, self.options, self.train, self.valid = task, options, train, valid
-        self.world = world or World()
+        self.processes = processes or Processes()
         self.device = device or choose_device(options.device)
         self.precision = choose_precision(options.fp16, options.bf16, self.device)
         self.output = Path(options.output_dir)
         self.model = model.to(self.device)
-        self.world.same_tensors(itertools.chain(model.parameters(), model.buffers()))
-        self.norms = NormKeeper(self.model, self.world)
+        self.processes.same_tensors(itertools.chain(model.parameters(), model.buffers()))
+        self.norms = NormKeeper(self.model, self.processes)
         self.frozen = freeze(self.model, options.freeze_layers, options.freeze_encoder)
         scales = learning_rate_scales(self.model, options.layer_decay, options.encoder_learning_rate_scale)
         self.optimizer = build_optimizer(self.model, options.learning_rate, options.weight_decay, lr_scale=scales)
@@ -92,7 +93,7 @@ class Trainer:
         share = share or Share(list(parts), [False] * len(parts), False, len(parts), 0)
         step = self.progress.step + 1
         # Dropout is a function of (seed, step) and the process: a resumed run needs no generator's state.
-        torch.manual_seed(self.options.seed * 1_000_003 + step + self.world.rank * 7_368_787_000_000)
+        torch.manual_seed(self.options.seed * 1_000_003 + step + self.processes.rank * 7_368_787_000_000)
         set_learning_rate(self.optimizer, self.learning_rate(step))
         before = self.norms.begin(share)
         total, numbers, divisor, scale = 0.0, 0, None, self.scaler.scale if self.scaler else 1.0
@@ -103,13 +104,13 @@ class Trainer:
             if divisor is None:
                 # Near the final count, so that half-precision gradients stay in range; the same on every process,
                 # for a synchronised norm passes gradients from one to another.
-                (first,) = self.world.sum([number], self.device)
-                divisor = max(1, first if share.split else first / self.world.size) * share.total
+                (first,) = self.processes.sum([number], self.device)
+                divisor = max(1, first if share.split else first / self.processes.size) * share.total
             (loss * (scale / divisor)).backward()
             total, numbers = total + loss.detach(), numbers + number
-        total, numbers = self.world.sum([float(total), numbers], self.device)
+        total, numbers = self.processes.sum([float(total), numbers], self.device)
         self.norms.end(share, before)
-        self.world.sum_gradients(self.parameters)
+        self.processes.sum_gradients(self.parameters)
         correction = divisor / (max(1, numbers) * scale)
         gradients = [p.grad for p in self.parameters if p.grad is not None]
         if correction != 1.0:
@@ -123,8 +124,8 @@ class Trainer:
         """(sum of the losses of a part, how many were summed)."""
         batch = to_device(part, self.device)
         with torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32):
-            logits = self.task.forward(self.model, batch)
-        return self.task.loss(logits.float(), batch)
+            outputs = self.task.forward(self.model, batch)
+        return self.task.loss(outputs.float(), batch)
 
     def _update(self, finite: bool) -> None:
         if self.scaler:
@@ -163,9 +164,9 @@ class Trainer:
             self.device,
             self.precision,
             options.num_workers,
-            self.world,
+            self.processes,
         )
-        scores = self.world.broadcast(self.task.score(predictions) if self.world.is_main else None)
+        scores = self.processes.broadcast(self.task.score(predictions) if self.processes.is_main else None)
         value = scores[self.task.metric]
         improved = self._improves(value)
         if improved:
@@ -179,9 +180,9 @@ class Trainer:
         seconds = time.perf_counter() - begin
         log.write(line | {"loss": loss, **scores, "best": progress.best, "seconds": round(seconds, 3)})
         star = " *" if improved else ""
-        if self.world.is_main:
-            told = f"step {progress.step} {self.task.metric} {value:.4f} loss {loss:.4f} ({seconds:.1f} s){star}"
-            print(told, flush=True)
+        if self.processes.is_main:
+            score = f"{self.task.metric} {value:.4f} loss {loss:.4f}"
+            print(f"step {progress.step} {score} ({seconds:.1f} s){star}", flush=True)
 
     def _improves(self, value: float) -> bool:
         best = self.progress.best
@@ -191,13 +192,13 @@ class Trainer:
 
     def keep_weights(self) -> None:
         """The run's directory becomes a TAPE model directory with the weights as they are now."""
-        if self.world.is_main:
+        if self.processes.is_main:
             save_weights(self.model, self.output)
             self.on_best(self.progress)
 
     def save_state(self) -> None:
         """Replace RUN_DIR/last."""
-        if self.world.is_main:
+        if self.processes.is_main:
             save_state(self.output, self.model, self.optimizer, self.scaler, self.progress)
 
     # ---- the run
@@ -205,17 +206,17 @@ class Trainer:
     def run(self, resume: bool = False) -> RunProgress:
         """Train until the steps or the patience run out."""
         if resume:
-            load = lambda: load_state(self.output, self.model, self.optimizer, self.scaler)  # noqa: E731
-            self.progress = self.world.together(load)
+            state = (self.output, self.model, self.optimizer, self.scaler)
+            self.progress = self.processes.together(partial(load_state, *state))
         progress, options = self.progress, self.options
-        main = self.world.is_main
+        main = self.processes.is_main
         log = MetricsLog(self.output, options.log_dir, resume_at=progress.step) if main else NoLog()
         try:
             if not progress.finished:
                 self._loop(log)
         finally:
             log.close()
-        self.world.barrier()  # whoever reads the directory next finds it whole
+        self.processes.barrier()  # whoever reads the directory next finds it whole
         return progress
 
     def _loop(self, log: MetricsLog | NoLog) -> None:
@@ -227,12 +228,12 @@ class Trainer:
             for part in share.parts
         ]
         prepared = batches(self.train, requests, options.num_workers)
-        bar = _bar(self.total_steps, progress.step, self.world.is_main)
+        bar = _bar(self.total_steps, progress.step, self.processes.is_main)
         losses, begin, pauses = [], time.perf_counter(), 0
         self._train_mode()
         for share in plan:
             parts = [next(prepared) for _ in share.parts]
-            loss, norm = self.train_step(parts) if self.world.size == 1 else self.train_step(parts, share)
+            loss, norm = self.train_step(parts) if self.processes.size == 1 else self.train_step(parts, share)
             losses.append(loss)
             bar.update(1)
             if progress.step % options.num_log_iter == 0 or progress.step == self.total_steps:
@@ -261,7 +262,7 @@ class Trainer:
             self.progress.step,
             self.total_steps,
         )
-        return [share_step(parts, self.world.rank, self.world.size) for parts in steps]
+        return [share_step(parts, self.processes.rank, self.processes.size) for parts in steps]
 
     def _pause(self, log: MetricsLog | NoLog, number: int) -> None:
         """Between two steps, for the `number`-th time: evaluate, and save the state if it is due."""

@@ -19,7 +19,7 @@ import numpy as np
 from proteinlm.errors import ArgumentParser, InputError
 from proteinlm.sequences import read_fasta
 from tape.data.lengths import TOO_LONG
-from tape.finetuning.options import positive
+from tape.runs.flags import positive
 
 DUPLICATES = ("error", "first", "keep")
 DIGEST = 16  # bytes of a name's digest: two of 10^9 names share one with a probability below 10^-20

@@ -13,6 +13,8 @@ from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 
+import yaml
+
 from proteinlm.errors import InputError
 
 # Key = flag -> value where neither a flag nor a recipe gives one.
@@ -38,23 +40,27 @@ BUILT_IN: dict[str, object] = {
 }
 RIVALS = (("max_steps", "num_train_epochs"), ("warmup_steps", "warmup_fraction"))
 FOLDER = Path(__file__).parent
+PRESETS = FOLDER / "tables"  # of tape.reproduce: recipes of whole tables
+
+
+def read_yaml(path: Path) -> dict:
+    """A YAML file of keys and values; InputError with its name where it is none."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not YAML ({error})") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: should hold lines of `key: value`, found {type(content).__name__}")
+    return content
 
 
 def read_recipe(path: str | Path, checks: Mapping[str, Callable[[object], object]]) -> dict[str, object]:
     """A YAML file's keys and values, each through its check (as the flag's); null: not set here."""
-    import yaml
-
     path = Path(path)
     if not path.is_file():
         raise InputError(f"--recipe {path}: no such file; should be default, none or a YAML file of flags and values")
-    try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not YAML ({error})") from error
-    if not isinstance(found, dict):
-        raise InputError(f"{path}: should hold lines of `flag: value`, found {type(found).__name__}")
     recipe = {}
-    for key, value in found.items():
+    for key, value in read_yaml(path).items():
         if key not in BUILT_IN:
             near = get_close_matches(str(key), BUILT_IN, n=1)
             hint = f"did you mean {near[0]}?" if near else f"a recipe has {', '.join(BUILT_IN)}"

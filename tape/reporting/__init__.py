@@ -1,3 +1,1 @@
-"""What the table is made of."""
-
-RECORD = "reproduce.json"  # in the directory of a run: its commands and minutes
+"""What the tables are made of."""

@@ -11,19 +11,20 @@ from the per-protein scores beside them; wherever two numbers are not the same m
 """
 
 import json
+import math
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 
 from tape.metrics import mean_and_spread
-from tape.reporting import RECORD
 from tape.reporting.published import PUBLISHED, metric_definition, reasons
-from tape.scoring.bootstrap import Scores, confidence_interval, load_scores, paired_difference
-from tape.scoring.files import load_ids
+from tape.runs.jobs import RECORD, Job
+from tape.runs.results import finite, read_json, read_result
+from tape.scoring.bootstrap import Scores, confidence_interval, paired_difference
+from tape.scoring.files import load_ids, load_scores
 
 EXTRA_METRICS = {"contact_prediction": ("precision_at_l5_medium_long",)}  # TAPE's published definition
 
@@ -43,23 +44,20 @@ class Measured:
 
     @property
     def values(self) -> list[float]:
-        return [_number(result["metrics"][self.metric]) for result in self.results]
+        values = [result["metrics"][self.metric] for result in self.results]
+        return [math.nan if value is None else float(value) for value in values]
 
 
-def _number(value: float | None) -> float:
-    return float("nan") if value is None else float(value)
-
-
-def measure(jobs: Sequence, task: str, split: str, metric: str, arm: str) -> Measured | None:
+def measure(jobs: Sequence[Job], task: str, split: str, metric: str, arm: str) -> Measured | None:
     """What the finished runs of one arm say; None if there is none."""
     results, records, scores, ids = [], [], [], []
     for job in jobs:
         if (job.task, job.arm.name) != (task, arm) or split in job.missing() or split not in job.splits:
             continue
-        result = json.loads((job.directory / f"{task}-{split}.json").read_text(encoding="utf-8"))
+        result = read_result(job.directory / f"{task}-{split}.json")
         path = job.directory / f"{task}-{split}.npz"
         results.append(result)
-        records.append(json.loads((job.directory / RECORD).read_text(encoding="utf-8")))
+        records.append(read_json(job.directory / RECORD, "what tape.reproduce wrote"))
         scores.append(load_scores(path, None if metric == result["metric"] else metric))
         ids.append(tuple(load_ids(path)))
     if not results:
@@ -125,7 +123,8 @@ def _commands(record: dict) -> list[str]:
 
 
 def _precision(flags: Mapping) -> str:
-    return "bfloat16" if flags.get("bf16") else "float16" if flags.get("fp16") else "float32"
+    names = {"bf16": "bfloat16", "fp16": "float16"}
+    return next((name for flag, name in names.items() if flags.get(flag)), "float32")
 
 
 def _train_proteins(validation: Mapping) -> int | None:
@@ -137,95 +136,92 @@ def _train_proteins(validation: Mapping) -> int | None:
 
 
 def _own_warnings(measured: Measured) -> list[str]:
-    found = []
+    warnings = []
     first = measured.results[0]
     if len({json.dumps(result["head"]) for result in measured.results}) > 1:
-        found.append("seeds have different heads")
+        warnings.append("seeds have different heads")
     if len(measured.results) == 1:
-        found.append("one seed: the interval is over proteins only")
+        warnings.append("one seed: the interval is over proteins only")
     if any(record.get("resumed") for record in measured.records):
-        found.append("resumed: minutes are those of the last call")
+        warnings.append("resumed: minutes are those of the last call")
     cropped = first["truncated"]["proteins_cropped"]
     if cropped:
-        found.append(f"{cropped} proteins cropped to {first['truncated']['max_length']} residues")
+        warnings.append(f"{cropped} proteins cropped to {first['truncated']['max_length']} residues")
     left = first["metrics"].get(f"n_left_{measured.metric}", 0)
     if left:
-        found.append(f"{left} proteins have no value and leave the mean")
+        warnings.append(f"{left} proteins have no value and leave the mean")
     if measured.split == "valid" and "split valid" in str((first.get("validation") or {}).get("method")):
-        found.append("valid chose the best evaluation: the number is optimistic")
-    return found
+        warnings.append("valid chose the best evaluation: the number is optimistic")
+    return warnings
 
 
 def _comparisons(row: dict) -> dict[str, dict]:
     """system -> its number and why it is another measurement."""
-    found = {}
+    entries = {}
     for system, published in PUBLISHED.get(row["task"], {}).items():
         entry = {"value": published.value, "split": published.split, "metric": published.metric}
-        found[system] = entry | {"head": published.head_name, "reasons": reasons(row, published)}
-    return found
+        entries[system] = entry | {"head": published.head_name, "reasons": reasons(row, published)}
+    return entries
 
 
 def difference_of(first: Measured, second: Measured) -> dict:
     """first minus second on the same proteins, paired, with what keeps it from being one change alone."""
     pair = {"task": first.task, "split": first.split, "metric": first.metric, "arm": first.arm, "minus": second.arm}
-    told = []
-    for key, name in (("head", "head"), ("precision", "precision")):
-        theirs = [measured.results[0][key] for measured in (first, second)]
-        if theirs[0] != theirs[1]:
-            told.append(f"{name}: {first.arm} {theirs[0]}, {second.arm} {theirs[1]}")
+    warnings = []
+    for key in ("head", "precision"):
+        values = [measured.results[0][key] for measured in (first, second)]
+        if values[0] != values[1]:
+            warnings.append(f"{key}: {first.arm} {values[0]}, {second.arm} {values[1]}")
     seeds = [[result["seed"] for result in measured.results] for measured in (first, second)]
     if seeds[0] != seeds[1]:
-        told.append(f"seeds: {first.arm} {seeds[0]}, {second.arm} {seeds[1]}")
-    ours, theirs = (dict(measured.records[0].get("recipe") or {}) for measured in (first, second))
-    changed = sorted(key for key in {*ours, *theirs} - {"seeds"} if ours.get(key) != theirs.get(key))
+        warnings.append(f"seeds: {first.arm} {seeds[0]}, {second.arm} {seeds[1]}")
+    a, b = (dict(measured.records[0].get("recipe") or {}) for measured in (first, second))
+    changed = sorted(key for key in {*a, *b} - {"seeds"} if a.get(key) != b.get(key))
     if changed:
-        told.append("recipe: " + ", ".join(f"{key} {ours.get(key)} against {theirs.get(key)}" for key in changed))
+        warnings.append("recipe: " + ", ".join(f"{key} {a.get(key)} against {b.get(key)}" for key in changed))
     if first.results[0]["truncated"] != second.results[0]["truncated"]:
-        told.append("length: cropped at different lengths")
+        warnings.append("length: cropped at different lengths")
     if first.ids != second.ids:
-        told.append("the arms scored different proteins: no paired difference")
-        return pair | {"value": None, "low": None, "high": None, "warnings": told}
-    return pair | paired_difference(first.scores, second.scores) | {"level": 0.95, "warnings": told}
+        warnings.append("the arms scored different proteins: no paired difference")
+        return pair | {"value": None, "low": None, "high": None, "warnings": warnings}
+    return pair | paired_difference(first.scores, second.scores) | {"level": 0.95, "warnings": warnings}
 
 
-def collect(jobs: Sequence, failed: Mapping[str, str], about: Mapping[str, object]) -> dict:
-    """Everything that is there, as results.json has it. jobs: tape.reproduce's; failed: job name -> why.
+def collect(jobs: Sequence[Job], failed: Mapping[str, str], about: Mapping[str, object]) -> dict:
+    """Everything that is there, as results.json has it. failed: job name -> why.
 
     A job that failed shows no number, even where an earlier call left one: it may be another recipe's.
     """
-    wanted, jobs = jobs, [job for job in jobs if job.name not in failed]
+    done = [job for job in jobs if job.name not in failed]
     rows, differences = [], []
-    arms = list(dict.fromkeys(job.arm.name for job in jobs))
-    for task in dict.fromkeys(job.task for job in jobs):
-        splits = next(job.splits for job in jobs if job.task == task)
+    arms = list(dict.fromkeys(job.arm.name for job in done))
+    for task, splits in {job.task: job.splits for job in done}.items():
         for split in splits:
-            for metric in _metrics(jobs, task, split):
-                found = [m for arm in arms if (m := measure(jobs, task, split, metric, arm)) is not None]
-                rows += [row_of(measured) for measured in found]
-                differences += [difference_of(found[0], m) for m in found[1:] if found[0].arm == arms[0]]
-    from tape.evaluate import finite
-
+            for metric in _metrics(done, task, split):
+                measured = [m for arm in arms if (m := measure(done, task, split, metric, arm)) is not None]
+                rows += [row_of(one) for one in measured]
+                differences += [difference_of(measured[0], m) for m in measured[1:] if measured[0].arm == arms[0]]
     return finite(
         {
             **about,
             "arms": arms,
             "rows": rows,
             "differences": differences,
-            "not_run": [entry for job in wanted if (entry := _missing(job, failed)) is not None],
+            "not_run": [entry for job in jobs if (entry := _missing(job, failed)) is not None],
             "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
         }
     )
 
 
-def _metrics(jobs: Sequence, task: str, split: str) -> list[str]:
+def _metrics(jobs: Sequence[Job], task: str, split: str) -> list[str]:
     for job in jobs:
-        path = Path(job.directory) / f"{task}-{split}.json"
+        path = job.directory / f"{task}-{split}.json"
         if job.task == task and path.exists():
-            return [json.loads(path.read_text(encoding="utf-8"))["metric"], *EXTRA_METRICS.get(task, ())]
+            return [read_result(path)["metric"], *EXTRA_METRICS.get(task, ())]
     return []
 
 
-def _missing(job, failed: Mapping[str, str]) -> dict | None:
+def _missing(job: Job, failed: Mapping[str, str]) -> dict | None:
     missing = list(job.splits) if job.name in failed else job.missing()
     if not missing:
         return None

@@ -42,15 +42,15 @@ def show(value: float | None, sign: str = "") -> str:
     return "undefined" if value is None else f"{value:{sign}.3f}"
 
 
-def ours(row: Mapping, notes: Notes) -> str:
+def measured_value(row: Mapping, notes: Notes) -> str:
     """'0.644 [0.640, 0.647] ± 0.003 (2)'."""
     interval = row["interval"]
     spread = f" ± {row['spread']:.3f}" if row["spread"] is not None else ""
-    told = notes.mark(row["warnings"])
-    return f"{show(row['value'])} [{show(interval['low'])}, {show(interval['high'])}]{spread}{told}"
+    marks = notes.mark(row["warnings"])
+    return f"{show(row['value'])} [{show(interval['low'])}, {show(interval['high'])}]{spread}{marks}"
 
 
-def published_shown(rows: Sequence[Mapping], row: Mapping, system: str) -> Mapping | None:
+def published_beside(rows: Sequence[Mapping], row: Mapping, system: str) -> Mapping | None:
     """The system's number, if it belongs to this line: its metric, and its split (or valid, if that is not there)."""
     entry = row["published"].get(system)
     if entry is None:
@@ -76,20 +76,20 @@ def result_table(results: Mapping, notes: Notes) -> list[list[str]]:
         heads, seeds = ({str(row[name]): None for row in line.values()} for name in ("head", "n_seeds"))
         cells = [first["task"], first["split"], first["metric_definition"], " / ".join(heads)]
         cells += [f"{first['n_examples']:,}", " / ".join(seeds)]
-        cells += [ours(line[arm], notes) if arm in line else "not run" for arm in arms]
+        cells += [measured_value(line[arm], notes) if arm in line else "not run" for arm in arms]
         cells += [_gap(gaps.get(other), notes) for other in others]
         for system in SYSTEMS:
-            entry = published_shown(rows, first, system)
+            entry = published_beside(rows, first, system)
             cells.append("-" if entry is None else f"{entry['value']:.2f}{notes.mark(entry['reasons'])}")
         table.append(cells)
     return table
 
 
-def _gap(found: Mapping | None, notes: Notes) -> str:
-    if found is None:
+def _gap(difference: Mapping | None, notes: Notes) -> str:
+    if difference is None:
         return "-"
-    told = notes.mark(found["warnings"])
-    return f"{show(found['value'], '+')} [{show(found['low'], '+')}, {show(found['high'], '+')}]{told}"
+    value, low, high = (show(difference[key], "+") for key in ("value", "low", "high"))
+    return f"{value} [{low}, {high}]{notes.mark(difference['warnings'])}"
 
 
 def run_table(results: Mapping) -> list[list[str]]:
@@ -120,8 +120,8 @@ def run_table(results: Mapping) -> list[list[str]]:
 
 def _several(values: Sequence, form: str = ",") -> str:
     """'240' where all seeds agree, else '240 / 180 / 240'; what a run did not store is said."""
-    shown = ["not stored" if value is None else format(value, form) for value in values]
-    return shown[0] if len(set(shown)) == 1 else " / ".join(shown)
+    texts = ["not stored" if value is None else format(value, form) for value in values]
+    return texts[0] if len(set(texts)) == 1 else " / ".join(texts)
 
 
 def intro(results: Mapping) -> list[str]:
@@ -170,8 +170,8 @@ def to_html(results: Mapping) -> str:
     parts += ["<h2>Notes</h2>", listing("ol", list(notes.lines)), "<h2>Runs</h2>", html_table(run_table(results))]
     if results["not_run"]:
         parts += ["<h2>Not run</h2>", listing("ul", missing(results))]
-    told = html.escape("\n".join(commands(results)))
-    parts += ["<details><summary>Commands</summary>", f"<pre><code>{told}</code></pre></details>"]
+    lines = html.escape("\n".join(commands(results)))
+    parts += ["<details><summary>Commands</summary>", f"<pre><code>{lines}</code></pre></details>"]
     head = f'<head>\n<meta charset="utf-8">\n<title>The five TAPE tasks</title>\n<style>{STYLE}</style>\n</head>'
     body = "\n".join(parts)
     return f'<!DOCTYPE html>\n<html lang="en">\n{head}\n<body>\n{body}\n</body>\n</html>\n'
@@ -212,8 +212,7 @@ def plots(results: Mapping) -> str:
         text = io.StringIO()
         figure.savefig(text, format="svg", metadata={"Date": None})
         pyplot.close(figure)
-    found = text.getvalue()
-    return found[found.index("<svg") :]  # without the XML head
+    return text.getvalue()[text.getvalue().index("<svg") :]  # without the XML head
 
 
 def _colors() -> Iterator[str]:
@@ -225,24 +224,24 @@ def _panel(axis, results: Mapping, task: str, metric: str) -> None:
     splits, arms = list(dict.fromkeys(row["split"] for row in rows)), results["arms"]
     width = 0.8 / len(arms)
     for place, (arm, color) in enumerate(zip(arms, _colors(), strict=False)):
-        found = [(splits.index(row["split"]), row) for row in rows if row["arm"] == arm and row["value"] is not None]
-        at = [group + (place - (len(arms) - 1) / 2) * width for group, _ in found]
-        heights = [row["value"] for _, row in found]
-        errors = [[_reach(row, "low") for _, row in found], [_reach(row, "high") for _, row in found]]
+        bars = [row for row in rows if row["arm"] == arm and row["value"] is not None]
+        at = [splits.index(row["split"]) + (place - (len(arms) - 1) / 2) * width for row in bars]
+        heights = [row["value"] for row in bars]
+        errors = [[_reach(row, side) for row in bars] for side in ("low", "high")]
         axis.bar(at, heights, width, yerr=errors, capsize=2, color=color)
-    shown = {s: e for s, e in rows[0]["published"].items() if e["metric"] == metric}
-    width = 0.8 / max(1, len(shown))
-    for place, (system, entry) in enumerate(shown.items()):
-        at = len(splits) + (place - (len(shown) - 1) / 2) * width
+    published = {s: e for s, e in rows[0]["published"].items() if e["metric"] == metric}
+    width = 0.8 / max(1, len(published))
+    for place, (system, entry) in enumerate(published.items()):
+        at = len(splits) + (place - (len(published) - 1) / 2) * width
         axis.bar(at, entry["value"], width, facecolor="white", edgecolor="#4a5568", hatch="///")
-        told = f" {system} {entry['value']:.2f}"
-        axis.text(at, entry["value"], told, rotation=90, fontsize=6, ha="center", va="bottom")
-    group = next((f"published\n{entry['split']}" for entry in shown.values()), None)
+        label = f" {system} {entry['value']:.2f}"
+        axis.text(at, entry["value"], label, rotation=90, fontsize=6, ha="center", va="bottom")
+    group = next((f"published\n{entry['split']}" for entry in published.values()), None)
     names = [split.replace("_holdout", "").replace("test_", "test\n") for split in splits] + ([group] if group else [])
     axis.set_xticks(range(len(names)), names)
     axis.axhline(0, color="black", linewidth=0.5)
     low, high = axis.get_ylim()  # room for the names above the bars
-    axis.set_ylim(low, max([high, 0.05, *(e["value"] + 0.55 * (high - low) for e in shown.values())]))
+    axis.set_ylim(low, max([high, 0.05, *(e["value"] + 0.55 * (high - low) for e in published.values())]))
     axis.set_title(f"{task}\n{rows[0]['metric_definition']}", fontsize=9)
     axis.spines[["top", "right"]].set_visible(False)
 
@@ -250,7 +249,9 @@ def _panel(axis, results: Mapping, task: str, metric: str) -> None:
 def _reach(row: Mapping, side: str) -> float:
     """How far the interval reaches below or above the value; 0 where it is undefined."""
     end = row["interval"][side]
-    return 0.0 if end is None else max(0.0, (row["value"] - end) if side == "low" else (end - row["value"]))
+    if end is None:
+        return 0.0
+    return max(0.0, row["value"] - end if side == "low" else end - row["value"])
 
 
 def write_pages(results: Mapping, out: Path) -> None:

@@ -120,26 +120,27 @@ def reasons(result: Mapping, published: Published) -> list[str]:
 
     result: task, split, metric, head, n_examples, train_proteins, n_seeds, truncated, early (training was cut short).
     """
-    found = []
+    differences = []
     if result["split"] != published.split:
-        found.append(f"split: ours {result['split']}, published {published.split}")
+        differences.append(f"split: ours {result['split']}, published {published.split}")
     elif result["n_examples"] != published.proteins:
-        found.append(f"proteins: ours {result['n_examples']:,}, published {published.proteins:,}")
+        differences.append(f"proteins: ours {result['n_examples']:,}, published {published.proteins:,}")
     train = result.get("train_proteins")
     if train is not None and train != TRAIN[published.task]:
-        found.append(f"train: ours {train:,} proteins, published {TRAIN[published.task]:,}")
+        differences.append(f"train: ours {train:,} proteins, published {TRAIN[published.task]:,}")
     if result["metric"] != published.metric or "pooled" in published.definition:
-        theirs = published.definition or metric_definition(published.task, published.metric)
-        found.append(f"metric: ours {metric_definition(result['task'], result['metric'])}, published {theirs}")
+        definition = published.definition or metric_definition(published.task, published.metric)
+        own = metric_definition(result["task"], result["metric"])
+        differences.append(f"metric: ours {own}, published {definition}")
     if result["head"] != published.head:
-        found.append(f"head: ours {result['head']}, published {published.head_name}")
+        differences.append(f"head: ours {result['head']}, published {published.head_name}")
     cropped = (result.get("truncated") or {}).get("proteins_cropped", 0)
     if cropped:
-        found.append(f"length: ours cropped {cropped} proteins to {result['truncated']['max_length']} residues")
+        differences.append(f"length: ours cropped {cropped} proteins to {result['truncated']['max_length']} residues")
     if published.dropped:
-        found.append(f"length: published, {published.dropped}")
+        differences.append(f"length: published, {published.dropped}")
     number = result.get("n_seeds", 1)
-    found.append(f"seeds: ours {number}, published one run without a spread")
+    differences.append(f"seeds: ours {number}, published one run without a spread")
     if result.get("early"):
-        found.append(f"training: ours {result['early']}")
-    return found + [f"encoder: published, {reason}" for reason in published.others]
+        differences.append(f"training: ours {result['early']}")
+    return differences + [f"encoder: published, {reason}" for reason in published.others]

@@ -28,7 +28,7 @@ class SharedInputError(InputError):
 
 
 @dataclass(frozen=True)
-class World:
+class Processes:
     """One process among `size`. All methods return at once, and change nothing, when size is 1."""
 
     rank: int = 0
@@ -49,17 +49,17 @@ class World:
         """Every rank's value, in rank order, on every rank."""
         if self.size == 1:
             return [value]
-        found: list = [None] * self.size
-        dist.all_gather_object(found, value, group=self.objects)
-        return found
+        values: list = [None] * self.size
+        dist.all_gather_object(values, value, group=self.objects)
+        return values
 
     def gather(self, value: Any) -> list | None:
         """Every rank's value, in rank order, on rank 0; None elsewhere."""
         if self.size == 1:
             return [value]
-        found = [None] * self.size if self.is_main else None
-        dist.gather_object(value, found, dst=0, group=self.objects)
-        return found
+        values = [None] * self.size if self.is_main else None
+        dist.gather_object(value, values, dst=0, group=self.objects)
+        return values
 
     def together(self, work: Callable[[], Value]) -> Value:
         """work() on every rank; one rank's InputError or OSError is raised on all, so that none waits for a dead one.
@@ -76,9 +76,9 @@ class World:
         except OSError as error:
             problem = f"{error.filename}: {error.strerror}" if error.filename else str(error)
         problems = self.all_gather(problem)
-        for rank, told in enumerate(problems):
-            if told is not None:
-                raise SharedInputError(told if rank == 0 else f"process {rank}: {told}")
+        for rank, problem in enumerate(problems):
+            if problem is not None:
+                raise SharedInputError(problem if rank == 0 else f"process {rank}: {problem}")
         return value
 
     def broadcast(self, value: Any) -> Any:
@@ -152,8 +152,8 @@ def is_main_process() -> bool:
     return int(os.environ.get("RANK", "0")) == 0
 
 
-def start(device_name: str) -> tuple[World, torch.device]:
-    """Join the run that torchrun started, or be alone. device_name: auto, cpu, cuda, cuda:1 ... -> (world, device).
+def start(device_name: str) -> tuple[Processes, torch.device]:
+    """Join the run that torchrun started, or be alone. device_name: auto, cpu, cuda, cuda:1 ... -> (processes, device).
 
     Under torchrun `auto` and `cuda` mean the GPU of this process's local rank.
     """
@@ -161,30 +161,30 @@ def start(device_name: str) -> tuple[World, torch.device]:
     rank, local_rank = int(os.environ.get("RANK", "0")), int(os.environ.get("LOCAL_RANK", "0"))
     device = choose_device(device_name, local_rank if size > 1 else None)
     if size == 1:
-        return World(), device
+        return Processes(), device
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if not dist.is_initialized():
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
     # NCCL would stage objects through GPU memory and stop at its own watchdog; gloo waits as long as TIMEOUT says
     objects = dist.new_group(backend="gloo", timeout=TIMEOUT) if device.type == "cuda" else None
-    return World(rank, size, local_rank, objects), device
+    return Processes(rank, size, local_rank, objects), device
 
 
-def run_together(device_name: str, work: Callable[[World, torch.device], None]) -> int:
+def run_together(device_name: str, work: Callable[[Processes, torch.device], None]) -> int:
     """The frame of a command: join the run, work, leave. Returns the exit status.
 
     A mistake that all ranks know of is told by rank 0, and none leaves before it is told: torchrun ends the others as
     soon as one has failed. Any other exception leaves at once, without a farewell that other ranks might not answer.
     """
-    world, device = start(device_name)
+    processes, device = start(device_name)
     status = 0
     try:
-        work(world, device)
+        work(processes, device)
     except SharedInputError as error:
-        status = errors.tell(str(error)) if world.is_main else errors.EXIT_USAGE
-        world.barrier()
-    world.close()
+        status = errors.tell(str(error)) if processes.is_main else errors.EXIT_USAGE
+        processes.barrier()
+    processes.close()
     return status
 
 

@@ -22,9 +22,9 @@ from proteinlm.model_dir.files import SAFE_NAME, TORCH_NAME
 from proteinlm.model_dir.find import find_model
 from proteinlm.optim import LossScaler
 from proteinlm.untrusted.safe_load import safe_torch_load
-from tape.evaluate import read_run
 from tape.finetuning.lora import load_trained_state, merged, trained_state
 from tape.finetuning.options import TrainOptions, check_resumable
+from tape.runs.results import read_run
 
 STATE = Path("last") / "state.pt"
 

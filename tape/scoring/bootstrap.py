@@ -9,20 +9,15 @@ the same proteins for both runs, so that what the two share (hard proteins) canc
 count as one measurement: in each draw, the mean of their scores on the drawn proteins.
 """
 
-import json
-import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from proteinlm.errors import InputError
-from proteinlm.files import atomic_path
 
 RESAMPLES = {"ratio": 10_000, "perplexity": 10_000, "spearman": 2_000}
 SEED = 20210816
-PARQUET_COLUMNS = ("column_0", "column_1")  # npz has them as `columns`
 
 
 @dataclass(frozen=True)
@@ -74,8 +69,8 @@ def _ratio(columns: np.ndarray) -> Callable[[np.ndarray], float]:
 def _statistic(runs: Sequence[Scores]) -> Callable[[np.ndarray], float]:
     """The mean of the runs' scores as a function of how often each protein was drawn."""
     if len({(run.kind, len(run.columns)) for run in runs}) != 1:
-        told = ", ".join(f"{run.kind} over {len(run.columns)}" for run in runs) or "none"
-        raise InputError(f"runs to average: {told} proteins; all should score the same proteins the same way")
+        kinds = ", ".join(f"{run.kind} over {len(run.columns)}" for run in runs) or "none"
+        raise InputError(f"runs to average: {kinds} proteins; all should score the same proteins the same way")
     if len(runs) > 1:
         parts = [_statistic([run]) for run in runs]
         return lambda counts: float(np.mean([part(counts) for part in parts]))
@@ -149,37 +144,3 @@ def mean_of(values: np.ndarray) -> Scores:
     """The columns of a metric that is the mean of values [N]; a NaN leaves the mean."""
     known = ~np.isnan(values)
     return Scores("ratio", np.stack([np.where(known, values, 0.0), known], axis=1).astype(np.float64))
-
-
-def save_scores(path: str | Path, scores: Scores, ids: Sequence[str]) -> None:
-    """Write the columns alone, as npz: kind, columns [N, 2], ids [N]. With the predictions: tape.scoring.files."""
-    with atomic_path(path) as temporary, temporary.open("wb") as file:
-        np.savez_compressed(file, kind=np.array(scores.kind), columns=scores.columns, ids=np.array(ids, dtype=np.str_))
-
-
-def load_scores(path: str | Path, metric: str | None = None) -> Scores:
-    """The columns of a file of `tape-eval --save_predictions` (npz or parquet); `metric`: of one of its per_protein
-    means, such as precision_at_l5_long, instead of the primary metric's."""
-    read = _read_parquet if Path(path).suffix == ".parquet" else _read_npz
-    try:
-        return read(Path(path), metric)
-    except (KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise InputError(f"{path}: not the per-protein scores of tape-eval --save_predictions ({error})") from error
-
-
-def _read_npz(path: Path, metric: str | None) -> Scores:
-    with np.load(path) as stored:
-        if metric is not None:
-            return mean_of(stored[f"per_protein_{metric}"])
-        return Scores(str(stored["kind"]), stored["columns"])
-
-
-def _read_parquet(path: Path, metric: str | None) -> Scores:
-    from tape.scoring.files import import_pyarrow
-
-    names = PARQUET_COLUMNS if metric is None else (f"per_protein_{metric}",)
-    table = import_pyarrow()[1].read_table(path, columns=list(names))
-    values = [table[name].to_numpy() for name in names]
-    if metric is not None:
-        return mean_of(values[0])
-    return Scores(json.loads(table.schema.metadata[b"tape"])["kind"], np.stack(values, axis=1))

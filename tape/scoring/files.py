@@ -16,6 +16,7 @@ hold: one protein, one entry, in the split's order; the file appears whole.
 
 import json
 import pickle
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
@@ -25,10 +26,11 @@ import numpy as np
 from proteinlm.errors import InputError
 from proteinlm.files import atomic_path
 from tape import metrics
-from tape.scoring.bootstrap import PARQUET_COLUMNS, Scores, mean_of
+from tape.scoring.bootstrap import Scores, mean_of
 from tape.tasks import Prediction, Task
 
 FORMS = ("npz", "parquet")
+PARQUET_COLUMNS = ("column_0", "column_1")  # npz has them as `columns`
 
 
 def per_protein_scores(task: Task, predictions: Sequence[Prediction]) -> Scores:
@@ -132,8 +134,34 @@ def load_ids(path: str | Path) -> list[str]:
         return stored["ids"].tolist()
 
 
-def save_results_pkl(path: str | Path, found: dict[str, float], predictions: Sequence[Prediction]) -> None:
+def save_results_pkl(path: str | Path, values: dict[str, float], predictions: Sequence[Prediction]) -> None:
     """TAPE's results.pkl: ({metric: value}, [{"prediction": array, "target": array} a protein]), for old scripts."""
     outputs = [{"prediction": np.asarray(p.scores), "target": np.asarray(p.labels)} for p in predictions]
     with atomic_path(path) as temporary, temporary.open("wb") as file:
-        pickle.dump((found, outputs), file)
+        pickle.dump((values, outputs), file)
+
+
+def load_scores(path: str | Path, metric: str | None = None) -> Scores:
+    """The columns of a file of `tape-eval --save_predictions` (npz or parquet); `metric`: of one of its per_protein
+    means, such as precision_at_l5_long, instead of the primary metric's."""
+    read = _read_parquet if Path(path).suffix == ".parquet" else _read_npz
+    try:
+        return read(Path(path), metric)
+    except (KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise InputError(f"{path}: not the per-protein scores of tape-eval --save_predictions ({error})") from error
+
+
+def _read_npz(path: Path, metric: str | None) -> Scores:
+    with np.load(path) as stored:
+        if metric is not None:
+            return mean_of(stored[f"per_protein_{metric}"])
+        return Scores(str(stored["kind"]), stored["columns"])
+
+
+def _read_parquet(path: Path, metric: str | None) -> Scores:
+    names = PARQUET_COLUMNS if metric is None else (f"per_protein_{metric}",)
+    table = import_pyarrow()[1].read_table(path, columns=list(names))
+    values = [table[name].to_numpy() for name in names]
+    if metric is not None:
+        return mean_of(values[0])
+    return Scores(json.loads(table.schema.metadata[b"tape"])["kind"], np.stack(values, axis=1))

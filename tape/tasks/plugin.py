@@ -6,16 +6,18 @@ The dataset is TAPE's: constructor (data_path, split, tokenizer, in_memory), ite
 input_ids, input_mask and targets, which the model's forward takes by name. PluginData adds what our trainer asks for.
 
 What must hold: a mean loss is weighted by the targets it was taken over (those other than -1), so the sum over batches
-is that of the whole split; a Prediction holds one protein, its padding removed. A model whose loss is no such mean
-still trains, but its number then depends on the batches.
+is that of the whole split; a Prediction holds one protein: its targets have the shape they have in a batch of one, so
+what is padding is never guessed. A model whose loss is no such mean still trains, but its number then depends on the
+batches.
 
 Legend: B proteins, N tokens of the longest (residues + 2), C classes.
 """
 
 import inspect
+import itertools
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 
@@ -27,12 +29,13 @@ from tape import metrics
 from tape.data.base import TapeDataset
 from tape.data.examples import TapeBatch
 from tape.tasks.base import Batch, Metric, Prediction, Task, to_numpy
+from tape.tokenizers import TAPETokenizer
 
 logger = logging.getLogger(__name__)
 
 
 class PluginData(torch.utils.data.Dataset):
-    """A TAPE dataset with the length and the residues of each protein, which are read off its batches of one."""
+    """A TAPE dataset with the length, residues and target's shape of each protein, read off its batches of one."""
 
     def __init__(
         self,
@@ -66,41 +69,43 @@ class PluginData(torch.utils.data.Dataset):
     @cached_property
     def lengths(self) -> np.ndarray:
         """int64 [len(self)]: residues of each protein."""
-        return np.array([len(tokens) - 2 for tokens in self._tokens], np.int64)
+        return np.array([len(tokens) - 2 for tokens, _ in self._alone], np.int64)
 
     @cached_property
-    def _tokens(self) -> list[np.ndarray]:
-        found = []
+    def _alone(self) -> list[tuple[np.ndarray, tuple[int, ...]]]:
+        """(token ids [N], shape of the target) of each protein in a batch of its own, where nothing is padded."""
+        proteins = []
         for index in range(len(self)):
-            batch = self.data.collate_fn([self.data[index]])
+            batch = self._collate([self.data[index]])
             tokens = batch["input_ids"][0]
-            found.append(tokens[batch["input_mask"][0].bool()].numpy() if "input_mask" in batch else tokens.numpy())
-        return found
+            tokens = tokens[batch["input_mask"][0].bool()] if "input_mask" in batch else tokens
+            proteins.append((tokens.numpy(), tuple(batch["targets"].shape[1:])))
+        return proteins
 
     def record(self, index: int) -> dict:
         """{'primary': residues, 'id': number} of protein `index`."""
-        letters = "".join(getattr(self.data, "tokenizer", _iupac()).convert_ids_to_tokens(self._tokens[index][1:-1]))
-        return {"primary": letters, "id": str(index)}
+        tokenizer = getattr(self.data, "tokenizer", None) or TAPETokenizer()
+        letters = tokenizer.convert_ids_to_tokens(self._alone[index][0][1:-1])
+        return {"primary": "".join(letters), "id": str(index)}
 
     @property
     def counts(self) -> dict:
         """As TapeDataset.counts; nothing is cropped or skipped here."""
-        told = {"n_records": len(self), "n_examples": len(self), "max_length": self.max_length, "too_long": "error"}
-        return told | {"n_cropped": 0, "n_residues_cropped": 0, "n_skipped": 0}
+        sizes = {"n_records": len(self), "n_examples": len(self), "max_length": self.max_length, "too_long": "error"}
+        return sizes | {"n_cropped": 0, "n_residues_cropped": 0, "n_skipped": 0}
 
-    def collate_fn(self, items: Sequence["NumberedItem"]) -> TapeBatch:
-        """The user's batch, which also knows the numbers of its proteins as `ids`."""
-        batch = self.data.collate_fn([item.item for item in items])
+    def _collate(self, items: list) -> Mapping:
+        batch = self.data.collate_fn(items)
         if not isinstance(batch, Mapping) or not {"input_ids", "targets"} <= set(batch):
             name = type(self.data).__name__
             raise InputError(f"{name}: collate_fn should return a dict with input_ids, input_mask and targets")
-        return TapeBatch(dict(batch), {"ids": [str(item.number) for item in items]})
+        return batch
 
-
-def _iupac():
-    from tape.tokenizers import TAPETokenizer
-
-    return TAPETokenizer()
+    def collate_fn(self, items: Sequence["NumberedItem"]) -> TapeBatch:
+        """The user's batch; beside its keys `ids`, the proteins' numbers, and `target_shapes`, without padding."""
+        batch = self._collate([item.item for item in items])
+        shapes = [self._alone[item.number][1] for item in items]
+        return TapeBatch(dict(batch), {"ids": [str(item.number) for item in items], "target_shapes": shapes})
 
 
 class NumberedItem(tuple):
@@ -125,38 +130,50 @@ class PluginPrediction(Prediction):
     measured: Mapping[str, float] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class PluginOutputs:
+    """What a model made of one batch: logits [B, ...], its mean loss (fp32) and its metrics."""
+
+    logits: torch.Tensor
+    mean_loss: torch.Tensor
+    measured: Mapping[str, object]
+
+    def float(self) -> "PluginOutputs":
+        return replace(self, logits=self.logits.float())
+
+
 class PluginTask(Task):
     """Loss, logits and metrics from the model; `loss` is the primary metric, lower is better, as in TAPE's training."""
 
-    def forward(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
-        """The model's logits. Its loss waits in the batch for `loss`, which has no model to ask."""
+    def forward(self, model: torch.nn.Module, batch: Batch) -> PluginOutputs:
         outputs = model(**accepted(model, batch))
-        if "targets" not in batch:
-            return outputs[0]
         if not isinstance(outputs, Sequence) or len(outputs) < 2:
             raise InputError(f"{type(model).__name__}: forward with targets should return ((loss, metrics), logits)")
-        first = outputs[0]
-        loss, measured = first if isinstance(first, tuple | list) else (first, {})
-        batch["model_loss"], batch["model_metrics"] = loss, measured
-        return outputs[1]
+        loss, measured = outputs[0] if isinstance(outputs[0], tuple | list) else (outputs[0], {})
+        return PluginOutputs(outputs[1], loss.float().mean(), measured)
 
-    def loss(self, logits: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, int]:
-        count = int(_weights(batch["targets"]).sum())
-        return batch["model_loss"].float().mean() * count, count
+    def loss(self, outputs: PluginOutputs, batch: Batch) -> tuple[torch.Tensor, int]:
+        number = int(_weights(batch["targets"]).sum())
+        return outputs.mean_loss * number, number
 
-    def predictions(self, logits: torch.Tensor, batch: Batch) -> list[Prediction]:
-        targets, scores = to_numpy(batch["targets"]), to_numpy(logits)
-        tokens = to_numpy(token_counts(batch))
-        padded = batch["input_ids"].shape[1]
-        measured = {name: float(torch.as_tensor(value).detach()) for name, value in batch["model_metrics"].items()}
-        names = batch.get("ids") or [""] * len(tokens)
-        rows = zip(names, tokens.tolist(), _weights(batch["targets"]).tolist(), strict=True)
-        loss, found = float(batch["model_loss"].detach().float().mean()), []
-        for b, (name, n, weight) in enumerate(rows):
-            cut = tuple(slice(_real(size, padded, n)) for size in targets.shape[1:])
-            label, score = targets[b][cut].copy(), scores[b][_leading(cut, scores[b], targets[b])].copy()
-            found.append(PluginPrediction(name, n - 2, score, label, loss=loss, weight=weight, measured=measured))
-        return found
+    def predictions(self, outputs: PluginOutputs, batch: Batch) -> list[Prediction]:
+        """What is beyond a protein's own target is padding; so it is in those leading dimensions that scores share."""
+        shapes = batch.get("target_shapes")
+        if shapes is None:
+            raise InputError(
+                f"task {self.name}: its dataset's collate_fn should return what TapeDataset.collate_fn does, changed "
+                "as you like: a dict of its own does not say what of the targets is padding"
+            )
+        targets, scores, loss = to_numpy(batch["targets"]), to_numpy(outputs.logits), float(outputs.mean_loss.detach())
+        measured = {name: float(torch.as_tensor(value).detach()) for name, value in outputs.measured.items()}
+        shared = _leading_dims(scores, targets)
+        tokens, weights = token_counts(batch).tolist(), _weights(batch["targets"]).tolist()
+        predictions = []
+        for b, (name, shape, n, weight) in enumerate(zip(batch["ids"], shapes, tokens, weights, strict=True)):
+            own = tuple(map(slice, shape))
+            score, label = scores[b][own[:shared]].copy(), targets[b][own].copy()
+            predictions.append(PluginPrediction(name, n - 2, score, label, loss=loss, weight=weight, measured=measured))
+        return predictions
 
     def score(self, predictions: Sequence[PluginPrediction]) -> dict[str, float | int]:
         """Every metric, the model's own (weighted as the loss) under the model's names, and the counts."""
@@ -194,20 +211,10 @@ def _weights(targets: torch.Tensor) -> torch.Tensor:
     return counted.reshape(len(targets), -1).sum(1)
 
 
-def _real(size: int, padded: int, tokens: int) -> int | None:
-    """How much of a padded dimension is a protein's: `tokens` of N, tokens - 2 of N - 2, else all of it.
-
-    A dimension of the targets that has nothing to do with the length must not be as wide as the longest protein.
-    """
-    return tokens if size == padded else tokens - 2 if size == padded - 2 else None
-
-
-def _leading(cut: tuple, scores: np.ndarray, labels: np.ndarray) -> tuple:
-    """The cuts of those leading dimensions of the scores that are the labels' dimensions."""
-    same = 0
-    while same < min(scores.ndim, labels.ndim) and scores.shape[same] == labels.shape[same]:
-        same += 1
-    return cut[:same]
+def _leading_dims(scores: np.ndarray, targets: np.ndarray) -> int:
+    """How many dimensions after the batch's scores [B, ...] and targets [B, ...] have in common, counted from there."""
+    pairs = zip(scores.shape[1:], targets.shape[1:], strict=False)
+    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
 def _weighted(predictions: Sequence[PluginPrediction], value: Callable[[PluginPrediction], float]) -> float:

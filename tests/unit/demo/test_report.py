@@ -2,24 +2,22 @@
 
 import json
 import re
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from demo import report, run
-from demo.budget import BUDGETS, TASKS
+from demo.budget import BUDGETS, TASKS, TEST_SPLIT
+from demo.paths import STARTS, Paths
 from proteinlm.errors import InputError
-from tape.scoring.bootstrap import Scores, save_scores
+from tape.runs.flags import flag_words
 
 
 def _save(directory, task, split, kind, columns):
     directory.mkdir(parents=True, exist_ok=True)
-    save_scores(
-        directory / f"{task}-{split}.npz",
-        Scores(kind, np.asarray(columns, float)),
-        [str(i) for i in range(len(columns))],
-    )
+    np.savez(directory / f"{task}-{split}.npz", kind=np.array(kind), columns=np.asarray(columns, float))
 
 
 def _accuracy(tmp_path, ours, baseline):
@@ -66,16 +64,16 @@ def test_unigram_entropy_by_hand(tmp_path):
 
 
 def test_report_is_one_file_that_refers_to_no_other(tmp_path, monkeypatch):
-    layout = run.Layout(tmp_path)
-    layout.data.mkdir()
-    (layout.data / "corpus.fasta").write_text(">a\nMKVLA\n>b\nMKTLA\n")
-    layout.checkpoint.mkdir()
+    paths = Paths(tmp_path)
+    paths.data.mkdir()
+    (paths.data / "corpus.fasta").write_text(">a\nMKVLA\n>b\nMKTLA\n")
+    paths.checkpoint.mkdir()
     lines = [{"iteration": i, "lm_loss": 3.0 / (i + 1)} for i in range(5)] + [{"iteration": 4, "valid_loss": 0.7}]
-    (layout.checkpoint / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    (paths.checkpoint / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
     rng = np.random.default_rng(0)
-    for task, split in run.TEST_SPLIT.items():
-        for start in run.STARTS:
-            directory = layout.run(task, start)
+    for task, split in TEST_SPLIT.items():
+        for start in STARTS:
+            directory = paths.run(task, start)
             if task in ("fluorescence", "stability"):
                 truth = rng.normal(size=60)
                 noise = 0.3 if start == "pretrained" else 3.0
@@ -97,31 +95,31 @@ def test_report_is_one_file_that_refers_to_no_other(tmp_path, monkeypatch):
             (directory / f"{task}-{split}.json").write_text(json.dumps(result))
     prediction = SimpleNamespace(scores=rng.normal(size=(9, 9)), labels=np.eye(9), id="p<1>")
     task = SimpleNamespace(per_protein=lambda predictions: np.array([0.5, np.nan, 0.2]))
-    monkeypatch.setattr(report, "predict_contacts", lambda layout, start: ([prediction] * 3, task))
+    monkeypatch.setattr(report, "predict_contacts", lambda paths, start: ([prediction] * 3, task))
     facts = {"budget": "small", "seed": 0, "cores": 2, "counts": {"corpus.fasta": 2}, "seconds": {"pretrain": 1.25}}
-    verdicts = report.write_report(layout, facts)
+    verdicts = report.write_report(paths, facts)
     text = (tmp_path / "report.html").read_text()
     assert verdicts[-1].startswith("passed") and verdicts[-1].replace("|", "") in text
     assert len(re.findall(r'<img [^>]*src="data:image/png;base64,', text)) == 3
     assert not re.findall(r'(?:src|href)="(?!data:)', text) and "<script" not in text
-    assert "head <code>tape</code>" in text and all(task in text for task in run.TEST_SPLIT)
-    kept = json.loads((tmp_path / "comparisons.json").read_text())
-    assert [row["task"] for row in kept] == list(run.TEST_SPLIT) and kept[0]["difference"]["low"] > 0
+    assert "head <code>tape</code>" in text and all(task in text for task in TEST_SPLIT)
+    rows = json.loads((tmp_path / "comparisons.json").read_text())
+    assert [row["task"] for row in rows] == list(TEST_SPLIT) and rows[0]["difference"]["low"] > 0
 
 
 def test_commands_have_the_same_budget_from_both_starts():
-    layout, budget = run.Layout(run.Path("out")), BUDGETS["full"]
+    paths, budget = Paths(Path("out")), BUDGETS["full"]
     for task in TASKS:
-        ours, baseline = (run.finetune_words(layout, budget, task, start, 1, {"bf16": True}) for start in run.STARTS)
+        ours, baseline = (run.finetune_words(paths, budget, task, start, 1, {"bf16": True}) for start in STARTS)
         differ = set(ours[0]) ^ set(baseline[0])
-        paths = {str(layout.run(task, start)) for start in run.STARTS}
-        assert differ == {"--from_pretrained", "--model_config_file", *run.STARTS, *paths}
+        directories = {str(paths.run(task, start)) for start in STARTS}
+        assert differ == {"--from_pretrained", "--model_config_file", *STARTS, *directories}
         assert ours[0][ours[0].index("--head") + 1] == "tape" and ours[0][-1] == "--bf16"
-    assert set(budget.finetune) == set(TASKS) == set(run.TEST_SPLIT)
+    assert set(budget.finetune) == set(TASKS) == set(TEST_SPLIT)
 
 
 def test_flag_words():
-    assert run.flag_words({"lr": 0.001, "bf16": True, "data-path": run.Path("a b")}) == [
+    assert flag_words({"lr": 0.001, "bf16": True, "data-path": Path("a b")}) == [
         "--lr",
         "0.001",
         "--bf16",

@@ -10,10 +10,9 @@ from tape.scoring.bootstrap import (
     Scores,
     average_ranks,
     confidence_interval,
-    load_scores,
     paired_difference,
-    save_scores,
 )
+from tape.scoring.files import load_scores
 
 
 def ratio(values: np.ndarray, counts: np.ndarray | None = None) -> Scores:
@@ -115,7 +114,7 @@ def test_only_like_is_compared_with_like():
 
 def test_scores_survive_the_disk(tmp_path):
     scores = Scores("spearman", np.random.default_rng(7).normal(size=(12, 2)))
-    save_scores(tmp_path / "a.npz", scores, [str(number) for number in range(12)])
+    np.savez(tmp_path / "a.npz", kind=np.array(scores.kind), columns=scores.columns)
     found = load_scores(tmp_path / "a.npz")
     assert found.kind == "spearman" and np.array_equal(found.columns, scores.columns)
     for content in (b"", b"not a zip", (tmp_path / "a.npz").read_bytes()[:60]):

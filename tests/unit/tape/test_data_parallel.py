@@ -17,7 +17,7 @@ from tape.data.lengths import residue_limit
 from tape.finetuning import norms
 from tape.finetuning.options import parse_options
 from tape.finetuning.trainer import Trainer
-from tape.runs.processes import SharedInputError, World
+from tape.runs.processes import Processes, SharedInputError
 from tape.scoring.inference import predict
 from tape.tasks import TASKS
 
@@ -53,8 +53,8 @@ class Board:
 
 
 @dataclass(frozen=True)
-class ThreadWorld(World):
-    """A World whose ranks are threads."""
+class ThreadProcesses(Processes):
+    """A Processes whose ranks are threads."""
 
     board: Board = field(default=None)
 
@@ -82,12 +82,12 @@ class ThreadWorld(World):
 
 
 def in_threads(size: int, work) -> list:
-    """work(world) on every rank; their results, or the first error."""
+    """work(processes) on every rank; their results, or the first error."""
     board, found = Board(size), [None] * size
 
     def one(rank: int) -> None:
         try:
-            found[rank] = work(ThreadWorld(rank, size, rank, board=board))
+            found[rank] = work(ThreadProcesses(rank, size, rank, board=board))
         except BaseException as error:
             found[rank] = error
             board.barrier.abort()
@@ -120,18 +120,18 @@ def steps(root: Path, task: str, size: int, *flags: object) -> list[dict]:
     options = parse_options([str(word) for word in (*words, *flags)], tuple(TASKS))
     lock = threading.Lock()  # torch's generator, which initial weights come from, is one for all threads
 
-    def work(world: World) -> dict:
+    def work(processes: Processes) -> dict:
         with lock:
             model = train.build_model(TASKS[task], options)
             data, valid, _ = train.choose_validation(TASKS[task], options, residue_limit(model.config, None))
-        trainer = Trainer(TASKS[task], model, options, data, valid, world)
+        trainer = Trainer(TASKS[task], model, options, data, valid, processes)
         told = []
         trainer._train_mode()
         for share in trainer._plan():
             parts = [data[(0, part)] for part in share.parts]
             told.append(trainer.train_step(parts, share))
-        predictions, loss = predict(TASKS[task], model, valid, 3, trainer.device, world=world)
-        score = TASKS[task].score(predictions) if world.is_main else None
+        predictions, loss = predict(TASKS[task], model, valid, 3, trainer.device, processes=processes)
+        score = TASKS[task].score(predictions) if processes.is_main else None
         return {"told": told, "state": model.state_dict(), "loss": loss, "score": score, "n": len(predictions)}
 
     return in_threads(size, work)
@@ -233,16 +233,16 @@ def test_a_share_is_each_protein_once(count, size):
 
 
 def test_one_ranks_mistake_is_everyones():
-    def work(world: World) -> None:
+    def work(processes: Processes) -> None:
         def maybe():
-            if world.rank == 1:
+            if processes.rank == 1:
                 raise InputError("no such thing")
-            return world.rank
+            return processes.rank
 
         with pytest.raises(SharedInputError, match="process 1: no such thing"):
-            world.together(maybe)
-        assert world.together(lambda: world.rank) == world.rank
+            processes.together(maybe)
+        assert processes.together(lambda: processes.rank) == processes.rank
 
     in_threads(3, work)
     with pytest.raises(InputError, match="alone"):
-        World().together(lambda: (_ for _ in ()).throw(InputError("alone")))
+        Processes().together(lambda: (_ for _ in ()).throw(InputError("alone")))

@@ -16,8 +16,9 @@ from toy_data import FOLDERS, write_config, write_data, write_split
 
 from proteinlm import errors
 from tape import evaluate, train
-from tape.evaluate import load_model
-from tape.scoring.bootstrap import confidence_interval, load_scores, paired_difference
+from tape.scoring.bootstrap import confidence_interval, paired_difference
+from tape.scoring.files import load_scores
+from tape.scoring.inference import load_finetuned
 from tape.tasks import TASKS
 
 
@@ -80,7 +81,7 @@ def test_the_file_says_what_was_measured(world):
 def test_the_number_is_the_models(world):
     """Each protein alone through the model, and scipy."""
     task = TASKS["stability"]
-    model = load_model(task, world / "runs" / "stability").eval()
+    model = load_finetuned(task, world / "runs" / "stability").eval()
     data = task.dataset(world, "valid")
     with torch.no_grad():
         outputs = [model(torch.from_numpy(data[i][0])[None])[0].item() for i in range(len(data))]

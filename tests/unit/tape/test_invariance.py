@@ -14,7 +14,7 @@ from torch import nn
 
 from tape.data.splits import build_tokenizer, load_split
 from tape.models.heads import HEADS, MaskedBatchNorm
-from tape.registry import KINDS, registry, resolve_task
+from tape.registry import TASK_KINDS, registry, resolve_task
 from tape.scoring.inference import predict
 
 LENGTHS = (24, 6, 17, 11, 2)
@@ -32,12 +32,12 @@ CONTINUOUS = ("mse", "mae", "largest_error", "perplexity")  # all other scores a
 
 def heads_of(task):
     """Kinds of heads that a task has; language models have one of their own."""
-    return HEADS[:1] if KINDS[task].endswith("modeling") else HEADS
+    return HEADS[:1] if TASK_KINDS[task].endswith("modeling") else HEADS
 
 
 CASES = [
     pytest.param(task, model_type, head, id=f"{task}-{model_type}-{head}")
-    for task in KINDS
+    for task in TASK_KINDS
     if task != "embed"
     for model_type in registry.get_task_spec(task).models
     for head in heads_of(task)

@@ -8,8 +8,8 @@ from sklearn.metrics import accuracy_score
 
 from proteinlm.errors import InputError
 from tape import metrics
-from tape.scoring.bootstrap import confidence_interval, load_scores
-from tape.scoring.files import load_ids, save_predictions, save_results_pkl
+from tape.scoring.bootstrap import confidence_interval
+from tape.scoring.files import load_ids, load_scores, save_predictions, save_results_pkl
 from tape.tasks import TASKS, Prediction
 
 RNG = np.random.default_rng(0)

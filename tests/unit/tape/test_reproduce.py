@@ -11,7 +11,9 @@ from proteinlm import errors
 from proteinlm.errors import InputError
 from tape import reproduce
 from tape.finetuning.options import build_parser as train_parser
-from tape.reproduce import build_parser, flag_words, plan, read_preset, recipe_of, run_all, run_job
+from tape.reproduce import build_parser, plan, read_preset, recipe_of
+from tape.runs.flags import flag_words
+from tape.runs.jobs import RECORD, run_job, run_jobs
 
 PRESET = """
 all: {batch_size: 8, bf16: true, seeds: [0, 1]}
@@ -53,7 +55,7 @@ def commands(monkeypatch) -> list:
                     (log.parent / f"stability-{split}.{suffix}").write_text("{}")
         return 0.5
 
-    monkeypatch.setattr(reproduce, "call", call)
+    monkeypatch.setattr("tape.runs.jobs.call", call)
     return called
 
 
@@ -104,14 +106,14 @@ def test_what_is_done_is_not_done_again(world, commands):
     assert run_job(job) == "was done" and len(commands) == 2
     (job.directory / "stability-valid.json").unlink()
     assert run_job(job).startswith("scored valid") and len(commands) == 3
-    record = json.loads((job.directory / reproduce.RECORD).read_text())
+    record = json.loads((job.directory / RECORD).read_text())
     assert record["train_minutes"] == 0.5 and record["eval_minutes"] == 1.0 and not record["resumed"]
 
 
 def test_a_run_that_was_cut_off_goes_on(world, commands):
     job = jobs(world)[0]
     run_job(job)
-    place = job.directory / reproduce.RECORD
+    place = job.directory / RECORD
     record = json.loads(place.read_text())
     del record["train_minutes"]  # as it is until training ends
     place.write_text(json.dumps(record))
@@ -145,7 +147,7 @@ def test_random_weights_are_known_by_their_shape(world, commands):
 
 def test_a_failure_stops_nothing_else_and_is_reported(world, commands, capsys):
     found = jobs(world, "--train_flags", "--fail --x", "--seeds", 0)[:1] + jobs(world, "--seeds", 0)[1:]
-    failed = run_all(found, 2)
+    failed = run_jobs(found, 2)
     assert list(failed) == ["pretrained stability seed 0"] and "because" in failed["pretrained stability seed 0"]
     assert "[2/2]" in capsys.readouterr().out and not found[1].missing()
 

@@ -7,6 +7,7 @@ import pytest
 
 from proteinlm import errors
 from tape import table
+from tape.reporting.results_table import COLUMNS, build_table
 
 
 def result(path: Path, value: float | None, seed: int = 0, task: str = "stability", **changes) -> Path:
@@ -32,7 +33,7 @@ def result(path: Path, value: float | None, seed: int = 0, task: str = "stabilit
 
 
 def rows(*paths: Path) -> list[dict[str, str]]:
-    return [dict(zip(table.COLUMNS, row, strict=True)) for row in table.build_table(paths)]
+    return [dict(zip(COLUMNS, row, strict=True)) for row in build_table(paths)]
 
 
 RANDOM = {"weights_sha256": "e" * 64, "from_pretrained": None}
@@ -131,7 +132,7 @@ def test_forms(tmp_path, capsys):
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [("{not json", "not a JSON file"), ("{}", "key 'task' is missing"), ("[1]", "key 'task' is missing")],
+    [("{not json", "not a JSON file"), ("{}", "key 'task' is missing"), ("[1]", "holds a JSON list")],
 )
 def test_files_that_are_no_results(tmp_path, capsys, content, message):
     path = tmp_path / "stability-test.json"

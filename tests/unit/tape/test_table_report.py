@@ -10,10 +10,10 @@ from scipy import stats
 
 from tape.reporting import collect as report
 from tape.reporting import pages
-from tape.reproduce import RECORD, Arm, Job
+from tape.runs.jobs import RECORD, Arm, Job
 from tape.scoring import bootstrap
-from tape.scoring.bootstrap import load_scores, paired_difference
-from tape.scoring.files import save_predictions
+from tape.scoring.bootstrap import paired_difference
+from tape.scoring.files import load_scores, save_predictions
 from tape.tasks import TASKS, Prediction
 
 RNG = np.random.default_rng(0)

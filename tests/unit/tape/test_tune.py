@@ -144,7 +144,7 @@ def test_grids():
     assert grid == {"learning_rate": [1e-4, 1e-3, 1e-2], "freeze_encoder": [True, False]}
     assert at_the_edge(grid, {"learning_rate": 1e-3, "freeze_encoder": True}) == []
     assert at_the_edge(grid, {"learning_rate": 1e-2, "freeze_encoder": True}) == ["learning_rate"]
-    assert tune.flag_words("freeze_encoder", False) == ["--no-freeze_encoder"]
+    assert tune.words_of({"freeze_encoder": False, "lr": 0.1}) == ["--no-freeze_encoder", "--lr", "0.1"]
 
 
 @pytest.mark.slow

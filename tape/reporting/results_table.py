@@ -1,0 +1,177 @@
+"""The table of tape-table: results of tape-eval beside the published numbers, a line for the runs of one kind.
+
+    rows = build_table(["runs/"])           # the text of each cell, see COLUMNS
+    to_text(rows), to_markdown(rows), to_html(rows)
+
+Numbers are what the files say; nothing is recomputed. What must hold: different experiments never share a line, and a
+note says in what a published number beside ours is another measurement.
+"""
+
+import json
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from proteinlm.errors import InputError
+from tape.metrics import mean_and_spread
+from tape.reporting.published import SPLITS, VALUES, metric_definition
+from tape.reporting.tables import html_table, markdown_table
+from tape.runs.results import read_result
+
+# (TAPE Transformer, ProteinLM-200M, ProteinLM-3B) and the split they were measured on.
+PUBLISHED = {task: (SPLITS[task][0], values[1:]) for task, values in VALUES.items()}
+# What keeps even the same split and head from being the same measurement.
+CAVEATS = {
+    "contact_prediction": "published P@L/5 pools contacts over a batch; ProteinLM dropped proteins over 512 residues",
+    "remote_homology": "ProteinLM dropped proteins over 512 residues and its final LayerNorm",
+    "secondary_structure": "ProteinLM dropped proteins over 512 residues and its final LayerNorm",
+    "fluorescence": "ProteinLM dropped its final LayerNorm",
+    "stability": "ProteinLM dropped its final LayerNorm",
+}
+HEAD_CAVEATS = {"tape": "ProteinLM used head proteinlm", "proteinlm": "TAPE used its own head"}
+COLUMNS = (
+    *("task", "split", "metric", "head", "weights", "ours", "runs", "proteins"),
+    *("TAPE Transformer", "ProteinLM-200M", "ProteinLM-3B", "note"),
+)
+NOT_THE_RECIPE = ("seed", "seeds", "output_dir", "log_dir", "data_dir", "device", "num_workers", "resume", "force_save")
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of the table: every run of one kind on one split."""
+
+    task: str
+    split: str
+    metric: str
+    head: str
+    weights: str  # the run's name, else "pretrained" or "random"
+    results: tuple[dict, ...]
+
+    @property
+    def values(self) -> list[float]:
+        return [math.nan if result["value"] is None else float(result["value"]) for result in self.results]
+
+
+def find_results(paths: Iterable[str | Path]) -> list[Path]:
+    """The result files named, and those below the directories named; each once."""
+    files = []
+    for path in map(Path, paths):
+        if not path.exists():
+            raise InputError(f"{path}: no such file or directory; should be a run directory or a result of tape-eval")
+        results = [file for file in sorted(path.rglob("*.json")) if _is_result(file)] if path.is_dir() else [path]
+        if not results:
+            raise InputError(f"{path}: no result of tape-eval below it (<task>-<split>.json)")
+        files += results
+    return list({file.resolve(): file for file in files}.values())
+
+
+def _is_result(file: Path) -> bool:
+    """Whether a JSON file says what the table needs; a plugin's task may have any name."""
+    if "-" not in file.name:
+        return False
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return any(file.name.startswith(f"{task}-") for task in PUBLISHED)  # read_result says what is wrong with it
+    return isinstance(content, dict) and {"task", "split", "metric"} <= content.keys()
+
+
+def recipe_of(result: dict) -> str:
+    """The flags that make two runs different experiments: all but the seed and where files lie."""
+    flags = result.get("args") or {}
+    return json.dumps({name: value for name, value in flags.items() if name not in NOT_THE_RECIPE}, sort_keys=True)
+
+
+def group(results: Sequence[dict]) -> list[Line]:
+    """Lines in the order of the published table; runs that differ only in the seed (and in paths) share one."""
+    lines: dict[tuple, list[dict]] = {}
+    for result in results:
+        source = result["checkpoint"].get("from_pretrained") or {}
+        identity = source.get("weights_sha256")
+        kind = result.get("model_type") or "transformer"
+        key = (result["task"], result["split"], result["metric"], result["head"], result.get("run"), identity, kind)
+        key += (recipe_of(result),)
+        lines.setdefault(key, []).append(result)
+    unnamed = [key for key in lines if not key[4] and key[5]]
+    several = len({key[5] for key in unnamed}) > 1  # two pretrained models: tell them apart
+    table = []
+    for (task, split, metric, head, name, identity, kind, _), members in lines.items():
+        weights = "random" if kind == "transformer" else kind
+        if identity is not None:
+            weights = f"pretrained {identity[:8]}" if several else "pretrained"
+        ordered = sorted(members, key=lambda result: (result["seed"] is None, result["seed"] or 0))
+        table.append(Line(task, split, metric, head, name or weights, tuple(ordered)))
+    places = {task: place for place, task in enumerate(PUBLISHED)}
+    return sorted(table, key=lambda line: (places.get(line.task, len(places)), line.split, line.head, line.weights))
+
+
+def _ours(line: Line) -> str:
+    values = line.values
+    if len(values) > 1:
+        return "{:.3f} ± {:.3f}".format(*mean_and_spread(values))
+    interval = line.results[0].get("interval") or {"low": None, "high": None}
+    if None in (interval["low"], interval["high"]):
+        return f"{values[0]:.3f}"
+    return f"{values[0]:.3f} [{interval['low']:.3f}, {interval['high']:.3f}]"
+
+
+def _notes(line: Line) -> list[str]:
+    notes = []
+    seeds = [result["seed"] for result in line.results]
+    if len(set(seeds)) < len(seeds):
+        notes.append("some runs share a seed")
+    cropped = [result.get("truncated") or {} for result in line.results]
+    most = max((entry.get("proteins_cropped", 0) for entry in cropped), default=0)
+    if most:
+        limit = next(entry["max_length"] for entry in cropped if entry.get("proteins_cropped", 0) == most)
+        notes.append(f"{most} proteins cropped to {limit} residues")
+    if line.task not in PUBLISHED:
+        return [*notes, "nothing published to compare with"]
+    split, _ = PUBLISHED[line.task]
+    if line.split != split:
+        notes.append(f"not comparable: published on {split}")
+    return [*notes, HEAD_CAVEATS.get(line.head, ""), CAVEATS[line.task]]
+
+
+def cells(line: Line) -> list[str]:
+    """The text of one line, one string a column."""
+    _, published = PUBLISHED.get(line.task, ("", (None, None, None)))
+    metric = metric_definition(line.task, line.metric)
+    proteins = sorted({result["n_examples"] for result in line.results})
+    return [
+        line.task,
+        line.split,
+        metric,
+        line.head,
+        line.weights,
+        _ours(line),
+        str(len(line.results)),
+        " or ".join(f"{number:,}" for number in proteins),
+        *("-" if value is None else f"{value:.2f}" for value in published),
+        "; ".join(filter(None, _notes(line))),
+    ]
+
+
+def to_text(rows: Sequence[Sequence[str]]) -> str:
+    """Aligned columns for a terminal; the notes below, numbered."""
+    short = [[*row[:-1], f"({number})"] for number, row in enumerate(rows, 1)]
+    table = [list(COLUMNS), *short]
+    widths = [max(len(row[place]) for row in table) for place in range(len(COLUMNS))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in table]
+    return "\n".join([*lines, "", *(f"({number}) {row[-1]}" for number, row in enumerate(rows, 1))]) + "\n"
+
+
+def to_markdown(rows: Sequence[Sequence[str]]) -> str:
+    """A GitHub table."""
+    return markdown_table([COLUMNS, *rows]) + "\n"
+
+
+def to_html(rows: Sequence[Sequence[str]]) -> str:
+    """One <table> element, for a page of its own or another's."""
+    return html_table([COLUMNS, *rows]) + "\n"
+
+
+def build_table(paths: Iterable[str | Path]) -> list[list[str]]:
+    """The rows of the table for these results (see COLUMNS)."""
+    return [cells(line) for line in group([read_result(path) for path in find_results(paths)])]

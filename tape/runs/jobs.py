@@ -1,0 +1,152 @@
+"""Runs in processes of their own: `call` for one command, Job and `run_jobs` for tape-train and tape-eval of each.
+
+A job's directory also holds RECORD (its commands, weights and minutes) and log.txt (what they printed). What must hold:
+a job that is done is not run again, one that was cut off goes on from its last saved state, and a directory of another
+command or of other weights is refused.
+"""
+
+import shlex
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from proteinlm.errors import InputError
+from proteinlm.files import write_json
+from tape.runs.results import read_json
+
+RECORD = "reproduce.json"
+
+
+def call(module: str, words: Sequence[str], log: Path) -> float:
+    """Run a command of ours to its end, its output at the end of `log`; minutes. InputError if it fails."""
+    command = [sys.executable, "-m", module, *words]
+    begin = time.perf_counter()
+    with log.open("a", encoding="utf-8") as file:
+        file.write(f"$ python -m {module} {shlex.join(words)}\n")
+        file.flush()
+        status = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL).returncode
+    if status != 0:
+        last = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1]
+        raise InputError(f"{log}: {module} ended with status {status}: {last}")
+    return (time.perf_counter() - begin) / 60
+
+
+@dataclass(frozen=True)
+class Arm:
+    """Where a run's weights come from."""
+
+    name: str
+    model_type: str
+    flags: tuple[str, ...]  # --from_pretrained ... or --model_config_file ...
+    source: str = ""  # sha256 of the weights or of the shape that the runs start from
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run: train, then score."""
+
+    arm: Arm
+    task: str
+    seed: int
+    directory: Path
+    recipe: Mapping[str, object]
+    train: tuple[str, ...]  # the words after `python -m tape.train`
+    evaluate: tuple[str, ...]  # those after `python -m tape.evaluate`; --split comes last
+    splits: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        return f"{self.arm.name} {self.task} seed {self.seed}"
+
+    @property
+    def train_command(self) -> str:
+        return f"python -m tape.train {shlex.join(self.train)}"
+
+    def missing(self) -> list[str]:
+        """Splits that have not been scored yet."""
+        paths = {split: self.directory / f"{self.task}-{split}" for split in self.splits}
+        return [s for s, p in paths.items() if not (p.with_suffix(".json").exists() and p.with_suffix(".npz").exists())]
+
+    def record(self) -> dict:
+        """What RECORD says, {} where there is none. InputError where it is another run's than this one."""
+        path = self.directory / RECORD
+        record = read_json(path, "what tape.reproduce wrote") if path.exists() else {}
+        if record and (_identity(record["train_command"]), record["source"]) != (
+            _identity(self.train_command),
+            self.arm.source,
+        ):
+            raise InputError(
+                f"{self.directory}: trained by another command or from other weights ({record['train_command']}); "
+                "remove it or give another OUT"
+            )
+        return record
+
+
+def _identity(command: str) -> list[str]:
+    """A command's words but for those that change nothing in a run: where it reads, writes and computes."""
+    words = shlex.split(command)
+    for flag in ("--data_dir", "--device", "--output_dir"):
+        if flag in words:
+            place = words.index(flag)
+            del words[place : place + 2]
+    return words
+
+
+def run_job(job: Job) -> str:
+    """Train and score what is not done yet; returns what was done, in words."""
+    job.directory.mkdir(parents=True, exist_ok=True)
+    path, log, record, done = job.directory / RECORD, job.directory / "log.txt", job.record(), []
+    if "train_minutes" not in record:
+        resume = (job.directory / "args.json").exists()
+        resumed = resume or record.get("resumed", False)
+        record |= {"train_command": job.train_command, "source": job.arm.source, "resumed": resumed}
+        write_json(path, record)
+        minutes = call("tape.train", [*job.train, *(["--resume"] if resume else [])], log)
+        record |= {"train_minutes": minutes, "recipe": dict(job.recipe)}
+        write_json(path, record)
+        done.append(f"trained in {minutes:.1f} min")
+    missing = job.missing()
+    if missing:
+        words = [*job.evaluate, "--split", *missing]
+        minutes = call("tape.evaluate", words, log)
+        commands = [*record.get("eval_commands", []), f"python -m tape.evaluate {shlex.join(words)}"]
+        spent = record.get("eval_minutes", 0.0) + minutes
+        write_json(path, record | {"eval_commands": commands, "eval_minutes": spent})
+        done.append(f"scored {', '.join(missing)} in {minutes:.1f} min")
+    return "; ".join(done) or "was done"
+
+
+def other_runs(jobs: Sequence[Job]) -> dict[str, str]:
+    """Name -> why, of the jobs whose directory holds another run's numbers."""
+    problems = {}
+    for job in jobs:
+        try:
+            job.record()
+        except InputError as error:
+            problems[job.name] = str(error)
+    return problems
+
+
+def run_jobs(jobs: Sequence[Job], side_by_side: int) -> dict[str, str]:
+    """Run the jobs; returns what failed: name -> why. One line a job on stdout."""
+    failed: dict[str, str] = {}
+    lock, finished = threading.Lock(), []
+
+    def one(job: Job) -> None:
+        try:
+            outcome = run_job(job)
+        except (InputError, OSError) as error:
+            outcome = f"FAILED: {error}"
+            failed[job.name] = str(error)
+        with lock:
+            finished.append(job)
+            print(f"[{len(finished)}/{len(jobs)}] {job.name}: {outcome}", flush=True)
+
+    with ThreadPoolExecutor(side_by_side) as pool:
+        list(pool.map(one, jobs))
+    return failed

@@ -1,0 +1,65 @@
+"""The JSON files of a run, tape-train's (args.json) and tape-eval's (<task>-<split>.json), and whose weights it has.
+
+What must hold: a file that is not what it should be is an InputError with its name; numbers that JSON cannot carry
+are null in a file.
+"""
+
+import hashlib
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+
+from proteinlm.errors import InputError
+from proteinlm.model_dir.files import SAFE_NAME, TORCH_NAME
+
+RESULT_KEYS = ("task", "split", "metric", "value", "n_examples", "head", "checkpoint", "seed")
+
+
+def read_json(path: Path, content: str) -> dict:
+    """A file's JSON object; `content` says in an InputError what should be in it."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path}: not a JSON file ({error}); should be {content}") from error
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: holds a JSON {type(value).__name__}; should be {content}")
+    return value
+
+
+def read_run(directory: Path) -> dict:
+    """What tape-train left in the run's directory (args.json); {} for a model directory from elsewhere."""
+    path = directory / "args.json"
+    return read_json(path, "what tape-train wrote") if path.is_file() else {}
+
+
+def read_result(path: Path) -> dict:
+    """One result file of tape-eval, checked for what every reader needs."""
+    result = read_json(path, "a result that tape-eval wrote")
+    missing = [key for key in RESULT_KEYS if key not in result]
+    if missing:
+        raise InputError(f"{path}: key {missing[0]!r} is missing; should be a result that tape-eval wrote")
+    return result
+
+
+def weights_identity(directory: str | Path) -> dict[str, str]:
+    """Which weights a number came from: the directory, the file's name and its sha256."""
+    for name in (SAFE_NAME, TORCH_NAME):
+        path = Path(directory) / name
+        if path.is_file():
+            with path.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            return {"path": str(directory), "weights": name, "weights_sha256": digest}
+    raise InputError(f"{directory}: holds neither {SAFE_NAME} nor {TORCH_NAME}; should be a directory of tape-train's")
+
+
+def finite(value: object) -> object:
+    """NaN and infinities become None, which JSON can carry; inside dicts and lists too."""
+    if isinstance(value, dict):
+        return {key: finite(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(entry) for entry in value]
+    if isinstance(value, float | np.floating):
+        return float(value) if math.isfinite(value) else None
+    return int(value) if isinstance(value, np.integer) else value
