@@ -30,16 +30,11 @@ from tape.data.splits import build_tokenizer, choose_splits, load_split
 from tape.metrics import canonical_metric
 from tape.registry import load_plugins, resolve_trained_task
 from tape.runs.flags import (
-    add_device_flags,
+    DEVICE_FLAGS,
+    add_flags,
     add_ignored_flags,
-    add_length_flags,
-    add_log_level_flag,
-    add_plugin_flag,
-    add_tokenizer_flag,
-    add_worker_flag,
-    check_tokenizer,
+    check_flags,
     choose_precision,
-    note_ignored_flags,
     positive,
     start_logging,
 )
@@ -163,30 +158,22 @@ def build_parser() -> errors.ArgumentParser:
         "--save_predictions", nargs="?", const="npz", choices=FORMS, help="also write each protein's scores (npz)"
     )
     parser.add_argument("--results_pkl", action="store_true", help="also TAPE's results.pkl, of the last split")
-    for add in (add_tokenizer_flag, add_log_level_flag, add_plugin_flag, add_device_flags, add_worker_flag):
-        add(parser)
-    add_length_flags(parser, None)
+    add_flags(parser, "tokenizer", "log_level", "plugin", "max_length", "too_long", *DEVICE_FLAGS, "num_workers")
     add_ignored_flags(parser, IGNORED)
     return parser
-
-
-def check_flags(task: Task, args: argparse.Namespace) -> None:
-    """What can be refused before anything is loaded, and a word on the flags of TAPE's that do nothing here."""
-    note_ignored_flags(args, IGNORED)
-    check_tokenizer(args.tokenizer)
-    for name in map(canonical_metric, args.metrics or ()):
-        # a plugin's model may bring metrics of its own, which only its outputs tell (all_metrics)
-        if name not in task.metrics and task.metric != "loss":
-            raise InputError(f"--metrics {name}: {task.name} has {', '.join(task.metrics)}")
-    check_form(args.save_predictions)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     load_plugins(argv)
     args = build_parser().parse_args(argv)
     task = resolve_trained_task(args.task, args.model_type)
+    check_flags(args, IGNORED)
     start_logging(args.log_level)
-    check_flags(task, args)
+    for name in map(canonical_metric, args.metrics or ()):
+        # a plugin's model may bring metrics of its own, which only its outputs tell (all_metrics)
+        if name not in task.metrics and task.metric != "loss":
+            raise InputError(f"--metrics {name}: {task.name} has {', '.join(task.metrics)}")
+    check_form(args.save_predictions)
     directory = Path(args.run_dir)
     splits, absent = choose_splits(task, args.data_dir, args.split)
     run = read_run(directory)

@@ -13,19 +13,13 @@ from pathlib import Path
 from proteinlm.errors import ArgumentParser, InputError
 from tape.recipes import BUILT_IN, resolve
 from tape.runs.flags import (
-    add_device_flags,
+    DEVICE_FLAGS,
+    add_flags,
     add_ignored_flags,
-    add_length_flags,
-    add_log_level_flag,
-    add_plugin_flag,
-    add_tokenizer_flag,
-    add_worker_flag,
-    check_log_level,
-    check_tokenizer,
+    check_flags,
     count,
     fraction,
     non_negative,
-    note_ignored_flags,
     positive,
 )
 
@@ -148,11 +142,10 @@ def build_parser(model_types: Sequence[str] = MODEL_TYPES) -> ArgumentParser:
     for entry in [entry for entry in fields(TrainOptions) if entry.metadata]:
         container = seeds if entry.name in ("seed", "seeds") else groups[entry.metadata["group"]]
         container.add_argument(f"--{entry.name}", *entry.metadata["spellings"], **entry.metadata["argument"])
-    add_tokenizer_flag(groups["model"])
-    add_plugin_flag(groups["model"])
-    add_length_flags(groups["data"], "error")
-    for add in (add_log_level_flag, add_device_flags, add_worker_flag):
-        add(groups["evaluation and files"])
+    add_flags(groups["model"], "tokenizer", "plugin")
+    add_flags(groups["data"], "max_length", "too_long")
+    add_flags(groups["evaluation and files"], "log_level", *DEVICE_FLAGS, "num_workers")
+    parser.set_defaults(too_long="error")
     add_ignored_flags(parser, IGNORED)
     return parser
 
@@ -186,9 +179,7 @@ def parse_options(
 
 def _check_flags(args: argparse.Namespace) -> None:
     """What no single flag can see, and notices about TAPE's flags without meaning."""
-    note_ignored_flags(args, IGNORED)
-    check_tokenizer(args.tokenizer)
-    check_log_level(args.log_level)
+    check_flags(args, IGNORED)
     if args.save_freq == "improvement" and args.eval_freq <= 0 and args.eval_steps is None:
         raise InputError(f"--save_freq improvement needs evaluations, but --eval_freq {args.eval_freq} means none")
     if args.lora and args.freeze_encoder:

@@ -5,8 +5,9 @@ What must hold: a flag means the same in every command; a value that cannot be u
 
 import argparse
 import logging
+import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
@@ -16,48 +17,41 @@ from tape.runs.processes import is_main_process
 SWITCHES = ("debug",)  # of TAPE's flags without meaning here, those that take no value
 
 
-def count(text: str) -> int:
-    """An int of at least 0."""
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"{text} should be at least 0")
-    return value
+def within(kind: type, low: float, high: float = math.inf) -> Callable[[str], float]:
+    """How a flag reads a finite number from `low` to `high`."""
+    bounds = f"at least {low}" if high == math.inf else f"between {low} and {high}"
+
+    def read(text: str) -> float:
+        value = kind(text)
+        if not (low <= value <= high and math.isfinite(value)):
+            raise argparse.ArgumentTypeError(f"{text} should be {bounds}")
+        return value
+
+    read.__name__ = kind.__name__  # argparse names it where the text is no number
+    return read
 
 
-def positive(text: str) -> int:
-    """An int of at least 1."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} should be at least 1")
-    return value
+count, positive, non_negative, fraction = within(int, 0), within(int, 1), within(float, 0), within(float, 0, 1)
+
+FLAGS: dict[str, dict] = {  # name -> what argparse is to know
+    "plugin": {"action": "append", "default": [], "metavar": "FILE", "help": "a .py that registers tasks, models ..."},
+    "tokenizer": {"default": "iupac", "choices": ("iupac", "unirep"), "help": "iupac; unirep is left out"},
+    "log_level": {"type": str.upper, "default": "INFO", "help": "of Python's logging: DEBUG INFO WARN ERROR"},
+    "max_length": {"type": positive, "help": "residues of a protein the model may see (default: all it can)"},
+    "too_long": {"choices": ("crop", "error"), "help": "a protein over max_length: its first residues, or stop"},
+    "device": {"default": "auto", "help": "auto, cpu, cuda, cuda:1 ..."},
+    "no_cuda": {"action": "store_const", "dest": "device", "const": "cpu", "help": "the same as --device cpu"},
+    "bf16": {"action": "store_true", "help": "bfloat16 autocast (CPU too)"},
+    "fp16": {"action": "store_true", "help": "float16 autocast with loss scaling in training"},
+    "num_workers": {"type": count, "default": 0, "help": "processes that prepare batches (0: none)"},
+}
+DEVICE_FLAGS = ("device", "no_cuda", "bf16", "fp16")
 
 
-def non_negative(text: str) -> float:
-    """A float of at least 0."""
-    value = float(text)
-    if not 0 <= value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} should be a number of at least 0")
-    return value
-
-
-def fraction(text: str) -> float:
-    """A float from 0 to 1."""
-    value = float(text)
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text} should lie between 0 and 1")
-    return value
-
-
-def add_plugin_flag(parser: argparse._ActionsContainer) -> None:
-    """--plugin in a command's help; its value is a list (tape.registry.load_plugins has already read it)."""
-    parser.add_argument(
-        "--plugin", action="append", default=[], metavar="FILE", help="a .py that registers tasks, models or metrics"
-    )
-
-
-def add_tokenizer_flag(parser: argparse._ActionsContainer) -> None:
-    """TAPE's --tokenizer; `check_tokenizer` refuses UniRep's by name."""
-    parser.add_argument("--tokenizer", default="iupac", choices=("iupac", "unirep"), help="iupac; unirep is left out")
+def add_flags(parser: argparse._ActionsContainer, *names: str) -> None:
+    """These of FLAGS."""
+    for name in names:
+        parser.add_argument(f"--{name}", **FLAGS[name])
 
 
 def check_tokenizer(name: str) -> None:
@@ -65,43 +59,9 @@ def check_tokenizer(name: str) -> None:
         raise InputError("--tokenizer unirep belongs to the model type unirep, which is left out; should be iupac")
 
 
-def add_log_level_flag(parser: argparse._ActionsContainer) -> None:
-    """--log_level, which `start_logging` reads."""
-    parser.add_argument(
-        "--log_level", type=str.upper, default="INFO", help="of Python's logging: DEBUG INFO WARN ERROR"
-    )
-
-
-def check_log_level(level: str) -> None:
-    if level not in ("DEBUG", "INFO", "WARN", "WARNING", "ERROR", "10", "20", "30", "40"):
-        raise InputError(f"--log_level {level}: should be DEBUG, INFO, WARN or ERROR")
-
-
 def start_logging(level: str) -> None:
-    """Python's logging at a --log_level; InputError for one that is none."""
-    check_log_level(level)
+    """Python's logging at a --log_level that `check_flags` has passed."""
     logging.basicConfig(level=int(level) if level.isdigit() else level, format="%(levelname)s: %(message)s")
-
-
-def add_length_flags(parser: argparse._ActionsContainer, too_long: str | None) -> None:
-    """--max_length and --too_long, shared by training and evaluation."""
-    parser.add_argument(
-        "--max_length", type=positive, help="residues of a protein the model may see (default: all it can)"
-    )
-    parser.add_argument(
-        "--too_long",
-        choices=("crop", "error"),
-        default=too_long,
-        help="a longer protein: keep its first max_length residues and count it, or stop (training's default: error)",
-    )
-
-
-def add_device_flags(parser: argparse._ActionsContainer) -> None:
-    """--device, --bf16, --fp16 and TAPE's --no_cuda."""
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ...")
-    parser.add_argument("--no_cuda", action="store_const", dest="device", const="cpu", help="the same as --device cpu")
-    parser.add_argument("--bf16", action="store_true", help="bfloat16 autocast (CPU too)")
-    parser.add_argument("--fp16", action="store_true", help="float16 autocast with loss scaling in training")
 
 
 def choose_precision(fp16: bool, bf16: bool, device: torch.device) -> torch.dtype:
@@ -113,11 +73,6 @@ def choose_precision(fp16: bool, bf16: bool, device: torch.device) -> torch.dtyp
     return torch.float16 if fp16 else torch.bfloat16 if bf16 else torch.float32
 
 
-def add_worker_flag(parser: argparse._ActionsContainer) -> None:
-    """--num_workers."""
-    parser.add_argument("--num_workers", type=count, default=0, help="processes that prepare batches (0: none)")
-
-
 def add_ignored_flags(parser: argparse._ActionsContainer, names: Sequence[str]) -> None:
     """TAPE's flags without meaning in a command, left out of its help. Under them --local_rank, torchrun's business."""
     for name in names:
@@ -126,11 +81,14 @@ def add_ignored_flags(parser: argparse._ActionsContainer, names: Sequence[str]) 
     parser.add_argument("--local_rank", "--local-rank", help=argparse.SUPPRESS)  # torch's launcher has used both
 
 
-def note_ignored_flags(args: argparse.Namespace, names: Sequence[str]) -> None:
-    """A notice, from one process, of each of these flags that was given."""
-    for name in names:
+def check_flags(args: argparse.Namespace, ignored: Sequence[str]) -> None:
+    """Refuse what --tokenizer and --log_level cannot be; a notice, from one process, of each ignored flag given."""
+    for name in ignored:
         if getattr(args, name) not in (None, False) and is_main_process():
             print(f"notice: --{name} means nothing here and is ignored", file=sys.stderr)
+    check_tokenizer(args.tokenizer)
+    if args.log_level not in ("DEBUG", "INFO", "WARN", "WARNING", "ERROR", "10", "20", "30", "40"):
+        raise InputError(f"--log_level {args.log_level}: should be DEBUG, INFO, WARN or ERROR")
 
 
 def flag_words(flags: Mapping[str, object]) -> list[str]:
