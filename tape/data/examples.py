@@ -47,10 +47,10 @@ class TapeBatch(dict):
     def get(self, key: str, default=None):
         return self[key] if key in self or key in self.extra else default
 
-    def to(self, device: torch.device, non_blocking: bool = False) -> "TapeBatch":
+    def to(self, device: torch.device) -> "TapeBatch":
         """The batch with its tensors on `device`."""
 
         def move(values: dict) -> dict:
-            return {k: v.to(device, non_blocking=non_blocking) if torch.is_tensor(v) else v for k, v in values.items()}
+            return {k: v.to(device, non_blocking=True) if torch.is_tensor(v) else v for k, v in values.items()}
 
         return TapeBatch(move(self), move(self.extra))

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from proteinlm.errors import InputError
+from tape.data.examples import TapeBatch
 from tape.data.records import find_data_file
 from tape.datasets import RemoteHomologyDataset, TapeDataset
 from tape.tasks import Task
@@ -48,15 +49,14 @@ class SplitData:
     @property
     def truncated(self) -> dict:
         """What --max_length did to the proteins of this part."""
-        counts = self.dataset.counts
-        limit = counts["max_length"]
+        limit, too_long = self.dataset.max_length, self.dataset.too_long
         over = np.zeros(0, np.int64)
-        if limit is not None and counts["too_long"] == "crop":
+        if limit is not None and too_long == "crop":
             lengths = np.array([len(sequence) for sequence in self.sequences])
             over = lengths[lengths > limit] - limit
         return {
             "max_length": limit,
-            "too_long": counts["too_long"],
+            "too_long": too_long,
             "proteins_cropped": len(over),
             "residues_cropped": int(over.sum()),
         }
@@ -77,12 +77,13 @@ class SplitData:
                 self._room -= size
         return example
 
-    def __getitem__(self, request: Request) -> dict:
+    def __getitem__(self, request: Request) -> TapeBatch:
         """The batch of (epoch, indices): input_ids, input_mask, targets, ids, protein_length ..."""
         epoch, indices = request
         if hasattr(self.dataset, "set_epoch"):  # masked residues change with the epoch
             self.dataset.set_epoch(epoch)
-        return self.dataset.collate_fn([self._example(int(index)) for index in self.indices[indices]])
+        batch = self.dataset.collate_fn([self._example(int(index)) for index in self.indices[indices]])
+        return batch if isinstance(batch, TapeBatch) else TapeBatch(batch, {})
 
 
 def load_split(
@@ -129,21 +130,9 @@ def build_tokenizer(name: str) -> TAPETokenizer:
     return TAPETokenizer(vocab=name)
 
 
-def batches(data: SplitData, plan: Sequence[Request], num_workers: int = 0) -> Iterator[dict]:
+def batches(data: SplitData, plan: Sequence[Request], num_workers: int = 0) -> Iterator[TapeBatch]:
     """The batches of the plan, in order; prepared by worker processes if num_workers > 0."""
     if num_workers == 0:
         return (data[request] for request in plan)
     loader = torch.utils.data.DataLoader(data, batch_size=None, sampler=plan, num_workers=num_workers)
     return iter(loader)
-
-
-def to_device(batch: dict, device: torch.device) -> dict:
-    """The batch with its tensors on `device`."""
-    if device.type == "cpu":
-        return batch
-    if hasattr(batch, "to"):  # tape.data.examples.TapeBatch, which knows of more than its keys
-        return batch.to(device, non_blocking=True)
-    return {
-        key: value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value
-        for key, value in batch.items()
-    }

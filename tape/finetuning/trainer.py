@@ -27,7 +27,8 @@ from proteinlm.errors import InputError
 from proteinlm.metrics_log import MetricsLog, NoLog
 from proteinlm.optim import LossScaler, build_optimizer, clip_grad_norm, learning_rate, set_learning_rate
 from tape.data.batching import Share, num_steps, share_step, training_steps
-from tape.data.splits import SplitData, batches, to_device
+from tape.data.examples import TapeBatch
+from tape.data.splits import SplitData, batches
 from tape.finetuning.layers import freeze, learning_rate_scales
 from tape.finetuning.norms import NormKeeper
 from tape.finetuning.options import TrainOptions
@@ -85,7 +86,7 @@ class Trainer:
             step, lr=options.learning_rate, min_lr=0.0, style="linear", warmup=self.warmup, decay_steps=end
         )
 
-    def train_step(self, parts: Sequence[dict], share: Share | None = None) -> tuple[float, float]:
+    def train_step(self, parts: Sequence[TapeBatch], share: Share | None = None) -> tuple[float, float]:
         """One optimizer step on the batch's parts (this process's share of them).
 
         Returns (mean loss over the whole batch, gradient norm before clipping), the same on every process.
@@ -120,9 +121,9 @@ class Trainer:
         self._update(math.isfinite(norm) and math.isfinite(loss))
         return loss, norm
 
-    def _forward(self, part: dict) -> tuple[torch.Tensor, torch.Tensor | int]:
+    def _forward(self, part: TapeBatch) -> tuple[torch.Tensor, torch.Tensor | int]:
         """(sum of the losses of a part, how many were summed)."""
-        batch = to_device(part, self.device)
+        batch = part.to(self.device)
         with torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32):
             outputs = self.task.forward(self.model, batch)
         return self.task.loss(outputs.float(), batch)
@@ -156,15 +157,9 @@ class Trainer:
         """Score the validation split, keep the weights if they are the best so far, count evaluations without."""
         progress, options = self.progress, self.options
         begin = time.perf_counter()
+        size, workers = options.eval_batch_size, options.num_workers
         predictions, loss = predict(
-            self.task,
-            self.model,
-            self.valid,
-            options.eval_batch_size,
-            self.device,
-            self.precision,
-            options.num_workers,
-            self.processes,
+            self.task, self.model, self.valid, size, self.device, self.precision, workers, self.processes
         )
         scores = self.processes.broadcast(self.task.score(predictions) if self.processes.is_main else None)
         value = scores[self.task.metric]
@@ -222,11 +217,8 @@ class Trainer:
     def _loop(self, log: MetricsLog | NoLog) -> None:
         progress, options = self.progress, self.options
         plan = self._plan()
-        requests = [
-            (step // self.steps_per_epoch, part)
-            for step, share in enumerate(plan, progress.step)
-            for part in share.parts
-        ]
+        steps = enumerate(plan, progress.step)
+        requests = [(step // self.steps_per_epoch, part) for step, share in steps for part in share.parts]
         prepared = batches(self.train, requests, options.num_workers)
         bar = _bar(self.total_steps, progress.step, self.processes.is_main)
         losses, begin, pauses = [], time.perf_counter(), 0
@@ -253,15 +245,9 @@ class Trainer:
 
     def _plan(self) -> list[Share]:
         """This process's share of every step that is left."""
-        options = self.options
-        steps = training_steps(
-            self.train.lengths,
-            options.batch_size,
-            options.gradient_accumulation_steps,
-            options.seed,
-            self.progress.step,
-            self.total_steps,
-        )
+        options, first, last = self.options, self.progress.step, self.total_steps
+        accumulation = options.gradient_accumulation_steps
+        steps = training_steps(self.train.lengths, options.batch_size, accumulation, options.seed, first, last)
         return [share_step(parts, self.processes.rank, self.processes.size) for parts in steps]
 
     def _pause(self, log: MetricsLog | NoLog, number: int) -> None:

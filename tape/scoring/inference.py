@@ -11,7 +11,7 @@ import torch
 
 from proteinlm.errors import InputError
 from tape.data.batching import eval_batches
-from tape.data.splits import SplitData, batches, to_device
+from tape.data.splits import SplitData, batches
 from tape.runs.processes import Processes
 from tape.tasks import Prediction, Task
 
@@ -51,7 +51,7 @@ def predict(
     predictions: dict[int, Prediction] = {}
     losses: list[tuple[float, int]] = []
     for (_, indices), batch in zip(mine, batches(data, mine, num_workers), strict=True):
-        batch = to_device(batch, device)
+        batch = batch.to(device)
         with torch.autocast(device.type, precision, enabled=precision != torch.float32):
             outputs = task.forward(model, batch)
         outputs = outputs.float()

@@ -6,12 +6,11 @@ The commands ask tape.registry.resolve_task, which also knows the baselines' mod
 from tape.tasks import (
     contact_prediction,
     embed,
-    fluorescence,
     language_modeling,
     masked_language_modeling,
+    protein_values,
     remote_homology,
     secondary_structure,
-    stability,
 )
 from tape.tasks.base import Prediction, Task
 
@@ -19,8 +18,8 @@ TASKS: dict[str, Task] = {
     "secondary_structure": secondary_structure.TASK,
     "contact_prediction": contact_prediction.TASK,
     "remote_homology": remote_homology.TASK,
-    "fluorescence": fluorescence.TASK,
-    "stability": stability.TASK,
+    "fluorescence": protein_values.FLUORESCENCE,
+    "stability": protein_values.STABILITY,
     "masked_language_modeling": masked_language_modeling.TASK,
 }
 # TAPE's other names: 8 states need ss8 in the files, language_modeling a model that reads in one direction at a time,

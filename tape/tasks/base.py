@@ -16,8 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from tape import metrics
-from tape.models.modeling_bert import ProteinBertConfig, squared_error_sum
+from tape.models.modeling_bert import ProteinBertConfig, cross_entropy_sum
 
 Batch = Mapping[str, object]
 
@@ -46,7 +45,7 @@ Metric = Callable[[Sequence[Prediction]], float]
 
 @dataclass(frozen=True)
 class Task:
-    """One TAPE task. Subclasses give `loss` and `predictions`."""
+    """One TAPE task. Subclasses say what differs: `forward`, `loss`, `predictions`, `counts`, `per_protein`."""
 
     name: str
     dataset: type  # TAPE's constructor: (data_path, split, tokenizer, in_memory=False)
@@ -75,12 +74,17 @@ class Task:
         return model(input_ids=batch["input_ids"], input_mask=batch["input_mask"])[0]
 
     def loss(self, logits: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, torch.Tensor | int]:
-        """(sum of the losses, how many were summed): the caller adds both over everything, then divides once."""
-        raise NotImplementedError
+        """(sum of the losses, how many were summed): the caller adds both over everything, then divides once.
+
+        Cross-entropy over the targets other than -1, unless a task has another.
+        """
+        return cross_entropy_sum(logits, batch["targets"])
 
     def predictions(self, logits: torch.Tensor, batch: Batch) -> list[Prediction]:
-        """One record a protein, on the CPU, padding removed."""
-        raise NotImplementedError
+        """One record a protein, on the CPU, padding removed. Here: those of one target a protein."""
+        lengths, targets = batch["protein_length"].tolist(), to_numpy(batch["targets"])
+        rows = zip(batch["ids"], lengths, to_numpy(logits), targets, strict=True)
+        return [Prediction(*row) for row in rows]
 
     def score(self, predictions: Sequence[Prediction]) -> dict[str, float | int]:
         """Every metric of a whole split, and the counts behind it."""
@@ -112,31 +116,3 @@ def stack_scores(predictions: Sequence[Prediction]) -> tuple[np.ndarray, np.ndar
         return np.zeros((0, 1), np.float32), np.zeros(0, np.int64)
     scores = np.concatenate([np.atleast_1d(p.scores) if p.labels.ndim else p.scores[None] for p in predictions])
     return scores, np.concatenate([np.atleast_1d(p.labels) for p in predictions])
-
-
-def _spearmanr(predictions: Sequence[Prediction]) -> float:
-    return metrics.spearmanr(*stack_scores(predictions))
-
-
-def _mean_squared_error(predictions: Sequence[Prediction]) -> float:
-    return metrics.mean_squared_error(*stack_scores(predictions))
-
-
-def _mean_absolute_error(predictions: Sequence[Prediction]) -> float:
-    return metrics.mean_absolute_error(*stack_scores(predictions))
-
-
-VALUE_METRICS: dict[str, Metric] = {"spearmanr": _spearmanr, "mse": _mean_squared_error, "mae": _mean_absolute_error}
-
-
-class ValueTask(Task):
-    """One number a protein; squared error."""
-
-    def loss(self, logits: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, int]:
-        return squared_error_sum(logits, batch["targets"])
-
-    def predictions(self, logits: torch.Tensor, batch: Batch) -> list[Prediction]:
-        rows = zip(
-            batch["ids"], batch["protein_length"].tolist(), to_numpy(logits), to_numpy(batch["targets"]), strict=True
-        )
-        return [Prediction(name, length, score[0], label[0]) for name, length, score, label in rows]

@@ -12,7 +12,7 @@ import torch
 
 from tape import metrics
 from tape.datasets import ProteinnetDataset
-from tape.models.modeling_bert import ProteinBertForContactPrediction, cross_entropy_sum
+from tape.models.modeling_bert import ProteinBertForContactPrediction
 from tape.tasks.base import Batch, Prediction, Task, to_numpy
 
 
@@ -21,12 +21,9 @@ class ContactPrediction(Task):
 
     def forward(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
         # A model in TAPE's form may want the lengths; ours take them from the mask.
-        wanted = "protein_length" in inspect.signature(model.forward).parameters
-        lengths = {"protein_length": batch["protein_length"]} if wanted else {}
+        takes_lengths = "protein_length" in inspect.signature(model.forward).parameters
+        lengths = {"protein_length": batch["protein_length"]} if takes_lengths else {}
         return model(input_ids=batch["input_ids"], input_mask=batch["input_mask"], **lengths)[0]
-
-    def loss(self, logits: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        return cross_entropy_sum(logits, batch["targets"])
 
     def predictions(self, logits: torch.Tensor, batch: Batch) -> list[Prediction]:
         # Log-odds order pairs as the probability does, without the ties of a probability rounded to 1.

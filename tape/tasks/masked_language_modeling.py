@@ -8,15 +8,12 @@ import torch.nn.functional as F
 
 from tape import metrics
 from tape.datasets import MaskedLanguageModelingDataset
-from tape.models.modeling_bert import ProteinBertForMaskedLM, cross_entropy_sum
+from tape.models.modeling_bert import ProteinBertForMaskedLM
 from tape.tasks.base import Batch, Prediction, Task, to_numpy
 
 
 class MaskedLanguageModeling(Task):
     """Cross-entropy over the hidden residues."""
-
-    def loss(self, logits: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        return cross_entropy_sum(logits, batch["targets"])
 
     def predictions(self, logits: torch.Tensor, batch: Batch) -> list[Prediction]:
         targets = batch["targets"]

@@ -50,7 +50,7 @@ class PluginData(torch.utils.data.Dataset):
         """max_length: residues the model may see; a longer protein is an InputError, for only the user's dataset could
         cut its labels too."""
         self.data = dataset(data_path, split, tokenizer, in_memory=in_memory)
-        self.path, self.max_length, self.split = Path(data_path), max_length, split
+        self.path, self.split, self.max_length, self.too_long = Path(data_path), split, max_length, "error"
         if not hasattr(self.data, "collate_fn"):
             raise InputError(f"{dataset.__name__}: no collate_fn; a TAPE dataset makes its own batches")
         if max_length is not None and len(self) and self.lengths.max() > max_length:
@@ -87,12 +87,6 @@ class PluginData(torch.utils.data.Dataset):
         tokenizer = getattr(self.data, "tokenizer", None) or TAPETokenizer()
         letters = tokenizer.convert_ids_to_tokens(self._alone[index][0][1:-1])
         return {"primary": "".join(letters), "id": str(index)}
-
-    @property
-    def counts(self) -> dict:
-        """As TapeDataset.counts; nothing is cropped or skipped here."""
-        sizes = {"n_records": len(self), "n_examples": len(self), "max_length": self.max_length, "too_long": "error"}
-        return sizes | {"n_cropped": 0, "n_residues_cropped": 0, "n_skipped": 0}
 
     def _collate(self, items: list) -> Mapping:
         batch = self.data.collate_fn(items)

@@ -3,25 +3,15 @@
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 
 from tape import metrics
 from tape.datasets import RemoteHomologyDataset
-from tape.models.modeling_bert import ProteinBertForSequenceClassification, cross_entropy_sum
-from tape.tasks.base import Batch, Prediction, Task, stack_scores, to_numpy
+from tape.models.modeling_bert import ProteinBertForSequenceClassification
+from tape.tasks.base import Prediction, Task, stack_scores
 
 
 class RemoteHomology(Task):
     """One class a protein; cross-entropy."""
-
-    def loss(self, logits: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        return cross_entropy_sum(logits, batch["targets"])
-
-    def predictions(self, logits: torch.Tensor, batch: Batch) -> list[Prediction]:
-        rows = zip(
-            batch["ids"], batch["protein_length"].tolist(), to_numpy(logits), to_numpy(batch["targets"]), strict=True
-        )
-        return [Prediction(*row) for row in rows]
 
     def per_protein(self, predictions: Sequence[Prediction]) -> np.ndarray:
         """[N]: 1 where the protein's fold was ranked first; inf where its scores are not numbers, for NaN is "none"."""

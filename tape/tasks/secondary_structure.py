@@ -11,15 +11,12 @@ import torch
 
 from tape import metrics
 from tape.datasets import SecondaryStructure8Dataset, SecondaryStructureDataset
-from tape.models.modeling_bert import ProteinBertForSequenceToSequenceClassification, cross_entropy_sum
+from tape.models.modeling_bert import ProteinBertForSequenceToSequenceClassification
 from tape.tasks.base import Batch, Prediction, Task, to_numpy
 
 
 class SecondaryStructure(Task):
     """One class a residue; cross-entropy over the labelled residues."""
-
-    def loss(self, logits: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        return cross_entropy_sum(logits, batch["targets"])
 
     def predictions(self, logits: torch.Tensor, batch: Batch) -> list[Prediction]:
         scores, labels, valid = to_numpy(logits), to_numpy(batch["targets"]), to_numpy(batch["valid_mask"])

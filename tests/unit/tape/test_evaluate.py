@@ -142,7 +142,7 @@ def test_tapes_words_are_taken(world, capsys):
     result = score(world, "contact_prediction", *flags)
     assert set(result["requested"]) == set(result["intervals"]) == {"precision_at_l5", "precision_at_l_long"}
     assert result["requested"]["precision_at_l5"] == result["value"]
-    assert "--seed changes nothing" in capsys.readouterr().err
+    assert "--seed means nothing here" in capsys.readouterr().err
     assert not (run / "results.pkl").exists()
     score(world, "contact_prediction", "--results_pkl", "--metrics", "L5")
     values, outputs = pickle.loads((run / "results.pkl").read_bytes())

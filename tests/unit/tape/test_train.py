@@ -207,7 +207,7 @@ def test_learning_rate_warms_up_and_decays(world, tmp_path):
 
 
 def test_a_loss_that_is_not_finite_never_reaches_the_weights(world, tmp_path, monkeypatch, capsys):
-    from tape.tasks.base import ValueTask
+    from tape.tasks.protein_values import ValueTask
 
     loss, calls = ValueTask.loss, []
 

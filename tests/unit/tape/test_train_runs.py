@@ -12,7 +12,7 @@ from proteinlm import errors
 from tape import evaluate, train
 from tape.finetuning.trainer import Trainer
 from tape.models.modeling_bert import ProteinBertForValuePrediction
-from tape.tasks.base import ValueTask
+from tape.tasks.protein_values import ValueTask
 
 
 @pytest.fixture(scope="module")
