@@ -191,8 +191,8 @@ def _relax(points: np.ndarray, rigid: np.ndarray, rounds: int = 400) -> np.ndarr
     for _ in range(rounds):
         delta = points[:, None] - points[None]
         distance = np.linalg.norm(delta, axis=-1) + np.eye(len(points))
-        wanted = np.where(separation == 1, BOND, np.maximum(distance, nearest))
-        pull = (wanted - distance) / distance * np.where(separation == 1, 0.4, 0.2)
+        target = np.where(separation == 1, BOND, np.maximum(distance, nearest))
+        pull = (target - distance) / distance * np.where(separation == 1, 0.4, 0.2)
         points += mobility[:, None] * np.einsum("ij,ijk->ik", pull, delta)
     return points
 

@@ -146,13 +146,13 @@ def _contacts(points: np.ndarray, size: WorldSize) -> tuple[np.ndarray, np.ndarr
             weight[i, j], free[i], free[j] = size.coupling, False, False
     weight += weight.T
     partner = np.argsort(-weight, axis=1, kind="stable")[:, :MAX_CONTACTS]
-    kept = np.take_along_axis(weight, partner, axis=1)
+    strength = np.take_along_axis(weight, partner, axis=1)
     # A contact beyond one site's K would act on one side only; drop it from both: the fitness stays symmetric.
     listed = np.zeros((n, n), bool)
-    np.put_along_axis(listed, partner, kept > 0, axis=1)
+    np.put_along_axis(listed, partner, strength > 0, axis=1)
     mutual = np.take_along_axis(listed & listed.T, partner, axis=1)
     partner = np.where(mutual, partner, np.arange(n)[:, None])
-    return partner.astype(np.int16), np.where(mutual, kept, 0).astype(np.float32)
+    return partner.astype(np.int16), np.where(mutual, strength, 0).astype(np.float32)
 
 
 def _ancestors(size, landscape, keys, fold, superfamily, rng) -> np.ndarray:

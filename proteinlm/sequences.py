@@ -234,7 +234,8 @@ def _json_text(chunk: Chunk, number: int, line: bytes) -> bytes:
     return text.encode("utf-8", "surrogatepass")
 
 
-def _lmdb_open(path: str):
+def open_lmdb(path: str):
+    """An LMDB's environment, read-only and without its lock file; a truncated one is an InputError."""
     import lmdb
 
     try:
@@ -253,7 +254,7 @@ def _lmdb_open(path: str):
 def _lmdb_count(path: str) -> int:
     from proteinlm.untrusted.safe_load import safe_pickle_loads
 
-    with _lmdb_open(path) as environment, environment.begin() as transaction:
+    with open_lmdb(path) as environment, environment.begin() as transaction:
         value = transaction.get(b"num_examples")
     if value is None:
         raise InputError(f"{path}: no key num_examples; not a TAPE LMDB")
@@ -266,7 +267,7 @@ def _lmdb_count(path: str) -> int:
 def _lmdb_texts(chunk: Chunk) -> Iterator[tuple[int, bytes]]:
     from proteinlm.untrusted.safe_load import safe_pickle_loads
 
-    with _lmdb_open(chunk.path) as environment, environment.begin() as transaction:
+    with open_lmdb(chunk.path) as environment, environment.begin() as transaction:
         for i in range(*chunk.records):
             value = transaction.get(str(i).encode())
             if value is None:

@@ -46,35 +46,4 @@ from tape.models.modeling_resnet import (
 )
 from tape.tokenizers import TAPETokenizer
 
-__all__ = [
-    "ProteinBertConfig",
-    "ProteinBertForContactPrediction",
-    "ProteinBertForMaskedLM",
-    "ProteinBertForSequenceClassification",
-    "ProteinBertForSequenceToSequenceClassification",
-    "ProteinBertForValuePrediction",
-    "ProteinBertModel",
-    "ProteinConfig",
-    "ProteinLSTMConfig",
-    "ProteinLSTMForContactPrediction",
-    "ProteinLSTMForLM",
-    "ProteinLSTMForSequenceClassification",
-    "ProteinLSTMForSequenceToSequenceClassification",
-    "ProteinLSTMForValuePrediction",
-    "ProteinLSTMModel",
-    "ProteinModel",
-    "ProteinOneHotConfig",
-    "ProteinOneHotForContactPrediction",
-    "ProteinOneHotForSequenceClassification",
-    "ProteinOneHotForSequenceToSequenceClassification",
-    "ProteinOneHotForValuePrediction",
-    "ProteinOneHotModel",
-    "ProteinResNetConfig",
-    "ProteinResNetForContactPrediction",
-    "ProteinResNetForMaskedLM",
-    "ProteinResNetForSequenceClassification",
-    "ProteinResNetForSequenceToSequenceClassification",
-    "ProteinResNetForValuePrediction",
-    "ProteinResNetModel",
-    "TAPETokenizer",
-]
+__all__ = ["TAPETokenizer", *(name for name in dir() if name.startswith("Protein"))]

@@ -113,16 +113,16 @@ class SecondaryStructureDataset(TapeDataset):
         whole = "valid_mask" not in record or record["valid_mask"] is None
         valid = np.ones(length, bool) if whole else array_of(record, "valid_mask", where, (length,)).astype(bool)
         record = self._cropped(record)
-        token_ids, kept = self._encode(record, where), len(record["primary"])
-        labels = np.pad(labels[:kept].astype(np.int64), 1, constant_values=IGNORE)
-        return Example.of((token_ids, np.ones_like(token_ids), labels), record, valid[:kept])
+        token_ids, seen = self._encode(record, where), len(record["primary"])
+        labels = np.pad(labels[:seen].astype(np.int64), 1, constant_values=IGNORE)
+        return Example.of((token_ids, np.ones_like(token_ids), labels), record, valid[:seen])
 
     def collate_fn(self, batch: Sequence[Example]) -> TapeBatch:
         known = [getattr(example, "valid", None) for example in batch]
         rows = [np.ones(len(e[0]) - 2, bool) if v is None else v for e, v in zip(batch, known, strict=True)]
-        found = super().collate_fn(batch)
-        found.extra["valid_mask"] = torch.from_numpy(pad_sequences([np.pad(row, 1) for row in rows], False))
-        return found
+        collated = super().collate_fn(batch)
+        collated.extra["valid_mask"] = torch.from_numpy(pad_sequences([np.pad(row, 1) for row in rows], False))
+        return collated
 
 
 class SecondaryStructure8Dataset(SecondaryStructureDataset):
@@ -151,18 +151,18 @@ class ProteinnetDataset(TapeDataset):
         tertiary = array_of(record, "tertiary", where, (length, 3)).astype(np.float64)
         valid = array_of(record, "valid_mask", where, (length,)).astype(bool) & np.isfinite(tertiary).all(1)
         record = self._cropped(record)
-        token_ids, kept = self._encode(record, where), len(record["primary"])
-        contacts = contact_map(tertiary[:kept], valid[:kept])
-        return Example.of((token_ids, np.ones_like(token_ids), contacts, kept), record, valid[:kept])
+        token_ids, seen = self._encode(record, where), len(record["primary"])
+        contacts = contact_map(tertiary[:seen], valid[:seen])
+        return Example.of((token_ids, np.ones_like(token_ids), contacts, seen), record, valid[:seen])
 
     def collate_fn(self, batch: Sequence[Example]) -> TapeBatch:
         """protein_length [B] is one of TAPE's keys here; beside them valid_mask [B, L]."""
-        found = super().collate_fn(batch)
-        found["protein_length"] = found.extra.pop("protein_length")
+        collated = super().collate_fn(batch)
+        collated["protein_length"] = collated.extra.pop("protein_length")
         known = [getattr(example, "valid", None) for example in batch]
         rows = [(e[2] != IGNORE).any(1) if v is None else v for e, v in zip(batch, known, strict=True)]
-        found.extra["valid_mask"] = torch.from_numpy(pad_sequences(rows, False))
-        return found
+        collated.extra["valid_mask"] = torch.from_numpy(pad_sequences(rows, False))
+        return collated
 
 
 def contact_map(tertiary: np.ndarray, valid: np.ndarray) -> np.ndarray:
@@ -196,7 +196,7 @@ class MaskedLanguageModelingDataset(TapeDataset):
         record = self._cropped(record)
         token_ids, vocabulary = self._encode(record, where), self.tokenizer.tokenizer
         maskable = np.isin(token_ids, vocabulary.residue_ids)
-        rng = sample_rng(self.seed, MASK_STREAM, int(self._kept[index]), self.epoch)
+        rng = sample_rng(self.seed, MASK_STREAM, int(self._numbers[index]), self.epoch)
         masked, positions, hidden = mask_tokens(token_ids, maskable, vocabulary, rng, self.mask_prob)
         labels = np.full(len(token_ids), IGNORE, np.int64)
         labels[positions] = hidden

@@ -60,8 +60,8 @@ def intervals(task: Task, predictions: Sequence[Prediction], asked: Sequence[str
     scores = per_protein_scores(task, predictions)
     own = {n: mean_of(v) for n, v in per_protein_metrics(task, predictions, scores).items() if n in task.metrics}
     columns: dict[str, Scores] = own | {task.metric: scores}
-    made = {n: confidence_interval(columns[n]) for n in dict.fromkeys([task.metric, *asked]) if n in columns}
-    return {name: interval | {"level": 0.95, "over": "proteins"} for name, interval in made.items()}
+    spreads = {n: confidence_interval(columns[n]) for n in dict.fromkeys([task.metric, *asked]) if n in columns}
+    return {name: interval | {"level": 0.95, "over": "proteins"} for name, interval in spreads.items()}
 
 
 def all_metrics(task: Task, predictions: Sequence[Prediction], asked: Sequence[str]) -> dict:

@@ -77,8 +77,8 @@ def mean_absolute_error(scores: np.ndarray, labels: np.ndarray) -> float:
 
 def mean_and_spread(values: Sequence[float]) -> tuple[float, float]:
     """(mean, sample standard deviation) over seeds; NaN where a value is, and no spread (NaN) of one value."""
-    found = np.asarray(values, np.float64)
-    return float(found.mean()), float(found.std(ddof=1)) if len(found) > 1 else float("nan")
+    array = np.asarray(values, np.float64)
+    return float(array.mean()), float(array.std(ddof=1)) if len(array) > 1 else float("nan")
 
 
 def perplexity(cross_entropies: np.ndarray) -> float:

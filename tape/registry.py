@@ -13,10 +13,12 @@ What must hold: registering a name twice, or a model of an unknown task, is a Ke
 unknown name in a command is an InputError in one line; a plugin that fails leaves the registry as it was.
 """
 
+import contextlib
 import hashlib
 import importlib.util
+import itertools
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -230,12 +232,11 @@ def load_plugin(path: str | Path) -> None:
     name = f"tape_plugin_{hashlib.sha256(str(place).encode()).hexdigest()[:8]}_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, place)
     module = importlib.util.module_from_spec(spec)
-    before = _snapshot()
     sys.modules[name] = module
     try:
-        spec.loader.exec_module(module)
+        with _all_or_nothing():
+            spec.loader.exec_module(module)
     except Exception as error:
-        _restore(before)
         del sys.modules[name]
         message = error.args[0] if isinstance(error, KeyError) and error.args else error
         raise InputError(f"--plugin {path}: {type(error).__name__}: {message}{_line_of(error, place)}") from error
@@ -252,30 +253,30 @@ def _line_of(error: Exception, place: Path) -> str:
     return f" (line {line})" if line else ""
 
 
-def _snapshot() -> tuple[dict, dict, dict]:
-    tasks = registry.task_name_mapping
-    return dict(tasks), {name: dict(spec.models) for name, spec in tasks.items()}, dict(registry.metric_name_mapping)
-
-
-def _restore(before: tuple[dict, dict, dict]) -> None:
-    tasks, models, functions = before
-    for mapping, old in ((registry.task_name_mapping, tasks), (registry.metric_name_mapping, functions)):
-        mapping.clear()
-        mapping.update(old)
-    for name, spec in tasks.items():
-        spec.models.clear()
-        spec.models.update(models[name])
+@contextlib.contextmanager
+def _all_or_nothing() -> Iterator[None]:
+    """What is registered inside stays only if nothing fails."""
+    tasks, functions = registry.task_name_mapping, registry.metric_name_mapping
+    specs, models, old_functions = dict(tasks), {n: dict(spec.models) for n, spec in tasks.items()}, dict(functions)
+    try:
+        yield
+    except BaseException:
+        for mapping, old in (
+            (tasks, specs),
+            (functions, old_functions),
+            *((specs[n].models, models[n]) for n in specs),
+        ):
+            mapping.clear()
+            mapping.update(old)
+        raise
 
 
 def parse_plugins(argv: Sequence[str] | None) -> list[str]:
     """The files of `--plugin FILE` (or --plugin=FILE), in order; the other flags may name what these register."""
     words = list(sys.argv[1:] if argv is None else argv)
-    files = []
-    for word, after in zip(words, [*words[1:], ""], strict=True):
-        if word == "--plugin":
-            files.append(after)
-        elif word.startswith("--plugin="):
-            files.append(word.partition("=")[2])
+    pairs = itertools.pairwise([*words, ""])
+    flags = [(word.partition("="), after) for word, after in pairs if word.split("=")[0] == "--plugin"]
+    files = [value if equals else after for (_, equals, value), after in flags]
     if "" in files:
         raise InputError("--plugin: should be followed by a Python file (.py)")
     return files

@@ -169,7 +169,9 @@ def train_one(
     def prepare() -> tuple[torch.nn.Module, Splits, dict | None]:
         model = build_model(task, options)
         splits = data or choose_validation(task, options, residue_limit(model.config, options.max_length))
-        source = _identity(options) if processes.is_main else None
+        source = None
+        if options.from_pretrained and processes.is_main:
+            source = weights_identity(find_model(options.from_pretrained))  # for a name, the directory it means
         if resume and processes.is_main:
             check_same_weights(source, Path(options.output_dir))
         return model, splits, source
@@ -217,13 +219,6 @@ def train_one(
             flush=True,
         )
     return splits, progress
-
-
-def _identity(options: TrainOptions) -> dict | None:
-    """Which weights the model started from; for a name such as bert-base, in the directory it was found in."""
-    if not options.from_pretrained:
-        return None
-    return weights_identity(find_model(options.from_pretrained))
 
 
 def _values(options: TrainOptions) -> dict[str, object]:

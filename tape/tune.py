@@ -77,9 +77,12 @@ def read_grid(axes: Sequence[Sequence[str]]) -> dict[str, list]:
     """[['pooling', 'first', 'mean'], ...] -> {'pooling': ['first', 'mean']}, each value as its flag reads it."""
     checks, grid = recipe_checks(build_parser()), {}
     for key, *texts in axes:
-        if key not in BUILT_IN or key in grid or not texts:
-            wrong = "twice" if key in grid else "without values" if key in BUILT_IN else "not a key of a recipe"
-            raise InputError(f"--grid {key}: {wrong}; should be one of {', '.join(BUILT_IN)}, with its values")
+        if key not in BUILT_IN:
+            raise InputError(f"--grid {key}: not a key of a recipe; should be one of {', '.join(BUILT_IN)}")
+        if key in grid or not texts:
+            raise InputError(
+                f"--grid {key}: {'twice' if key in grid else 'without values'}; should be one, with values"
+            )
         grid[key] = []
         for text in texts:
             try:

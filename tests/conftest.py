@@ -4,19 +4,18 @@ The proteins here are random letters: enough to see that a road is open, never e
 """
 
 import os
-import pickle
 import subprocess
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 
 # Before any library starts its threads. Two test processes of one thread each use two cores without the threads of one
 # fighting those of the other, and a command that a test starts adds up in the same order as the test itself.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import lmdb
 import numpy as np
 import pytest
+from tape_lmdb import write_lmdb
 
 ROOT = Path(__file__).parent.parent
 RESIDUES = np.array(list("ACDEFGHIKLMNPQRSTVWY"))
@@ -39,16 +38,6 @@ SPLITS = {
 def random_protein(rng: np.random.Generator, shortest: int = 30, longest: int = 70) -> str:
     """One sequence of random residues."""
     return "".join(rng.choice(RESIDUES, rng.integers(shortest, longest)))
-
-
-def write_lmdb(directory: Path, records: Iterable[dict]) -> None:
-    """A split in TAPE's form: pickled records under the keys "0", "1", ..., and their number under "num_examples"."""
-    directory.mkdir(parents=True)
-    records = list(records)
-    with lmdb.open(str(directory), map_size=1 << 24) as environment, environment.begin(write=True) as transaction:
-        for index, record in enumerate(records):
-            transaction.put(str(index).encode(), pickle.dumps(record))
-        transaction.put(b"num_examples", pickle.dumps(len(records)))
 
 
 def labels(folder: str, length: int, rng: np.random.Generator) -> dict:

@@ -58,25 +58,25 @@ class TapeDataset(torch.utils.data.Dataset):
         self.split, self.max_length, self.too_long = split, max_length, too_long
         self.data = open_records(self.path)
         self._cache: list[dict | None] | None = [None] * len(self.data) if in_memory else None
-        self._kept = self._keep()
+        self._numbers = self._choose()
 
     def __len__(self) -> int:
-        return len(self._kept)
+        return len(self._numbers)
 
     def record(self, index: int) -> dict:
         """The whole record of protein `index` as it is on disk, uncropped: primary and id are str."""
         if not 0 <= index < len(self):
             raise IndexError(index)
-        return self._read(int(self._kept[index]))
+        return self._read(int(self._numbers[index]))
 
     def where(self, index: int) -> str:
         """File and record of protein `index`, for messages."""
-        return f"{self.path} record {int(self._kept[index])}"
+        return f"{self.path} record {int(self._numbers[index])}"
 
     @cached_property
     def lengths(self) -> np.ndarray:
         """int64 [len(self)]: residues of each protein as the model sees it (after cropping)."""
-        lengths = self._record_lengths[self._kept]
+        lengths = self._record_lengths[self._numbers]
         return lengths if self.max_length is None else np.minimum(lengths, self.max_length)
 
     @property
@@ -99,7 +99,7 @@ class TapeDataset(torch.utils.data.Dataset):
     def _record_lengths(self) -> np.ndarray:
         return np.array([len(self._read(i)["primary"]) for i in range(len(self.data))], np.int64)
 
-    def _keep(self) -> np.ndarray:
+    def _choose(self) -> np.ndarray:
         """Numbers of the records that are proteins of this dataset."""
         if self.max_length is None or self.too_long == "crop":
             return np.arange(len(self.data))

@@ -64,12 +64,12 @@ def share_step(parts: Sequence[np.ndarray], rank: int, size: int) -> Share:
     """
     if len(parts) >= size:
         ends = np.linspace(0, len(parts), size + 1).astype(int)
-        mine = list(parts[ends[rank] : ends[rank + 1]])
-        return Share(mine, [False] * len(mine), False, len(parts), len(parts) - int(ends[rank + 1]))
+        own = list(parts[ends[rank] : ends[rank + 1]])
+        return Share(own, [False] * len(own), False, len(parts), len(parts) - int(ends[rank + 1]))
     pieces = [np.array_split(part, size)[rank] for part in parts]
     idle = [not len(piece) for piece in pieces]
-    mine = [part[:1] if nothing else piece for part, piece, nothing in zip(parts, pieces, idle, strict=True)]
-    return Share(mine, idle, True, len(parts), 0)
+    own = [part[:1] if nothing else piece for part, piece, nothing in zip(parts, pieces, idle, strict=True)]
+    return Share(own, idle, True, len(parts), 0)
 
 
 def eval_batches(lengths: np.ndarray, batch_size: int) -> list[np.ndarray]:

@@ -8,7 +8,6 @@ hold: pickled values are read through proteinlm.untrusted.safe_load alone (tape.
 """
 
 import errno
-import os
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
@@ -27,8 +26,7 @@ FASTA = (".fasta", ".fa", ".faa", ".fna", ".ffn", ".frn", ".gz")
 
 def _existing(data_file: str | Path) -> Path:
     path = Path(data_file)
-    if not path.exists():
-        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+    path.stat()  # FileNotFoundError
     return path
 
 
@@ -92,17 +90,13 @@ class NPZDataset(Dataset):
     """A folder of .npz files, one protein each (all, or those named in split_files); 'id' is the file's name."""
 
     def __init__(self, data_file: str | Path, in_memory: bool = True, split_files: Collection[str] | None = None):
-        folder = _existing(data_file)
-        if not folder.is_dir():
-            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder))
-        names = None if split_files is None else set(split_files)
-        if names is not None and not names:
+        folder, names = Path(data_file), None if split_files is None else set(split_files)
+        files = sorted(path for path in folder.iterdir() if path.suffix == ".npz")  # NotADirectoryError
+        if names == set():
             raise InputError(f"{folder}: split_files names no file")
-        self._files = sorted(path for path in folder.glob("*.npz") if names is None or path.name in names)
-        if names is None and not self._files:
-            raise FileNotFoundError(errno.ENOENT, "no .npz file", str(folder))
-        if names is not None and len(self._files) < len(names):
-            missing = f"{len(names) - len(self._files)} of the files asked for missing"
+        self._files = files if names is None else [path for path in files if path.name in names]
+        if not self._files or (names and len(self._files) < len(names)):
+            missing = f"{len(names) - len(self._files)} of the files asked for missing" if names else "no .npz file"
             raise FileNotFoundError(errno.ENOENT, missing, str(folder))
 
     def __len__(self) -> int:

@@ -100,10 +100,10 @@ def _related(left: np.ndarray, right: np.ndarray, codes: np.ndarray, starts: np.
         some = slice(begin, begin + (1 << 14))
         counts = sizes[smaller[some]]
         firsts = np.repeat(starts[smaller[some]] - (np.cumsum(counts) - counts), counts)
-        wanted = (np.repeat(larger[some], counts) << 5 * KMER) | codes[firsts + np.arange(counts.sum())]
-        place = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
+        keys_of_smaller = (np.repeat(larger[some], counts) << 5 * KMER) | codes[firsts + np.arange(counts.sum())]
+        place = np.minimum(np.searchsorted(keys, keys_of_smaller), len(keys) - 1)
         pair = np.repeat(np.arange(len(counts)), counts)
-        shared = np.bincount(pair, weights=keys[place] == wanted, minlength=len(counts))
+        shared = np.bincount(pair, weights=keys[place] == keys_of_smaller, minlength=len(counts))
         related[some] = shared >= np.maximum(2, MIN_SHARED * counts)
     return related
 
@@ -137,8 +137,8 @@ def cluster_sequences(sequences: Sequence[str], rounds: int = ROUNDS) -> np.ndar
     return renumber[cluster]
 
 
-def _take(order: np.ndarray, groups: np.ndarray, labels: np.ndarray | None, wanted: int, room: int) -> np.ndarray:
-    """bool[N]: whole groups in this order until `wanted` proteins are out; never above `room`, never all of a class."""
+def _take(order: np.ndarray, groups: np.ndarray, labels: np.ndarray | None, number: int, room: int) -> np.ndarray:
+    """bool[N]: whole groups in this order until `number` proteins are out; never above `room`, never all of a class."""
     members = np.split(np.argsort(groups, kind="stable"), np.cumsum(np.bincount(groups))[:-1])
     left_in_class = np.bincount(labels) if labels is not None else None
     out = np.zeros(len(groups), dtype=bool)
@@ -153,20 +153,20 @@ def _take(order: np.ndarray, groups: np.ndarray, labels: np.ndarray | None, want
             left_in_class = left_in_class - taken
         out[members[group]] = True
         count += len(members[group])
-        if count >= wanted:
+        if count >= number:
             break
     return out
 
 
-def _choose(groups: np.ndarray, wanted: int, seed: int, labels: np.ndarray | None) -> np.ndarray:
-    """bool[N]: about `wanted` proteins in whole groups, small groups before large ones so that no family dominates.
+def _choose(groups: np.ndarray, number: int, seed: int, labels: np.ndarray | None) -> np.ndarray:
+    """bool[N]: about `number` proteins in whole groups, small groups before large ones so that no family dominates.
 
     Where every group is larger than that, the smallest one. All False where each group is the last of some class.
     """
     sizes = np.bincount(groups)
     visits = np.random.default_rng(seed).permutation(len(sizes))
-    small_first = visits[np.argsort(sizes[visits] > max(1, wanted // 4), kind="stable")]
-    out = _take(small_first, groups, labels, wanted, wanted + max(1, wanted // 20))
+    small_first = visits[np.argsort(sizes[visits] > max(1, number // 4), kind="stable")]
+    out = _take(small_first, groups, labels, number, number + max(1, number // 20))
     if out.any():
         return out
     return _take(visits[np.argsort(sizes[visits], kind="stable")], groups, labels, 1, len(groups) // 2)
@@ -182,19 +182,19 @@ def hold_out(
         raise InputError(f"--holdout {fraction}: train has {len(sequences)} proteins, at least 4 are needed")
     clusters = cluster_sequences(sequences)
     sizes = np.bincount(clusters)
-    wanted = max(1, round(fraction * len(sequences)))
+    number = max(1, round(fraction * len(sequences)))
     out, method = np.zeros(len(sequences), dtype=bool), "whole clusters"
     if sizes.max() <= len(sequences) / 2:
-        out = _choose(clusters, wanted, seed, labels)
+        out = _choose(clusters, number, seed, labels)
     if not out.any():
         distinct = np.unique(np.asarray(sequences), return_inverse=True)[1]
-        out = _choose(distinct, wanted, seed, labels)
+        out = _choose(distinct, number, seed, labels)
         reason = "one cluster exceeds half of the data"
         if sizes.max() <= len(sequences) / 2:
             reason = "each cluster is the only one of some class"
         method = f"distinct sequences at random, since {reason}"
     if not out.any() and labels is not None:
-        out = _choose(clusters, wanted, seed, None)
+        out = _choose(clusters, number, seed, None)
         method = "whole clusters, some with classes that train then lacks, since each class has one sequence"
     if not out.any():
         raise InputError(f"--holdout {fraction}: train has one distinct sequence; give --valid_split instead")

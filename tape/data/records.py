@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from proteinlm.errors import InputError
+from proteinlm.sequences import open_lmdb
 from proteinlm.untrusted.safe_load import safe_pickle_loads
 
 SUFFIXES = (".lmdb", ".json")
@@ -71,20 +72,12 @@ class LMDBRecords:
         self._environment = self._open()
 
     def _open(self):
-        import lmdb
-
         key = str(self.path.resolve())
         environment = self._environments.get(key)
         if environment is None:
             if self.path.is_dir() and not (self.path / "data.mdb").is_file():
                 raise InputError(f"{self.path}: a directory without data.mdb is no LMDB")
-            try:
-                environment = lmdb.open(
-                    key, subdir=self.path.is_dir(), readonly=True, lock=False, readahead=False, max_readers=1
-                )
-            except lmdb.Error as error:
-                raise InputError(f"{self.path}: not a readable LMDB ({error})") from None
-            self._environments[key] = environment
+            environment = self._environments[key] = open_lmdb(str(self.path))
         return environment
 
     def _value(self, key: bytes) -> bytes | None:

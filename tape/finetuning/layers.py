@@ -37,8 +37,8 @@ def layer_of(name: str) -> int | None:
 def num_layers(model: nn.Module) -> int:
     """Layers of the encoder; 0 where it has none (onehot)."""
     encoder = getattr(model, encoder_name(model))
-    found = [layer_of(name) for name, _ in encoder.named_parameters()]
-    return 1 + max((layer for layer in found if layer is not None), default=-1)
+    layers = [layer_of(name) for name, _ in encoder.named_parameters()]
+    return 1 + max((layer for layer in layers if layer is not None), default=-1)
 
 
 def learning_rate_scales(model: nn.Module, layer_decay: float, encoder_scale: float) -> Callable[[str], float]:

@@ -70,9 +70,8 @@ class Trainer:
         self.scaler = LossScaler(2.0**16, static=options.loss_scale or None) if half else None
         self.steps_per_epoch = num_steps(len(train), options.batch_size)
         self.total_steps = options.max_steps or options.num_train_epochs * self.steps_per_epoch
-        part = 0.0 if options.warmup_fraction is None else options.warmup_fraction
-        warmup = options.warmup_steps
-        self.warmup = int(self.total_steps * part + 1e-9) if warmup is None else warmup
+        warmup = int(self.total_steps * (options.warmup_fraction or 0.0) + 1e-9)
+        self.warmup = warmup if options.warmup_steps is None else options.warmup_steps
         self.eval_every = options.eval_steps or max(1, options.eval_freq) * self.steps_per_epoch
         self.progress = RunProgress()
         self.on_best: Callable[[RunProgress], None] = lambda progress: None  # called when better weights are saved
@@ -279,9 +278,9 @@ class Trainer:
         }
 
 
-def _bar(total: int, done: int, shown: bool):
+def _bar(total: int, done: int, visible: bool):
     """tqdm on a terminal, silent elsewhere (evaluations print their own lines)."""
     from tqdm import tqdm
 
-    hidden = not shown or not sys.stderr.isatty()
+    hidden = not visible or not sys.stderr.isatty()
     return tqdm(total=total, initial=done, unit="step", disable=hidden, dynamic_ncols=True)

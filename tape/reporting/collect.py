@@ -50,20 +50,17 @@ class Measured:
 
 def measure(jobs: Sequence[Job], task: str, split: str, metric: str, arm: str) -> Measured | None:
     """What the finished runs of one arm say; None if there is none."""
-    results, records, scores, ids = [], [], [], []
-    for job in jobs:
-        if (job.task, job.arm.name) != (task, arm) or split in job.missing() or split not in job.splits:
-            continue
-        result = read_result(job.directory / f"{task}-{split}.json")
-        path = job.directory / f"{task}-{split}.npz"
-        results.append(result)
-        records.append(read_json(job.directory / RECORD, "what tape.reproduce wrote"))
-        scores.append(load_scores(path, None if metric == result["metric"] else metric))
-        ids.append(tuple(load_ids(path)))
-    if not results:
+    scored = [job for job in jobs if (job.task, job.arm.name) == (task, arm) and split in job.splits]
+    directories = [job.directory for job in scored if split not in job.missing()]
+    if not directories:
         return None
-    assert len(set(ids)) == 1, f"{arm} {task} {split}: seeds scored different proteins"
-    return Measured(task, split, metric, arm, tuple(results), tuple(records), tuple(scores), ids[0])
+    results = tuple(read_result(directory / f"{task}-{split}.json") for directory in directories)
+    records = tuple(read_json(directory / RECORD, "what tape.reproduce wrote") for directory in directories)
+    files = [directory / f"{task}-{split}.npz" for directory in directories]
+    scores = tuple(load_scores(file, None if metric == results[0]["metric"] else metric) for file in files)
+    ids = {tuple(load_ids(file)) for file in files}
+    assert len(ids) == 1, f"{arm} {task} {split}: seeds scored different proteins"
+    return Measured(task, split, metric, arm, results, records, scores, ids.pop())
 
 
 def row_of(measured: Measured) -> dict:
@@ -71,7 +68,7 @@ def row_of(measured: Measured) -> dict:
     first, number = measured.results[0], len(measured.results)
     values = measured.values
     mean, spread = mean_and_spread(values)
-    interval = confidence_interval(measured.scores)
+    interval = {key: value for key, value in confidence_interval(measured.scores).items() if key != "value"}
     training = [result.get("training") or {} for result in measured.results]
     validation = first.get("validation") or {}
     row = {
@@ -83,8 +80,7 @@ def row_of(measured: Measured) -> dict:
         "model_type": first["model_type"],
         "head": first["head"],
         "value": mean,
-        "interval": {key: interval[key] for key in ("low", "high", "resamples", "undefined", "seed")}
-        | {"level": 0.95, "over": "proteins"},
+        "interval": interval | {"level": 0.95, "over": "proteins"},
         "seeds": [result["seed"] for result in measured.results],
         "per_seed": values,
         "spread": spread if number > 1 else None,
@@ -106,7 +102,7 @@ def row_of(measured: Measured) -> dict:
         "processes": [entry.get("processes", 1) for entry in training],
         "train_minutes": [record.get("train_minutes") for record in measured.records],
         "eval_minutes": [record.get("eval_minutes") for record in measured.records],
-        "commands": [_commands(record) for record in measured.records],
+        "commands": [[entry["train_command"], *entry.get("eval_commands", [])] for entry in measured.records],
         "recipe": measured.records[0].get("recipe"),
         "recipe_values": training[0].get("recipe") or first["args"],
         "checkpoints": [result["checkpoint"] for result in measured.results],
@@ -116,10 +112,6 @@ def row_of(measured: Measured) -> dict:
     row["early"] = f"{steps} steps of {row['batch_size']} proteins, not to convergence" if steps else None
     row["published"] = _comparisons(row)
     return row
-
-
-def _commands(record: dict) -> list[str]:
-    return [record["train_command"], *record.get("eval_commands", [])]
 
 
 def _precision(flags: Mapping) -> str:

@@ -106,7 +106,7 @@ def group(results: Sequence[dict]) -> list[Line]:
     return sorted(table, key=lambda line: (places.get(line.task, len(places)), line.split, line.head, line.weights))
 
 
-def _ours(line: Line) -> str:
+def _value_of(line: Line) -> str:
     values = line.values
     if len(values) > 1:
         return "{:.3f} ± {:.3f}".format(*mean_and_spread(values))
@@ -145,7 +145,7 @@ def cells(line: Line) -> list[str]:
         metric,
         line.head,
         line.weights,
-        _ours(line),
+        _value_of(line),
         str(len(line.results)),
         " or ".join(f"{number:,}" for number in proteins),
         *("-" if value is None else f"{value:.2f}" for value in published),

@@ -14,8 +14,6 @@ import torch
 from proteinlm.errors import InputError
 from tape.runs.processes import is_main_process
 
-SWITCHES = ("debug",)  # of TAPE's flags without meaning here, those that take no value
-
 
 def within(kind: type, low: float, high: float = math.inf) -> Callable[[str], float]:
     """How a flag reads a finite number from `low` to `high`."""
@@ -70,13 +68,15 @@ def choose_precision(fp16: bool, bf16: bool, device: torch.device) -> torch.dtyp
         raise InputError("--fp16 and --bf16 exclude each other; give one")
     if fp16 and device.type not in ("cuda", "cpu"):
         raise InputError(f"--fp16 needs a CUDA device or a CPU, this run is on {device.type}")
-    return torch.float16 if fp16 else torch.bfloat16 if bf16 else torch.float32
+    if fp16:
+        return torch.float16
+    return torch.bfloat16 if bf16 else torch.float32
 
 
 def add_ignored_flags(parser: argparse._ActionsContainer, names: Sequence[str]) -> None:
     """TAPE's flags without meaning in a command, left out of its help. Under them --local_rank, torchrun's business."""
     for name in names:
-        value = {"action": "store_true"} if name in SWITCHES else {}
+        value = {"action": "store_true"} if name == "debug" else {}
         parser.add_argument(f"--{name}", help=argparse.SUPPRESS, **value)
     parser.add_argument("--local_rank", "--local-rank", help=argparse.SUPPRESS)  # torch's launcher has used both
 

@@ -18,8 +18,8 @@ import json
 import pickle
 import zipfile
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 
@@ -95,7 +95,8 @@ def _write_npz(path, about, ids, lengths, rows, columns, own) -> None:
 
 
 def _write_parquet(path, about, ids, lengths, rows, columns, own) -> None:
-    pyarrow, parquet = import_pyarrow()
+    import pyarrow.parquet
+
     table = {"id": ids, "length": lengths}
     for place, name in enumerate(("scores", "labels")):
         parts = [row[place] for row in rows]
@@ -104,32 +105,23 @@ def _write_parquet(path, about, ids, lengths, rows, columns, own) -> None:
     table |= own | dict(zip(PARQUET_COLUMNS, columns.T, strict=True))
     classes = sorted({row[0].shape[-1] for row in rows if row[0].ndim > row[1].ndim})
     about = about | {"classes": classes[0] if len(classes) == 1 else None}
-    made = pyarrow.table(table).replace_schema_metadata({"tape": json.dumps(about)})
+    content = pyarrow.table(table).replace_schema_metadata({"tape": json.dumps(about)})
     with atomic_path(path) as temporary:
-        parquet.write_table(made, temporary, compression="zstd")
-
-
-def import_pyarrow() -> tuple[ModuleType, ModuleType]:
-    """(pyarrow, pyarrow.parquet), or how to get them."""
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError as error:
-        raise InputError("parquet needs pyarrow: pip install pyarrow; or --save_predictions npz") from error
-    return pyarrow, pyarrow.parquet
+        pyarrow.parquet.write_table(content, temporary, compression="zstd")
 
 
 def check_form(form: str | None) -> None:
     """Refuse parquet without pyarrow before any work is done."""
-    if form == "parquet":
-        import_pyarrow()
+    if form == "parquet" and find_spec("pyarrow") is None:
+        raise InputError("parquet needs pyarrow: pip install pyarrow; or --save_predictions npz")
 
 
 def load_ids(path: str | Path) -> list[str]:
     """The proteins of a file of `save_predictions`, in order."""
-    path = Path(path)
-    if path.suffix == ".parquet":
-        return import_pyarrow()[1].read_table(path, columns=["id"])["id"].to_pylist()
+    if Path(path).suffix == ".parquet":
+        import pyarrow.parquet
+
+        return pyarrow.parquet.read_table(path, columns=["id"])["id"].to_pylist()
     with np.load(path) as stored:
         return stored["ids"].tolist()
 
@@ -159,8 +151,10 @@ def _read_npz(path: Path, metric: str | None) -> Scores:
 
 
 def _read_parquet(path: Path, metric: str | None) -> Scores:
+    import pyarrow.parquet
+
     names = PARQUET_COLUMNS if metric is None else (f"per_protein_{metric}",)
-    table = import_pyarrow()[1].read_table(path, columns=list(names))
+    table = pyarrow.parquet.read_table(path, columns=list(names))
     values = [table[name].to_numpy() for name in names]
     if metric is not None:
         return mean_of(values[0])

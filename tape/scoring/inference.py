@@ -47,10 +47,10 @@ def predict(
     was_training = model.training
     model.eval()
     plan = [(0, indices) for indices in eval_batches(data.lengths, batch_size)]
-    mine = [plan[place] for place in processes.share(len(plan))]
+    share = [plan[place] for place in processes.share(len(plan))]
     predictions: dict[int, Prediction] = {}
     losses: list[tuple[float, int]] = []
-    for (_, indices), batch in zip(mine, batches(data, mine, num_workers), strict=True):
+    for (_, indices), batch in zip(share, batches(data, share, num_workers), strict=True):
         batch = batch.to(device)
         with torch.autocast(device.type, precision, enabled=precision != torch.float32):
             outputs = task.forward(model, batch)

@@ -1,7 +1,7 @@
 """A task: which data, which model, which loss and which number. Everything a trainer or an evaluator needs to know.
 
     task = TASKS["secondary_structure"]
-    model = task.build_model("runs/tape_model", head="proteinlm")
+    model = task.model.from_pretrained("runs/tape_model", num_labels=task.num_labels, head="proteinlm")
     total, count = task.loss(task.forward(model, batch), batch)     # the caller divides once, over the whole batch
     task.score(predictions of the whole split)                      # {"accuracy": ..., "n_examples": ...}
 
@@ -11,12 +11,11 @@ Legend: B proteins, L residues, T tokens (L + 2), C classes.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 import torch
 
-from tape.models.modeling_bert import ProteinBertConfig, cross_entropy_sum
+from tape.models.modeling_bert import cross_entropy_sum
 
 Batch = Mapping[str, object]
 
@@ -55,19 +54,6 @@ class Task:
     metric: str  # the primary metric, a key of `metrics`
     metrics: Mapping[str, Metric] = field(repr=False)
     higher_is_better: bool = True
-
-    def build_model(
-        self,
-        pretrained_dir: str | Path | None = None,
-        config: ProteinBertConfig | None = None,
-        head: str | None = None,
-    ) -> torch.nn.Module:
-        """The task's model from a TAPE directory, or random weights of `config` (TAPE's default shape if that is None).
-
-        head: 'proteinlm' | 'tape'; None takes the directory's (or the config's).
-        """
-        overrides = {"num_labels": self.num_labels} | ({} if head is None else {"head": head})
-        return self.model.from_pretrained(pretrained_dir, config=config, **overrides)
 
     def forward(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
         """The task's logits for one batch."""

@@ -222,36 +222,26 @@ def _loss(predictions: Sequence[PluginPrediction]) -> float:
 
 def plugin_task(spec, model: type) -> PluginTask:
     """The Task of a TAPETaskSpec and one of its model classes."""
-    ours = isinstance(spec.dataset, type) and issubclass(spec.dataset, TapeDataset)
+    is_tape_dataset = isinstance(spec.dataset, type) and issubclass(spec.dataset, TapeDataset)
     splits = tuple(s for s in getattr(spec.dataset, "splits", ("test",)) if s not in ("train", "valid"))
     return PluginTask(
         name=spec.name,
-        dataset=spec.dataset if ours else partial(PluginData, spec.dataset),
+        dataset=spec.dataset if is_tape_dataset else partial(PluginData, spec.dataset),
         model=model,
         num_labels=spec.num_labels,
         splits=splits,
         metric="loss",
-        metrics={"loss": _loss} | {name: _tape_metric(name, function) for name, function in _general().items()},
+        metrics={"loss": _loss}
+        | {name: partial(_tape_metric, name) for name in ("accuracy", "spearmanr", "mse", "mae")},
         higher_is_better=False,
     )
 
 
-def _general() -> dict[str, Callable]:
-    return {name: metrics.TAPE_METRICS[name] for name in ("accuracy", "spearmanr", "mse", "mae")}
-
-
-def _tape_metric(name: str, function: Callable) -> Metric:
-    """TAPE's metric(target, prediction) as one of ours; NaN where it does not fit the task's labels."""
-
-    def metric(predictions: Sequence[Prediction]) -> float:
-        if not predictions:
-            return float("nan")
-        whole = np.asarray(predictions[0].labels).dtype.kind in "iub"
-        if whole != (name == "accuracy"):
-            return float("nan")
-        return float(function([p.labels for p in predictions], [p.scores for p in predictions]))
-
-    return metric
+def _tape_metric(name: str, predictions: Sequence[Prediction]) -> float:
+    """TAPE's metric as one of ours; NaN where it does not fit the task's labels."""
+    if not predictions or (np.asarray(predictions[0].labels).dtype.kind in "iub") != (name == "accuracy"):
+        return float("nan")
+    return _call(metrics.TAPE_METRICS[name], predictions)
 
 
 def registered_metrics(functions: Mapping[str, Callable], taken: Mapping[str, Metric]) -> dict[str, Metric]:
@@ -263,12 +253,16 @@ def registered_metrics(functions: Mapping[str, Callable], taken: Mapping[str, Me
     for name in functions:
         if name in taken:
             logger.warning("metric %s: the task has its own of that name, which is used", name)
-    return {name: partial(_call, name, function) for name, function in functions.items() if name not in taken}
+    return {name: partial(_registered, name, function) for name, function in functions.items() if name not in taken}
 
 
-def _call(name: str, function: Callable, predictions: Sequence[Prediction]) -> float:
+def _call(function: Callable, predictions: Sequence[Prediction]) -> float:
+    return float(function([p.labels for p in predictions], [p.scores for p in predictions]))
+
+
+def _registered(name: str, function: Callable, predictions: Sequence[Prediction]) -> float:
     try:
-        return float(function([p.labels for p in predictions], [p.scores for p in predictions]))
+        return _call(function, predictions)
     except Exception as error:
         logger.warning("metric %s: %s: %s", name, type(error).__name__, error)
         return float("nan")

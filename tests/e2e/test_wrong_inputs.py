@@ -4,14 +4,13 @@ Most cases call the command's `cli` in this process, for speed; the last test se
 """
 
 import importlib
-import pickle
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import lmdb
 import numpy as np
 import pytest
+from tape_lmdb import write_lmdb
 
 PREPROCESS, PRETRAIN, CONVERTER = "pretrain.preprocess", "pretrain.__main__", "converter.__main__"
 TAPE_TRAIN, TAPE_EVAL, TAPE_TABLE = "tape.train", "tape.evaluate", "tape.table"
@@ -77,13 +76,7 @@ def task_data(tmp_path) -> Callable[..., Path]:
     """Write one split of one task with the records given; returns the data directory."""
 
     def write(place: str, records: list[dict], split: str = "train", num_examples: bool = True) -> Path:
-        directory = tmp_path / "tape" / f"{place}_{split}.lmdb"
-        directory.mkdir(parents=True)
-        with lmdb.open(str(directory), map_size=1 << 22) as environment, environment.begin(write=True) as transaction:
-            for index, record in enumerate(records):
-                transaction.put(str(index).encode(), pickle.dumps(record))
-            if num_examples:
-                transaction.put(b"num_examples", pickle.dumps(len(records)))
+        write_lmdb(tmp_path / "tape" / f"{place}_{split}.lmdb", records, num_examples)
         return tmp_path / "tape"
 
     return write

@@ -5,11 +5,11 @@ import pickle
 import shutil
 from pathlib import Path
 
-import lmdb
 import pytest
 import torch
 from damage import Attack
 from megatron_writer import random_weights, write_megatron
+from tape_lmdb import put_lmdb
 
 from converter import convert
 from proteinlm.errors import run
@@ -36,11 +36,6 @@ def tape_dir(tmp_path_factory) -> Path:
     return directory / "tape"
 
 
-def poison(lmdb_directory: Path, value: object, key: bytes) -> None:
-    with lmdb.open(str(lmdb_directory), map_size=1 << 24) as environment, environment.begin(write=True) as transaction:
-        transaction.put(key, pickle.dumps(value))
-
-
 @pytest.mark.parametrize("how", ["call", "nested", "field"])
 @pytest.mark.parametrize("key", [b"0", b"num_examples"])
 def test_lmdb(tmp_path, capsys, tape_dir, tiny_tape_data, how, key):
@@ -48,7 +43,7 @@ def test_lmdb(tmp_path, capsys, tape_dir, tiny_tape_data, how, key):
 
     place, marker = "fluorescence/fluorescence_train.lmdb", tmp_path / "ran"
     shutil.copytree(tiny_tape_data / "fluorescence", tmp_path / "data/fluorescence")
-    poison(tmp_path / "data" / place, attack(marker, how), key)
+    put_lmdb(tmp_path / "data" / place, {key: attack(marker, how)})
     words = ["transformer", "fluorescence", "--from_pretrained", tape_dir, "--data_dir", tmp_path / "data"]
     refused(main, [*words, "--output_dir", tmp_path / "run"], capsys, marker, "refused")
 
@@ -58,7 +53,7 @@ def test_lmdb_as_pretraining_input(tmp_path, capsys, tiny_tape_data):
 
     marker = tmp_path / "ran"
     shutil.copytree(tiny_tape_data / "pfam/pfam_train.lmdb", tmp_path / "x.lmdb")
-    poison(tmp_path / "x.lmdb", attack(marker, "field"), b"3")
+    put_lmdb(tmp_path / "x.lmdb", {b"3": attack(marker, "field")})
     words = ["--input", tmp_path / "x.lmdb", "--output-prefix", tmp_path / "out/x"]
     refused(main, words, capsys, marker, "refused")
     assert not list(tmp_path.glob("out/*"))

@@ -2,14 +2,13 @@
 
 import gzip
 import json
-import pickle
 import subprocess
 import sys
 from pathlib import Path
 
-import lmdb
 import numpy as np
 import pytest
+from tape_lmdb import write_lmdb
 
 from pretrain.data import preprocess
 from pretrain.data.indexed import IndexedDataset
@@ -95,9 +94,7 @@ def test_several_inputs_of_every_kind_in_order(call, tmp_path):
     (tmp_path / "a.fasta.gz").write_bytes(gzip.compress(b">1\nMK\n") + gzip.compress(b">2\nV\n"))
     (tmp_path / "b.jsonl").write_text('{"text": "A C"}\n{"text": "DE"}\n')
     (tmp_path / "c.txt").write_text("FG\n")
-    with lmdb.open(str(tmp_path / "d.lmdb"), map_size=1 << 20) as environment, environment.begin(write=True) as out:
-        out.put(b"num_examples", pickle.dumps(1))
-        out.put(b"0", pickle.dumps({"primary": "HI"}))
+    write_lmdb(tmp_path / "d.lmdb", [{"primary": "HI"}])
     (tmp_path / "e.fasta").write_text("")
     inputs = [tmp_path / name for name in ("b.jsonl", "a.fasta.gz", "d.lmdb", "e.fasta", "c.txt")]
     status, out, _ = call("--input", *inputs)

@@ -2,13 +2,12 @@
 
 import gzip
 import json
-import pickle
 from collections import Counter
 from pathlib import Path
 
-import lmdb
 import numpy as np
 import pytest
+from tape_lmdb import put_lmdb
 
 from proteinlm.errors import InputError
 from proteinlm.sequences import find_unknown, input_kind, parse_chunk, read_chunks, read_fasta
@@ -268,14 +267,6 @@ def test_missing_files_and_plain_directories_are_refused(tmp_path):
 # ---- TAPE LMDB
 
 
-def write_lmdb(path: Path, values: dict[bytes, object]) -> Path:
-    path.mkdir()
-    with lmdb.open(str(path), map_size=1 << 22) as environment, environment.begin(write=True) as transaction:
-        for key, value in values.items():
-            transaction.put(key, value if isinstance(value, bytes) else pickle.dumps(value))
-    return path
-
-
 def records(proteins: list) -> dict[bytes, object]:
     return {b"num_examples": len(proteins)} | {
         str(i).encode(): {"primary": p, "protein_length": len(p), "clan": 1, "family": np.int64(2), "id": b"7"}
@@ -285,7 +276,7 @@ def records(proteins: list) -> dict[bytes, object]:
 
 def test_lmdb_in_its_own_order(tmp_path):
     proteins = [f"{'MKV' * (i % 5)}A" for i in range(3000)]
-    path = write_lmdb(tmp_path / "pfam_train.lmdb", records(proteins))
+    path = put_lmdb(tmp_path / "pfam_train.lmdb", records(proteins))
     assert read(path)[0] == proteins
     assert [chunk.records for chunk in read_chunks(str(path))] == [(0, 2048), (2048, 3000)]
     renamed = tmp_path / "single.lmdb"  # an LMDB may also be a lone file
@@ -294,7 +285,7 @@ def test_lmdb_in_its_own_order(tmp_path):
 
 
 def test_lmdb_unknown_letters_are_counted_and_found(tmp_path):
-    path = write_lmdb(tmp_path / "x.lmdb", records(["MKV", "m j", ""]))
+    path = put_lmdb(tmp_path / "x.lmdb", records(["MKV", "m j", ""]))
     assert read(path) == (["MKV", "MJ"], 1, {}, {"J": 1})
     assert find_unknown(next(read_chunks(str(path)))) == f"{path}, record 1: letter 'J'"
 
@@ -314,12 +305,12 @@ def test_lmdb_unknown_letters_are_counted_and_found(tmp_path):
 def test_wrong_lmdbs_are_refused(change, message, tmp_path):
     values = {k: v for k, v in (records(["MK", "AC"]) | change).items() if v is not None}
     with pytest.raises(InputError, match=message) as caught:
-        read(write_lmdb(tmp_path / "x.lmdb", values))
+        read(put_lmdb(tmp_path / "x.lmdb", values))
     assert str(tmp_path / "x.lmdb") in str(caught.value)
 
 
 def test_truncated_and_foreign_lmdbs_are_refused(tmp_path):
-    path = write_lmdb(tmp_path / "x.lmdb", records(["MKVAC" * 100] * 200))
+    path = put_lmdb(tmp_path / "x.lmdb", records(["MKVAC" * 100] * 200))
     data = (path / "data.mdb").read_bytes()
     (path / "data.mdb").write_bytes(data[: len(data) // 2])
     with pytest.raises(InputError, match="truncated"):

@@ -1,12 +1,11 @@
 """tape.datasets as songlab's users know it: constructors, items and batches worked by hand, errors, the raw files."""
 
 import json
-import pickle
 
-import lmdb
 import numpy as np
 import pytest
 import torch
+from tape_lmdb import write_lmdb
 from torch.utils.data import DataLoader, Dataset
 
 from proteinlm.errors import InputError
@@ -53,12 +52,7 @@ def root(tmp_path_factory):
     """Every dataset's valid split with the two proteins."""
     directory = tmp_path_factory.mktemp("data")
     for folder in ("pfam", "fluorescence", "stability", "remote_homology", "secondary_structure", "proteinnet"):
-        path = directory / folder / f"{folder}_valid.lmdb"
-        path.mkdir(parents=True)
-        with lmdb.open(str(path), map_size=1 << 22) as environment, environment.begin(write=True) as transaction:
-            for number, record in enumerate(RECORDS):
-                transaction.put(str(number).encode(), pickle.dumps(record))
-            transaction.put(b"num_examples", pickle.dumps(len(RECORDS)))
+        write_lmdb(directory / folder / f"{folder}_valid.lmdb", RECORDS)
     return directory
 
 

@@ -1,11 +1,9 @@
 """Tasks beside the five and masked LM: language_modeling, ss_q8 and embed; each task with each model of TAPE's list."""
 
-import pickle
-
-import lmdb
 import numpy as np
 import pytest
 import torch
+from tape_lmdb import write_lmdb
 from toy_data import RESIDUES
 
 from proteinlm.errors import InputError
@@ -49,12 +47,7 @@ def root(tmp_path_factory):
         for length in LENGTHS
     ]
     for folder in {spec.dataset.folder for name, spec in registry.task_name_mapping.items() if name != "embed"}:
-        path = directory / folder / f"{folder}_valid.lmdb"
-        path.mkdir(parents=True)
-        with lmdb.open(str(path), map_size=1 << 22) as environment, environment.begin(write=True) as transaction:
-            for i, record in enumerate(records):
-                transaction.put(str(i).encode(), pickle.dumps(record))
-            transaction.put(b"num_examples", pickle.dumps(len(records)))
+        write_lmdb(directory / folder / f"{folder}_valid.lmdb", records)
     return directory
 
 

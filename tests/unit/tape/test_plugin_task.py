@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 import torch
+from tape_lmdb import write_lmdb
 from torch import nn
 from torch.utils.data import Dataset
-from toy_data import TINY, write_data, write_split
+from toy_data import TINY, build_model, write_data, write_split
 
 from proteinlm.errors import InputError
 from tape import TAPETokenizer
@@ -104,6 +105,55 @@ def test_numbers_do_not_depend_on_the_batch(data):
     assert task.metric == "loss" and not task.higher_is_better
 
 
+class Composition(Hydrophobic):
+    """A vector a protein, as wide as the longest of these proteins has tokens: shares of letters."""
+
+    width: int
+
+    def __getitem__(self, index):
+        token_ids, mask, _ = super().__getitem__(index)
+        return token_ids, mask, np.bincount(token_ids, minlength=30)[: self.width] / len(token_ids)
+
+    def collate_fn(self, batch):
+        return super().collate_fn(batch) | {"targets": torch.tensor(np.array([item[2] for item in batch])).float()}
+
+
+class Shares(Letters):
+    """Guesses the shares; the loss is a squared error."""
+
+    def forward(self, input_ids, input_mask=None, targets=None):
+        guess = self.table(input_ids)[..., :1].mean(1).expand(-1, targets.shape[1])
+        return (nn.functional.mse_loss(guess, targets), {}), guess
+
+
+@pytest.mark.parametrize("beyond", [0, 2])
+def test_a_vector_as_wide_as_the_longest_protein_is_never_cut(tmp_path, monkeypatch, beyond):
+    """Padding is known from batches of one, not guessed from widths that happen to agree."""
+    lengths = (22, 9, 15)
+    records = [{"primary": ("ACDEFGHIKL" * 3)[:length]} for length in lengths]
+    write_lmdb(tmp_path / "stability/stability_train.lmdb", records)
+    monkeypatch.setattr(Composition, "width", max(lengths) + 2 - beyond, raising=False)
+    task = plugin_task(TAPETaskSpec("shares", Composition), Shares)
+    split = load_split(task, tmp_path, "train", TAPETokenizer(), None, "error")
+    alone, together = (results(task, Shares(), split, size)[0] for size in (1, 3))
+    for one, other in zip(alone, together, strict=True):
+        assert one.labels.shape == other.labels.shape == other.scores.shape == (Composition.width,)
+        assert np.array_equal(one.labels, other.labels)
+
+
+def test_a_batch_that_hides_what_is_padding_is_refused(tmp_path):
+    write_split(tmp_path, "secondary_structure", "valid", 3, seed=0)
+
+    class Plain(SecondaryStructureDataset):
+        def collate_fn(self, batch):
+            return dict(super().collate_fn(batch))
+
+    task = plugin_task(TAPETaskSpec("plain", Plain, 3), ProteinBertForSequenceToSequenceClassification)
+    split = load_split(task, tmp_path, "valid", TAPETokenizer(), None, "error")
+    with pytest.raises(InputError, match=r"task plain: its dataset's collate_fn should return what TapeDataset"):
+        results(task, build_model(task, config=CONFIG, head="tape"), split, 3)
+
+
 def test_a_long_protein_is_named_not_dropped(data):
     task = plugin_task(TAPETaskSpec("letters", Hydrophobic, 2), Letters)
     with pytest.raises(InputError, match=r"Hydrophobic valid protein .* residues, but the model sees 25"):
@@ -117,7 +167,7 @@ def test_a_subclass_of_ours_needs_no_wrapping(tmp_path):
         pass
 
     task = plugin_task(TAPETaskSpec("halves", Halves, 3), ProteinBertForSequenceToSequenceClassification)
-    model = task.build_model(None, CONFIG, "tape")
+    model = build_model(task, config=CONFIG, head="tape")
     split = load_split(task, tmp_path, "valid", TAPETokenizer(), 30, "crop")
     assert split.truncated["proteins_cropped"] > 0 and task.splits == ("casp12", "ts115", "cb513")
     with torch.no_grad():

@@ -134,6 +134,28 @@ def test_another_recipe_or_other_weights_are_refused(world, commands):
         run_job(jobs(world)[0])
 
 
+def test_a_report_shows_no_numbers_of_other_weights(world, commands, monkeypatch, capsys):
+    """--report_only over the OUT of another model: its runs are named as not run, with the reason."""
+    run_job(jobs(world)[0])
+    (world / "model/model.safetensors").write_bytes(b"other weights")
+    reported = {}
+
+    def collect(jobs, failed, about):
+        reported.update(failed)
+        return {"not_run": list(failed)}
+
+    monkeypatch.setattr("tape.reporting.collect.collect", collect)
+    monkeypatch.setattr("tape.reporting.pages.write_pages", lambda results, out: None)
+    line = [world / "model", world, world / "out", "--preset", world / "preset.yaml", "--tasks", "stability"]
+    words = [str(word) for word in [*line, "--arms", "pretrained", "--seeds", 0, "--report_only"]]
+    assert errors.run(reproduce.main, words) == 2
+    assert list(reported) == ["pretrained stability seed 0"]
+    assert "from other weights" in reported["pretrained stability seed 0"]
+    (world / "model/model.safetensors").write_bytes(b"weights")
+    reported.clear()
+    assert errors.run(reproduce.main, words) == 0 and not reported
+
+
 def test_random_weights_are_known_by_their_shape(world, commands):
     """The same model converted once more, elsewhere, is the same shape; another width is not."""
     random = {job.arm.name: job for job in jobs(world)}["random"]

@@ -1,27 +1,17 @@
 """TAPE's datasets: LMDB and JSON, targets worked by hand, every wrong record named, workers, long proteins."""
 
 import json
-import pickle
+import os
 
-import lmdb
 import numpy as np
 import pytest
 import torch
+from tape_lmdb import put_lmdb, write_lmdb
 
 from proteinlm.errors import InputError
 from tape import datasets
 
 RNG = np.random.default_rng(0)
-
-
-def write_lmdb(path, records, count=True, subdir=True):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    items = {str(i): record for i, record in enumerate(records)} | ({"num_examples": len(records)} if count else {})
-    environment = lmdb.open(str(path), map_size=1 << 24, subdir=subdir, lock=subdir)
-    with environment, environment.begin(write=True) as transaction:
-        for key, value in items.items():
-            transaction.put(key.encode(), pickle.dumps(value))
-    return path
 
 
 def protein(length):
@@ -245,10 +235,17 @@ def test_wrong_files_are_named(tmp_path):
 
 def test_more_records_promised_than_there_are(tmp_path):
     path = write_lmdb(tmp_path / "stability_train.lmdb", [{"primary": "ACD", "stability_score": [1.0]}])
-    with lmdb.open(str(path)) as environment, environment.begin(write=True) as transaction:
-        transaction.put(b"num_examples", pickle.dumps(2))
+    put_lmdb(path, {b"num_examples": 2})
     with pytest.raises(InputError, match="record 1: missing, though num_examples says 2"):
         datasets.StabilityDataset(tmp_path, "train")[1]
+
+
+def test_a_truncated_lmdb_is_named_not_a_crash(tmp_path):
+    """Reading past the end of a map would kill the process with SIGBUS."""
+    path = write_lmdb(tmp_path / "stability_train.lmdb", [{"primary": "ACD" * 999, "stability_score": [1.0]}] * 99)
+    os.truncate(path / "data.mdb", 8192)
+    with pytest.raises(InputError, match=r"stability_train\.lmdb: truncated: 8192 bytes of"):
+        datasets.StabilityDataset(tmp_path, "train")
 
 
 def test_a_vocabulary_of_pieces_is_refused(fluorescence):

@@ -1,11 +1,10 @@
 """Tasks: losses as sums and counts, scores that do not depend on the batch, and agreement between their parts."""
 
-import pickle
-
-import lmdb
 import numpy as np
 import pytest
 import torch
+from tape_lmdb import write_lmdb
+from toy_data import build_model
 
 from tape import metrics
 from tape.models.modeling_bert import ProteinBertConfig
@@ -35,14 +34,8 @@ def root(tmp_path_factory):
         }
         for i, length in enumerate(LENGTHS)
     ]
-    for task in TASKS.values():
-        folder = task.dataset.folder
-        path = directory / folder / f"{folder}_valid.lmdb"
-        path.mkdir(parents=True, exist_ok=True)
-        with lmdb.open(str(path), map_size=1 << 22) as environment, environment.begin(write=True) as transaction:
-            for i, record in enumerate(records):
-                transaction.put(str(i).encode(), pickle.dumps(record))
-            transaction.put(b"num_examples", pickle.dumps(len(records)))
+    for folder in {task.dataset.folder for task in TASKS.values()}:
+        write_lmdb(directory / folder / f"{folder}_valid.lmdb", records)
     return directory
 
 
@@ -63,7 +56,7 @@ def evaluate(task, model, data, batch_size):
 def test_scores_do_not_depend_on_the_batch(root, name):
     task = TASKS[name]
     torch.manual_seed(0)
-    model = task.build_model(None, CONFIG, "tape")
+    model = build_model(task, config=CONFIG, head="tape")
     data = task.dataset(root, "valid")
     results = {size: evaluate(task, model, data, size) for size in (1, 2, 5)}
     expected, loss, count = results[1]
@@ -85,7 +78,7 @@ def test_scores_do_not_depend_on_the_batch(root, name):
 @pytest.mark.parametrize("name", TASKS)
 def test_loss_is_the_models_loss(root, name):
     task = TASKS[name]
-    model, data = task.build_model(None, CONFIG, "tape"), task.dataset(root, "valid")
+    model, data = build_model(task, config=CONFIG, head="tape"), task.dataset(root, "valid")
     batch = data.collate_fn([data[i] for i in range(4)])
     total, count = task.loss(task.forward(model, batch), batch)
     (loss, _), _ = model(batch["input_ids"], batch["input_mask"], batch["targets"])
@@ -95,7 +88,7 @@ def test_loss_is_the_models_loss(root, name):
 @pytest.mark.parametrize("name", TASKS)
 def test_per_protein_values_give_the_metric(root, name):
     task = TASKS[name]
-    predictions, _, _ = evaluate(task, task.build_model(None, CONFIG, "tape"), task.dataset(root, "valid"), 2)
+    predictions, _, _ = evaluate(task, build_model(task, config=CONFIG, head="tape"), task.dataset(root, "valid"), 2)
     values, score = task.per_protein(predictions), task.score(predictions)[task.metric]
     if values is None:
         assert task.metric in ("spearmanr", "perplexity")
@@ -145,7 +138,7 @@ def test_contact_scores_of_true_contacts_are_perfect(root):
 
 def test_perplexity_is_exp_of_the_summed_loss(root):
     task = TASKS["masked_language_modeling"]
-    predictions, total, count = evaluate(task, task.build_model(None, CONFIG), task.dataset(root, "valid"), 3)
+    predictions, total, count = evaluate(task, build_model(task, config=CONFIG), task.dataset(root, "valid"), 3)
     scores = task.score(predictions)
     assert scores["perplexity"] == pytest.approx(np.exp(total / count), rel=1e-5)
     assert scores["n_masked"] == count and 0 <= scores["accuracy"] <= 1
@@ -153,10 +146,10 @@ def test_perplexity_is_exp_of_the_summed_loss(root):
 
 def test_a_built_model_is_what_was_asked_for(tmp_path):
     task = TASKS["remote_homology"]
-    model = task.build_model(None, CONFIG, "tape")
+    model = build_model(task, config=CONFIG, head="tape")
     assert model.config.num_labels == 1195 and model.config.head == "tape" and not model.training
     model.save_pretrained(tmp_path)
-    assert task.build_model(tmp_path).config.head == "tape"  # as the directory says
+    assert build_model(task, tmp_path).config.head == "tape"  # as the directory says
 
 
 def test_tasks_are_tapes():

@@ -5,11 +5,10 @@ config = write_config(root / "config.json")
 """
 
 import json
-import pickle
 from pathlib import Path
 
-import lmdb
 import numpy as np
+from tape_lmdb import write_lmdb
 
 RESIDUES = np.array(list("ACDEFGHIKLMNPQRSTVWY"))
 FOLDERS = {
@@ -56,17 +55,14 @@ def write_split(root: Path, task: str, split: str, count: int, seed: int, longes
     """An LMDB of `count` proteins of 20 ... longest residues, with anything from few to many lysines."""
     rng = np.random.default_rng(seed)
     directory = root / f"{FOLDERS[task]}_{split}.lmdb"
-    directory.mkdir(parents=True)
-    with lmdb.open(str(directory), map_size=1 << 24) as environment, environment.begin(write=True) as transaction:
-        transaction.put(b"num_examples", pickle.dumps(count))
-        for number in range(count):
-            length = int(rng.integers(20, longest + 1))
-            letters = np.where(rng.random(length) < rng.random() / 2, "K", rng.choice(RESIDUES, length))
-            sequence = "".join(letters)
-            record = {"primary": sequence, "protein_length": length, "id": str(number).encode()}
-            record |= toy_labels(task, sequence, rng)
-            transaction.put(str(number).encode(), pickle.dumps(record))
-    return directory
+    records = []
+    for number in range(count):
+        length = int(rng.integers(20, longest + 1))
+        letters = np.where(rng.random(length) < rng.random() / 2, "K", rng.choice(RESIDUES, length))
+        sequence = "".join(letters)
+        record = {"primary": sequence, "protein_length": length, "id": str(number).encode()}
+        records.append(record | toy_labels(task, sequence, rng))
+    return write_lmdb(directory, records)
 
 
 def write_data(root: Path, task: str, train: int = 64, valid: int = 24, longest: int = 40) -> Path:
@@ -74,6 +70,11 @@ def write_data(root: Path, task: str, train: int = 64, valid: int = 24, longest:
     write_split(root, task, "train", train, seed=1, longest=longest)
     write_split(root, task, "valid", valid, seed=2, longest=longest)
     return root
+
+
+def build_model(task, directory: Path | None = None, config=None, **changes):
+    """The task's model: a directory's weights, or random ones of `config`."""
+    return task.model.from_pretrained(directory, config=config, num_labels=task.num_labels, **changes)
 
 
 def write_config(path: Path, **changes) -> Path:
