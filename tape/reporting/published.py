@@ -10,6 +10,7 @@ named.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 SYSTEMS = ("TAPE one-hot", "TAPE Transformer", "ProteinLM-200M", "ProteinLM-3B")
 METRICS = {
@@ -25,13 +26,14 @@ TASK_METRICS = {
     ("ss_q8", "accuracy"): "8-class accuracy over residues",
     ("masked_language_modeling", "accuracy"): "accuracy over masked residues",
 }
-# TAPE's data: proteins of train, and of the split that the numbers were measured on.
-TRAIN = {
-    "contact_prediction": 25_299,
-    "remote_homology": 12_312,
-    "secondary_structure": 8_678,
-    "fluorescence": 21_446,
-    "stability": 53_614,
+# Task -> proteins of TAPE's train, the split that the numbers were measured on, its proteins, the metric, the values in
+# the order of SYSTEMS.
+TASKS = {
+    "contact_prediction": (25_299, "test", 40, "precision_at_l5", (0.29, 0.36, 0.52, 0.75)),
+    "remote_homology": (12_312, "test_fold_holdout", 718, "accuracy", (0.09, 0.21, 0.26, 0.30)),
+    "secondary_structure": (8_678, "cb513", 513, "accuracy", (0.69, 0.73, 0.75, 0.79)),
+    "fluorescence": (21_446, "test", 27_217, "spearmanr", (0.14, 0.68, 0.68, 0.68)),
+    "stability": (53_614, "test", 12_851, "spearmanr", (0.19, 0.73, 0.77, 0.79)),
 }
 TAPE_CONTACTS = "P@L/5 of separation >= 12"
 PROTEINLM_CONTACTS = "P@L/5 of separation >= 6, contacts pooled over a batch and batches averaged"
@@ -48,6 +50,7 @@ class Published:
     system: str
     task: str
     value: float
+    train: int  # proteins of TAPE's train
     split: str
     proteins: int  # of that split
     metric: str  # the metric's key here; its definition differs where `definition` is set
@@ -58,55 +61,22 @@ class Published:
     others: tuple[str, ...] = ()  # further reasons why the measurement is another
 
 
-SPLITS = {
-    "contact_prediction": ("test", 40),
-    "remote_homology": ("test_fold_holdout", 718),
-    "secondary_structure": ("cb513", 513),
-    "fluorescence": ("test", 27_217),
-    "stability": ("test", 12_851),
-}
-PRIMARY = {
-    "contact_prediction": "precision_at_l5",
-    "remote_homology": "accuracy",
-    "secondary_structure": "accuracy",
-    "fluorescence": "spearmanr",
-    "stability": "spearmanr",
-}
-VALUES = {  # in the order of SYSTEMS
-    "contact_prediction": (0.29, 0.36, 0.52, 0.75),
-    "remote_homology": (0.09, 0.21, 0.26, 0.30),
-    "secondary_structure": (0.69, 0.73, 0.75, 0.79),
-    "fluorescence": (0.14, 0.68, 0.68, 0.68),
-    "stability": (0.19, 0.73, 0.77, 0.79),
-}
-
-
 def _published(task: str, system: str, value: float) -> Published:
-    split, proteins = SPLITS[task]
-    contacts = task == "contact_prediction"
+    train, split, proteins, metric, _ = TASKS[task]
+    entry, contacts = partial(Published, system, task, value, train, split, proteins), task == "contact_prediction"
     if system.startswith("TAPE"):
-        like, name = TAPE_HEADS.get(task, ("tape", "TAPE's (512 hidden units)"))
-        metric = "precision_at_l5_medium_long" if contacts else PRIMARY[task]
-        return Published(system, task, value, split, proteins, metric, like, name, TAPE_CONTACTS if contacts else "")
+        head, name = TAPE_HEADS.get(task, ("tape", "TAPE's (512 hidden units)"))
+        metric = "precision_at_l5_medium_long" if contacts else metric
+        return entry(metric, head, name, TAPE_CONTACTS if contacts else "")
     limited = task in ("contact_prediction", "remote_homology", "secondary_structure")
-    return Published(
-        system,
-        task,
-        value,
-        split,
-        proteins,
-        PRIMARY[task],
-        "proteinlm",
-        "proteinlm",
-        PROTEINLM_CONTACTS if contacts else "",
-        "proteins over 512 residues were left out" if limited else "",
-        ("its finetuning threw the encoder's final LayerNorm away",),
-    )
+    dropped = "proteins over 512 residues were left out" if limited else ""
+    others = ("its finetuning threw the encoder's final LayerNorm away",)
+    return entry(metric, "proteinlm", "proteinlm", PROTEINLM_CONTACTS if contacts else "", dropped, others)
 
 
 PUBLISHED: dict[str, dict[str, Published]] = {
     task: {system: _published(task, system, value) for system, value in zip(SYSTEMS, values, strict=True)}
-    for task, values in VALUES.items()
+    for task, (*_, values) in TASKS.items()
 }
 
 
@@ -126,8 +96,8 @@ def reasons(result: Mapping, published: Published) -> list[str]:
     elif result["n_examples"] != published.proteins:
         differences.append(f"proteins: ours {result['n_examples']:,}, published {published.proteins:,}")
     train = result.get("train_proteins")
-    if train is not None and train != TRAIN[published.task]:
-        differences.append(f"train: ours {train:,} proteins, published {TRAIN[published.task]:,}")
+    if train is not None and train != published.train:
+        differences.append(f"train: ours {train:,} proteins, published {published.train:,}")
     if result["metric"] != published.metric or "pooled" in published.definition:
         definition = published.definition or metric_definition(published.task, published.metric)
         own = metric_definition(result["task"], result["metric"])

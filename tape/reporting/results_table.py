@@ -3,8 +3,8 @@
     rows = build_table(["runs/"])           # the text of each cell, see COLUMNS
     to_text(rows), to_markdown(rows), to_html(rows)
 
-Numbers are what the files say; nothing is recomputed. What must hold: different experiments never share a line, and a
-note says in what a published number beside ours is another measurement.
+Numbers are what the files say; nothing is recomputed. What must hold: different experiments never share a line, and
+a note says in what each published number is another measurement than ours.
 """
 
 import json
@@ -15,25 +15,11 @@ from pathlib import Path
 
 from proteinlm.errors import InputError
 from tape.metrics import mean_and_spread
-from tape.reporting.published import SPLITS, VALUES, metric_definition
+from tape.reporting.published import PUBLISHED, SYSTEMS, metric_definition, reasons
 from tape.reporting.tables import html_table, markdown_table
 from tape.runs.results import read_result
 
-# (TAPE Transformer, ProteinLM-200M, ProteinLM-3B) and the split they were measured on.
-PUBLISHED = {task: (SPLITS[task][0], values[1:]) for task, values in VALUES.items()}
-# What keeps even the same split and head from being the same measurement.
-CAVEATS = {
-    "contact_prediction": "published P@L/5 pools contacts over a batch; ProteinLM dropped proteins over 512 residues",
-    "remote_homology": "ProteinLM dropped proteins over 512 residues and its final LayerNorm",
-    "secondary_structure": "ProteinLM dropped proteins over 512 residues and its final LayerNorm",
-    "fluorescence": "ProteinLM dropped its final LayerNorm",
-    "stability": "ProteinLM dropped its final LayerNorm",
-}
-HEAD_CAVEATS = {"tape": "ProteinLM used head proteinlm", "proteinlm": "TAPE used its own head"}
-COLUMNS = (
-    *("task", "split", "metric", "head", "weights", "ours", "runs", "proteins"),
-    *("TAPE Transformer", "ProteinLM-200M", "ProteinLM-3B", "note"),
-)
+COLUMNS = ("task", "split", "metric", "head", "weights", "ours", "runs", "proteins", *SYSTEMS[1:], "note")
 NOT_THE_RECIPE = ("seed", "seeds", "output_dir", "log_dir", "data_dir", "device", "num_workers", "resume", "force_save")
 
 
@@ -128,28 +114,29 @@ def _notes(line: Line) -> list[str]:
         notes.append(f"{most} proteins cropped to {limit} residues")
     if line.task not in PUBLISHED:
         return [*notes, "nothing published to compare with"]
-    split, _ = PUBLISHED[line.task]
-    if line.split != split:
-        notes.append(f"not comparable: published on {split}")
-    return [*notes, HEAD_CAVEATS.get(line.head, ""), CAVEATS[line.task]]
+    result = line.results[0] | {"n_seeds": len(line.results), "truncated": None}
+    systems: dict[str, list[str]] = {}
+    for system in SYSTEMS[1:]:
+        for reason in reasons(result, PUBLISHED[line.task][system]):
+            systems.setdefault(reason, []).append(system)
+    return notes + [f"{reason} ({', '.join(names)})" for reason, names in systems.items()]
 
 
 def cells(line: Line) -> list[str]:
     """The text of one line, one string a column."""
-    _, published = PUBLISHED.get(line.task, ("", (None, None, None)))
-    metric = metric_definition(line.task, line.metric)
+    published = PUBLISHED.get(line.task, {})
     proteins = sorted({result["n_examples"] for result in line.results})
     return [
         line.task,
         line.split,
-        metric,
+        metric_definition(line.task, line.metric),
         line.head,
         line.weights,
         _value_of(line),
         str(len(line.results)),
         " or ".join(f"{number:,}" for number in proteins),
-        *("-" if value is None else f"{value:.2f}" for value in published),
-        "; ".join(filter(None, _notes(line))),
+        *(f"{published[system].value:.2f}" if published else "-" for system in SYSTEMS[1:]),
+        "; ".join(_notes(line)),
     ]
 
 

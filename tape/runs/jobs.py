@@ -76,10 +76,8 @@ class Job:
         """What RECORD says, {} where there is none. InputError where it is another run's than this one."""
         path = self.directory / RECORD
         record = read_json(path, "what tape.reproduce wrote") if path.exists() else {}
-        if record and (_identity(record["train_command"]), record["source"]) != (
-            _identity(self.train_command),
-            self.arm.source,
-        ):
+        expected = (_identity(self.train_command), self.arm.source)
+        if record and (_identity(record["train_command"]), record["source"]) != expected:
             raise InputError(
                 f"{self.directory}: trained by another command or from other weights ({record['train_command']}); "
                 "remove it or give another OUT"

@@ -157,8 +157,7 @@ def start(device_name: str) -> tuple[Processes, torch.device]:
 
     Under torchrun `auto` and `cuda` mean the GPU of this process's local rank.
     """
-    size = int(os.environ.get("WORLD_SIZE", "1"))
-    rank, local_rank = int(os.environ.get("RANK", "0")), int(os.environ.get("LOCAL_RANK", "0"))
+    size, rank, local_rank = (int(os.environ.get(n, d)) for n, d in (("WORLD_SIZE", 1), ("RANK", 0), ("LOCAL_RANK", 0)))
     device = choose_device(device_name, local_rank if size > 1 else None)
     if size == 1:
         return Processes(), device

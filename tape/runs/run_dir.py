@@ -18,7 +18,7 @@ import torch
 
 from proteinlm.errors import InputError
 from proteinlm.files import atomic_path
-from proteinlm.model_dir.files import SAFE_NAME, TORCH_NAME
+from proteinlm.model_dir.files import CONFIG_NAME, SAFE_NAME, TORCH_NAME
 from proteinlm.model_dir.find import find_model
 from proteinlm.optim import LossScaler
 from proteinlm.untrusted.safe_load import safe_torch_load
@@ -60,7 +60,7 @@ def run_directory(options: TrainOptions) -> str:
 
 def refuse_to_overwrite(directory: Path, flag: str) -> None:
     """InputError where the directory holds a model or a run, whose record would be false afterwards."""
-    for name in ("config.json", "args.json", SAFE_NAME, TORCH_NAME):
+    for name in (CONFIG_NAME, "args.json", SAFE_NAME, TORCH_NAME):
         if (directory / name).exists():
             raise InputError(f"{flag} {directory}: already holds {name}; give a new directory")
 
@@ -101,7 +101,7 @@ def check_same_weights(source: dict | None, output: Path) -> None:
 def clear(output: Path) -> None:
     """Remove what a run left, its results of evaluation included, args.json last: until then it is a started run."""
     shutil.rmtree(output / "last", ignore_errors=True)
-    for name in ("metrics.jsonl", "config.json", "model.safetensors", "pytorch_model.bin"):
+    for name in ("metrics.jsonl", CONFIG_NAME, SAFE_NAME, TORCH_NAME):
         (output / name).unlink(missing_ok=True)
     task = read_run(output).get("args", {}).get("task")
     for path in output.glob(f"{task}-*.*") if task else ():

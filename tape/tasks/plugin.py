@@ -16,7 +16,7 @@ Legend: B proteins, N tokens of the longest (residues + 2), C classes.
 import inspect
 import itertools
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -64,7 +64,7 @@ class PluginData(torch.utils.data.Dataset):
         return len(self.data)
 
     def __getitem__(self, index: int) -> "NumberedItem":
-        return NumberedItem.of(self.data[index], index)
+        return NumberedItem(index, self.data[index])
 
     @cached_property
     def lengths(self) -> np.ndarray:
@@ -102,17 +102,15 @@ class PluginData(torch.utils.data.Dataset):
         return TapeBatch(dict(batch), {"ids": [str(item.number) for item in items], "target_shapes": shapes})
 
 
-class NumberedItem(tuple):
-    """A user's item (as it is in `.item`) that knows its place in the dataset."""
+@dataclass(frozen=True)
+class NumberedItem:
+    """A user's item and its place in the dataset; iteration sees the item's parts."""
 
-    item: object
     number: int
+    item: object
 
-    @classmethod
-    def of(cls, item: object, number: int) -> "NumberedItem":
-        numbered = cls(item if isinstance(item, tuple) else (item,))
-        numbered.item, numbered.number = item, number
-        return numbered
+    def __iter__(self) -> Iterator:
+        return iter(self.item if isinstance(self.item, tuple) else (self.item,))
 
 
 @dataclass(frozen=True)

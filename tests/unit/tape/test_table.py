@@ -89,7 +89,8 @@ def test_what_is_not_comparable_is_said(tmp_path):
     result(tmp_path, 5.0, task="masked_language_modeling", split="holdout", metric="perplexity")
     by_task = {row["task"]: row for row in rows(tmp_path)}
     note = by_task["contact_prediction"]["note"]
-    assert "published on test" in note and "pools contacts over a batch" in note and "head proteinlm" in note
+    assert "split: ours valid, published test (TAPE Transformer, ProteinLM-200M, ProteinLM-3B)" in note
+    assert "contacts pooled over a batch" in note and "head: ours tape, published proteinlm (ProteinLM-200M" in note
     assert by_task["contact_prediction"]["metric"].startswith("P@L/5, separation >= 6")
     assert "4 proteins cropped to 30 residues" in by_task["stability"]["note"]
     assert "some runs share a seed" in by_task["stability"]["note"]
@@ -104,7 +105,7 @@ def test_published_columns_are_the_published_table(tmp_path):
     found = rows(tmp_path)
     assert [row["task"] for row in found] == list(splits)
     assert [row["ProteinLM-200M"] for row in found] == ["0.52", "0.26", "0.75", "0.68", "0.77"]
-    assert not [row for row in found if "not comparable" in row["note"]]
+    assert not [row for row in found if "split: " in row["note"]]
 
 
 def test_undefined_values_are_shown(tmp_path):
