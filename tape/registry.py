@@ -257,17 +257,13 @@ def _line_of(error: Exception, place: Path) -> str:
 def _all_or_nothing() -> Iterator[None]:
     """What is registered inside stays only if nothing fails."""
     tasks, functions = registry.task_name_mapping, registry.metric_name_mapping
-    specs, models, old_functions = dict(tasks), {n: dict(spec.models) for n, spec in tasks.items()}, dict(functions)
+    before = [(mapping, dict(mapping)) for mapping in (tasks, functions, *(spec.models for spec in tasks.values()))]
     try:
         yield
     except BaseException:
-        for mapping, old in (
-            (tasks, specs),
-            (functions, old_functions),
-            *((specs[n].models, models[n]) for n in specs),
-        ):
+        for mapping, content in before:
             mapping.clear()
-            mapping.update(old)
+            mapping.update(content)
         raise
 
 
