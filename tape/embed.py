@@ -31,15 +31,24 @@ from proteinlm.encoder import default_batch_tokens
 from proteinlm.errors import InputError
 from proteinlm.progress import Progress
 from tape.data.lengths import residue_limit
-from tape.finetuning.options import add_device_flags, add_tokenizer_flag, check_tokenizer, choose_precision, positive
 from tape.inference.encoding import OUTPUTS, TrunkEncoder
 from tape.inference.fasta import Rules, Scan, add_fasta_flags, read_windows, scan_fasta
 from tape.inference.files import FORMATS, WRITERS, Contents, choose_format
 from tape.inference.parts import PartStore, pack_names, plan_parts
-from tape.registry import add_plugin_flag, load_plugins, resolve_task
-from tape.runs.processes import World, run_together
+from tape.registry import load_plugins, resolve_task
+from tape.runs.flags import (
+    DEVICE_FLAGS,
+    add_flags,
+    add_ignored_flags,
+    check_tokenizer,
+    choose_precision,
+    note_ignored,
+    positive,
+)
+from tape.runs.processes import Processes, run_together
 
-IGNORED = ("vocab_file", "output_dir", "seed", "local_rank", "num_workers", "log_level", "task", "debug")
+IGNORED = ("vocab_file", "output_dir", "debug")  # TAPE's; those of the next line without a word
+NO_MATTER = ("seed", "num_workers", "log_level", "task")
 MANIFEST_FLAGS = ("layer", "format", "save_fp16", "tokens_per_batch", "batch_size", "part_proteins")
 NPZ_MANY = 100_000  # proteins from which on a notice recommends another format
 
@@ -63,13 +72,9 @@ def build_parser() -> errors.ArgumentParser:
     parser.add_argument("--part_proteins", type=positive, default=8192, help="proteins between two part files")
     parser.add_argument("--log_interval", type=float, default=30.0, help="seconds between lines of progress")
     add_fasta_flags(parser)
-    add_device_flags(parser)
-    add_tokenizer_flag(parser)
+    add_flags(parser, *DEVICE_FLAGS, "tokenizer", "plugin")
     parser.add_argument("--model_config_file", help="config.json to check MODEL_DIR by")
-    add_plugin_flag(parser)
-    for flag in IGNORED:
-        spellings = dict.fromkeys((f"--{flag}", f"--{flag.replace('local_', 'local-')}"))  # torch's launcher uses both
-        parser.add_argument(*spellings, nargs="?", const=True, help=argparse.SUPPRESS)
+    add_ignored_flags(parser, (*IGNORED, *NO_MATTER))
     return parser
 
 
@@ -108,12 +113,18 @@ def make_manifest(args: argparse.Namespace, scan: Scan, model_sha256: str, outpu
 
 
 def embed_parts(
-    encoder: TrunkEncoder, scan: Scan, bounds: np.ndarray, store: PartStore, outputs: list[str], args, world: World
+    encoder: TrunkEncoder,
+    scan: Scan,
+    bounds: np.ndarray,
+    store: PartStore,
+    outputs: list[str],
+    args,
+    processes: Processes,
 ) -> int:
     """Make this process's parts that are not there yet; returns the number of their proteins."""
-    missing = [part for part in world.share(len(bounds) - 1) if not store.has(part)]
+    missing = [part for part in processes.share(len(bounds) - 1) if not store.has(part)]
     total = sum(int(bounds[part + 1] - bounds[part]) for part in missing)
-    with Progress("proteins", total, seconds=args.log_interval, quiet=not world.is_main) as progress:
+    with Progress("proteins", total, seconds=args.log_interval, quiet=not processes.is_main) as progress:
         for part, proteins in read_windows(scan, bounds, missing):
             names = {"ids": pack_names([protein.id for protein in proteins])}
             lengths = {"length": np.array([len(protein.residues) for protein in proteins], np.int32)}
@@ -134,12 +145,10 @@ def check(args: argparse.Namespace) -> None:
         raise InputError("--duplicates keep: the names are the keys of an .npz file; write .h5 or .parquet")
     if Path(args.out_file).resolve() == Path(args.data_file).resolve():
         raise InputError(f"{args.out_file}: is the input; give the output a name of its own")
-    for flag in IGNORED:
-        if getattr(args, flag) is not None and flag not in ("task", "local_rank", "log_level", "seed", "num_workers"):
-            print(f"notice: --{flag} means nothing here and is ignored", file=sys.stderr)
+    note_ignored(args, IGNORED)
 
 
-def run(args: argparse.Namespace, world: World, device: torch.device) -> None:
+def run(args: argparse.Namespace, processes: Processes, device: torch.device) -> None:
     """The whole command, on every process."""
     requested = args.embeddings or (["pooled"] if args.full_sequence_embed else ["pooled", "avg"])
     outputs = [name for name in OUTPUTS if name in requested or (name == "seq" and args.full_sequence_embed)]
@@ -148,19 +157,19 @@ def run(args: argparse.Namespace, world: World, device: torch.device) -> None:
     model = load_trunk(args.model_type, args.from_pretrained, args.model_config_file)
     check_tokenizer(args.tokenizer)
     rules = Rules(residue_limit(model.config, args.max_length), args.too_long, args.duplicates)
-    scan = world.together(lambda: scan_fasta(args.data_file, rules) if world.is_main else None)
-    scan = world.broadcast(scan)
+    scan = processes.together(lambda: scan_fasta(args.data_file, rules) if processes.is_main else None)
+    scan = processes.broadcast(scan)
     manifest = make_manifest(args, scan, model_digest(model), outputs, device.type)
     encoder = TrunkEncoder(model, args.layer, device, precision)
     widths = {name: width for name, width in encoder.widths.items() if name in outputs}
     bounds = plan_parts(scan.selected_lengths, args.part_proteins, (2 if args.save_fp16 else 4) * widths.get("seq", 0))
     store = PartStore(args.out_file, manifest)
-    world.together(lambda: begin(store, scan, len(bounds) - 1, args.format) if world.is_main else None)
+    processes.together(lambda: begin(store, scan, len(bounds) - 1, args.format) if processes.is_main else None)
     started = time.monotonic()
-    embedded = world.together(lambda: embed_parts(encoder, scan, bounds, store, outputs, args, world))
-    shares = world.all_gather((embedded, peak_memory()))  # waits for all parts
+    embedded = processes.together(lambda: embed_parts(encoder, scan, bounds, store, outputs, args, processes))
+    shares = processes.all_gather((embedded, peak_memory()))  # waits for all parts
     seconds = time.monotonic() - started
-    if world.is_main:
+    if processes.is_main:
         tokens = int(scan.selected_lengths.sum(dtype=np.int64)) + 2 * len(scan)
         attributes = {name.removeprefix("--"): value for name, value in manifest.items()}
         contents = Contents(len(scan), tokens, widths, "float16" if args.save_fp16 else "float32", attributes)
@@ -196,7 +205,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     load_plugins(argv)
     args = build_parser().parse_args(argv)
     check(args)
-    return run_together(args.device, lambda world, device: run(args, world, device))
+    return run_together(args.device, lambda processes, device: run(args, processes, device))
 
 
 def cli() -> int:

@@ -26,14 +26,14 @@ from proteinlm.errors import InputError
 from proteinlm.model_dir.files import read_config
 from proteinlm.progress import Progress
 from tape.data.lengths import residue_limit
-from tape.evaluate import read_run
-from tape.finetuning.options import add_device_flags, choose_precision, positive
 from tape.inference.encoding import TOKENIZER, pad
 from tape.inference.fasta import Protein, Rules, add_fasta_flags, read_windows, scan_fasta
 from tape.inference.parts import plan_parts
 from tape.inference.predictors import REPORTS, kind_of_logits, open_maps, open_table
-from tape.registry import KINDS, add_plugin_flag, load_plugins, resolve_task
+from tape.registry import TASK_KINDS, load_plugins, resolve_task
+from tape.runs.flags import DEVICE_FLAGS, add_flags, choose_precision, positive
 from tape.runs.processes import choose_device
+from tape.runs.results import read_run
 
 WINDOW = 1024  # proteins; sorted by length within
 MAP_WINDOW = 16  # whose maps are in memory together
@@ -54,8 +54,7 @@ def build_parser() -> errors.ArgumentParser:
     )
     parser.add_argument("--log_interval", type=float, default=30.0, help="seconds between lines of progress")
     add_fasta_flags(parser)
-    add_device_flags(parser)
-    add_plugin_flag(parser)
+    add_flags(parser, *DEVICE_FLAGS, "plugin")
     return parser
 
 
@@ -111,7 +110,7 @@ def load_predictor(args: argparse.Namespace) -> tuple[str, Predictor, dict]:
     if made_for not in (None, name):
         raise InputError(f"--task {name}: {directory} was finetuned on {made_for}")
     task = resolve_task(name, args.model_type or flags.get("model_type") or config.get("base_model") or "transformer")
-    kind = KINDS.get(name)
+    kind = TASK_KINDS.get(name)
     if kind is not None and kind not in REPORTS:
         raise InputError(f"task {name}: tape-predict has nothing to say; tape-embed gives embeddings")
     if args.masked and kind != "masked_language_modeling":

@@ -81,11 +81,16 @@ def add_ignored_flags(parser: argparse._ActionsContainer, names: Sequence[str]) 
     parser.add_argument("--local_rank", "--local-rank", help=argparse.SUPPRESS)  # torch's launcher has used both
 
 
-def check_flags(args: argparse.Namespace, ignored: Sequence[str]) -> None:
-    """Refuse what --tokenizer and --log_level cannot be; a notice, from one process, of each ignored flag given."""
-    for name in ignored:
+def note_ignored(args: argparse.Namespace, names: Sequence[str]) -> None:
+    """A notice, from one process, of each of these flags that is on the command line."""
+    for name in names:
         if getattr(args, name) not in (None, False) and is_main_process():
             print(f"notice: --{name} means nothing here and is ignored", file=sys.stderr)
+
+
+def check_flags(args: argparse.Namespace, ignored: Sequence[str]) -> None:
+    """Refuse what --tokenizer and --log_level cannot be, and note the ignored flags."""
+    note_ignored(args, ignored)
     check_tokenizer(args.tokenizer)
     if args.log_level not in ("DEBUG", "INFO", "WARN", "WARNING", "ERROR", "10", "20", "30", "40"):
         raise InputError(f"--log_level {args.log_level}: should be DEBUG, INFO, WARN or ERROR")
