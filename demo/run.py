@@ -48,7 +48,7 @@ class Phases:
 
 
 def command(module: str, words: Sequence[object], log: Path, threads: int) -> None:
-    """Run `python -m module words`, echoing its output and keeping it in `log`; its failure is ours."""
+    """Run `python -m module words`, echoing its output and storing it in `log`; InputError if it fails."""
     line = [sys.executable, "-m", module, *map(str, words)]
     print("$ python " + shlex.join(line[1:]), flush=True)
     log.parent.mkdir(parents=True, exist_ok=True)

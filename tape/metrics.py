@@ -94,7 +94,7 @@ def precision_name(divisor: str, band: str) -> str:
     return f"precision_at_{divisor}" + (f"_{band}" if band else "")
 
 
-# TAPE's command-line names that are other names of ours.
+# TAPE's command-line names for metrics that have another name here.
 ALIASES: dict[str, str] = {"L5": "precision_at_l5"}
 
 

@@ -65,7 +65,7 @@ def build_model(task: Task, options: TrainOptions) -> torch.nn.Module:
             file = read_config(options.model_config_file)
             overrides = {key: value for key, value in file.items() if key in CONFIG_DEFAULTS} | overrides
         else:
-            read_config(options.model_config_file)  # its complaints are ours
+            read_config(options.model_config_file)  # for its one-line errors
             config = config_class.from_json_file(options.model_config_file)
     torch.manual_seed(options.seed)
     model = task.model.from_pretrained(options.from_pretrained, config=config, **overrides)

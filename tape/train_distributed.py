@@ -5,7 +5,7 @@
     tape-train-distributed ... --nnodes 2 --node_rank 0 --master_addr HOST --master_port 29500     on each machine
 
 Every other flag is tape-train's. --batch_size is the whole batch, whatever the number of processes. Several machines
-need one file system for --output_dir and --data_dir. What must hold: a wrong flag is told once, before any process
+need one file system for --output_dir and --data_dir. What must hold: a wrong flag is reported once, before any process
 starts; the exit status is that of the processes.
 """
 

@@ -96,7 +96,7 @@ def read_grid(axes: Sequence[Sequence[str]]) -> dict[str, list]:
 
 
 def words_of(cell: Mapping[str, object]) -> list[str]:
-    """['--learning_rate', '0.001', '--no-freeze_encoder']: what is off is said, for a recipe may have it on."""
+    """['--learning_rate', '0.001', '--no-freeze_encoder']: off is a flag too, for a recipe may have it on."""
     return flag_words({f"no-{key}" if value is False else key: value is False or value for key, value in cell.items()})
 
 

@@ -1,6 +1,6 @@
 """Which layer of the encoder a parameter belongs to: learning rates that fall towards the input, and frozen layers.
 
-A layer is told by the first number in a name below the encoder: `bert.encoder.layers.3.mlp...` is in layer 3, whatever
+A layer is known by the first number in a name below the encoder: `bert.encoder.layers.3.mlp...` is in layer 3, whatever
 the model type. Names with `embed` come before layer 0; what is left (a last norm, a pooler) belongs to the top.
 
 What must hold: with a decay of 1 every rate is 1, and the head's always is. Frozen parts take no gradient and stay in

@@ -119,7 +119,7 @@ def run_table(results: Mapping) -> list[list[str]]:
 
 
 def _several(values: Sequence, form: str = ",") -> str:
-    """'240' where all seeds agree, else '240 / 180 / 240'; what a run did not store is said."""
+    """'240' where all seeds agree, else '240 / 180 / 240'; what a run did not store is named so."""
     texts = ["not stored" if value is None else format(value, form) for value in values]
     return texts[0] if len(set(texts)) == 1 else " / ".join(texts)
 

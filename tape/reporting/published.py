@@ -54,7 +54,7 @@ class Published:
     split: str
     proteins: int  # of that split
     metric: str  # the metric's key here; its definition differs where `definition` is set
-    head: str | None  # the head of ours that it is the like of; None: none is
+    head: str | None  # which of our heads it is like; None: none
     head_name: str
     definition: str = ""
     dropped: str = ""  # proteins that were left out

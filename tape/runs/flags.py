@@ -1,6 +1,6 @@
 """The flags that several commands share, how the values of flags are read, and words made of flags again.
 
-What must hold: a flag means the same in every command; a value that cannot be used is told by its flag.
+What must hold: a flag means the same in every command; an error names the flag whose value cannot be used.
 """
 
 import argparse

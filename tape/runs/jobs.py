@@ -23,7 +23,7 @@ RECORD = "reproduce.json"
 
 
 def call(module: str, words: Sequence[str], log: Path) -> float:
-    """Run a command of ours to its end, its output at the end of `log`; minutes. InputError if it fails."""
+    """Run one of the commands to its end, its output at the end of `log`; minutes. InputError if it fails."""
     command = [sys.executable, "-m", module, *words]
     begin = time.perf_counter()
     with log.open("a", encoding="utf-8") as file:
@@ -73,7 +73,7 @@ class Job:
         return [s for s, p in paths.items() if not (p.with_suffix(".json").exists() and p.with_suffix(".npz").exists())]
 
     def record(self) -> dict:
-        """What RECORD says, {} where there is none. InputError where it is another run's than this one."""
+        """The content of RECORD, {} where there is none. InputError where it is another run's than this one."""
         path = self.directory / RECORD
         record = read_json(path, "what tape.reproduce wrote") if path.exists() else {}
         expected = (_identity(self.train_command), self.arm.source)

@@ -24,7 +24,7 @@ Value = TypeVar("Value")
 
 
 class SharedInputError(InputError):
-    """A mistake that every process of the run knows of, so that one of them tells it."""
+    """A mistake that every process of the run knows of, so that one of them prints it."""
 
 
 @dataclass(frozen=True)
@@ -173,7 +173,7 @@ def start(device_name: str) -> tuple[Processes, torch.device]:
 def run_together(device_name: str, work: Callable[[Processes, torch.device], None]) -> int:
     """The frame of a command: join the run, work, leave. Returns the exit status.
 
-    A mistake that all ranks know of is told by rank 0, and none leaves before it is told: torchrun ends the others as
+    A mistake that all ranks know of is printed by rank 0, and none leaves before that: torchrun ends the others as
     soon as one has failed. Any other exception leaves at once, without a farewell that other ranks might not answer.
     """
     processes, device = start(device_name)

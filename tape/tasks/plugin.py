@@ -236,7 +236,7 @@ def plugin_task(spec, model: type) -> PluginTask:
 
 
 def _tape_metric(name: str, predictions: Sequence[Prediction]) -> float:
-    """TAPE's metric as one of ours; NaN where it does not fit the task's labels."""
+    """TAPE's metric as a Task's; NaN where it does not fit the task's labels."""
     if not predictions or (np.asarray(predictions[0].labels).dtype.kind in "iub") != (name == "accuracy"):
         return float("nan")
     return _call(metrics.TAPE_METRICS[name], predictions)
