@@ -1,7 +1,9 @@
 """Name tables, pure data: what one tensor, token or setting is called in each neighbour's files.
 
-TAPE's tensor names are in `proteinlm/model_dir/names.py`, which reads those files for the tasks too.
+TAPE's names are in `proteinlm/model_dir`, which reads those files for the tasks too.
 """
+
+from proteinlm.model_dir.config import CONFIG_KEYS
 
 # Special tokens by role: pretraining vocabulary -> TAPE. Letters have the same name in both; [unused1] is ours alone.
 PRETRAIN_TO_TAPE_TOKENS = {
@@ -12,27 +14,10 @@ PRETRAIN_TO_TAPE_TOKENS = {
     "[UNK]": "<unk>",
 }
 
-# Fields of proteinlm.model.ModelConfig -> keys of TAPE's config.json.
-MODEL_CONFIG_TO_TAPE = {
-    "vocab_size": "vocab_size",
-    "hidden_size": "hidden_size",
-    "num_layers": "num_hidden_layers",
-    "num_attention_heads": "num_attention_heads",
-    "ffn_hidden_size": "intermediate_size",
-    "hidden_act": "hidden_act",
-    "lm_head_act": "lm_head_act",
-    "hidden_dropout": "hidden_dropout_prob",
-    "attention_dropout": "attention_probs_dropout_prob",
-    "max_position_embeddings": "max_position_embeddings",
-    "init_method_std": "initializer_range",
-    "layernorm_epsilon": "layer_norm_eps",
-    "final_layernorm": "final_layernorm",
-    "output_dropout": "output_dropout",
-}
-
-# ... and of Hugging Face's. lm_head_act is ours alone: HF uses hidden_act in its head too.
+# Fields of proteinlm.model.ModelConfig -> keys of Hugging Face's config.json, which are TAPE's. lm_head_act is ours
+# alone: HF uses hidden_act in its head too.
 NOT_IN_HF = ("final_layernorm", "output_dropout")
-MODEL_CONFIG_TO_HF = {ours: theirs for ours, theirs in MODEL_CONFIG_TO_TAPE.items() if ours not in NOT_IN_HF}
+MODEL_CONFIG_TO_HF = {field: key for field, key in CONFIG_KEYS.items() if field not in NOT_IN_HF}
 
 # ---- Hugging Face MegatronBert: our name within a layer -> theirs, each for .weight and .bias.
 HF_LAYER_NAMES = {

@@ -7,18 +7,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from converter.model import PortableModel, make_config
-from converter.names import MODEL_CONFIG_TO_TAPE
+from converter.model import PortableModel
 from converter.streams import write_safetensors, write_torch_file
 from converter.vocabulary import to_tokenizer
 from proteinlm.errors import InputError
 from proteinlm.files import write_json
-from proteinlm.model_dir.files import CONFIG_NAME, SAFE_NAME, TAPE_EXTRAS, TORCH_NAME, load_tape_dir
-from proteinlm.model_dir.names import MLM_NAMES, TOKEN_TYPES, encoder_to_tape
+from proteinlm.model_dir.config import CONFIG_KEYS, TAPE_EXTRAS, model_config_of
+from proteinlm.model_dir.files import CONFIG_NAME, SAFE_NAME, TORCH_NAME, load_tape_dir
+from proteinlm.model_dir.names import DECODER, TOKEN_TYPES, to_tape
 from proteinlm.tokenizer import TAPE_TOKENS, build_tokenizer
-
-# What TAPE's config.json leaves out where it is the default of TAPE's own ProteinBertConfig.
-DEFAULTS = {"lm_head_act": "gelu", "final_layernorm": True, "output_dropout": True}
 
 
 def read(directory: str | Path) -> PortableModel:
@@ -26,8 +23,7 @@ def read(directory: str | Path) -> PortableModel:
     directory = Path(directory)
     files = load_tape_dir(directory)
     where = str(directory / CONFIG_NAME)
-    told = {ours: files.config[theirs] for ours, theirs in MODEL_CONFIG_TO_TAPE.items() if theirs in files.config}
-    config = make_config(DEFAULTS | {"make_vocab_size_divisible_by": 1} | told, where)
+    config = model_config_of(files.config, where)
     if config.vocab_size != len(TAPE_TOKENS):
         raise InputError(f"{where}: vocab_size {config.vocab_size}; TAPE's vocabulary has {len(TAPE_TOKENS)} tokens")
     notes = [*files.notes]
@@ -48,19 +44,15 @@ def prepare(model: PortableModel) -> PortableModel:
 
 def write(model: PortableModel, directory: Path, dtype: torch.dtype | None = None, torch_file: bool = False) -> None:
     """Write encoder and masked-LM head, weights first: a directory with a config.json is complete."""
-    told = {theirs: getattr(model.config, ours) for ours, theirs in MODEL_CONFIG_TO_TAPE.items()}
-    config = TAPE_EXTRAS | {"type_vocab_size": 1} | told | {"converted_from": model.origin}
-    mlm = {f"lm_head.{ours}": f"mlm.{theirs}" for theirs, ours in MLM_NAMES.items()}
+    shape = {key: getattr(model.config, field) for field, key in CONFIG_KEYS.items()}
+    config = TAPE_EXTRAS | {"type_vocab_size": 1} | shape | {"converted_from": model.origin}
 
     def translate(name: str, tensor: Tensor) -> dict[str, Tensor]:
-        if name in mlm:
-            return {mlm[name]: tensor}
-        parts = {f"bert.{theirs}": part for theirs, part in encoder_to_tape({name: tensor}, config).items()}
-        types = parts.pop(f"bert.{TOKEN_TYPES}")
+        parts = to_tape({name: tensor}, model.config.num_attention_heads)
         if name == "word_embeddings.weight":
-            parts[f"bert.{TOKEN_TYPES}"] = types.to(tensor.dtype)
+            parts[TOKEN_TYPES] = tensor.new_zeros(1, model.config.hidden_size)
             if model.has_lm_head:
-                parts["mlm.decoder.weight"] = tensor
+                parts[DECODER] = tensor
         return parts
 
     write_safetensors(directory / SAFE_NAME, model.tensors, translate, dtype)

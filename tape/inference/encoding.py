@@ -99,11 +99,6 @@ class Encoder:
         self.last = self.layer == depth
 
     @property
-    def hidden_size(self) -> int:
-        """h of `avg`, `mean` and `seq`; `pooled` may be wider (the LSTM's)."""
-        return self.sizes["avg"]
-
-    @property
     def sizes(self) -> dict[str, int]:
         """Numbers of each kind of vector; found by embedding one residue."""
         return {kind: value.shape[-1] for kind, value in self.embed(["A"], KINDS).items()}

@@ -20,17 +20,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tape.models.config import BaselineConfig, check
 from tape.models.kinds import (
-    BaselineConfig,
-    BaselineModel,
+    BuiltInModel,
     ContactPrediction,
     SequenceClassification,
     SequenceToSequenceClassification,
     ValuePrediction,
-    no_padding,
+    by_kind,
 )
-from tape.models.modeling_bert import real_tokens
-from tape.models.parts import check_config, language_model_outputs, mean_of_residues
+from tape.models.outputs import mean_of_residues, no_padding, outputs_of_language_model, real_tokens
 
 
 class ProteinLSTMConfig(BaselineConfig):
@@ -55,7 +54,7 @@ class ProteinLSTMConfig(BaselineConfig):
         self.initializer_range, self.pooling = initializer_range, pooling
 
 
-class ProteinLSTMAbstractModel(BaselineModel):
+class ProteinLSTMAbstractModel(BuiltInModel):
     config_class = ProteinLSTMConfig
     base_model_prefix = "lstm"
 
@@ -95,28 +94,28 @@ class ProteinLSTMEncoder(nn.Module):
         return nn.ModuleList(ProteinLSTMLayer(size, config.hidden_size, dropout) for size, dropout in inputs)
 
     def forward(self, embedded: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
-        keep = self.config.output_hidden_states
-        kept, ends, sequence = [no_padding(embedded, mask)] if keep else [], [], []
+        every_layer = self.config.output_hidden_states
+        hidden, ends, sequence = [no_padding(embedded, mask)] if every_layer else [], [], []
         for stack, places in zip((self.forward_lstm, self.reverse_lstm), reading_places(mask), strict=True):
-            found, final = self._read(stack, embedded, places, mask, keep)
+            states, final = self._run(stack, embedded, places, mask, every_layer)
             ends += final
-            kept += found if keep else []
-            sequence.append(found[-1])
-        return torch.cat(sequence, 2), torch.stack(ends, 2), kept
+            hidden += states if every_layer else []
+            sequence.append(states[-1])
+        return torch.cat(sequence, 2), torch.stack(ends, 2), hidden
 
     @staticmethod
-    def _read(
-        stack: nn.ModuleList, embedded: Tensor, places: Tensor, mask: Tensor, keep: bool
+    def _run(
+        stack: nn.ModuleList, embedded: Tensor, places: Tensor, mask: Tensor, every_layer: bool
     ) -> tuple[list[Tensor], list[Tensor]]:
         """One direction: (states [B, N, h] of every layer, or of the last, 0 at padding; final states [B, h])."""
         rows, last = torch.arange(len(mask), device=mask.device), (mask.sum(1) - 1).clamp(min=0)
-        found, final, states = [], [], take(embedded, places.argsort(1))
+        hidden, final, states = [], [], take(embedded, places.argsort(1))
         for number, layer in enumerate(stack, 1):
             states = layer(states)
             final.append(states[rows, last])
-            if keep or number == len(stack):
-                found.append(no_padding(take(states, places), mask))
-        return found, final
+            if every_layer or number == len(stack):
+                hidden.append(no_padding(take(states, places), mask))
+        return hidden, final
 
 
 def reading_places(mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -152,7 +151,8 @@ class ProteinLSTMModel(ProteinLSTMAbstractModel):
 
     def __init__(self, config: ProteinLSTMConfig):
         super().__init__(config)
-        check_config(config, ("vocab_size", "input_size", "hidden_size", "num_hidden_layers"))
+        check(config, "vocab_size", "input_size", "hidden_size", "num_hidden_layers")
+        check(config, "hidden_dropout_prob", "initializer_range", "pooling")
         self.embed_matrix = nn.Embedding(config.vocab_size, config.input_size)
         self.encoder = ProteinLSTMEncoder(config)
         self.pooler = ProteinLSTMPooler(config)
@@ -168,12 +168,9 @@ class ProteinLSTMModel(ProteinLSTMAbstractModel):
 
     def forward(self, input_ids: Tensor, input_mask: Tensor | None = None) -> tuple:
         mask = real_tokens(input_ids, input_mask)
-        sequence, ends, kept = self.encoder(self.embed_matrix(input_ids), mask)
+        sequence, ends, hidden = self.encoder(self.embed_matrix(input_ids), mask)
         pooled = self.pooler(ends) if self.config.pooling == "first" else mean_of_residues(sequence, mask)
-        return (sequence, pooled, *([tuple(kept)] if kept else []))
-
-
-ProteinLSTMAbstractModel.trunk = ProteinLSTMModel
+        return (sequence, pooled, *([tuple(hidden)] if hidden else []))
 
 
 class ProteinLSTMForLM(ProteinLSTMAbstractModel):
@@ -182,6 +179,10 @@ class ProteinLSTMForLM(ProteinLSTMAbstractModel):
     Token i is guessed from the forward state of i - 1, which has read what comes before it, and from the reverse state
     of i + 1; both go through `feedforward` (whose bias so counts twice), and their logits are added.
     """
+
+    kind = "language_modeling"
+    trunk_class = ProteinLSTMModel
+    missing_head = "no usable language-model head (feedforward.*) in the file"
 
     def __init__(self, config: ProteinLSTMConfig):
         super().__init__(config)
@@ -193,30 +194,30 @@ class ProteinLSTMForLM(ProteinLSTMAbstractModel):
         sequence, _, *rest = self.lstm(input_ids, input_mask)
         before, after = sequence.chunk(2, 2)  # 0 at padding, as before the first token and after the last
         before, after = F.pad(before[:, :-1], (0, 0, 1, 0)), F.pad(after[:, 1:], (0, 0, 0, 1))
-        return language_model_outputs(self.feedforward(before) + self.feedforward(after), targets, rest)
+        return outputs_of_language_model(self.feedforward(before) + self.feedforward(after), targets, rest)
 
 
 class ProteinLSTMForValuePrediction(ValuePrediction, ProteinLSTMAbstractModel):
-    pass
+    trunk_class = ProteinLSTMModel
 
 
 class ProteinLSTMForSequenceClassification(SequenceClassification, ProteinLSTMAbstractModel):
-    pass
+    trunk_class = ProteinLSTMModel
 
 
 class ProteinLSTMForSequenceToSequenceClassification(SequenceToSequenceClassification, ProteinLSTMAbstractModel):
-    pass
+    trunk_class = ProteinLSTMModel
 
 
 class ProteinLSTMForContactPrediction(ContactPrediction, ProteinLSTMAbstractModel):
-    pass
+    trunk_class = ProteinLSTMModel
 
 
-MODELS = {
-    "embed": ProteinLSTMModel,
-    "language_modeling": ProteinLSTMForLM,
-    "value": ProteinLSTMForValuePrediction,
-    "classification": ProteinLSTMForSequenceClassification,
-    "token_classification": ProteinLSTMForSequenceToSequenceClassification,
-    "contacts": ProteinLSTMForContactPrediction,
-}
+MODELS = by_kind(
+    ProteinLSTMModel,
+    ProteinLSTMForLM,
+    ProteinLSTMForValuePrediction,
+    ProteinLSTMForSequenceClassification,
+    ProteinLSTMForSequenceToSequenceClassification,
+    ProteinLSTMForContactPrediction,
+)

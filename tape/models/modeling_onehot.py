@@ -9,18 +9,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tape.models.config import BaselineConfig, check
 from tape.models.kinds import (
-    BaselineConfig,
-    BaselineModel,
+    BuiltInModel,
     ContactPrediction,
     SequenceClassification,
     SequenceToSequenceClassification,
     ValuePrediction,
-    masked_mean,
-    no_padding,
+    by_kind,
 )
-from tape.models.modeling_bert import real_tokens
-from tape.models.parts import check_pooling, check_sizes
+from tape.models.outputs import masked_mean, no_padding, real_tokens
 
 
 class ProteinOneHotConfig(BaselineConfig):
@@ -34,7 +32,7 @@ class ProteinOneHotConfig(BaselineConfig):
         self.use_evolutionary = use_evolutionary  # a key of songlab's files that nothing there reads either
 
 
-class ProteinOneHotAbstractModel(BaselineModel):
+class ProteinOneHotAbstractModel(BuiltInModel):
     config_class = ProteinOneHotConfig
     base_model_prefix = "onehot"
 
@@ -44,8 +42,7 @@ class ProteinOneHotModel(ProteinOneHotAbstractModel):
 
     def __init__(self, config: ProteinOneHotConfig):
         super().__init__(config)
-        check_sizes(config, ("vocab_size",))
-        check_pooling(config)
+        check(config, "vocab_size", "pooling")
         self.register_buffer("_buffer", torch.zeros(1))  # songlab's name; it says which dtype the model is in
 
     @staticmethod
@@ -58,30 +55,26 @@ class ProteinOneHotModel(ProteinOneHotAbstractModel):
         return states, masked_mean(states, mask)
 
 
-ProteinOneHotAbstractModel.trunk = ProteinOneHotModel
-
-
 class ProteinOneHotForValuePrediction(ValuePrediction, ProteinOneHotAbstractModel):
-    pass
+    trunk_class = ProteinOneHotModel
 
 
 class ProteinOneHotForSequenceClassification(SequenceClassification, ProteinOneHotAbstractModel):
-    pass
+    trunk_class = ProteinOneHotModel
 
 
-class ProteinOneHotForSequenceToSequenceClassification(
-    SequenceToSequenceClassification, ProteinOneHotAbstractModel
-): ...
+class ProteinOneHotForSequenceToSequenceClassification(SequenceToSequenceClassification, ProteinOneHotAbstractModel):
+    trunk_class = ProteinOneHotModel
 
 
 class ProteinOneHotForContactPrediction(ContactPrediction, ProteinOneHotAbstractModel):
-    pass
+    trunk_class = ProteinOneHotModel
 
 
-MODELS = {
-    "embed": ProteinOneHotModel,
-    "value": ProteinOneHotForValuePrediction,
-    "classification": ProteinOneHotForSequenceClassification,
-    "token_classification": ProteinOneHotForSequenceToSequenceClassification,
-    "contacts": ProteinOneHotForContactPrediction,
-}
+MODELS = by_kind(
+    ProteinOneHotModel,
+    ProteinOneHotForValuePrediction,
+    ProteinOneHotForSequenceClassification,
+    ProteinOneHotForSequenceToSequenceClassification,
+    ProteinOneHotForContactPrediction,
+)

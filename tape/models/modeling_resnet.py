@@ -18,26 +18,22 @@ With output_hidden_states the states are [B, N, h], as every other model's (song
 Legend: B proteins, N tokens of the longest, h hidden size, V vocabulary.
 """
 
-from collections.abc import Mapping
-from pathlib import Path
-
 import torch
 from torch import Tensor, nn
 
 from proteinlm.errors import InputError
 from proteinlm.model import ACTIVATIONS
+from tape.models.config import BaselineConfig, check
 from tape.models.kinds import (
-    BaselineConfig,
-    BaselineModel,
+    BuiltInModel,
     ContactPrediction,
+    MaskedLanguageModeling,
     SequenceClassification,
     SequenceToSequenceClassification,
     ValuePrediction,
-    no_padding,
+    by_kind,
 )
-from tape.models.modeling_bert import real_tokens
-from tape.models.modeling_utils import MLMHead
-from tape.models.parts import check_config, language_model_outputs, mean_of_residues
+from tape.models.outputs import mean_of_residues, no_padding, real_tokens
 
 
 class ProteinResNetConfig(BaselineConfig):
@@ -63,7 +59,7 @@ class ProteinResNetConfig(BaselineConfig):
         self.initializer_range, self.layer_norm_eps, self.pooling = initializer_range, layer_norm_eps, pooling
 
 
-class ProteinResNetAbstractModel(BaselineModel):
+class ProteinResNetAbstractModel(BuiltInModel):
     config_class = ProteinResNetConfig
     base_model_prefix = "resnet"
 
@@ -133,12 +129,12 @@ class ResNetEncoder(nn.Module):
         self.layer = nn.ModuleList(ProteinResNetBlock(config) for _ in range(config.num_hidden_layers))
 
     def forward(self, embedded: Tensor, mask: Tensor) -> tuple[Tensor, list[Tensor]]:
-        x, wide, kept = no_padding(embedded, mask).transpose(1, 2), mask.unsqueeze(1), []
+        x, wide, hidden = no_padding(embedded, mask).transpose(1, 2), mask.unsqueeze(1), []
         for block in self.layer:
-            kept += [x.transpose(1, 2)] if self.config.output_hidden_states else []
+            hidden += [x.transpose(1, 2)] if self.config.output_hidden_states else []
             x = block(x, wide)
         last = x.transpose(1, 2).contiguous()
-        return last, [*kept, last] if self.config.output_hidden_states else []
+        return last, [*hidden, last] if self.config.output_hidden_states else []
 
 
 class ProteinResNetPooler(nn.Module):
@@ -161,12 +157,10 @@ class ProteinResNetModel(ProteinResNetAbstractModel):
 
     def __init__(self, config: ProteinResNetConfig):
         super().__init__(config)
-        check_config(config, ("vocab_size", "hidden_size", "num_hidden_layers"))
+        check(config, "vocab_size", "hidden_size", "num_hidden_layers", "hidden_act", "hidden_dropout_prob")
+        check(config, "initializer_range", "layer_norm_eps", "pooling")
         if config.hidden_size % 2:
             raise InputError(f"ProteinResNetConfig: hidden_size {config.hidden_size} must be even (sines and cosines)")
-        if config.hidden_act not in ACTIVATIONS:
-            known = ", ".join(ACTIVATIONS)
-            raise InputError(f"ProteinResNetConfig: hidden_act {config.hidden_act!r} is not one of {known}")
         self.embeddings = ProteinResNetEmbeddings(config)
         self.encoder = ResNetEncoder(config)
         self.pooler = ProteinResNetPooler(config)
@@ -174,62 +168,36 @@ class ProteinResNetModel(ProteinResNetAbstractModel):
 
     def forward(self, input_ids: Tensor, input_mask: Tensor | None = None) -> tuple:
         mask = real_tokens(input_ids, input_mask)
-        sequence, kept = self.encoder(self.embeddings(input_ids, mask), mask)
+        sequence, hidden = self.encoder(self.embeddings(input_ids, mask), mask)
         pooled = self.pooler(sequence) if self.config.pooling == "first" else mean_of_residues(sequence, mask)
-        return (sequence, pooled, *([tuple(kept)] if kept else []))
+        return (sequence, pooled, *([tuple(hidden)] if hidden else []))
 
 
-ProteinResNetAbstractModel.trunk = ProteinResNetModel
-
-EMBEDDING, DECODER = "resnet.embeddings.word_embeddings.weight", "mlm.decoder.weight"
-
-
-class ProteinResNetForMaskedLM(ProteinResNetAbstractModel):
-    """Masked language model, decoder tied to the embedding. logits [B, N, V]; targets [B, N], -1 ignored."""
-
-    def __init__(self, config: ProteinResNetConfig):
-        super().__init__(config)
-        trunk = self._add_trunk()
-        self.mlm = MLMHead(config.hidden_size, config.vocab_size, ACTIVATIONS[config.hidden_act], config.layer_norm_eps)
-        self.mlm.apply(self._init_weights)
-        self.mlm.decoder.weight = trunk.embeddings.word_embeddings.weight
-
-    def forward(self, input_ids: Tensor, input_mask: Tensor | None = None, targets: Tensor | None = None) -> tuple:
-        sequence, _, *rest = self.resnet(input_ids, input_mask)
-        return language_model_outputs(self.mlm(sequence), targets, rest)
-
-    def _match(self, tensors: Mapping, path: Path, require_head: bool) -> tuple[dict[str, Tensor], list[str]]:
-        """Decoder and embedding are one matrix: a file has both alike, or the embedding alone."""
-        tensors = dict(tensors)
-        if EMBEDDING in tensors and "mlm.bias" in tensors:
-            decoder = tensors.setdefault(DECODER, tensors[EMBEDDING])
-            if not torch.equal(decoder, tensors[EMBEDDING]):
-                raise InputError(f"{path}: {DECODER} differs from {EMBEDDING}; they should be one matrix")
-        state, notes = super()._match(tensors, path, require_head)
-        return state | {DECODER: state[EMBEDDING]}, notes  # a trunk's file has no decoder, and a random one came in
+class ProteinResNetForMaskedLM(MaskedLanguageModeling, ProteinResNetAbstractModel):
+    trunk_class = ProteinResNetModel
 
 
 class ProteinResNetForValuePrediction(ValuePrediction, ProteinResNetAbstractModel):
-    pass
+    trunk_class = ProteinResNetModel
 
 
 class ProteinResNetForSequenceClassification(SequenceClassification, ProteinResNetAbstractModel):
-    pass
+    trunk_class = ProteinResNetModel
 
 
 class ProteinResNetForSequenceToSequenceClassification(SequenceToSequenceClassification, ProteinResNetAbstractModel):
-    pass
+    trunk_class = ProteinResNetModel
 
 
 class ProteinResNetForContactPrediction(ContactPrediction, ProteinResNetAbstractModel):
-    pass
+    trunk_class = ProteinResNetModel
 
 
-MODELS = {
-    "embed": ProteinResNetModel,
-    "masked_language_modeling": ProteinResNetForMaskedLM,
-    "value": ProteinResNetForValuePrediction,
-    "classification": ProteinResNetForSequenceClassification,
-    "token_classification": ProteinResNetForSequenceToSequenceClassification,
-    "contacts": ProteinResNetForContactPrediction,
-}
+MODELS = by_kind(
+    ProteinResNetModel,
+    ProteinResNetForMaskedLM,
+    ProteinResNetForValuePrediction,
+    ProteinResNetForSequenceClassification,
+    ProteinResNetForSequenceToSequenceClassification,
+    ProteinResNetForContactPrediction,
+)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from tape import metrics
 from tape.models import heads
 from tape.models.base import ProteinConfig, ProteinModel
+from tape.models.outputs import precision_at_l5
 
 __all__ = [
     "MLMHead",
@@ -125,13 +126,10 @@ class PairwiseContactPredictionHead(nn.Module):
 
         return _outputs(logits, targets, first)
 
-    @torch.no_grad()
     def compute_precision_at_l5(self, sequence_lengths: Tensor, prediction: Tensor, labels: Tensor) -> Tensor:
         """P@L/5 of each protein, then the mean over the batch's proteins (tape.metrics; songlab pools the pairs)."""
-        scores = (prediction[..., 1] - prediction[..., 0]).float().cpu().numpy()
-        known = torch.where(labels == self.ignore_index, metrics.IGNORE, labels).cpu().numpy()
-        proteins = [(scores[b, :n, :n], known[b, :n, :n]) for b, n in enumerate(sequence_lengths.tolist())]
-        return torch.tensor(metrics.mean_over_proteins(metrics.precision_table(proteins)["precision_at_l5"])[0])
+        labels = torch.where(labels == self.ignore_index, metrics.IGNORE, labels)
+        return precision_at_l5(prediction, labels, sequence_lengths)
 
 
 class _Transform(nn.Module):

@@ -17,7 +17,8 @@ import numpy as np
 import torch
 
 from tape import metrics
-from tape.models.modeling_bert import ProteinBertConfig, squared_error_sum
+from tape.models.config import ProteinBertConfig
+from tape.models.outputs import squared_error_sum
 
 Batch = Mapping[str, object]
 

@@ -12,7 +12,8 @@ import torch
 
 from tape import metrics
 from tape.datasets import ProteinnetDataset
-from tape.models.modeling_bert import ProteinBertForContactPrediction, cross_entropy_sum
+from tape.models.modeling_bert import ProteinBertForContactPrediction
+from tape.models.outputs import cross_entropy_sum
 from tape.tasks.base import Batch, Prediction, Task, to_numpy
 
 

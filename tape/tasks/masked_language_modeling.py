@@ -8,7 +8,8 @@ import torch.nn.functional as F
 
 from tape import metrics
 from tape.datasets import MaskedLanguageModelingDataset
-from tape.models.modeling_bert import ProteinBertForMaskedLM, cross_entropy_sum
+from tape.models.modeling_bert import ProteinBertForMaskedLM
+from tape.models.outputs import cross_entropy_sum
 from tape.tasks.base import Batch, Prediction, Task, to_numpy
 
 

@@ -7,7 +7,8 @@ import torch
 
 from tape import metrics
 from tape.datasets import RemoteHomologyDataset
-from tape.models.modeling_bert import ProteinBertForSequenceClassification, cross_entropy_sum
+from tape.models.modeling_bert import ProteinBertForSequenceClassification
+from tape.models.outputs import cross_entropy_sum
 from tape.tasks.base import Batch, Prediction, Task, stack_scores, to_numpy
 
 

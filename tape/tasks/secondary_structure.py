@@ -11,7 +11,8 @@ import torch
 
 from tape import metrics
 from tape.datasets import SecondaryStructure8Dataset, SecondaryStructureDataset
-from tape.models.modeling_bert import ProteinBertForSequenceToSequenceClassification, cross_entropy_sum
+from tape.models.modeling_bert import ProteinBertForSequenceToSequenceClassification
+from tape.models.outputs import cross_entropy_sum
 from tape.tasks.base import Batch, Prediction, Task, to_numpy
 
 

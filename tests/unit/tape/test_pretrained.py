@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from proteinlm.errors import InputError
-from proteinlm.model_dir.files import load_tape_dir, read_tape_dir, write_tape_dir
+from proteinlm.model_dir.files import load_tape_dir, write_tape_dir
 from tape.models.modeling_bert import (
     ProteinBertConfig,
     ProteinBertForContactPrediction,
@@ -73,13 +73,14 @@ def test_names_on_disk_are_tapes(directory):
 
 
 def test_written_and_read_back_bit_for_bit(directory, tmp_path):
-    config, state, head = read_tape_dir(directory)
-    assert head == {} and "lm_head.bias" in state
-    write_tape_dir(tmp_path / "again", config, state, torch_file=True)
+    files = load_tape_dir(directory)
+    state = files.state
+    assert files.head == {} and "lm_head.bias" in state
+    write_tape_dir(tmp_path / "again", files.config, state, torch_file=True)
     first, second = load_file(directory / "model.safetensors"), load_file(tmp_path / "again" / "model.safetensors")
     assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
     (tmp_path / "again" / "model.safetensors").unlink()  # the torch file says the same
-    again = read_tape_dir(tmp_path / "again")[1]
+    again = load_tape_dir(tmp_path / "again").state
     assert again.keys() == state.keys() and all(torch.equal(again[name], state[name]) for name in state)
 
 
