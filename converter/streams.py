@@ -1,7 +1,7 @@
 """Files of weights, written and read one tensor at a time, so that a conversion needs one model's memory and no more.
 
-`write_safetensors(path, tensors, translate, dtype)` writes what `translate(name, tensor)` makes of each tensor. Shapes
-are worked out first on meta tensors, for a safetensors file begins with a table of all of them.
+`write_weights(directory, tensors, translate)` writes what `translate(name, tensor)` makes of each tensor. Shapes are
+worked out first on meta tensors, for a safetensors file begins with a table of all of them.
 """
 
 import json
@@ -13,24 +13,44 @@ import torch
 from torch import Tensor
 
 from proteinlm.errors import InputError
+from proteinlm.model_dir.files import CONFIG_NAME, SAFE_NAME, TORCH_NAME
 from proteinlm.untrusted.safe_load import safe_torch_load
 
 Translate = Callable[[str, Tensor], Mapping[str, Tensor]]
 DTYPE_NAMES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 
 
-def write_safetensors(
-    path: Path, tensors: Mapping[str, Tensor], translate: Translate, dtype: torch.dtype | None = None
+def write_weights(
+    directory: Path,
+    tensors: Mapping[str, Tensor],
+    translate: Translate,
+    dtype: torch.dtype | None = None,
+    torch_file: bool = False,
 ) -> None:
-    """dtype: what to round to (None: each tensor's own)."""
+    """model.safetensors, and pytorch_model.bin if `torch_file`: what `translate` makes of each tensor.
+
+    dtype: what to round to (None: each tensor's own).
+    """
+    _write_safetensors(directory / SAFE_NAME, tensors, translate, dtype)
+    if torch_file:  # for neighbours that read nothing else; needs memory for a second model
+        state: dict[str, Tensor] = {}
+        for name, tensor in tensors.items():
+            parts = translate(name, tensor.to(dtype or tensor.dtype))
+            state |= {key: part.clone(memory_format=torch.contiguous_format) for key, part in parts.items()}
+        torch.save(state, directory / TORCH_NAME)
+
+
+def _write_safetensors(
+    path: Path, tensors: Mapping[str, Tensor], translate: Translate, dtype: torch.dtype | None
+) -> None:
     table, end = {"__metadata__": {"format": "pt"}}, 0
     for name, tensor in tensors.items():
-        like = torch.empty_like(tensor, device="meta", dtype=dtype or tensor.dtype)
-        for theirs, shape in translate(name, like).items():
-            assert theirs not in table, theirs
-            size = shape.numel() * shape.element_size()
-            entry = {"dtype": DTYPE_NAMES[shape.dtype], "shape": list(shape.shape), "data_offsets": [end, end + size]}
-            table[theirs], end = entry, end + size
+        shapes = translate(name, torch.empty_like(tensor, device="meta", dtype=dtype or tensor.dtype))
+        for key, part in shapes.items():
+            assert key not in table, key
+            size = part.numel() * part.element_size()
+            entry = {"dtype": DTYPE_NAMES[part.dtype], "shape": list(part.shape), "data_offsets": [end, end + size]}
+            table[key], end = entry, end + size
     head = json.dumps(table).encode("utf-8")
     head += b" " * (-len(head) % 8)
     with open(path, "wb") as file:
@@ -40,17 +60,6 @@ def write_safetensors(
                 file.write(memoryview(part.contiguous().reshape(-1).view(torch.uint8).numpy()))
 
 
-def write_torch_file(
-    path: Path, tensors: Mapping[str, Tensor], translate: Translate, dtype: torch.dtype | None = None
-) -> None:
-    """The same as a torch.save file, for neighbours that read nothing else; needs memory for a second model."""
-    result: dict[str, Tensor] = {}
-    for name, tensor in tensors.items():
-        parts = translate(name, tensor.to(dtype or tensor.dtype))
-        result |= {theirs: part.clone(memory_format=torch.contiguous_format) for theirs, part in parts.items()}
-    torch.save(result, path)
-
-
 class WeightFiles:
     """The tensors of a directory by name: safetensors where there are any, else pytorch_model.bin; one file or more."""
 
@@ -58,7 +67,7 @@ class WeightFiles:
         self.directory = directory
         self.files: dict[str, Path] = {}  # tensor's name -> the file it is in
         self._open: dict[Path, Callable[[str], Tensor]] = {}
-        for stem in ("model.safetensors", "pytorch_model.bin"):
+        for stem in (SAFE_NAME, TORCH_NAME):
             whole, index = directory / stem, directory / f"{stem}.index.json"
             if whole.is_file():
                 self.files = dict.fromkeys(self._names(whole), whole)
@@ -66,7 +75,7 @@ class WeightFiles:
             if index.is_file():
                 self._read_index(index)
                 return
-        raise InputError(f"{directory}: neither model.safetensors nor pytorch_model.bin is there")
+        raise InputError(f"{directory}: neither {SAFE_NAME} nor {TORCH_NAME} is there")
 
     def get(self, name: str) -> Tensor:
         path = self.files[name]
@@ -120,3 +129,9 @@ def read_json(path: Path) -> dict:
     if not isinstance(value, dict):
         raise InputError(f"{path}: a JSON object was expected, found {type(value).__name__}")
     return value
+
+
+def read_model_config(directory: Path) -> dict | None:
+    """config.json of a model directory; None where there is none."""
+    path = directory / CONFIG_NAME
+    return read_json(path) if path.is_file() else None

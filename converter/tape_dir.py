@@ -1,26 +1,29 @@
-"""PortableModel <-> a TAPE-format model directory. `proteinlm/model_dir/files.py` reads the files,
-`proteinlm/model_dir/names.py` has names.
-"""
+"""PortableModel <-> a TAPE-format model directory, whose files and names are those of `proteinlm/model_dir/`."""
 
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
+from converter.doors import tape_door
+from converter.formats import Format, ReadOptions, WriteOptions
 from converter.model import PortableModel
-from converter.streams import write_safetensors, write_torch_file
+from converter.streams import read_model_config, write_weights
 from converter.vocabulary import to_tokenizer
 from proteinlm.errors import InputError
 from proteinlm.files import write_json
 from proteinlm.model_dir.config import CONFIG_KEYS, TAPE_EXTRAS, model_config_of
-from proteinlm.model_dir.files import CONFIG_NAME, SAFE_NAME, TORCH_NAME, load_tape_dir
+from proteinlm.model_dir.files import CONFIG_NAME, load_tape_dir
 from proteinlm.model_dir.names import DECODER, TOKEN_TYPES, to_tape
 from proteinlm.tokenizer import TAPE_TOKENS, build_tokenizer
 
 
-def read(directory: str | Path) -> PortableModel:
+def recognises_tape(path: Path) -> bool:
+    config = read_model_config(path)
+    return config is not None and config.get("model_type") is None and not config.get("architectures")
+
+
+def read_tape(directory: Path, options: ReadOptions) -> PortableModel:
     """A directory that this project, the original project's converter or its finetuning wrote."""
-    directory = Path(directory)
     files = load_tape_dir(directory)
     where = str(directory / CONFIG_NAME)
     config = model_config_of(files.config, where)
@@ -37,15 +40,15 @@ def read(directory: str | Path) -> PortableModel:
     return PortableModel(config, build_tokenizer("tape"), files.state, str(directory), tuple(notes)).checked()
 
 
-def prepare(model: PortableModel) -> PortableModel:
-    """The model as `write` stores it: on TAPE's 30 tokens, without padding rows."""
+def prepare_tape(model: PortableModel, options: WriteOptions) -> PortableModel:
+    """The model as `write_tape` stores it: on TAPE's 30 tokens, without padding rows."""
     return to_tokenizer(model, "tape", divisible_by=1)
 
 
-def write(model: PortableModel, directory: Path, dtype: torch.dtype | None = None, torch_file: bool = False) -> None:
+def write_tape(model: PortableModel, directory: Path, options: WriteOptions) -> None:
     """Write encoder and masked-LM head, weights first: a directory with a config.json is complete."""
-    shape = {key: getattr(model.config, field) for field, key in CONFIG_KEYS.items()}
-    config = TAPE_EXTRAS | {"type_vocab_size": 1} | shape | {"converted_from": model.origin}
+    values = {key: getattr(model.config, field) for field, key in CONFIG_KEYS.items()}
+    config = TAPE_EXTRAS | {"type_vocab_size": 1} | values | {"converted_from": model.origin}
 
     def translate(name: str, tensor: Tensor) -> dict[str, Tensor]:
         parts = to_tape({name: tensor}, model.config.num_attention_heads)
@@ -55,7 +58,8 @@ def write(model: PortableModel, directory: Path, dtype: torch.dtype | None = Non
                 parts[DECODER] = tensor
         return parts
 
-    write_safetensors(directory / SAFE_NAME, model.tensors, translate, dtype)
-    if torch_file:
-        write_torch_file(directory / TORCH_NAME, model.tensors, translate, dtype)
+    write_weights(directory, model.tensors, translate, options.dtype, options.torch_file)
     write_json(directory / CONFIG_NAME, config)
+
+
+TAPE = Format("tape", recognises_tape, read_tape, prepare_tape, write_tape, tape_door, has_torch_file=True)

@@ -9,93 +9,78 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from converter.huggingface import tokenizer as hf_tokenizer
-from converter.megatron.layout import FUSED, LAYER
-from converter.megatron.merge import fold_token_types
-from converter.model import VOCABULARY_TENSORS, PortableModel, expected_shapes, make_config
-from converter.names import (
-    HF_LAYER_NAMES,
-    HF_LEFT_OUT,
-    HF_NAMES,
-    HF_QKV,
-    HF_TIED,
-    HF_TOKEN_TYPES,
-    MODEL_CONFIG_TO_HF,
+from converter.doors import Door, transformers_door
+from converter.formats import Format, ReadOptions, WriteOptions
+from converter.huggingface.tokenizer import read_vocabulary, write_tokenizer
+from converter.model import (
+    VOCABULARY_TENSORS,
+    PortableModel,
+    check_layers,
+    expected_shapes,
+    make_config,
+    require_final_layernorm,
 )
-from converter.streams import WeightFiles, read_json, write_safetensors, write_torch_file
-from converter.vocabulary import canonical, take_rows, to_tokenizer
+from converter.names import HF_LEFT_OUT, HF_NAMES, HF_TIED, HF_TOKEN_TYPES, MODEL_CONFIG_TO_HF, fuse
+from converter.streams import WeightFiles, read_json, read_model_config, write_weights
+from converter.vocabulary import (
+    MEGATRON_PADDING,
+    WIDEST_PADDING,
+    canonical,
+    fold_token_types,
+    take_rows,
+    to_pretraining,
+)
 from proteinlm.errors import InputError
 from proteinlm.files import write_json
+from proteinlm.model import ModelConfig
+from proteinlm.model_dir.files import CONFIG_NAME
 from proteinlm.tokenizer import PRETRAIN_TOKENS, RESIDUES, build_tokenizer
 
-MODEL_TYPE = "megatron-bert"
-WIDEST_PADDING = 128 * 64  # rows of a 31-token vocabulary padded for 64 ranks
+MODEL_TYPE, FAMILY = "megatron-bert", "MegatronBert"
 # Keys of config.json that change what the model computes, and their only known value.
 ONLY = {"position_embedding_type": "absolute", "is_decoder": False, "add_cross_attention": False}
 
 
-def hf_names(name: str) -> list[str]:
-    """Hugging Face's name of one of our tensors; three for the fused query_key_value."""
-    layer = LAYER.fullmatch(name)
-    if layer is None:
-        return [HF_NAMES[name]]
-    part, _, kind = layer[2].rpartition(".")
-    theirs = HF_QKV if part == FUSED else [HF_LAYER_NAMES[part]]
-    return [f"bert.encoder.layer.{layer[1]}.{each}.{kind}" for each in theirs]
+def recognises_megatron_bert(path: Path) -> bool:
+    config = read_model_config(path) or {}
+    return config.get("model_type", MODEL_TYPE if FAMILY in str(config.get("architectures")) else None) == MODEL_TYPE
 
 
-def to_hf(name: str, tensor: Tensor, heads: int) -> dict[str, Tensor]:
-    """One of our tensors under Hugging Face's names; query_key_value's rows [heads, 3, size] are taken apart."""
-    names = hf_names(name)
-    if len(names) == 1:
-        return {names[0]: tensor}
-    split = tensor.reshape(heads, 3, -1, *tensor.shape[1:])
-    return {theirs: split[:, i].flatten(0, 1) for i, theirs in enumerate(names)}
-
-
-def prepare(model: PortableModel) -> PortableModel:
-    """The model as `write` stores it: the 31 pretraining tokens without padding rows."""
-    if not model.config.final_layernorm:
-        raise InputError(
-            f"{model.origin}: final_layernorm is false, and Hugging Face's MegatronBert always applies that norm; "
-            "remove the key from config.json to convert the model with it"
-        )
-    model = to_tokenizer(model, "iupac", divisible_by=1)
+def prepare_megatron_bert(model: PortableModel, options: WriteOptions) -> PortableModel:
+    """The model as `write_megatron_bert` stores it: the 31 pretraining tokens without padding rows."""
+    require_final_layernorm(model, "Hugging Face's MegatronBert always applies")
+    model = to_pretraining(model, divisible_by=1)
     if model.has_lm_head and model.config.lm_head_act != model.config.hidden_act:
         model = model.noted(
             f"Hugging Face has one activation for MLP and LM head: hidden_act {model.config.hidden_act} is kept, its "
             f"head computes that instead of {model.config.lm_head_act} (config.json keeps lm_head_act for us); hidden "
             "states agree, logits there differ by that much"
         )
-    return replace(model, config=replace(model.config, output_dropout=True))
+    return model
 
 
-def write(model: PortableModel, directory: Path, dtype: torch.dtype | None = None, torch_file: bool = False) -> None:
+def write_megatron_bert(model: PortableModel, directory: Path, options: WriteOptions) -> None:
     """Weights, then tokenizer, then config.json: a directory with a config.json is complete."""
-    heads, hidden = model.config.num_attention_heads, model.config.hidden_size
-    tied = {theirs: name for name, theirs in HF_TIED.items()}
+    copies = {original: copy for copy, original in HF_TIED.items()}
 
     def translate(name: str, tensor: Tensor) -> dict[str, Tensor]:
-        parts = to_hf(name, tensor, heads)
+        parts = HF_NAMES.split(name, tensor, model.config.num_attention_heads)
         if model.has_lm_head:
-            parts |= {tied[theirs]: part for theirs, part in parts.items() if theirs in tied}
+            parts |= {copies[hf_name]: part for hf_name, part in parts.items() if hf_name in copies}
         if name == "word_embeddings.weight":
-            parts[HF_TOKEN_TYPES] = tensor.new_zeros(2, hidden)
+            parts[HF_TOKEN_TYPES] = tensor.new_zeros(2, model.config.hidden_size)
         return parts
 
-    write_safetensors(directory / "model.safetensors", model.tensors, translate, dtype)
-    if torch_file:
-        write_torch_file(directory / "pytorch_model.bin", model.tensors, translate, dtype)
-    hf_tokenizer.write(directory, model.vocabulary, model.config.max_position_embeddings)
-    write_json(directory / "config.json", _config(model, dtype or model.dtype))
+    write_weights(directory, model.tensors, translate, options.dtype, options.torch_file)
+    write_tokenizer(directory, model.vocabulary, model.config.max_position_embeddings)
+    write_json(directory / CONFIG_NAME, _config_json(model, options.dtype or model.dtype))
 
 
-def _config(model: PortableModel, dtype: torch.dtype) -> dict:
-    told = {theirs: getattr(model.config, ours) for ours, theirs in MODEL_CONFIG_TO_HF.items()}
+def _config_json(model: PortableModel, dtype: torch.dtype) -> dict:
     return {
-        "architectures": ["MegatronBertForMaskedLM" if model.has_lm_head else "MegatronBertModel"],
+        "architectures": [f"{FAMILY}{'ForMaskedLM' if model.has_lm_head else 'Model'}"],
         "model_type": MODEL_TYPE,
-        **told,
+        **{key: getattr(model.config, field) for field, key in MODEL_CONFIG_TO_HF.items()},
         "type_vocab_size": 2,
         "pad_token_id": model.tokenizer.pad_id,
         "tie_word_embeddings": True,
@@ -104,88 +89,85 @@ def _config(model: PortableModel, dtype: torch.dtype) -> dict:
     }
 
 
+def megatron_bert_door(directory: Path, model: PortableModel) -> Door | None:
+    return transformers_door(directory, model, FAMILY, read_vocabulary(directory) or ())
+
+
 # ---- reading
 
 
-def read(directory: str | Path) -> PortableModel:
+def read_megatron_bert(directory: Path, options: ReadOptions) -> PortableModel:
     """A directory of config.json, weights (safetensors or .bin, one file or several) and, if there, a vocabulary."""
-    directory = Path(directory)
-    where = str(directory / "config.json")
-    told = read_json(directory / "config.json")
+    where = str(directory / CONFIG_NAME)
+    stored = read_json(directory / CONFIG_NAME)
     for key, only in ONLY.items():
-        if told.get(key, only) != only:
-            raise InputError(f"{where}: {key} {ascii(told[key])[:40]} is another network; only {only} is converted")
-    values = {ours: told[theirs] for ours, theirs in MODEL_CONFIG_TO_HF.items() if theirs in told}
-    values = {"hidden_act": "gelu"} | values  # HF's default is the erf form
-    values |= {"lm_head_act": values.get("lm_head_act", values["hidden_act"]), "make_vocab_size_divisible_by": 1}
-    config = make_config(values, where)
-    weights = WeightFiles(directory)
-    tensors, notes = _ours(weights, config)
+        if stored.get(key, only) != only:
+            raise InputError(f"{where}: {key} {ascii(stored[key])[:40]} is another network; only {only} is converted")
+    values = {"hidden_act": "gelu", "make_vocab_size_divisible_by": 1}  # HF's default is the erf form
+    values |= {field: stored[key] for field, key in MODEL_CONFIG_TO_HF.items() if key in stored}
+    config = make_config({"lm_head_act": values["hidden_act"]} | values, where)
+    tensors, notes = _read_tensors(WeightFiles(directory), config)
     tokens = _vocabulary(directory, config.vocab_size, notes)
-    tensors = {name: _rows(name, tensor, config.vocab_size, where) for name, tensor in tensors.items()}
+    for name in VOCABULARY_TENSORS:
+        if name in tensors and tensors[name].shape[:1] != (config.vocab_size,):
+            shape = tuple(tensors[name].shape)
+            raise InputError(f"{where}: vocab_size {config.vocab_size}, but {name} has shape {shape}")
     tokenizer = build_tokenizer()
     tensors, dropped = take_rows(tensors, tokens, tokenizer, 1, str(directory))
     config = replace(config, vocab_size=tokenizer.vocab_size)
     return PortableModel(config, tokenizer, tensors, str(directory), (*notes, *dropped)).checked()
 
 
-def _rows(name: str, tensor: Tensor, vocab_size: int, where: str) -> Tensor:
-    if name in VOCABULARY_TENSORS and (tensor.dim() == 0 or len(tensor) != vocab_size):
-        raise InputError(f"{where}: vocab_size {vocab_size}, but {name} has shape {tuple(tensor.shape)}")
-    return tensor
-
-
-def _ours(weights: WeightFiles, config) -> tuple[dict[str, Tensor], list[str]]:
+def _read_tensors(weights: WeightFiles, config: ModelConfig) -> tuple[dict[str, Tensor], list[str]]:
     """(tensors under our names, notes); every tensor of the files is used or noted."""
-    left, notes, tensors = dict(weights.files), [], {}
-    if not any(name.startswith("bert.") for name in left):
+    unused, notes, tensors = set(weights.files), [], {}
+    if not any(name.startswith("bert.") for name in unused):
         raise InputError(f"{weights.directory}: its weights have no names below 'bert.'; not a MegatronBert model")
 
     def take(name: str) -> Tensor:
-        if name not in left:
+        if name not in unused:
             raise InputError(f"{weights.directory}: {name} is missing")
-        del left[name]
+        unused.remove(name)
         return weights.get(name)
 
-    has_head = "cls.predictions.transform.dense.weight" in left
-    for name, shape in expected_shapes(config, has_head):
-        parts = {theirs: take(theirs) for theirs in hf_names(name)}
-        fused = len(parts) > 1
-        tensors[name] = (
-            _fused(parts, config.num_attention_heads, shape, weights) if fused else next(iter(parts.values()))
-        )
+    check_layers(config, len(unused), str(weights.directory))
+    has_head = HF_NAMES.whole["lm_head.dense.weight"] in unused
+    for name, shape in expected_shapes(config, has_head).items():
+        parts = {hf_name: take(hf_name) for hf_name in HF_NAMES.names_of(name)}
+        if len(parts) > 1:
+            _check_alike(parts, (shape[0] // 3, *shape[1:]), weights)
+            tensors[name] = fuse([*parts.values()], config.num_attention_heads)
+        else:
+            (tensors[name],) = parts.values()
     for copy, original in HF_TIED.items():
-        if copy in left and not torch.equal(take(copy), weights.get(original)):
+        if copy in unused and not torch.equal(take(copy), weights.get(original)):
             notes.append(f"{copy} is not {original}: the embedding and cls.predictions.bias are kept, as tied")
-    if HF_TOKEN_TYPES in left:
-        positions = tensors["position_embeddings.weight"]
-        folded, note = fold_token_types(take(HF_TOKEN_TYPES), positions, str(weights.directory))
-        tensors["position_embeddings.weight"] = folded
+    if HF_TOKEN_TYPES in unused:
+        types, positions = take(HF_TOKEN_TYPES), tensors["position_embeddings.weight"]
+        tensors["position_embeddings.weight"], note = fold_token_types(types, positions, str(weights.directory))
         notes.append(note)
-    unknown = [name for name in left if not name.startswith(HF_LEFT_OUT)]
+    unknown = sorted(name for name in unused if not name.startswith(HF_LEFT_OUT))
     if unknown:
         raise InputError(f"{weights.directory}: {unknown[0][:80]} is not a name of MegatronBertForMaskedLM")
-    if left:
-        notes.append(f"{', '.join(sorted(left))} left out: not part of a masked language model")
+    if unused:
+        notes.append(f"{', '.join(sorted(unused))} left out: not part of a masked language model")
     return tensors, notes
 
 
-def _fused(parts: dict[str, Tensor], heads: int, shape: tuple[int, ...], weights: WeightFiles) -> Tensor:
-    """Query, key and value [h, ...] as one tensor with rows [heads, 3, size]."""
-    wanted = (shape[0] // 3, *shape[1:])
+def _check_alike(parts: dict[str, Tensor], shape: tuple[int, ...], weights: WeightFiles) -> None:
+    """Query, key and value have this shape and one dtype."""
     dtype = next(iter(parts.values())).dtype
     for name, part in parts.items():
-        if tuple(part.shape) != wanted or part.dtype != dtype:
-            found = f"shape {tuple(part.shape)} and {part.dtype}, not {wanted} and {dtype}"
-            raise InputError(f"{weights.files[name]}: {name} has {found}")
-    return torch.stack([part.reshape(heads, -1, *part.shape[1:]) for part in parts.values()], 1).flatten(0, 2)
+        if tuple(part.shape) != shape or part.dtype != dtype:
+            stored = f"shape {tuple(part.shape)} and {part.dtype}, not {shape} and {dtype}"
+            raise InputError(f"{weights.files[name]}: {name} has {stored}")
 
 
 def _vocabulary(directory: Path, vocab_size: int, notes: list[str]) -> list[str]:
     """The tokens of the rows. Without vocabulary files they are taken for the pretraining tokens, if that can be."""
-    tokens = hf_tokenizer.read(directory)
+    tokens = read_vocabulary(directory)
     if tokens is None:
-        padded = vocab_size % 128 == 0 and vocab_size <= WIDEST_PADDING
+        padded = vocab_size % MEGATRON_PADDING == 0 and vocab_size <= WIDEST_PADDING
         if vocab_size != len(PRETRAIN_TOKENS) and not padded:
             raise InputError(
                 f"{directory}: vocab_size {vocab_size} and neither vocab.txt nor tokenizer.json; put the vocabulary's "
@@ -199,3 +181,15 @@ def _vocabulary(directory: Path, vocab_size: int, notes: list[str]) -> list[str]
     if absent:
         raise InputError(f"{directory}: its vocabulary lacks {', '.join(absent)}; not a vocabulary of proteins")
     return tokens
+
+
+MEGATRON_BERT = Format(
+    "hf",
+    recognises_megatron_bert,
+    read_megatron_bert,
+    prepare_megatron_bert,
+    write_megatron_bert,
+    megatron_bert_door,
+    model_type=MODEL_TYPE,
+    has_torch_file=True,
+)

@@ -27,7 +27,8 @@ from damage import (
 )
 from megatron_writer import padded, random_weights, write_megatron
 
-from converter import convert, sources
+from converter import convert
+from converter.sources import read
 from proteinlm.errors import run
 
 # ---- Megatron: files
@@ -253,7 +254,7 @@ def test_refused_in_one_line(bases, tmp_path, capsys, case):
 def test_a_flipped_bit_is_refused_or_harmless(bases, tmp_path, capsys, base, file):
     """Anywhere in a file: one line and status 2, or (padding between entries) the same weights. Never a crash.
     safetensors has no checksums: there a changed number may pass for a number."""
-    expected, rng = sources.read(bases / base, None, None, None)[1].tensors, random.Random(3)
+    expected, rng = read(bases / base).tensors, random.Random(3)
     for trial in range(40):
         source, target = bases.parent / "flipped", tmp_path / f"out{trial}"
         shutil.copytree(bases / base, source)
@@ -266,7 +267,7 @@ def test_a_flipped_bit_is_refused_or_harmless(bases, tmp_path, capsys, base, fil
         assert target.exists() == (status == 0) and status in (0, 2)
         assert len(said.strip().splitlines()) == (1 if status else 0), said
         if status == 0 and base != "tape":
-            found = sources.read(target, None, None, None)[1].tensors
+            found = read(target).tensors
             known = [name for name in expected if name not in ("word_embeddings.weight", "lm_head.bias")]
             assert all(torch.equal(found[name], expected[name]) for name in known)
 

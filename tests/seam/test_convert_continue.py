@@ -9,7 +9,8 @@ import pytest
 import torch
 from megatron_writer import random_weights, write_megatron
 
-from converter import convert, sources
+from converter import convert
+from converter.sources import read
 from proteinlm.errors import run
 
 POSITIONS = 128
@@ -38,7 +39,7 @@ def test_finetuning_starts_from_the_converted_weights(tmp_path, megatron_dir, ti
     words = ("--from_pretrained", tmp_path / "tape", "--data_dir", tiny_tape_data, "--output_dir", tmp_path / "run")
     command(main, "transformer", "fluorescence", *words, *flags)
     state = load_tape_dir(tmp_path / "run").state
-    source = sources.read(megatron_dir, None, None, None)[1].tensors
+    source = read(megatron_dir).tensors
     for name in (
         "layers.0.attention.query_key_value.weight",
         "layers.3.mlp.dense_4h_to_h.bias",

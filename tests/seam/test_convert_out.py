@@ -12,8 +12,9 @@ import torch
 from megatron_writer import VOCABULARY, our_tensors, random_weights, write_megatron
 from safetensors import safe_open
 
-from converter import convert, dcp, sources, tape_dir
-from converter.megatron import checkpoint as megatron
+from converter import convert
+from converter.formats import WriteOptions
+from converter.sources import FORMATS, read, recognise
 from proteinlm.errors import InputError, run
 from proteinlm.tokenizer import PRETRAIN_TOKENS
 from proteinlm.untrusted.safe_load import safe_torch_load
@@ -44,10 +45,6 @@ def megatron_dir(tmp_path_factory) -> Path:
     directory = tmp_path_factory.mktemp("megatron")
     write_megatron(directory, random_weights(), 2, 2, args={"make_vocab_size_divisible_by": 128})
     return directory
-
-
-def read(path: Path):
-    return sources.read(path, None, None, None)[1]
 
 
 def assert_equal(a: dict, b: dict) -> None:
@@ -323,10 +320,10 @@ def test_numbers_beyond_half_precision_are_refused(tmp_path, convert_to):
 
 @pytest.mark.parametrize("target", ["hf", "megatron", "dcp"])
 def test_a_source_without_head(megatron_dir, convert_to, tmp_path, target):
-    model = tape_dir.prepare(read(megatron_dir))
+    model = FORMATS["tape"].prepare(read(megatron_dir), WriteOptions())
     encoder = {name: tensor for name, tensor in model.tensors.items() if not name.startswith("lm_head.")}
     (tmp_path / "encoder").mkdir()
-    tape_dir.write(replace(model, tensors=encoder), tmp_path / "encoder")
+    FORMATS["tape"].write(replace(model, tensors=encoder), tmp_path / "encoder", WriteOptions())
     path, printed = convert_to(tmp_path / "encoder", "out", "--target", target, "--verify")
     assert "without masked-LM head" in printed
     found = read(path)
@@ -338,16 +335,14 @@ def test_a_source_without_head(megatron_dir, convert_to, tmp_path, target):
 @pytest.mark.parametrize("target", ["tape", "hf", "megatron", "dcp"])
 def test_verification_sees_a_wrong_result(megatron_dir, convert_to, monkeypatch, target):
     """Negative control: one number of one tensor is written wrongly, and nothing appears under the final name."""
-    name = {"tape": "tape_dir", "hf": "huggingface"}.get(target, target)
-    module = getattr(convert, name)
-    write = module.write
 
-    def wrong(model, *args, **kwargs):
+    def wrong(model, directory, options):
         tensors = {n: t.clone() for n, t in model.tensors.items()}
         tensors["layers.2.attention.query_key_value.weight"][5, 7] += 1e-3
-        write(replace(model, tensors=tensors), *args, **kwargs)
+        right.write(replace(model, tensors=tensors), directory, options)
 
-    monkeypatch.setattr(module, "write", wrong)
+    right = FORMATS[target]
+    monkeypatch.setitem(FORMATS, target, replace(right, write=wrong))
     printed = convert_to(megatron_dir, "out", "--target", target, "--verify", status=1)[1]
     assert "1 of 57 tensors read back differ, first layers.2.attention.query_key_value.weight" in printed
 
@@ -355,15 +350,12 @@ def test_verification_sees_a_wrong_result(megatron_dir, convert_to, monkeypatch,
 @pytest.mark.parametrize("target", ["tape", "hf"])
 def test_verification_sees_a_wrong_activation(megatron_dir, convert_to, monkeypatch, target):
     """The tensors are right and the model is not: the neighbour's own door shows it."""
-    from converter.huggingface import megatron_bert as huggingface
 
-    module = {"tape": tape_dir, "hf": huggingface}[target]
-    write = module.write
+    def wrong(model, directory, options):
+        right.write(model.with_config(hidden_act="relu"), directory, options)
 
-    def wrong(model, directory, *args, **kwargs):
-        write(replace(model, config=replace(model.config, hidden_act="relu")), directory, *args, **kwargs)
-
-    monkeypatch.setattr(module, "write", wrong)
+    right = FORMATS[target]
+    monkeypatch.setitem(FORMATS, target, replace(right, write=wrong))
     assert "that is more than 1e-05" in convert_to(megatron_dir, "out", "--target", target, "--verify", status=1)[1]
 
 
@@ -381,14 +373,14 @@ def test_source_can_be_overridden(megatron_dir, convert_to):
     told = json.loads((tape / "config.json").read_text()) | {"model_type": "bert"}
     (tape / "config.json").write_text(json.dumps(told))
     with pytest.raises(InputError, match="model_type 'bert'"):
-        sources.recognise(tape)
+        recognise(tape)
     assert convert_to(tape, "again", "--source", "tape", "--verify")
 
 
 def test_a_dcp_of_an_iteration(megatron_dir, convert_to):
     path, _ = convert_to(megatron_dir, "dcp", "--target", "dcp")
     assert (path / "iter_0001000/meta.json").is_file()
-    one, other = dcp.read(path), dcp.read(path / "iter_0001000")
+    one, other = read(path), read(path / "iter_0001000")
     assert_equal(one.tensors, other.tensors)
     assert one.counters["consumed_train_samples"] == 128000
-    assert megatron.read(megatron_dir).counters == {"iteration": 1000, "consumed_train_samples": 128000}
+    assert read(megatron_dir).counters == {"iteration": 1000, "consumed_train_samples": 128000}

@@ -4,7 +4,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from converter.streams import WeightFiles, write_safetensors, write_torch_file
+from converter.streams import WeightFiles, write_weights
 from proteinlm.errors import InputError
 
 
@@ -16,10 +16,10 @@ def apart(name: str, tensor: torch.Tensor) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("dtype", [None, torch.float32, torch.float16, torch.bfloat16])
 def test_safetensors_reads_what_is_written(tmp_path, dtype):
     tensors = {"a": torch.randn(5, 3), "b": torch.randn(7).half(), "c": torch.zeros(0, 4), "d": torch.randn(1, 1)}
-    write_safetensors(tmp_path / "model.safetensors", tensors, apart, dtype)
-    write_torch_file(tmp_path / "x.bin", tensors, apart, dtype)
+    write_weights(tmp_path, tensors, apart, dtype, torch_file=True)
+    files = (tmp_path / "model.safetensors", tmp_path / "pytorch_model.bin")
     expected = {k: v.to(dtype or t.dtype) for n, t in tensors.items() for k, v in apart(n, t).items()}
-    for found in (load_file(tmp_path / "model.safetensors"), torch.load(tmp_path / "x.bin", weights_only=True)):
+    for found in (load_file(files[0]), torch.load(files[1], weights_only=True)):
         assert set(found) == set(expected)
         for name, tensor in expected.items():
             assert found[name].dtype == tensor.dtype and torch.equal(found[name], tensor), name
