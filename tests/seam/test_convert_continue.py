@@ -76,6 +76,16 @@ def test_continued_pretraining_starts_at_the_predicted_loss(tmp_path, megatron_d
     assert abs(fresh - math.log(31)) < 0.2
 
 
+def test_a_converted_checkpoint_resumes_without_optimizer(tmp_path, megatron_dir, shard, capsys):
+    """What the error of a plain resume advises works: the iteration goes on, Adam and the generators start afresh."""
+    command(convert.main, "--load", megatron_dir, "--save", tmp_path / "dcp", "--target", "dcp")
+    flags = ("--train-iters", 32001, "--no-load-optim", "--no-load-rng")  # 128,000 samples of 4 are behind it
+    first_loss(shard, tmp_path / "dcp", tmp_path / "run", *flags)
+    assert "iteration 1000" in capsys.readouterr().out
+    lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert {line["iteration"] for line in lines if "lm_loss" in line} == {1001}
+
+
 def test_a_megatron_directory_is_told_how_to_become_loadable(tmp_path, megatron_dir, shard, capsys):
     from pretrain.__main__ import main
 
