@@ -10,6 +10,8 @@ import torch
 
 from converter.doors import Door
 from converter.model import PortableModel
+from proteinlm.files import read_json
+from proteinlm.model_dir.files import CONFIG_NAME
 
 
 @dataclass(frozen=True)
@@ -53,3 +55,8 @@ class Format:
     asks_heads: bool = False  # --num-attention-heads
     is_parallel: bool = False  # --tensor-model-parallel-size, --pipeline-model-parallel-size
     has_torch_file: bool = False  # --bin
+
+
+def model_dir_config(path: Path) -> dict | None:
+    """config.json of a model directory; None where there is none."""
+    return read_json(path / CONFIG_NAME) if (path / CONFIG_NAME).is_file() else None

@@ -5,19 +5,22 @@ with that shape, no other is, all are finite floating-point numbers, and the pad
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from proteinlm.errors import InputError
 from proteinlm.model import ModelConfig, ProteinBert, initialize
+from proteinlm.model_dir.config import CONFIG_KEYS, RULES, SIZE, check_values
+from proteinlm.model_dir.names import parameters_without_memory
 from proteinlm.tokenizer import Tokenizer
 
 # The tensors whose first dimension is the (padded) vocabulary.
 VOCABULARY_TENSORS = ("word_embeddings.weight", "lm_head.bias")
 HEAD_SEED = 1234  # of a masked-LM head made where the source has none
-LARGEST_NUMBER = 2**24  # of any number in a config; more cannot be meant, and a shape of two such still has a size
+# What a field of ModelConfig may be.
+FIELD_RULES = {field: RULES[key] for field, key in CONFIG_KEYS.items()} | {"make_vocab_size_divisible_by": SIZE}
 
 
 @dataclass(frozen=True)
@@ -64,32 +67,21 @@ class PortableModel:
 
     def checked(self) -> "PortableModel":
         """Self, after comparing names, shapes and numbers with what the config asks for."""
-        check_layers(self.config, len(self.tensors), self.origin)
-        shapes = expected_shapes(self.config, self.has_lm_head)
+        if self.config.num_layers > len(self.tensors):  # before anything is made for each that a config claims
+            layers = self.config.num_layers
+            raise InputError(f"{self.origin}: {len(self.tensors)} tensors cannot be the {layers} layers of its config")
+        shapes = {name: like.shape for name, like in parameters_without_memory(self.config, self.has_lm_head).items()}
         missing = next((name for name in shapes if name not in self.tensors), None)
         if missing:
             raise InputError(f"{self.origin}: tensor {missing} is missing")
         for name, tensor in self.tensors.items():
             if name not in shapes:
                 raise InputError(f"{self.origin}: tensor {name} belongs to no part of the model its config describes")
-            if tuple(tensor.shape) != shapes[name]:
-                stored = tuple(tensor.shape)
-                raise InputError(f"{self.origin}: {name} has shape {stored}, its config asks for {shapes[name]}")
+            if tensor.shape != shapes[name]:
+                stored, expected = tuple(tensor.shape), tuple(shapes[name])
+                raise InputError(f"{self.origin}: {name} has shape {stored}, its config asks for {expected}")
             _check_numbers(tensor, name, self.origin)
         return self
-
-
-def expected_shapes(config: ModelConfig, lm_head: bool) -> dict[str, tuple[int, ...]]:
-    """Shape of every tensor of `ProteinBert(config, lm_head)` by name, in its order; without memory."""
-    with torch.device("meta"):
-        model = ProteinBert(config, lm_head)
-    return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
-
-
-def check_layers(config: ModelConfig, tensors: int, origin: str) -> None:
-    """Refuse more layers than so many tensors can be, before anything is made for each that a config claims."""
-    if config.num_layers > tensors:
-        raise InputError(f"{origin}: its {tensors} tensors cannot be the {config.num_layers} layers of its config")
 
 
 def same_tensor(one: Tensor | None, other: Tensor | None) -> bool:
@@ -109,27 +101,14 @@ def _check_numbers(tensor: Tensor, name: str, where: str) -> None:
 
 def make_config(values: Mapping[str, object], where: str) -> ModelConfig:
     """ModelConfig of values that came from a file: types and ranges are checked before anything is made of them."""
-    types = {f.name: f.type for f in fields(ModelConfig)}
-    for name, value in values.items():
-        if name not in types:
-            raise InputError(f"{where}: {name} is not a field of a model's configuration")
-        if not _is_valid(value, types[name]):
-            raise InputError(f"{where}: {name} is {ascii(value)[:60]}, which cannot be")
-    for name in ("hidden_dropout", "attention_dropout"):
-        if values.get(name, 0) >= 1:
-            raise InputError(f"{where}: {name} is {values[name]}; it must be below 1")
+    unknown = next((name for name in values if name not in FIELD_RULES), None)
+    if unknown is not None:
+        raise InputError(f"{where}: {unknown} is not a field of a model's configuration")
+    check_values(values, values, where, FIELD_RULES)
     try:
         return ModelConfig(**values)
     except (TypeError, ValueError) as error:
         raise InputError(f"{where}: {error}") from None
-
-
-def _is_valid(value: object, kind: object) -> bool:
-    if kind in (bool, str):
-        return type(value) is kind
-    if kind is float:
-        return type(value) in (int, float) and 0 <= value < LARGEST_NUMBER  # False for NaN
-    return (type(value) is int and 0 < value < LARGEST_NUMBER) or (value is None and kind == (int | None))
 
 
 def require_final_layernorm(model: PortableModel, who: str) -> None:

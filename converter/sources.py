@@ -3,11 +3,10 @@
 from pathlib import Path
 
 from converter.dcp import DCP
-from converter.formats import ReadOptions
+from converter.formats import ReadOptions, model_dir_config
 from converter.huggingface.megatron_bert import MEGATRON_BERT
 from converter.megatron.checkpoint import MEGATRON
 from converter.model import PortableModel
-from converter.streams import read_model_config
 from converter.tape_dir import TAPE
 from proteinlm.errors import InputError
 from proteinlm.model_dir.files import CONFIG_NAME
@@ -26,7 +25,7 @@ def recognise(path: Path) -> str:
         return names[0]
     if names:
         raise InputError(f"{path}: holds checkpoints of {' and '.join(sorted(names))}; say which with --source")
-    config = read_model_config(path)
+    config = model_dir_config(path)
     if config is not None:
         types = " or ".join(known.model_type for known in FORMATS.values() if known.model_type)
         raise InputError(f"{path / CONFIG_NAME}: model_type {ascii(config.get('model_type'))[:40]} is not {types}")

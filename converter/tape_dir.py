@@ -5,20 +5,20 @@ from pathlib import Path
 from torch import Tensor
 
 from converter.doors import tape_door
-from converter.formats import Format, ReadOptions, WriteOptions
+from converter.formats import Format, ReadOptions, WriteOptions, model_dir_config
 from converter.model import PortableModel
-from converter.streams import read_model_config, write_weights
 from converter.vocabulary import to_tokenizer
 from proteinlm.errors import InputError
 from proteinlm.files import write_json
 from proteinlm.model_dir.config import CONFIG_KEYS, TAPE_EXTRAS, model_config_of
 from proteinlm.model_dir.files import CONFIG_NAME, load_tape_dir
-from proteinlm.model_dir.names import DECODER, TOKEN_TYPES, to_tape
+from proteinlm.model_dir.names import DECODER, TAPE_NAMES, TOKEN_TYPES
+from proteinlm.model_dir.weights import write_weights
 from proteinlm.tokenizer import TAPE_TOKENS, build_tokenizer
 
 
 def recognises_tape(path: Path) -> bool:
-    config = read_model_config(path)
+    config = model_dir_config(path)
     return config is not None and config.get("model_type") is None and not config.get("architectures")
 
 
@@ -51,7 +51,7 @@ def write_tape(model: PortableModel, directory: Path, options: WriteOptions) -> 
     config = TAPE_EXTRAS | {"type_vocab_size": 1} | values | {"converted_from": model.origin}
 
     def translate(name: str, tensor: Tensor) -> dict[str, Tensor]:
-        parts = to_tape({name: tensor}, model.config.num_attention_heads)
+        parts = TAPE_NAMES.rename({name: tensor}, model.config.num_attention_heads)
         if name == "word_embeddings.weight":
             parts[TOKEN_TYPES] = tensor.new_zeros(1, model.config.hidden_size)
             if model.has_lm_head:

@@ -10,18 +10,10 @@ import torch
 from torch import Tensor
 
 from converter.doors import Door, transformers_door
-from converter.formats import Format, ReadOptions, WriteOptions
+from converter.formats import Format, ReadOptions, WriteOptions, model_dir_config
 from converter.huggingface.tokenizer import read_vocabulary, write_tokenizer
-from converter.model import (
-    VOCABULARY_TENSORS,
-    PortableModel,
-    check_layers,
-    expected_shapes,
-    make_config,
-    require_final_layernorm,
-)
-from converter.names import HF_LEFT_OUT, HF_NAMES, HF_TIED, HF_TOKEN_TYPES, MODEL_CONFIG_TO_HF, fuse
-from converter.streams import WeightFiles, read_json, read_model_config, write_weights
+from converter.model import PortableModel, require_final_layernorm
+from converter.names import HF_LEFT_OUT, HF_NAMES, HF_TIED, HF_TOKEN_TYPES
 from converter.vocabulary import (
     MEGATRON_PADDING,
     WIDEST_PADDING,
@@ -33,16 +25,19 @@ from converter.vocabulary import (
 from proteinlm.errors import InputError
 from proteinlm.files import write_json
 from proteinlm.model import ModelConfig
-from proteinlm.model_dir.files import CONFIG_NAME
+from proteinlm.model_dir.config import CONFIG_KEYS, model_config_of
+from proteinlm.model_dir.files import CONFIG_NAME, check_layers, check_tensors, read_config
+from proteinlm.model_dir.weights import WeightFiles, write_weights
 from proteinlm.tokenizer import PRETRAIN_TOKENS, RESIDUES, build_tokenizer
 
 MODEL_TYPE, FAMILY = "megatron-bert", "MegatronBert"
 # Keys of config.json that change what the model computes, and their only known value.
 ONLY = {"position_embedding_type": "absolute", "is_decoder": False, "add_cross_attention": False}
+ALWAYS = {"final_layernorm": True, "output_dropout": True}  # of ModelConfig, and no key there
 
 
 def recognises_megatron_bert(path: Path) -> bool:
-    config = read_model_config(path) or {}
+    config = model_dir_config(path) or {}
     return config.get("model_type", MODEL_TYPE if FAMILY in str(config.get("architectures")) else None) == MODEL_TYPE
 
 
@@ -64,7 +59,7 @@ def write_megatron_bert(model: PortableModel, directory: Path, options: WriteOpt
     copies = {original: copy for copy, original in HF_TIED.items()}
 
     def translate(name: str, tensor: Tensor) -> dict[str, Tensor]:
-        parts = HF_NAMES.split(name, tensor, model.config.num_attention_heads)
+        parts = HF_NAMES.rename({name: tensor}, model.config.num_attention_heads)
         if model.has_lm_head:
             parts |= {copies[hf_name]: part for hf_name, part in parts.items() if hf_name in copies}
         if name == "word_embeddings.weight":
@@ -80,7 +75,7 @@ def _config_json(model: PortableModel, dtype: torch.dtype) -> dict:
     return {
         "architectures": [f"{FAMILY}{'ForMaskedLM' if model.has_lm_head else 'Model'}"],
         "model_type": MODEL_TYPE,
-        **{key: getattr(model.config, field) for field, key in MODEL_CONFIG_TO_HF.items()},
+        **{key: getattr(model.config, field) for field, key in CONFIG_KEYS.items() if key not in ALWAYS},
         "type_vocab_size": 2,
         "pad_token_id": model.tokenizer.pad_id,
         "tie_word_embeddings": True,
@@ -99,68 +94,44 @@ def megatron_bert_door(directory: Path, model: PortableModel) -> Door | None:
 def read_megatron_bert(directory: Path, options: ReadOptions) -> PortableModel:
     """A directory of config.json, weights (safetensors or .bin, one file or several) and, if there, a vocabulary."""
     where = str(directory / CONFIG_NAME)
-    stored = read_json(directory / CONFIG_NAME)
+    stored = read_config(directory)
     for key, only in ONLY.items():
         if stored.get(key, only) != only:
             raise InputError(f"{where}: {key} {ascii(stored[key])[:40]} is another network; only {only} is converted")
-    values = {"hidden_act": "gelu", "make_vocab_size_divisible_by": 1}  # HF's default is the erf form
-    values |= {field: stored[key] for field, key in MODEL_CONFIG_TO_HF.items() if key in stored}
-    config = make_config({"lm_head_act": values["hidden_act"]} | values, where)
-    tensors, notes = _read_tensors(WeightFiles(directory), config)
-    tokens = _vocabulary(directory, config.vocab_size, notes)
-    for name in VOCABULARY_TENSORS:
-        if name in tensors and tensors[name].shape[:1] != (config.vocab_size,):
-            shape = tuple(tensors[name].shape)
-            raise InputError(f"{where}: vocab_size {config.vocab_size}, but {name} has shape {shape}")
-    tokenizer = build_tokenizer()
+    # Its head computes hidden_act; lm_head_act is a key that we add. Without hidden_act it is the erf form.
+    config = model_config_of({"lm_head_act": stored.get("hidden_act", "gelu")} | stored | ALWAYS, where)
+    tensors = WeightFiles(directory).get_all()
+    check_layers(stored, tensors, directory)
+    tensors, notes = _to_our_names(tensors, config, directory)
+    tokens, tokenizer = _vocabulary(directory, config.vocab_size, notes), build_tokenizer()
     tensors, dropped = take_rows(tensors, tokens, tokenizer, 1, str(directory))
     config = replace(config, vocab_size=tokenizer.vocab_size)
     return PortableModel(config, tokenizer, tensors, str(directory), (*notes, *dropped)).checked()
 
 
-def _read_tensors(weights: WeightFiles, config: ModelConfig) -> tuple[dict[str, Tensor], list[str]]:
-    """(tensors under our names, notes); every tensor of the files is used or noted."""
-    unused, notes, tensors = set(weights.files), [], {}
-    if not any(name.startswith("bert.") for name in unused):
-        raise InputError(f"{weights.directory}: its weights have no names below 'bert.'; not a MegatronBert model")
-
-    def take(name: str) -> Tensor:
-        if name not in unused:
-            raise InputError(f"{weights.directory}: {name} is missing")
-        unused.remove(name)
-        return weights.get(name)
-
-    check_layers(config, len(unused), str(weights.directory))
-    has_head = HF_NAMES.whole["lm_head.dense.weight"] in unused
-    for name, shape in expected_shapes(config, has_head).items():
-        parts = {hf_name: take(hf_name) for hf_name in HF_NAMES.names_of(name)}
-        if len(parts) > 1:
-            _check_alike(parts, (shape[0] // 3, *shape[1:]), weights)
-            tensors[name] = fuse([*parts.values()], config.num_attention_heads)
-        else:
-            (tensors[name],) = parts.values()
+def _to_our_names(
+    tensors: dict[str, Tensor], config: ModelConfig, directory: Path
+) -> tuple[dict[str, Tensor], list[str]]:
+    """(tensors under our names, notes); every tensor of the files is used up or noted."""
+    if not any(name.startswith("bert.") for name in tensors):
+        raise InputError(f"{directory}: its weights have no names below 'bert.'; not a MegatronBert model")
+    notes = []
     for copy, original in HF_TIED.items():
-        if copy in unused and not torch.equal(take(copy), weights.get(original)):
+        if copy in tensors and not torch.equal(tensors.pop(copy), tensors.get(original, torch.empty(0))):
             notes.append(f"{copy} is not {original}: the embedding and cls.predictions.bias are kept, as tied")
-    if HF_TOKEN_TYPES in unused:
-        types, positions = take(HF_TOKEN_TYPES), tensors["position_embeddings.weight"]
-        tensors["position_embeddings.weight"], note = fold_token_types(types, positions, str(weights.directory))
+    left_out = sorted(name for name in tensors if name.startswith(HF_LEFT_OUT))
+    if left_out:
+        notes.append(f"{', '.join(left_out)} left out: not part of a masked language model")
+    types = tensors.pop(HF_TOKEN_TYPES, None)
+    tensors = {name: tensor for name, tensor in tensors.items() if name not in left_out}
+    has_head = "cls.predictions.transform.dense.weight" in tensors
+    check_tensors(tensors, HF_NAMES.shapes(config, has_head), directory)
+    tensors = HF_NAMES.restore(tensors, config.num_attention_heads)
+    if types is not None:
+        folded, note = fold_token_types(types, tensors["position_embeddings.weight"], str(directory))
+        tensors["position_embeddings.weight"] = folded
         notes.append(note)
-    unknown = sorted(name for name in unused if not name.startswith(HF_LEFT_OUT))
-    if unknown:
-        raise InputError(f"{weights.directory}: {unknown[0][:80]} is not a name of MegatronBertForMaskedLM")
-    if unused:
-        notes.append(f"{', '.join(sorted(unused))} left out: not part of a masked language model")
     return tensors, notes
-
-
-def _check_alike(parts: dict[str, Tensor], shape: tuple[int, ...], weights: WeightFiles) -> None:
-    """Query, key and value have this shape and one dtype."""
-    dtype = next(iter(parts.values())).dtype
-    for name, part in parts.items():
-        if tuple(part.shape) != shape or part.dtype != dtype:
-            stored = f"shape {tuple(part.shape)} and {part.dtype}, not {shape} and {dtype}"
-            raise InputError(f"{weights.files[name]}: {name} has {stored}")
 
 
 def _vocabulary(directory: Path, vocab_size: int, notes: list[str]) -> list[str]:

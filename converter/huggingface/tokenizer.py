@@ -7,9 +7,8 @@ untrained). Lower case is upper-cased, white space is dropped, and what is no re
 from collections.abc import Sequence
 from pathlib import Path
 
-from converter.streams import read_json
 from proteinlm.errors import InputError
-from proteinlm.files import write_json, write_text
+from proteinlm.files import read_json, write_json, write_text
 from proteinlm.tokenizer import PRETRAIN_SPECIALS, RESIDUES
 
 

@@ -22,18 +22,9 @@ from proteinlm.tokenizer import PRETRAIN_TOKENS
 # Fields of `args` that are one run's: where two shards differ in one, they are of two runs.
 RUN_FIELDS = (
     *MEGATRON_ARGS,
-    "padded_vocab_size",
-    "tensor_model_parallel_size",
-    "pipeline_model_parallel_size",
-    "model_parallel_size",
-    "seed",
-    "lr",
-    "train_iters",
-    "global_batch_size",
-    "consumed_train_samples",
-    "bias_gelu_fusion",
-    "openai_gelu",
-    "fp16",
+    *("padded_vocab_size", "tensor_model_parallel_size", "pipeline_model_parallel_size", "model_parallel_size"),
+    *("seed", "lr", "train_iters", "global_batch_size", "consumed_train_samples"),
+    *("bias_gelu_fusion", "openai_gelu", "fp16"),
 )
 RANK_FIELDS = ("rank", "local_rank", "node_rank", "hostname")  # differ in every honest checkpoint
 LARGEST_SIZE = 10**4  # processes in one direction; a size beyond is a damaged file

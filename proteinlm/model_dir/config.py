@@ -5,7 +5,6 @@
 What must hold: a value that passes can be built from; anything else is an InputError with the key and its value.
 """
 
-import math
 from collections.abc import Callable, Collection, Mapping
 
 from proteinlm.errors import InputError
@@ -79,15 +78,16 @@ def one_of(choices: Collection) -> Rule:
 
 
 SIZE: Rule = (lambda v: type(v) is int and 0 < v < LARGEST_SIZE, "is {!r}; a positive whole number is needed")
-POSITIVE: Rule = (lambda v: _number(v) and 0 < v < math.inf, "is {!r}; a positive number is needed")
-NOT_NEGATIVE: Rule = (lambda v: _number(v) and 0 <= v < math.inf, "is {!r}; a number of 0 or more is needed")
+POSITIVE: Rule = (lambda v: _number(v) and 0 < v < LARGEST_SIZE, "is {!r}; a positive number is needed")
+NOT_NEGATIVE: Rule = (lambda v: _number(v) and 0 <= v < LARGEST_SIZE, "is {!r}; a number of 0 or more is needed")
 PROBABILITY: Rule = (lambda v: _number(v) and 0 <= v < 1, "{!r} must be at least 0 and below 1")
+FLAG: Rule = (lambda v: type(v) is bool, "{!r} is not one of True, False")
 RULES: dict[str, Rule] = {
     **dict.fromkeys(SHAPE_KEYS, SIZE),
     **dict.fromkeys(("hidden_act", "lm_head_act"), one_of(ACTIVATIONS)),
     **dict.fromkeys(("hidden_dropout_prob", "attention_probs_dropout_prob"), PROBABILITY),
     **dict.fromkeys(("initializer_range", "layer_norm_eps"), NOT_NEGATIVE),
-    **dict.fromkeys(("final_layernorm", "output_dropout"), one_of((True, False))),
+    **dict.fromkeys(("final_layernorm", "output_dropout"), FLAG),
 }
 
 

@@ -10,7 +10,6 @@ embedding wins and mlm.* is left out. Files from elsewhere go through proteinlm.
 songlab's own transformer (post-LN) is another architecture: PostLayerNormFile says so.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,20 +18,20 @@ import torch
 from torch import Tensor
 
 from proteinlm.errors import InputError
-from proteinlm.files import atomic_path, write_json
+from proteinlm.files import read_json, write_json
 from proteinlm.model_dir.config import TAPE_EXTRAS, model_config_of
 from proteinlm.model_dir.names import (
     DECODER,
     FINAL_NORM,
+    TAPE_NAMES,
     TOKEN_TYPES,
     UNUSED,
     WORDS,
     from_tape,
-    tape_shapes,
-    to_tape,
 )
+from proteinlm.model_dir.weights import SAFE_NAME, TORCH_NAME, WeightFiles, write_weights
 
-CONFIG_NAME, SAFE_NAME, TORCH_NAME = "config.json", "model.safetensors", "pytorch_model.bin"
+CONFIG_NAME = "config.json"
 OPTIONAL = (TOKEN_TYPES, FINAL_NORM, UNUSED)  # a file may have these where the model does not
 
 
@@ -56,51 +55,10 @@ def read_config(directory: str | Path) -> dict:
     path = Path(directory)
     path = path / CONFIG_NAME if path.is_dir() else path
     if not path.is_file():
-        raise InputError(f"{path}: no such file; a TAPE model directory holds {CONFIG_NAME} and {SAFE_NAME}")
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise InputError(f"{path}: not JSON ({error})") from None
-    if not isinstance(config, dict):
-        raise InputError(f"{path}: a JSON object was expected, found {type(config).__name__}")
-    return config
-
-
-def read_weights(directory: Path) -> tuple[Path, dict[str, Tensor]]:
-    """The weights file and its tensors; safetensors where there are both."""
-    if (directory / SAFE_NAME).is_file():
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
-        try:
-            return directory / SAFE_NAME, load_file(directory / SAFE_NAME)
-        except SafetensorError as error:
-            raise InputError(f"{directory / SAFE_NAME}: not a whole safetensors file ({error})") from None
-    path = directory / TORCH_NAME
-    if not path.is_file():
-        raise InputError(f"{directory}: neither {SAFE_NAME} nor {TORCH_NAME} is there")
-    from proteinlm.untrusted.safe_load import safe_torch_load
-
-    tensors = safe_torch_load(path)
-    if not isinstance(tensors, Mapping) or not all(isinstance(value, Tensor) for value in tensors.values()):
-        raise InputError(f"{path}: a state dict (name -> tensor) was expected")
-    return path, dict(tensors)
-
-
-def write_weights(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Write a safetensors file; returns what is in it, on the CPU and contiguous."""
-    from safetensors.torch import save_file
-
-    state, places = {}, set()
-    for name, value in tensors.items():
-        place = (value.data_ptr(), value.shape)
-        value = value.detach().cpu().contiguous()
-        # safetensors refuses two names for one memory (tied weights)
-        state[name] = value.clone() if place in places else value
-        places.add(place)
-    with atomic_path(path) as temporary:
-        save_file(state, str(temporary), metadata={"format": "pt"})
-    return state
+        raise InputError(
+            f"{path}: no such file; a TAPE model directory holds {CONFIG_NAME} and {SAFE_NAME} or {TORCH_NAME}"
+        )
+    return read_json(path)
 
 
 def load_tape_dir(directory: str | Path, overrides: Mapping | None = None) -> TapeFiles:
@@ -110,18 +68,18 @@ def load_tape_dir(directory: str | Path, overrides: Mapping | None = None) -> Ta
         raise InputError(f"{directory}: no such directory; --from_pretrained takes a TAPE model directory")
     config = read_config(directory) | dict(overrides or {})
     model_config = model_config_of(config, str(directory / CONFIG_NAME))
-    path, tensors = read_weights(directory)
-    tensors, head = _sort_names(tensors, path)
+    weights = WeightFiles(directory)
+    path, (tensors, head) = weights.path, _sort_names(weights.get_all(), weights.path)
     check_layers(config, tensors, path)
     notes = []
     decoder, words = tensors.pop(DECODER, None), tensors.get(WORDS)
     if decoder is not None and words is not None and not same(decoder, words):
         notes.append(f"{DECODER} differs from the embedding: the embedding is kept, mlm.* dropped")
         tensors = {name: value for name, value in tensors.items() if not name.startswith("mlm.")}
-    shapes = tape_shapes(model_config, lm_head=any(name.startswith("mlm.") for name in tensors))
+    shapes = TAPE_NAMES.shapes(model_config, lm_head=any(name.startswith("mlm.") for name in tensors))
     if (types := tensors.get(TOKEN_TYPES)) is not None:
         shapes[TOKEN_TYPES] = torch.Size((len(types) if types.dim() else 1, model_config.hidden_size))
-    _check(tensors, shapes, path)
+    check_tensors(tensors, shapes, path, OPTIONAL)
     state, more = from_tape(tensors, model_config)
     return TapeFiles(config, state, head, tuple(f"{path}: {note}" for note in (*notes, *more)), path)
 
@@ -141,15 +99,12 @@ def write_tape_dir(
     directory = Path(directory)
     config = TAPE_EXTRAS | {"type_vocab_size": 1} | dict(config)
     model_config = model_config_of(config, str(directory / CONFIG_NAME))
-    tensors = to_tape(state, model_config.num_attention_heads)
+    tensors = TAPE_NAMES.rename(state, model_config.num_attention_heads)
     lm_head = {name: tensors.pop(name) for name in list(tensors) if name.startswith("mlm.")}
-    _check(tensors | lm_head, tape_shapes(model_config, bool(lm_head)), directory)
+    check_tensors(tensors | lm_head, TAPE_NAMES.shapes(model_config, bool(lm_head)), directory, OPTIONAL)
     tensors[TOKEN_TYPES] = torch.zeros(config["type_vocab_size"], model_config.hidden_size)
     tensors |= lm_head | ({DECODER: tensors[WORDS]} if lm_head else {}) | dict(head or {})
-    tensors = write_weights(directory / SAFE_NAME, tensors)
-    if torch_file:
-        with atomic_path(directory / TORCH_NAME) as temporary:
-            torch.save(tensors, temporary)
+    write_weights(directory, tensors, torch_file=torch_file)
     write_json(directory / CONFIG_NAME, config)
 
 
@@ -184,18 +139,21 @@ def _sort_names(tensors: Mapping[str, Tensor], path: Path) -> tuple[dict[str, Te
     return model, head
 
 
-def _check(tensors: Mapping[str, Tensor], shapes: Mapping[str, torch.Size], path: Path) -> None:
-    """Every name of `shapes` is there with its shape and a floating type, and no other."""
+def check_tensors(
+    tensors: Mapping[str, Tensor], shapes: Mapping[str, torch.Size], where: Path, optional: tuple[str, ...] = ()
+) -> None:
+    """Every name of `shapes` is there with its shape and a floating type, and no other but what begins as `optional`
+    says."""
     missing = [name for name in shapes if name not in tensors]
     if missing:
-        raise InputError(f"{path}: {missing[0]} is missing ({len(missing)} of {len(shapes)} names are)")
+        raise InputError(f"{where}: {missing[0]} is missing ({len(missing)} of {len(shapes)} names are)")
     for name, value in tensors.items():
-        if name not in shapes and name.startswith(OPTIONAL):
+        if name not in shapes and name.startswith(optional):
             continue
         if name not in shapes:
-            raise InputError(f"{path}: {name} does not belong to the model of config.json")
+            raise InputError(f"{where}: {name} does not belong to the model of config.json")
         if value.shape != shapes[name]:
             actual, expected = list(value.shape), list(shapes[name])
-            raise InputError(f"{path}: {name} has shape {actual}, but config.json gives {expected}")
+            raise InputError(f"{where}: {name} has shape {actual}, but config.json gives {expected}")
         if not value.is_floating_point():
-            raise InputError(f"{path}: {name} holds {value.dtype}, a floating type was expected")
+            raise InputError(f"{where}: {name} holds {value.dtype}, a floating type was expected")

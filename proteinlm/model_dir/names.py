@@ -1,4 +1,4 @@
-"""TAPE's names of ProteinBert's tensors: one table, and the functions that go from one to the other. No files here.
+"""The names of ProteinBert's tensors in files: what a table of them can do, and TAPE's. No files here.
 
 What must hold: to TAPE's names and back gives every tensor bit for bit (tests). Names are those of the original
 project's TAPE fork, a pre-LN BERT; the fused query_key_value has rows [heads, 3, head size], as in proteinlm.model.
@@ -6,47 +6,77 @@ project's TAPE fork, a pre-LN BERT; the fused query_key_value has rows [heads, 3
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from proteinlm.model import ModelConfig, ProteinBert
 
-# Module of ProteinBert -> TAPE's, each for .weight and .bias; # is the number of a layer.
-TAPE_MODULES = {
-    "word_embeddings": "bert.embeddings.word_embeddings",
-    "position_embeddings": "bert.embeddings.position_embeddings",
-    "layers.#.input_layernorm": "bert.encoder.layer.#.input_ln",
-    "layers.#.attention.dense": "bert.encoder.layer.#.attention.dense",
-    "layers.#.post_attention_layernorm": "bert.encoder.layer.#.post_attn_ln",
-    "layers.#.mlp.dense_h_to_4h": "bert.encoder.layer.#.mlp.dense_h_4h",
-    "layers.#.mlp.dense_4h_to_h": "bert.encoder.layer.#.mlp.dense_4h_h",
-    "final_layernorm": "bert.encoder.final_ln",
-    "lm_head.dense": "mlm.transform.dense",
-    "lm_head.layernorm": "mlm.transform.LayerNorm",
-    "lm_head": "mlm",
-}
-FUSED, QKV = "layers.#.attention.query_key_value", "bert.encoder.layer.#.attention.self."
-QUERY, KEY, VALUE = (QKV + part for part in ("query", "key", "value"))
-OWN_MODULES = {tape: own for own, tape in TAPE_MODULES.items()}
+FUSED = "layers.#.attention.query_key_value"
+
+
+@dataclass(frozen=True)
+class TensorNames:
+    """The names of ProteinBert's tensors in files that keep query, key and value apart. # is the number of a layer."""
+
+    modules: Mapping[str, str]  # module of ProteinBert -> name in the file, each for .weight and .bias
+    query_key_value: tuple[str, str, str]
+
+    def rename(self, state: Mapping[str, Tensor], heads: int) -> dict[str, Tensor]:
+        """ProteinBert's names -> the file's; the rows of query_key_value are [heads, 3, size]. Unknown names stay."""
+        tensors = {}
+        for name, value in state.items():
+            module, number, kind = _split(name)
+            if module == FUSED:
+                split = value.view(heads, 3, -1, *value.shape[1:])
+                for i, part in enumerate(self.query_key_value):
+                    tensors[_join(part, number, kind)] = split[:, i].flatten(0, 1)
+            else:
+                tensors[_join(self.modules.get(module, module), number, kind)] = value
+        return tensors
+
+    def restore(self, tensors: dict[str, Tensor], heads: int) -> dict[str, Tensor]:
+        """The file's names -> ProteinBert's; `tensors` is used up. Incomplete input stays so, unknown names stay."""
+        state, modules = {}, {there: module for module, there in self.modules.items()}
+        for name in list(tensors):
+            module, number, kind = _split(name)
+            if module == self.query_key_value[0]:
+                names = [_join(part, number, kind) for part in self.query_key_value]
+                if all(part in tensors for part in names):
+                    parts = [tensors.pop(part) for part in names]
+                    split = [part.reshape(heads, -1, *part.shape[1:]) for part in parts]
+                    state[_join(FUSED, number, kind)] = torch.stack(split, 1).flatten(0, 2)
+            elif module not in self.query_key_value:
+                state[_join(modules.get(module, module), number, kind)] = tensors.pop(name)
+        return state
+
+    def shapes(self, config: ModelConfig, lm_head: bool) -> dict[str, torch.Size]:
+        """The file's names of `ProteinBert(config, lm_head)` -> shape; copies of tied tensors are not among them."""
+        tensors = self.rename(parameters_without_memory(config, lm_head), config.num_attention_heads)
+        return {name: tensor.shape for name, tensor in tensors.items()}
+
+
+TAPE_NAMES = TensorNames(
+    {
+        "word_embeddings": "bert.embeddings.word_embeddings",
+        "position_embeddings": "bert.embeddings.position_embeddings",
+        "layers.#.input_layernorm": "bert.encoder.layer.#.input_ln",
+        "layers.#.attention.dense": "bert.encoder.layer.#.attention.dense",
+        "layers.#.post_attention_layernorm": "bert.encoder.layer.#.post_attn_ln",
+        "layers.#.mlp.dense_h_to_4h": "bert.encoder.layer.#.mlp.dense_h_4h",
+        "layers.#.mlp.dense_4h_to_h": "bert.encoder.layer.#.mlp.dense_4h_h",
+        "final_layernorm": "bert.encoder.final_ln",
+        "lm_head.dense": "mlm.transform.dense",
+        "lm_head.layernorm": "mlm.transform.LayerNorm",
+        "lm_head": "mlm",
+    },
+    tuple(f"bert.encoder.layer.#.attention.self.{part}" for part in ("query", "key", "value")),
+)
 WORDS, DECODER = "bert.embeddings.word_embeddings.weight", "mlm.decoder.weight"  # one matrix, written twice
 TOKEN_TYPES = "bert.embeddings.token_type_embeddings.weight"
 FINAL_NORM = "bert.encoder.final_ln."
 UNUSED = "bert.bert_tail_dense."  # in every file of the original, random and used by nothing there
-
-
-def to_tape(state: Mapping[str, Tensor], heads: int) -> dict[str, Tensor]:
-    """ProteinBert's names -> TAPE's, query, key and value apart. Unknown names stay."""
-    tensors = {}
-    for name, value in state.items():
-        module, number, kind = _split(name)
-        if module == FUSED:
-            split = value.view(heads, 3, -1, *value.shape[1:])
-            for i, part in enumerate((QUERY, KEY, VALUE)):
-                tensors[_join(part, number, kind)] = split[:, i].flatten(0, 1)
-        else:
-            tensors[_join(TAPE_MODULES.get(module, module), number, kind)] = value
-    return tensors
 
 
 def from_tape(tensors: Mapping[str, Tensor], config: ModelConfig) -> tuple[dict[str, Tensor], list[str]]:
@@ -55,7 +85,7 @@ def from_tape(tensors: Mapping[str, Tensor], config: ModelConfig) -> tuple[dict[
     Incomplete input stays incomplete and unknown names stay as they are, for the caller (strict loading) to report.
     Token types: TAPE adds row 0 at every position, so it is added to the position embedding here.
     """
-    tensors, state, notes = dict(tensors), {}, []
+    tensors, notes = dict(tensors), []
     if unused := [name for name in tensors if name.startswith(UNUSED)]:
         notes.append(f"{', '.join(unused)} left out deliberately: random and unused in the original too")
     final_norm = [name for name in tensors if name.startswith(FINAL_NORM) and not config.final_layernorm]
@@ -64,15 +94,7 @@ def from_tape(tensors: Mapping[str, Tensor], config: ModelConfig) -> tuple[dict[
     types = tensors.pop(TOKEN_TYPES, None)
     for name in (*unused, *final_norm):
         del tensors[name]
-    for name, value in tensors.items():
-        module, number, kind = _split(name)
-        if module == QUERY:
-            parts = [tensors.get(_join(part, number, kind)) for part in (QUERY, KEY, VALUE)]
-            if all(part is not None for part in parts):
-                split = [part.view(config.num_attention_heads, -1, *part.shape[1:]) for part in parts]
-                state[_join(FUSED, number, kind)] = torch.stack(split, 1).flatten(0, 2)
-        elif module not in (KEY, VALUE):
-            state[_join(OWN_MODULES.get(module, module), number, kind)] = value
+    state = TAPE_NAMES.restore(tensors, config.num_attention_heads)
     if types is not None and types[:1].any() and "position_embeddings.weight" in state:
         state["position_embeddings.weight"] = state["position_embeddings.weight"] + types[0]
         notes.append("token type 0 is not zero; it was added to every position embedding, which is the same")
@@ -83,12 +105,6 @@ def parameters_without_memory(config: ModelConfig, lm_head: bool) -> dict[str, T
     """The parameters of `ProteinBert(config, lm_head)` by name, on the meta device."""
     with torch.device("meta"):
         return dict(ProteinBert(config, lm_head).named_parameters())
-
-
-def tape_shapes(config: ModelConfig, lm_head: bool) -> dict[str, torch.Size]:
-    """TAPE's names of `ProteinBert(config, lm_head)` -> shape; token types and the tied decoder are not among them."""
-    tensors = to_tape(parameters_without_memory(config, lm_head), config.num_attention_heads)
-    return {name: tensor.shape for name, tensor in tensors.items()}
 
 
 def _split(name: str) -> tuple[str, str, str]:

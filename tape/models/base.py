@@ -19,8 +19,9 @@ from torch import Tensor, nn
 
 from proteinlm.errors import InputError
 from proteinlm.files import write_json, write_text
-from proteinlm.model_dir.files import CONFIG_NAME, SAFE_NAME, read_config, read_weights, same, write_weights
+from proteinlm.model_dir.files import CONFIG_NAME, read_config, same
 from proteinlm.model_dir.find import find_model
+from proteinlm.model_dir.weights import WeightFiles, write_weights
 
 logger = logging.getLogger(__name__)
 
@@ -145,12 +146,12 @@ class ProteinModel(nn.Module):
 
         values: what replaces keys of config.json; overrides: those of them that from_pretrained was called with.
         """
-        config = read_config(directory) | values
-        return WeightFile(config, *read_weights(directory))
+        config, weights = read_config(directory) | values, WeightFiles(directory)
+        return WeightFile(config, weights.path, weights.get_all())
 
     def save_pretrained(self, directory: str | Path) -> None:
         """Write config.json and model.safetensors (the config last: a directory with one is whole)."""
-        write_weights(Path(directory) / SAFE_NAME, self.state_dict())
+        write_weights(Path(directory), self.state_dict())
         write_json(Path(directory) / CONFIG_NAME, self.config.to_dict())
 
     def _tied(self) -> dict[str, str]:
