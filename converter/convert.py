@@ -7,7 +7,6 @@ What was left out, changed or assumed is printed and stays beside the result in 
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -22,6 +21,7 @@ from proteinlm.model import ACTIVATIONS
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 REPORT = "conversion_report.txt"
+Say = Callable[[str], None]  # prints a line, which is in the report too
 
 
 def parser() -> ArgumentParser:
@@ -59,17 +59,6 @@ def _at_least(least: int) -> Callable[[str], int]:
     return whole_number
 
 
-@dataclass
-class Report:
-    """Lines printed as they come, and once more in the file beside the result."""
-
-    lines: list[str]
-
-    def say(self, line: str) -> None:
-        print(line, flush=True)
-        self.lines.append(line)
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Convert; returns 0, or 1 when --verify finds a difference. Nothing is under --save then."""
     args = parser().parse_args(argv)
@@ -77,22 +66,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     _check(args, target)
     dtype, sizes = DTYPES.get(args.dtype), (args.tensor_model_parallel_size, args.pipeline_model_parallel_size)
     options = WriteOptions(dtype, *sizes, torch_file=args.bin, last_use=not args.verify)
-    report = Report([])
-    source = _read(args, report)
+    report: list[str] = []
+
+    def say(line: str) -> None:
+        print(line, flush=True)
+        report.append(line)
+
+    source = _read(args, say)
     stored = target.prepare(source, options)
     for note in stored.notes:
-        report.say(f"note: {note}")
+        say(f"note: {note}")
     _check_range(stored, dtype)
     source = source if args.verify else None  # its memory may be used again
     args.save.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{args.save.name}.", suffix=".tmp", dir=args.save.parent))
     try:
         target.write(stored, temporary, options)
-        if args.verify and not _verified(source, stored.rounded_to(dtype), target, args, temporary, report):
+        if args.verify and not _verified(source, stored.rounded_to(dtype), target, args, temporary, say):
             print("nothing was written", flush=True)
             return 1
-        report.say(f"wrote {args.save} ({args.target})")
-        write_text(temporary / REPORT, "\n".join(report.lines) + "\n")
+        say(f"wrote {args.save} ({args.target})")
+        write_text(temporary / REPORT, "\n".join(report) + "\n")
         _publish(temporary, args.save)
     except OSError as error:
         raise InputError(f"{args.save}: cannot be written ({error.strerror or error})") from error
@@ -116,12 +110,12 @@ def _check(args, target: Format) -> None:
         raise InputError("--data-path: only --verify reads data; add --verify")
 
 
-def _read(args, report: Report) -> PortableModel:
+def _read(args, say: Say) -> PortableModel:
     """The source with the user's overrides."""
     kind = args.source or recognise(args.load)
     model = read(args.load, kind, iteration=args.iteration, num_attention_heads=args.num_attention_heads)
     head = "with" if model.has_lm_head else "without"
-    report.say(
+    say(
         f"read {model.origin}: {kind}, {model.config.num_parameters(model.has_lm_head):,} parameters, {head} masked-LM "
         f"head, {str(model.dtype).removeprefix('torch.')}, hidden_act {model.config.hidden_act}"
     )
@@ -141,16 +135,14 @@ def _check_range(model: PortableModel, dtype: torch.dtype | None) -> None:
                 raise InputError(f"{model.origin}: {name} holds {largest:.3g}, beyond {kind}; use --dtype fp32 or bf16")
 
 
-def _verified(
-    source: PortableModel, stored: PortableModel, target: Format, args, directory: Path, report: Report
-) -> bool:
-    if not verify(source, stored, target, directory, report.say):
+def _verified(source: PortableModel, stored: PortableModel, target: Format, args, directory: Path, say: Say) -> bool:
+    if not verify(source, stored, target, directory, say):
         return False
     if args.data_path:
         length = args.seq_length or source.config.max_position_embeddings
         settings = (args.data_path, length, args.global_batch_size, args.split, args.mask_prob, args.seed)
         loss, masked = first_step_loss(stored, *settings)
-        report.say(
+        say(
             f"predicted masked-LM loss of the first step: {loss:.6f} over {masked} residues ({args.global_batch_size} "
             f"rows of {length}, seed {args.seed}, without dropout)"
         )

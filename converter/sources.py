@@ -38,14 +38,16 @@ def recognise(path: Path) -> str:
 
 def read(path: Path, name: str | None = None, **options: int | None) -> PortableModel:
     """The model at `path`, which is of the format `name` (None: recognised). options: fields of ReadOptions."""
-    asked, source = ReadOptions(**options), FORMATS[name or recognise(path)]
+    requested, source = ReadOptions(**options), FORMATS[name or recognise(path)]
     if not path.exists():
         raise InputError(f"{path}: no such checkpoint")
-    if asked.num_attention_heads is not None and not source.asks_heads:
+    if requested.num_attention_heads is not None and not source.asks_heads:
         only = f"only for Megatron files without args; {path} is {source.name}"
-        raise InputError(f"--num-attention-heads {asked.num_attention_heads}: {only}")
+        raise InputError(f"--num-attention-heads {requested.num_attention_heads}: {only}")
     if path.is_file() and not source.reads_files:
         raise InputError(f"{path}: a file; give --load the directory of a {source.name} checkpoint")
-    if asked.iteration is not None and not source.has_iterations:
-        raise InputError(f"--iteration {asked.iteration}: {path} is a {source.name} directory, which holds one model")
-    return source.read(path, asked)
+    if requested.iteration is not None and not source.has_iterations:
+        raise InputError(
+            f"--iteration {requested.iteration}: {path} is a {source.name} directory, which holds one model"
+        )
+    return source.read(path, requested)

@@ -84,17 +84,17 @@ def _tensor_parallel_of(first: Shard, files: ShardFiles) -> tuple[int, str]:
     return files.tensor_parallel, "the files"
 
 
-def num_heads(first: Shard, asked: int | None) -> int:
+def num_heads(first: Shard, requested: int | None) -> int:
     """Attention heads, of which no tensor shows the number: as args say, else as --num-attention-heads does."""
     stored = (first.args or {}).get("num_attention_heads")
-    if stored is None and asked is None:
+    if stored is None and requested is None:
         raise InputError(
             f"{first.path}: holds no args that say the number of attention heads, and no tensor shows it; "
             "give it with --num-attention-heads"
         )
-    if None not in (asked, stored) and asked != stored:
-        raise InputError(f"--num-attention-heads {asked}: {first.path} says {ascii(stored)[:40]}")
-    heads = asked if stored is None else stored
+    if None not in (requested, stored) and requested != stored:
+        raise InputError(f"--num-attention-heads {requested}: {first.path} says {ascii(stored)[:40]}")
+    heads = requested if stored is None else stored
     if type(heads) is not int or not 0 < heads < 10**6:
         raise InputError(f"{first.path}: num_attention_heads is {ascii(heads)[:40]}, which cannot be")
     return heads

@@ -14,7 +14,6 @@ from converter.megatron.args import check_same_run, config_of, num_heads, parall
 from converter.megatron.files import (
     FILE_NAME,
     RELEASE,
-    TRACKER,
     Shard,
     find_shards,
     iteration_name,
@@ -32,6 +31,7 @@ from converter.model import (
 )
 from converter.names import LAYER, MEGATRON_HEAD_EMBEDDING
 from converter.vocabulary import take_rows, to_pretraining
+from pretrain.checkpoint.files import TRACKER
 from proteinlm.errors import InputError
 from proteinlm.files import write_text
 from proteinlm.model_dir.names import parameters_without_memory

@@ -16,14 +16,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from pretrain.checkpoint.files import ITERATION_NAME, TRACKER, checkpoint_name
 from proteinlm.errors import InputError
 from proteinlm.untrusted.safe_load import safe_torch_load
 
-TRACKER = "latest_checkpointed_iteration.txt"
 FILE_NAME = "model_optim_rng.pt"
 RELEASE = "release"
 RANK_NAME = re.compile(r"mp_rank_(\d{2,3})(?:_(\d{3}))?")
-ITERATION_NAME = re.compile(r"iter_(\d{7,12})")
 VERSIONS = (0, 1.0, 2.0, 3.0)
 DEEPEST = 8  # levels of dicts below `model`
 
@@ -42,25 +41,21 @@ class ShardFiles:
         """Where a shard would be in a checkpoint of so many stages."""
         return Path(self.where) / rank_name(tp, pp, pipeline_parallel) / FILE_NAME
 
-    def check_complete(self, tensor_parallel: int, pipeline_parallel: int, as_said_by: str) -> None:
+    def check_complete(self, tensor_parallel: int, pipeline_parallel: int, authority: str) -> None:
         """Every rank of TP x PP has its file, and no more files are there."""
         sizes = f"TP {tensor_parallel} x PP {pipeline_parallel}"
         if len(self.paths) == 1 and Path(self.where).is_file():
             if (tensor_parallel, pipeline_parallel) != (1, 1):
-                raise InputError(
-                    f"{self.where}: one shard of {sizes} ({as_said_by}); give --load the directory of them"
-                )
+                raise InputError(f"{self.where}: one shard of {sizes} ({authority}); give --load the directory of them")
             return
         for pp in range(pipeline_parallel):
             for tp in range(tensor_parallel):
                 path = self.paths.get((tp, pp)) or self.path_of(tp, pp, pipeline_parallel)
                 if not path.is_file():
-                    raise InputError(f"{path}: this shard is missing; the checkpoint is {sizes} ({as_said_by})")
+                    raise InputError(f"{path}: this shard is missing; the checkpoint is {sizes} ({authority})")
         if (self.tensor_parallel, self.pipeline_parallel) != (tensor_parallel, pipeline_parallel):
-            there = f"TP {self.tensor_parallel} x PP {self.pipeline_parallel}"
-            raise InputError(
-                f"{self.where}: files of {there}, but {as_said_by} says {sizes}; two checkpoints are mixed"
-            )
+            stored = f"files of TP {self.tensor_parallel} x PP {self.pipeline_parallel}"
+            raise InputError(f"{self.where}: {stored}, but {authority} says {sizes}; two checkpoints are mixed")
 
 
 @dataclass(frozen=True)
@@ -81,7 +76,7 @@ def rank_name(tp: int, pp: int, pipeline_parallel: int) -> str:
 
 def iteration_name(iteration: int | None) -> str:
     """The directory of an iteration; None: weights that are no run's."""
-    return RELEASE if iteration is None else f"iter_{iteration:07d}"
+    return RELEASE if iteration is None else checkpoint_name(iteration)
 
 
 def recognises_megatron(path: Path) -> bool:
