@@ -38,7 +38,8 @@ ALWAYS = {"final_layernorm": True, "output_dropout": True}  # of ModelConfig, an
 
 def recognises_megatron_bert(path: Path) -> bool:
     config = model_dir_config(path) or {}
-    return config.get("model_type", MODEL_TYPE if FAMILY in str(config.get("architectures")) else None) == MODEL_TYPE
+    model_type = config.get("model_type")
+    return model_type == MODEL_TYPE or (model_type is None and FAMILY in str(config.get("architectures")))
 
 
 def prepare_megatron_bert(model: PortableModel, options: WriteOptions) -> PortableModel:
