@@ -37,11 +37,12 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from converter.convert import main as convert  # noqa: E402
+from proteinlm.encoder import make_stream, token_batches  # noqa: E402
 from proteinlm.files import write_json  # noqa: E402
+from proteinlm.progress import Progress  # noqa: E402
 from tape import ProteinBertConfig, ProteinBertModel  # noqa: E402
-from tape.embed import Progress, embed_part  # noqa: E402
-from tape.inference.encoding import Encoder, make_stream  # noqa: E402
-from tape.inference.fasta import Protein, Rules, read_proteins, scan_fasta, token_batches  # noqa: E402
+from tape.inference.encoding import TOKENIZER, TrunkEncoder, pad  # noqa: E402
+from tape.inference.fasta import Protein, Rules, read_proteins, scan_fasta  # noqa: E402
 from tape.inference.parts import plan_parts  # noqa: E402
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -56,17 +57,17 @@ class Ours:
 
     def __init__(self, model_dir: Path, device: torch.device, args: argparse.Namespace):
         self.dir, self.device, self.args = model_dir, device, args
-        self.encoders: dict[torch.dtype, Encoder] = {}
+        self.encoders: dict[torch.dtype, TrunkEncoder] = {}
 
     def __call__(self, proteins: Sequence[Protein], precision: torch.dtype) -> np.ndarray:
         if precision not in self.encoders:
             model = ProteinBertModel.from_pretrained(self.dir)
-            self.encoders[precision] = Encoder(model, -1, self.device, precision)
+            self.encoders[precision] = TrunkEncoder(model, -1, self.device, precision)
         bounds = plan_parts(np.array([len(p.residues) for p in proteins]), 8192, 0)
-        progress = Progress(0, 1e9, False)
+        progress = Progress("proteins", quiet=True)
         return np.concatenate(
             [
-                embed_part(self.encoders[precision], proteins[a:b], ("avg",), self.args, progress)["avg"]
+                self.encoders[precision].embed_part(proteins[a:b], ("avg",), self.args, progress)["avg"]
                 for a, b in itertools.pairwise(bounds)
             ]
         )
@@ -89,7 +90,7 @@ class HuggingFace:
         found = np.empty((len(proteins), self.model.config.hidden_size), np.float32)
         waiting = []
         for batch in self.batches(np.array([len(p.residues) for p in proteins])):
-            ids, mask = make_stream([proteins[i].residues for i in batch]).padded()
+            ids, mask = pad(make_stream([proteins[i].residues for i in batch], TOKENIZER))
             ids += ids >= 5  # pretraining's vocabulary, which Hugging Face's directory has, has one token more
             ids, mask = torch.from_numpy(ids).to(self.device), torch.from_numpy(mask).to(self.device)
             with torch.autocast(self.device.type, precision, enabled=precision != torch.float32):

@@ -27,13 +27,13 @@ from pretrain.data.sources import parse_valid_data_path
 from pretrain.parallel.apply import build_model, compute_dtype, reduce_dtype
 from pretrain.parallel.mesh import World, local_device
 from pretrain.parallel.replicas import Gradients, communicate, release
-from pretrain.progress import Progress
 from pretrain.shutdown import StopSignal
 from pretrain.throughput import BatchCounts, Throughput, peak_flops
 from proteinlm.errors import InputError
 from proteinlm.files import write_json
 from proteinlm.metrics_log import MetricsLog, NoLog
 from proteinlm.optim import LossScaler, build_optimizer, clip_factor, set_learning_rate
+from proteinlm.progress import Progress
 from proteinlm.tokenizer import Tokenizer, build_tokenizer
 
 
@@ -115,7 +115,7 @@ class Trainer:
                 with throughput.step(counts):
                     values = self.train_step(micro_batches, counts)
                 self._count(counts, values)
-                bar.advance(self.counters.consumed_train_samples)
+                bar.add(counts.rows)
                 if self._due(c.logging.log_interval) or values["skipped"]:
                     bar.show(self._log_step(log, values, throughput))
                 if self._due(c.logging.eval_interval):
@@ -241,7 +241,8 @@ class Trainer:
         return iters * (training.global_batch_size // training.micro_batch_size) if iters else None
 
     def _progress(self) -> Progress:
-        return Progress(self.schedule.total_samples, self.counters.consumed_train_samples, not self.world.is_main)
+        total, done = self.schedule.total_samples, self.counters.consumed_train_samples
+        return Progress("rows", total, done, seconds=math.inf, quiet=not self.world.is_main)  # it has lines of its own
 
     @torch.no_grad()
     def evaluate(self, dataset: Dataset, limit_batches: int | None = None) -> tuple[float, int]:

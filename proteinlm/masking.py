@@ -83,8 +83,6 @@ def mask_tokens(
     action = rng.random(count)
     residues = np.asarray(tokenizer.residue_ids)
     drawn = residues[(rng.random(count) * len(residues)).astype(np.int64)]
-    shown = np.where(
-        action < MASK_SHARE, tokenizer.mask_id, np.where(action < MASK_SHARE + RANDOM_SHARE, drawn, labels)
-    )
-    masked[positions] = shown
+    visible = np.where(action < MASK_SHARE + RANDOM_SHARE, drawn, labels)
+    masked[positions] = np.where(action < MASK_SHARE, tokenizer.mask_id, visible)
     return masked, positions, labels

@@ -12,6 +12,7 @@ class runs as a tensor-parallel shard and as a pipeline stage.
 
 import contextlib
 import hashlib
+import itertools
 import math
 from dataclasses import dataclass
 from functools import partial
@@ -166,15 +167,19 @@ class ProteinBert(nn.Module):
         flattened tokens): logits [M, V], -inf for the padding rows of the vocabulary; a stage without the head passes
         the stream [T, h] on.
         """
-        hidden, plan = self._embed(tokens, position_ids, cu_seqlens)
-        for layer in self.layers.values():
-            hidden = self._run(layer, hidden, plan)
-        hidden = self._normalise(hidden)
+        hidden = self.state_after(len(self.layers), tokens, position_ids, cu_seqlens)
         if masked_positions is None:
             return hidden.view(*position_ids.shape, hidden.shape[-1])
         if self.lm_head is None:
             return hidden
         return self.lm_logits(hidden.index_select(0, masked_positions))
+
+    def state_after(self, depth: int, tokens: Tensor, position_ids: Tensor, cu_seqlens: Tensor) -> Tensor:
+        """[T, h]: the state after the first `depth` layers (0: the embedding), after all of them with the final LN."""
+        hidden, plan = self._embed(tokens, position_ids, cu_seqlens)
+        for layer in itertools.islice(self.layers.values(), depth):
+            hidden = self._run(layer, hidden, plan)
+        return self._normalise(hidden) if depth == len(self.layers) else hidden
 
     def hidden_states(self, tokens: Tensor, position_ids: Tensor, cu_seqlens: Tensor) -> list[Tensor]:
         """L+1 tensors shaped [..., h]: the embedding, then each layer's output, the last one after the final LN."""

@@ -34,7 +34,7 @@ UPPER = bytes(range(256)).upper()
 # Line ends are "\n" by the time this is used, so "\r" is free to mark where each protein begins.
 RECORD = b"\r"
 HEADER = re.compile(rb"\n>[^\n]*")
-KINDS = {"fasta": "FASTA", "jsonl": "JSON lines", "text": "plain text, one protein a line", "lmdb": "TAPE LMDB"}
+FORMATS = {"fasta": "FASTA", "jsonl": "JSON lines", "text": "plain text, one protein a line", "lmdb": "TAPE LMDB"}
 SUFFIXES = {
     **dict.fromkeys((".fasta", ".fa", ".faa", ".fas", ".fsa", ".pep"), "fasta"),
     **dict.fromkeys((".jsonl", ".ndjson", ".json"), "jsonl"),
@@ -49,7 +49,7 @@ class Chunk:
     """A piece of one file that begins and ends at record boundaries."""
 
     path: str
-    kind: str  # a key of KINDS
+    kind: str  # a key of FORMATS
     text: bytes = b""  # line ends normalised; empty for LMDB
     offset: int = 0  # of `text` in the normalised file
     json_key: str = "text"
@@ -76,8 +76,8 @@ def _proteins(marked: bytes, path: str) -> Proteins:
     odd = Counter(marked.translate(UPPER, KNOWN + SPACE + RECORD))
     removed = Counter({sign: odd.pop(ord(sign)) for sign in "*-." if ord(sign) in odd})
     unknown = Counter({_letter(code): count for code, count in odd.items()})
-    kept = lengths > 0
-    return Proteins(b"".join(pieces), lengths[kept].astype(np.int32), int((~kept).sum()), removed, unknown)
+    empty = lengths == 0
+    return Proteins(b"".join(pieces), lengths[~empty].astype(np.int32), int(empty.sum()), removed, unknown)
 
 
 def _letter(code: int) -> str:
@@ -85,7 +85,7 @@ def _letter(code: int) -> str:
 
 
 def input_kind(path: str) -> str:
-    """A key of KINDS, from the name (.gz aside), else from the first character; InputError where neither says."""
+    """A key of FORMATS, from the name (.gz aside), else from the first character; InputError where neither says."""
     if os.path.isdir(path):
         if os.path.isfile(os.path.join(path, "data.mdb")):
             return "lmdb"
@@ -227,8 +227,9 @@ def _json_text(chunk: Chunk, number: int, line: bytes) -> bytes:
     text = record.get(chunk.json_key)
     if not isinstance(text, str):
         keys = ", ".join(list(record)[:8]) or "none"
-        found = f"is not a string but {type(text).__name__}"
-        fault = found if chunk.json_key in record else f"is missing (keys: {keys})"
+        fault = f"is missing (keys: {keys})"
+        if chunk.json_key in record:
+            fault = f"is not a string but {type(text).__name__}"
         raise fail(f"key {chunk.json_key!r} {fault}; --json-key names the one that holds the residues")
     return text.encode("utf-8", "surrogatepass")
 

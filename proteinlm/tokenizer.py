@@ -167,17 +167,17 @@ def build_tokenizer(tokenizer_type: str = "iupac", vocab_file: str | None = None
 
 def _check_vocab_file(vocab_file: str, expected: Sequence[str]) -> None:
     try:
-        found = Path(vocab_file).read_text(encoding="utf-8").split()
+        tokens = Path(vocab_file).read_text(encoding="utf-8").split()
     except UnicodeDecodeError as error:
         raise InputError(
             f"{vocab_file}: not a text vocabulary; a SentencePiece model needs --tokenizer-type SentencePiece"
         ) from error
-    for number, (ours, theirs) in enumerate(zip(expected, found, strict=False), start=1):
-        if ours != theirs:
-            raise InputError(f"{vocab_file}, line {number}: token {theirs!r} where the vocabulary has {ours!r}")
-    if len(found) != len(expected):
+    for number, (token, right) in enumerate(zip(tokens, expected, strict=False), start=1):
+        if token != right:
+            raise InputError(f"{vocab_file}, line {number}: token {token!r} where the vocabulary has {right!r}")
+    if len(tokens) != len(expected):
         raise InputError(
-            f"{vocab_file}: {len(found)} tokens; the vocabulary has {len(expected)}, from [PAD] or <pad> to Z"
+            f"{vocab_file}: {len(tokens)} tokens; the vocabulary has {len(expected)}, from [PAD] or <pad> to Z"
         )
 
 
@@ -231,14 +231,14 @@ def train_sentencepiece(proteins: Iterable[str], vocab_size: int, seed: int = 12
 
 def _draw(items: Iterable[str], number: int, rng: random.Random) -> list[str]:
     """At most `number` of the items, each with the same chance (reservoir sampling: one pass, any length)."""
-    kept = []
-    for seen, item in enumerate(items):
-        place = seen if seen < number else rng.randrange(seen + 1)
-        if place == len(kept):
-            kept.append(item)
+    sample = []
+    for position, item in enumerate(items):
+        place = position if position < number else rng.randrange(position + 1)
+        if place == len(sample):
+            sample.append(item)
         elif place < number:
-            kept[place] = item
-    return kept
+            sample[place] = item
+    return sample
 
 
 class TAPETokenizer:

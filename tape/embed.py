@@ -10,7 +10,7 @@ become OUT. Process r of n takes parts r, r + n ...
 
 What must hold: memory is one part, whatever the size of the input; a killed run, started again with the same command,
 goes on at its last part and ends in the same bytes, also with another number of processes; every protein of the input
-is embedded or counted in the last line. Kinds and layers: tape.inference.encoding. Files: tape.inference.files.
+is embedded or counted in the last line. Outputs and layers: tape.inference.encoding. Files: tape.inference.files.
 """
 
 import argparse
@@ -27,25 +27,20 @@ import numpy as np
 import torch
 
 from proteinlm import errors
+from proteinlm.encoder import default_batch_tokens
 from proteinlm.errors import InputError
+from proteinlm.progress import Progress
 from tape.data.lengths import residue_limit
 from tape.finetuning.options import add_device_flags, add_tokenizer_flag, check_tokenizer, choose_precision, positive
-from tape.inference.encoding import KINDS, Encoder
-from tape.inference.fasta import (
-    Protein,
-    Rules,
-    Scan,
-    add_fasta_flags,
-    read_windows,
-    scan_fasta,
-    token_batches,
-)
-from tape.inference.files import FORMATS, Layout, choose_format, write_file
-from tape.inference.parts import PartStore, pack_names, plan_parts, split_rows
+from tape.inference.encoding import OUTPUTS, TrunkEncoder
+from tape.inference.fasta import Rules, Scan, add_fasta_flags, read_windows, scan_fasta
+from tape.inference.files import FORMATS, WRITERS, Contents, choose_format
+from tape.inference.parts import PartStore, pack_names, plan_parts
 from tape.registry import add_plugin_flag, load_plugins, resolve_task
 from tape.runs.processes import World, run_together
 
 IGNORED = ("vocab_file", "output_dir", "seed", "local_rank", "num_workers", "log_level", "task", "debug")
+MANIFEST_FLAGS = ("layer", "format", "save_fp16", "tokens_per_batch", "batch_size", "part_proteins")
 NPZ_MANY = 100_000  # proteins from which on a notice recommends another format
 
 
@@ -56,7 +51,7 @@ def build_parser() -> errors.ArgumentParser:
     parser.add_argument("data_file", metavar="IN.fasta", help="FASTA, also .gz")
     parser.add_argument("out_file", metavar="OUT", help=".npz (TAPE's layout), .h5 or .parquet")
     parser.add_argument("from_pretrained", metavar="MODEL_DIR", nargs="?", help="model directory (onehot needs none)")
-    parser.add_argument("--embeddings", nargs="+", choices=KINDS[:3], help="default: pooled avg, as TAPE")
+    parser.add_argument("--embeddings", nargs="+", choices=OUTPUTS[:3], help="default: pooled avg, as TAPE")
     parser.add_argument(
         "--full_sequence_embed", action="store_true", help="every token's state, <cls> and <sep> too (`seq`, not `avg`)"
     )
@@ -97,69 +92,15 @@ def model_digest(model: torch.nn.Module) -> str:
     return digest.hexdigest()
 
 
-class Progress:
-    """A line an interval: how many of this process's proteins are done, and how fast."""
-
-    def __init__(self, total: int, interval: float, shown: bool):
-        self.total, self.interval, self.shown = total, interval, shown
-        self.proteins = self.residues = 0
-        self.begin = self.told = time.monotonic()
-
-    def add(self, proteins: int, residues: int) -> None:
-        self.proteins, self.residues = self.proteins + proteins, self.residues + residues
-        now = time.monotonic()
-        if self.shown and now - self.told >= self.interval:
-            self.told = now
-            rate, residues = self.proteins / (now - self.begin), self.residues / (now - self.begin)
-            print(
-                f"{self.proteins:,} of {self.total:,} proteins, {rate:,.1f} proteins/s, {residues:,.0f} residues/s, "
-                f"{(self.total - self.proteins) / rate:,.0f} s left",
-                file=sys.stderr,
-                flush=True,
-            )
-
-
-def embed_part(
-    encoder: Encoder, proteins: Sequence[Protein], kinds: Sequence[str], args: argparse.Namespace, progress: Progress
-) -> dict[str, np.ndarray]:
-    """One part: ids (packed), length, and the rows of each kind, in input order."""
-    lengths = np.array([len(protein.residues) for protein in proteins], np.int32)
-    rows = list(split_rows(lengths))
-    found = []
-    for batch in token_batches(lengths, args.tokens_per_batch, args.batch_size, padded=not encoder.flat):
-        found.append((batch, encoder.embed([proteins[i].residues for i in batch], kinds)))
-        progress.add(len(batch), int(lengths[batch].sum()))
-    dtype = np.float16 if args.save_fp16 else np.float32
-    arrays = {}
-    for kind in kinds:
-        height = rows[-1].stop if kind == "seq" else len(proteins)
-        arrays[kind] = np.empty((height, found[0][1][kind].shape[1]), dtype)
-        for batch, tensors in found:
-            values = tensors.pop(kind).cpu().numpy()
-            if kind != "seq":
-                arrays[kind][batch] = values
-                continue
-            for i, its in zip(batch, split_rows(lengths[batch]), strict=True):
-                arrays[kind][rows[i]] = values[its]
-        if args.save_fp16 and not np.isfinite(arrays[kind]).all():
-            raise InputError(f"--save_fp16: {kind} holds numbers beyond float16's 65504; write float32")
-    return {"ids": pack_names([protein.id for protein in proteins]), "length": lengths} | arrays
-
-
-def make_manifest(args: argparse.Namespace, scan: Scan, model_sha256: str, kinds: Sequence[str], device: str) -> dict:
+def make_manifest(args: argparse.Namespace, scan: Scan, model_sha256: str, outputs: Sequence[str], device: str) -> dict:
     """All that decides the bytes of the parts."""
     return {
         "input size": scan.bytes,
         "input sha256": scan.sha256,
         "model_type": args.model_type,
         "model sha256": model_sha256,
-        "embeddings": list(kinds),
-        "--layer": args.layer,
-        "--format": args.format,
-        "--save_fp16": args.save_fp16,
-        "--tokens_per_batch": args.tokens_per_batch,
-        "--batch_size": args.batch_size,
-        "--part_proteins": args.part_proteins,
+        "embeddings": list(outputs),
+        **{f"--{flag}": getattr(args, flag) for flag in MANIFEST_FLAGS},
         "precision": "fp16" if args.fp16 else "bf16" if args.bf16 else "fp32",
         "device": device,
         "torch": str(torch.__version__),
@@ -167,15 +108,17 @@ def make_manifest(args: argparse.Namespace, scan: Scan, model_sha256: str, kinds
 
 
 def embed_parts(
-    encoder: Encoder, scan: Scan, bounds: np.ndarray, store: PartStore, kinds: Sequence[str], args, world: World
-) -> Progress:
-    """Make this process's parts that are not there yet; returns what that was."""
-    wanted = [part for part in world.share(len(bounds) - 1) if not store.has(part)]
-    total = sum(int(bounds[part + 1] - bounds[part]) for part in wanted)
-    progress = Progress(total, args.log_interval, world.is_main)
-    for part, proteins in read_windows(scan, bounds, wanted):
-        store.save(part, embed_part(encoder, proteins, kinds, args, progress))
-    return progress
+    encoder: TrunkEncoder, scan: Scan, bounds: np.ndarray, store: PartStore, outputs: list[str], args, world: World
+) -> int:
+    """Make this process's parts that are not there yet; returns the number of their proteins."""
+    missing = [part for part in world.share(len(bounds) - 1) if not store.has(part)]
+    total = sum(int(bounds[part + 1] - bounds[part]) for part in missing)
+    with Progress("proteins", total, seconds=args.log_interval, quiet=not world.is_main) as progress:
+        for part, proteins in read_windows(scan, bounds, missing):
+            names = {"ids": pack_names([protein.id for protein in proteins])}
+            lengths = {"length": np.array([len(protein.residues) for protein in proteins], np.int32)}
+            store.save(part, names | lengths | encoder.embed_part(proteins, outputs, args, progress))
+    return total
 
 
 def peak_memory() -> int:
@@ -198,53 +141,52 @@ def check(args: argparse.Namespace) -> None:
 
 def run(args: argparse.Namespace, world: World, device: torch.device) -> None:
     """The whole command, on every process."""
-    kinds = set(args.embeddings or (["pooled"] if args.full_sequence_embed else ["pooled", "avg"]))
-    kinds = [kind for kind in KINDS if kind in kinds or (kind == "seq" and args.full_sequence_embed)]
-    args.tokens_per_batch = args.tokens_per_batch or (65536 if device.type == "cuda" else 8192)
+    requested = args.embeddings or (["pooled"] if args.full_sequence_embed else ["pooled", "avg"])
+    outputs = [name for name in OUTPUTS if name in requested or (name == "seq" and args.full_sequence_embed)]
+    args.tokens_per_batch = args.tokens_per_batch or default_batch_tokens(device)
     precision = choose_precision(args.fp16, args.bf16, device)
     model = load_trunk(args.model_type, args.from_pretrained, args.model_config_file)
     check_tokenizer(args.tokenizer)
     rules = Rules(residue_limit(model.config, args.max_length), args.too_long, args.duplicates)
     scan = world.together(lambda: scan_fasta(args.data_file, rules) if world.is_main else None)
     scan = world.broadcast(scan)
-    manifest = make_manifest(args, scan, model_digest(model), kinds, device.type)
-    encoder = Encoder(model, args.layer, device, precision)
-    widths = {kind: encoder.sizes[kind] for kind in kinds}
-    number = 2 if args.save_fp16 else 4
-    bounds = plan_parts(scan.kept_lengths, args.part_proteins, number * widths.get("seq", 0))
+    manifest = make_manifest(args, scan, model_digest(model), outputs, device.type)
+    encoder = TrunkEncoder(model, args.layer, device, precision)
+    widths = {name: width for name, width in encoder.widths.items() if name in outputs}
+    bounds = plan_parts(scan.selected_lengths, args.part_proteins, (2 if args.save_fp16 else 4) * widths.get("seq", 0))
     store = PartStore(args.out_file, manifest)
     world.together(lambda: begin(store, scan, len(bounds) - 1, args.format) if world.is_main else None)
-    began = time.monotonic()
-    done = world.together(lambda: embed_parts(encoder, scan, bounds, store, kinds, args, world)).proteins
-    shares = world.all_gather((done, peak_memory()))  # waits for all parts
-    seconds = time.monotonic() - began
+    started = time.monotonic()
+    embedded = world.together(lambda: embed_parts(encoder, scan, bounds, store, outputs, args, world))
+    shares = world.all_gather((embedded, peak_memory()))  # waits for all parts
+    seconds = time.monotonic() - started
     if world.is_main:
-        tokens = int(scan.kept_lengths.sum(dtype=np.int64)) + 2 * len(scan)
+        tokens = int(scan.selected_lengths.sum(dtype=np.int64)) + 2 * len(scan)
         attributes = {name.removeprefix("--"): value for name, value in manifest.items()}
-        layout = Layout(len(scan), tokens, widths, "float16" if args.save_fp16 else "float32", attributes)
+        contents = Contents(len(scan), tokens, widths, "float16" if args.save_fp16 else "float32", attributes)
         parts = (store.load(part) for part in range(len(bounds) - 1))
-        store.finish(lambda path: write_file(args.format, path, layout, parts))
+        store.finish(lambda path: WRITERS[args.format](path, contents, parts))
         peaks = [max(shares[0][1], peak_memory()), *(peak for _, peak in shares[1:])]
-        report(args, scan, layout, (sum(done for done, _ in shares), seconds), peaks)
+        report(args, scan, contents, (sum(count for count, _ in shares), seconds), peaks)
 
 
 def begin(store: PartStore, scan: Scan, count: int, name: str) -> None:
     """Open the parts' directory and say what lies ahead."""
     resumed = store.open()
-    done = sum(store.has(part) for part in range(count))
-    print(f"{scan.path}: {len(scan):,} proteins in {count} parts" + (f", {done} of them done" * resumed), flush=True)
+    done = f", {sum(store.has(part) for part in range(count))} of them done" if resumed else ""
+    print(f"{scan.path}: {len(scan):,} proteins in {count} parts{done}", flush=True)
     if name == "npz" and len(scan) >= NPZ_MANY:
         print("notice: .npz needs memory for every protein's name; .h5 and .parquet are for millions", file=sys.stderr)
 
 
-def report(args: argparse.Namespace, scan: Scan, layout: Layout, work: tuple, peaks: Sequence[int]) -> None:
+def report(args: argparse.Namespace, scan: Scan, contents: Contents, work: tuple, peaks: Sequence[int]) -> None:
     """The last line. work: (proteins embedded by this run, seconds that took); peaks: bytes, of each process."""
-    done, seconds = work
-    shown = ", ".join(f"{kind} [{width}]" for kind, width in layout.widths.items())
+    count, seconds = work
+    outputs = ", ".join(f"{name} [{width}]" for name, width in contents.widths.items())
     memory = " + ".join(f"{peak / 2**20:,.0f}" for peak in peaks)
     print(
-        f"wrote {args.out_file}: {layout.proteins:,} proteins ({layout.tokens - 2 * layout.proteins:,} residues)"
-        f"{scan.summary()}; {shown}; {done:,} embedded in {seconds:,.1f} s, {done / seconds:,.1f} proteins/s; "
+        f"wrote {args.out_file}: {contents.proteins:,} proteins ({contents.tokens - 2 * contents.proteins:,} residues)"
+        f"{scan.summary()}; {outputs}; {count:,} embedded in {seconds:,.1f} s, {count / seconds:,.1f} proteins/s; "
         f"peak memory {memory} MiB",
         flush=True,
     )

@@ -21,25 +21,18 @@ import torch
 from torch import Tensor
 
 from proteinlm import errors
+from proteinlm.encoder import Stream, computing, default_batch_tokens, make_stream, to_device, token_batches
 from proteinlm.errors import InputError
 from proteinlm.model_dir.files import read_config
+from proteinlm.progress import Progress
 from tape.data.lengths import residue_limit
-from tape.embed import Progress
 from tape.evaluate import read_run
 from tape.finetuning.options import add_device_flags, choose_precision, positive
-from tape.inference.encoding import TOKENIZER, Stream, make_stream
-from tape.inference.fasta import (
-    Protein,
-    Rules,
-    add_fasta_flags,
-    read_windows,
-    scan_fasta,
-    token_batches,
-)
+from tape.inference.encoding import TOKENIZER, pad
+from tape.inference.fasta import Protein, Rules, add_fasta_flags, read_windows, scan_fasta
 from tape.inference.parts import plan_parts
-from tape.inference.predictors import KINDS, kind_of_logits, open_maps, open_table
-from tape.registry import KINDS as TASK_KINDS
-from tape.registry import add_plugin_flag, load_plugins, resolve_task
+from tape.inference.predictors import REPORTS, kind_of_logits, open_maps, open_table
+from tape.registry import KINDS, add_plugin_flag, load_plugins, resolve_task
 from tape.runs.processes import choose_device
 
 WINDOW = 1024  # proteins; sorted by length within
@@ -67,45 +60,41 @@ def build_parser() -> errors.ArgumentParser:
 
 
 class Predictor:
-    """A finetuned model on a device; `kind` is a key of tape.inference.predictors.KINDS."""
+    """A finetuned model on a device; `kind` is a key of tape.inference.predictors.REPORTS."""
 
     def __init__(self, model: torch.nn.Module, kind: str | None, device: torch.device, precision: torch.dtype):
         self.model, self.device, self.precision = model.to(device).eval(), device, precision
-        first = self.logits(make_stream(["A"]))
-        self.kind = kind or kind_of_logits(first)
-        self.labels = first.shape[-1]
+        one_residue = self.logits(make_stream(["A"], TOKENIZER))
+        self.kind = kind or kind_of_logits(one_residue)
+        self.labels = one_residue.shape[-1]
 
-    @torch.no_grad()
     def logits(self, stream: Stream) -> Tensor:
         """fp32 on the CPU, [B, ...], of a padded batch."""
-        ids, mask = (torch.from_numpy(array).to(self.device) for array in stream.padded())
-        try:
-            with torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32):
-                return self.model(input_ids=ids, input_mask=mask)[0].float().cpu()
-        except torch.OutOfMemoryError as error:
-            raise InputError(f"a batch of {list(ids.shape)} tokens does not fit; lower --tokens_per_batch") from error
+        ids, mask = (to_device(array, self.device) for array in pad(stream))
+        with computing(self.device, self.precision, f"{list(ids.shape)} tokens"):
+            return self.model(input_ids=ids, input_mask=mask)[0].float().cpu()
 
     def masked_logits(self, protein: Protein, tokens_per_batch: int) -> Tensor:
         """[L, vocabulary]: of each residue, when it alone is hidden."""
-        one = make_stream([protein.residues])
-        rows, found = max(1, tokens_per_batch // len(one.tokens)), []
+        one = make_stream([protein.residues], TOKENIZER)
+        rows, results = max(1, tokens_per_batch // len(one.tokens)), []
         for begin in range(1, len(protein.residues) + 1, rows):
             hidden = np.arange(begin, min(begin + rows, len(protein.residues) + 1))
             tokens = np.repeat(one.tokens[None], len(hidden), 0)
             tokens[np.arange(len(hidden)), hidden] = TOKENIZER.mask_id
             logits = self.logits(Stream(tokens.ravel(), np.repeat(one.sizes, len(hidden))))
-            found.append(logits[torch.arange(len(hidden)), torch.from_numpy(hidden)])
-        return torch.cat(found)
+            results.append(logits[torch.arange(len(hidden)), torch.from_numpy(hidden)])
+        return torch.cat(results)
 
     def predict(self, proteins: Sequence[Protein], args: argparse.Namespace) -> list:
         """One result a protein (tape.inference.predictors), for proteins that fit one batch."""
         if self.kind == "masked_language_modeling" and args.masked:
             logits = [self.masked_logits(protein, args.tokens_per_batch) for protein in proteins]
         else:
-            logits = list(self.logits(make_stream([protein.residues for protein in proteins])))
+            logits = list(self.logits(make_stream([protein.residues for protein in proteins], TOKENIZER)))
             if self.kind == "masked_language_modeling":
                 logits = [row[1 : len(p.residues) + 1] for row, p in zip(logits, proteins, strict=True)]
-        result = KINDS[self.kind].result
+        result = REPORTS[self.kind].result
         return [result(row, protein, args.top_k) for row, protein in zip(logits, proteins, strict=True)]
 
 
@@ -122,14 +111,14 @@ def load_predictor(args: argparse.Namespace) -> tuple[str, Predictor, dict]:
     if made_for not in (None, name):
         raise InputError(f"--task {name}: {directory} was finetuned on {made_for}")
     task = resolve_task(name, args.model_type or flags.get("model_type") or config.get("base_model") or "transformer")
-    kind = TASK_KINDS.get(name)
-    if kind is not None and kind not in KINDS:
+    kind = KINDS.get(name)
+    if kind is not None and kind not in REPORTS:
         raise InputError(f"task {name}: tape-predict has nothing to say; tape-embed gives embeddings")
     if args.masked and kind != "masked_language_modeling":
         raise InputError(f"--masked: is for masked_language_modeling, {directory} is a {name} model")
     model = task.model.from_pretrained(directory, require_head=True, num_labels=task.num_labels)
     device = choose_device(args.device)
-    args.tokens_per_batch = args.tokens_per_batch or (65536 if device.type == "cuda" else 8192)
+    args.tokens_per_batch = args.tokens_per_batch or default_batch_tokens(device)
     return name, Predictor(model, kind, device, choose_precision(args.fp16, args.bf16, device)), flags
 
 
@@ -138,9 +127,9 @@ def check_output(args: argparse.Namespace, name: str, kind: str) -> None:
     output = Path(args.out_file)
     if output.resolve() == Path(args.data_file).resolve():
         raise InputError(f"{output}: is the input; give the output a name of its own")
-    wanted = (".npz",) if kind == "contacts" else (".tsv", ".txt")
-    if output.suffix not in wanted:
-        raise InputError(f"{output}: {name} is written as {wanted[0]}, so OUT should end in {wanted[0]}")
+    suffixes = (".npz",) if kind == "contacts" else (".tsv", ".txt")
+    if output.suffix not in suffixes:
+        raise InputError(f"{output}: {name} is written as {suffixes[0]}, so OUT should end in {suffixes[0]}")
     if args.png and kind != "contacts":
         raise InputError(f"--png: draws contact maps, {args.run_dir} is a {name} model")
     if kind == "contacts" and args.duplicates == "keep":
@@ -150,29 +139,26 @@ def check_output(args: argparse.Namespace, name: str, kind: str) -> None:
 def run(args: argparse.Namespace) -> None:
     """The whole command."""
     name, predictor, flags = load_predictor(args)
-    kind = KINDS[predictor.kind]
     check_output(args, name, predictor.kind)
     limit = residue_limit(predictor.model.config, args.max_length or flags.get("max_length"))
     scan = scan_fasta(args.data_file, Rules(limit, args.too_long, args.duplicates))
     output = Path(args.out_file)
     maps = predictor.kind == "contacts"
     pictures = output.with_name(output.stem + "_png") if maps and args.png is not False else None
-    opened = open_maps(output, pictures) if maps else open_table(output, kind, predictor.labels)
-    bounds = plan_parts(scan.kept_lengths, MAP_WINDOW if maps else WINDOW, 0)
+    opened = open_maps(output, pictures) if maps else open_table(output, REPORTS[predictor.kind], predictor.labels)
+    bounds = plan_parts(scan.selected_lengths, MAP_WINDOW if maps else WINDOW, 0)
     cap = 1 if maps else args.batch_size  # a map is work enough, and its padding would be squared
-    progress = Progress(len(scan), args.log_interval, True)
-    with opened as write:
+    with opened as write, Progress("proteins", len(scan), seconds=args.log_interval) as progress:
         for _, proteins in read_windows(scan, bounds, range(len(bounds) - 1)):
             results: list = [None] * len(proteins)
             lengths = np.array([len(protein.residues) for protein in proteins])
             for batch in token_batches(lengths, args.tokens_per_batch, cap, padded=True):
-                some = predictor.predict([proteins[i] for i in batch], args)
-                for i, result in zip(batch, some, strict=True):
+                for i, result in zip(batch, predictor.predict([proteins[i] for i in batch], args), strict=True):
                     results[i] = result
                 progress.add(len(batch), int(lengths[batch].sum()))
             for protein, result in zip(proteins, results, strict=True):
                 write(protein, result)
-    seconds = time.monotonic() - progress.begin
+    seconds = time.monotonic() - progress.started
     print(f"wrote {output}: {name} of {len(scan):,} proteins{scan.summary()} in {seconds:,.1f} s", flush=True)
 
 

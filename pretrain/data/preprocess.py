@@ -26,6 +26,7 @@ import numpy as np
 from pretrain.data.indexed import IndexedWriter
 from proteinlm.errors import ArgumentParser, InputError, run
 from proteinlm.files import atomic_path, write_json
+from proteinlm.progress import Progress
 from proteinlm.sequences import Chunk, find_unknown, input_kind, parse_chunk, read_chunks
 from proteinlm.tokenizer import TOKENIZER_TYPES, Tokenizer, build_tokenizer, train_sentencepiece
 
@@ -165,32 +166,6 @@ def map_in_order(function: Callable, items: Iterable, workers: int) -> Iterator:
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-class ProgressLines:
-    """A tqdm bar on a terminal; elsewhere one line every `interval` proteins, at most one a second."""
-
-    def __init__(self, interval: int):
-        self.interval, self.done, self.next = interval, 0, interval
-        self.start = self.last = time.monotonic()
-        self.bar = None
-        if sys.stderr.isatty():
-            from tqdm import tqdm
-
-            self.bar = tqdm(unit=" proteins", unit_scale=True)
-
-    def add(self, proteins: int) -> None:
-        self.done += proteins
-        if self.bar is not None:
-            self.bar.update(proteins)
-        elif self.done >= self.next and (now := time.monotonic()) - self.last >= 1:
-            rate = self.done / (now - self.start)
-            print(f"{self.done:,} proteins, {rate:,.0f} proteins/s", file=sys.stderr, flush=True)
-            self.last, self.next = now, self.done - self.done % self.interval + self.interval
-
-    def close(self) -> None:
-        if self.bar is not None:
-            self.bar.close()
-
-
 def read_inputs(args: argparse.Namespace) -> Iterator[Chunk]:
     return itertools.chain.from_iterable(read_chunks(path, args.json_key) for path in args.input)
 
@@ -221,9 +196,10 @@ def train_tokenizer(args: argparse.Namespace) -> str:
 def preprocess(args: argparse.Namespace, tokenizer: Tokenizer, started: float) -> dict:
     """Tokenize every input into one shard; returns the summary that was also written beside it."""
     prefix = f"{args.output_prefix}_text_document"
-    summary, progress = Summary(args.input), ProgressLines(args.log_interval)
+    summary = Summary(args.input)
     encode = functools.partial(encode_chunk, tokenizer=tokenizer, strict=args.strict, max_length=args.max_length)
-    with contextlib.closing(progress), writing(prefix), IndexedWriter(prefix, tokenizer.dtype) as writer:
+    progress = Progress("proteins", seconds=1.0, every=args.log_interval)
+    with progress, writing(prefix), IndexedWriter(prefix, tokenizer.dtype) as writer:
         for part in map_in_order(encode, read_inputs(args), args.workers):
             writer.add(part.ids, part.lengths)
             summary.add(part)

@@ -1,155 +1,126 @@
 """PyTorch's distributed checkpoint (DCP) read without its pickles being run, and without trusting its numbers.
 
-DCP keeps a pickled directory (`.metadata`) and one torch.save archive a tensor or object inside its shard files. Here
-the directory, the objects and the tensors all go through `proteinlm.untrusted.safe_load`. Shapes, offsets and lengths
-are checked against each other and the files before any memory is allocated for them.
+DCP keeps a pickled directory (`.metadata`) and one torch.save archive a tensor or object inside its shard files. All
+go through `proteinlm.untrusted.safe_load`. Shapes, offsets and lengths are checked against each other and the files
+before memory is allocated for them.
 """
 
+import functools
 import math
-import mmap
-import os
+from operator import add, le
 from pathlib import Path
 
 import torch
-from torch.distributed._shard._utils import narrow_tensor_by_index
-from torch.distributed.checkpoint import DefaultLoadPlanner, FileSystemReader
-from torch.distributed.checkpoint._nested_dict import set_element
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint import metadata as kinds
 from torch.distributed.checkpoint.filesystem import _StorageInfo
-from torch.distributed.checkpoint.metadata import (
-    BytesStorageMetadata,
-    ChunkStorageMetadata,
-    Metadata,
-    MetadataIndex,
-    StorageMeta,
-    TensorStorageMetadata,
-)
-from torch.distributed.checkpoint.planner import LoadItemType, LoadPlan, LoadPlanner
-from torch.futures import Future
 
-from proteinlm.errors import InputError
-from proteinlm.untrusted.safe_load import safe_pickle_loads, safe_torch_load
+from proteinlm.untrusted.pickles import Admitted, named, require
+from proteinlm.untrusted.safe_load import find, map_file, safe_pickle_loads, safe_torch_load
+
+ENCODING = kinds._MEM_FORMAT_ENCODING
+CLASSES = [kinds.Metadata, kinds.MetadataIndex, kinds.TensorStorageMetadata, kinds.BytesStorageMetadata, _StorageInfo]
+CLASSES += [kinds.ChunkStorageMetadata, kinds.TensorProperties, kinds.StorageMeta]
+MAKERS = {kind: functools.partial(object.__new__, kind) for kind in CLASSES}
+MAKERS[ENCODING] = lambda number: ENCODING(number)  # alone: an enumeration called with more makes another class
+NAMES = {f"{kind.__module__}.{kind.__name__}": Admitted(kind.__name__, make) for kind, make in MAKERS.items()}
 
 
-class SafeReader(FileSystemReader):
+def find_dcp(module: str, name: str) -> object:
+    """The allow-list with DCP's metadata, and with getattr, by which Python 3.11.0 to .3 pickle DCP's enumeration."""
+    if (module, name) in (("builtins", "getattr"), ("__builtin__", "getattr")):
+        return Admitted("getattr", _member)
+    return NAMES.get(f"{module}.{name}") or find(module, name)
+
+
+def _member(kind: object, name: object) -> object:
+    known = (
+        kind is NAMES[f"{kinds.__name__}.{ENCODING.__name__}"] and type(name) is str and name in ENCODING.__members__
+    )
+    require(known, "names builtins.getattr, which is not data; refused, nothing was run")
+    return ENCODING.__members__[name]
+
+
+class SafeReader(dcp.FileSystemReader):
     """DCP's file reader over `safe_load`. Every fault is an InputError that names the file."""
 
-    def read_metadata(self, *args, **kwargs) -> Metadata:
+    def read_metadata(self, *args, **kwargs) -> kinds.Metadata:
         path = Path(self._get_metadata_path(kwargs.get("rank")))
-        if not path.is_file():
-            raise InputError(f"{path}: missing; the directory is not a complete checkpoint")
-        metadata = safe_pickle_loads(path.read_bytes(), str(path))
-        check_metadata(metadata, path)
-        metadata.storage_meta = StorageMeta(load_id=self.load_id)
+        require(path.is_file(), f"{path}: missing; the directory is not a complete checkpoint")
+        metadata = safe_pickle_loads(path.read_bytes(), str(path), find_dcp)
+        with named(path):
+            check_metadata(metadata)
+        metadata.storage_meta = kinds.StorageMeta(load_id=self.load_id)
         return metadata
 
-    def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
-        shards: dict[str, memoryview] = {}
+    def read_data(self, plan: dcp.LoadPlan, planner: dcp.LoadPlanner) -> torch.futures.Future[None]:
         for item in plan.items:
             info = self.storage_data.get(item.storage_index)
-            path = Path(self.path) / info.relative_path if info else Path(self.path)
-            if info is None:
-                raise InputError(f"{path}: .metadata does not say where {item.storage_index.fqn} is")
-            if info.relative_path not in shards:
-                shards[info.relative_path] = _map_shard(path)
-            stored = shards[info.relative_path][info.offset : info.offset + info.length]
+            path = Path(self.path) / getattr(info, "relative_path", "")
             what = f"{path}: {item.storage_index.fqn}"
-            if len(stored) != info.length:
-                raise InputError(
-                    f"{what} should end at byte {info.offset + info.length}, but the file is shorter: truncated"
-                )
-            if item.type == LoadItemType.BYTE_IO:
-                planner.load_bytes(item, stored, what)
+            require(info, f"{what}: .metadata does not say where it is")
+            require(path.is_file(), f"{what}: this shard of the checkpoint is missing")
+            content = map_file(path, info.offset, info.length)
+            if item.type == dcp.planner.LoadItemType.BYTE_IO:
+                planner.load_bytes(item, content, what)
             else:
-                _copy_tensor(item, planner, stored, what)
-        done: Future[None] = Future()
+                _copy_tensor(item, planner, safe_torch_load(content, what=what, mmap=True), what)
+        done: torch.futures.Future[None] = torch.futures.Future()
         done.set_result(None)
         return done
 
 
-class SafePlanner(DefaultLoadPlanner):
+class SafePlanner(dcp.DefaultLoadPlanner):
     """DCP's load planner whose byte entries are read by `safe_load`."""
 
     def load_bytes(self, read_item, value, what: str = "a byte entry") -> None:
-        loaded = safe_torch_load(value, what=what)
-        name = read_item.dest_index.fqn
+        loaded, name = safe_torch_load(value, what=what), read_item.dest_index.fqn
         if self.flatten_state_dict:
-            set_element(self.original_state_dict, self.mappings[name], loaded)
+            dcp._nested_dict.set_element(self.original_state_dict, self.mappings[name], loaded)
         else:
             self.state_dict[name] = loaded
 
 
-def _map_shard(path: Path) -> memoryview:
-    if not path.is_file():
-        raise InputError(f"{path}: this shard of the checkpoint is missing")
-    with path.open("rb") as file:
-        if os.fstat(file.fileno()).st_size == 0:
-            return memoryview(b"")
-        return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY))
-
-
-def _copy_tensor(item, planner: LoadPlanner, stored: memoryview, what: str) -> None:
-    tensor = safe_torch_load(stored, what=what, mmap=True)
-    if not isinstance(tensor, torch.Tensor) or tensor.dim() != len(item.lengths):
-        raise InputError(f"{what} is not the tensor that .metadata describes")
-    ends = (offset + length for offset, length in zip(item.storage_offsets, item.lengths, strict=True))
-    if any(end > size for end, size in zip(ends, tensor.shape, strict=True)):
-        raise InputError(f"{what} has shape {tuple(tensor.shape)}, smaller than .metadata says")
+def _copy_tensor(item, planner: dcp.LoadPlanner, tensor: object, what: str) -> None:
+    described = isinstance(tensor, torch.Tensor) and tensor.dim() == len(item.lengths)
+    require(described, f"{what} is not the tensor that .metadata describes")
+    fits = all(map(le, map(add, item.storage_offsets, item.lengths), tensor.shape))
+    require(fits, f"{what} has shape {tuple(tensor.shape)}, smaller than .metadata says")
+    part = tuple(slice(start, start + count) for start, count in zip(item.storage_offsets, item.lengths, strict=True))
     target = planner.resolve_tensor(item).detach()
-    target.copy_(narrow_tensor_by_index(tensor, item.storage_offsets, item.lengths))
+    target.copy_(tensor[part])
     planner.commit_tensor(item, target)
 
 
-def check_metadata(metadata: object, path: Path) -> None:
+def check_metadata(metadata: object) -> None:
     """Raise InputError unless `metadata` is a consistent directory: names, shapes, chunks, places in files."""
-    if not isinstance(metadata, Metadata) or not _is_dict(metadata, "state_dict_metadata", str):
-        raise InputError(f"{path}: not the directory of a distributed checkpoint")
-    if not _is_dict(metadata, "storage_data", MetadataIndex):
-        raise InputError(f"{path}: the directory says nothing about where its entries are")
-    for index, info in metadata.storage_data.items():
-        _check_place(index, info, path)
-    for name, entry in metadata.state_dict_metadata.items():
-        if isinstance(entry, TensorStorageMetadata):
-            _check_tensor(name, entry, metadata.storage_data, path)
-        elif not isinstance(entry, BytesStorageMetadata):
-            raise InputError(f"{path}: {name} is neither a tensor nor bytes")
+    require(isinstance(metadata, kinds.Metadata), "not the directory of a distributed checkpoint")
+    entries, places = metadata.state_dict_metadata, metadata.storage_data
+    for index, info in places.items():
+        require(isinstance(index, kinds.MetadataIndex) and type(index.fqn) is str, "a place of an entry without a name")
+        file, transforms = info.relative_path, getattr(info, "transform_descriptors", None)
+        plain = type(info) is _StorageInfo and type(file) is str and file not in ("", ".", "..")
+        plain = plain and not set(file) & set("/\\\0") and type(info.offset) is type(info.length) is int
+        require(plain and min(info.offset, info.length) >= 0, f"{index.fqn} lies at an impossible place")
+        require(not transforms, f"{index.fqn} was stored through a stream transform, which is not read")
+    for name, entry in entries.items():
+        require(type(name) is str, "an entry without a name")
+        if not isinstance(entry, kinds.BytesStorageMetadata):
+            _check_tensor(name, entry, places)
 
 
-def _is_dict(metadata: Metadata, field: str, key_type: type) -> bool:
-    value = getattr(metadata, field, None)
-    return isinstance(value, dict) and all(isinstance(key, key_type) for key in value)
-
-
-def _check_place(index: MetadataIndex, info: object, path: Path) -> None:
-    file = getattr(info, "relative_path", None)
-    numbers = (getattr(info, "offset", None), getattr(info, "length", None))
-    plain = isinstance(file, str) and file not in ("", ".", "..") and not set(file) & set("/\\\0")
-    if not isinstance(info, _StorageInfo) or not plain or not all(type(n) is int and n >= 0 for n in numbers):
-        raise InputError(f"{path}: {getattr(index, 'fqn', '?')} lies at an impossible place {ascii(file)[:60]}")
-    if getattr(info, "transform_descriptors", None):
-        raise InputError(f"{path}: {index.fqn} was stored through a stream transform, which is not read")
-
-
-def _check_tensor(name: str, entry: TensorStorageMetadata, places: dict, path: Path) -> None:
-    dtype, size, chunks = getattr(entry.properties, "dtype", None), entry.size, entry.chunks
-    if not isinstance(dtype, torch.dtype) or not _is_size(size) or not isinstance(chunks, list):
-        raise InputError(f"{path}: {name} has no readable shape and dtype")
-    covered = 0
-    for chunk in chunks:
-        good = isinstance(chunk, ChunkStorageMetadata) and _is_size(chunk.offsets) and _is_size(chunk.sizes)
-        if not good or not len(chunk.offsets) == len(chunk.sizes) == len(size):
-            raise InputError(f"{path}: {name} has a chunk of another rank than its shape {tuple(size)}")
-        if any(o + n > whole for o, n, whole in zip(chunk.offsets, chunk.sizes, size, strict=True)):
-            raise InputError(f"{path}: {name} has a chunk outside its shape {tuple(size)}")
-        place = places.get(MetadataIndex(name, chunk.offsets))
-        needed = math.prod(chunk.sizes) * dtype.itemsize
-        if place is None or place.length < needed:
-            raise InputError(
-                f"{path}: {name} {tuple(chunk.sizes)} needs {needed} bytes, more than the directory gives it"
-            )
-        covered += math.prod(chunk.sizes)
-    if covered != math.prod(size):
-        raise InputError(f"{path}: {name} has {covered} values in its chunks and {math.prod(size)} in its shape")
-
-
-def _is_size(value: object) -> bool:
-    return isinstance(value, torch.Size)  # safe_load admits only whole numbers >= 0 in it
+def _check_tensor(name: str, entry: object, places: dict) -> None:
+    require(isinstance(entry, kinds.TensorStorageMetadata), f"{name} is neither a tensor nor bytes")
+    shape, dtype, covered = entry.size, entry.properties.dtype, 0
+    require(isinstance(dtype, torch.dtype) and isinstance(shape, torch.Size), f"{name} has no readable shape and dtype")
+    for chunk in entry.chunks:
+        sized = isinstance(chunk.offsets, torch.Size) and isinstance(chunk.sizes, torch.Size)  # whole numbers >= 0
+        inside = sized and len(chunk.offsets) == len(chunk.sizes) == len(shape)
+        inside = inside and all(map(le, map(add, chunk.offsets, chunk.sizes), shape))
+        require(inside, f"{name} has a chunk outside its shape {tuple(shape)}")
+        place, count = places.get(kinds.MetadataIndex(name, chunk.offsets)), math.prod(chunk.sizes)
+        fits = place is not None and place.length >= count * dtype.itemsize
+        require(fits, f"{name} {tuple(chunk.sizes)} needs more bytes than the directory gives it")
+        covered += count
+    expected = math.prod(shape)
+    require(covered == expected, f"{name} has {covered} values in its chunks and {expected} in its shape")

@@ -2,7 +2,6 @@
 
     scan = scan_fasta("in.fasta.gz", Rules(max_length=1022, too_long="crop"))
     for protein in read_proteins(scan): ...            # id, residues, its number in the file; input order
-    for batch in token_batches(lengths, 8192): ...     # which proteins go through the model together
 
 What must hold: everything that could stop a long run (a name met twice, a protein too long for the model) is found by
 the scan, before the model does anything; what is left out or cut is counted and reported; memory is 29 bytes a protein
@@ -37,7 +36,7 @@ class Rules:
 
 @dataclass(frozen=True)
 class Protein:
-    """One record that is kept. residues: as the model is to see them."""
+    """One record that is selected. residues: as the model is to see them."""
 
     number: int  # of the record in the file, from 1
     id: str  # the first word of its header, as in TAPE
@@ -52,18 +51,18 @@ class Scan:
     rules: Rules
     bytes: int
     sha256: str
-    kept: np.ndarray  # bool [N]
+    selected: np.ndarray  # bool [N]
     lengths: np.ndarray  # int32 [N], residues as the model sees them
     counts: dict[str, int]  # empty, cropped, skipped_too_long, duplicates: how many records
 
     def __len__(self) -> int:
-        """Proteins that are kept."""
-        return int(self.kept.sum())
+        """Proteins that are selected."""
+        return int(self.selected.sum())
 
     @property
-    def kept_lengths(self) -> np.ndarray:
+    def selected_lengths(self) -> np.ndarray:
         """int32 [len(self)], in input order."""
-        return self.lengths[self.kept]
+        return self.lengths[self.selected]
 
     def summary(self) -> str:
         """'', or what was left out or cut, for the last line of a command."""
@@ -99,8 +98,8 @@ def scan_fasta(path: str | Path, rules: Rules) -> Scan:
         lengths.append(np.array([len(residues) for _, residues in chunk], np.int32))
         digests.append(np.array([hashlib.blake2b(n.encode(), digest_size=DIGEST).digest() for n in names], "S16"))
     length = np.concatenate(lengths) if lengths else np.zeros(0, np.int32)
-    kept = length > 0
-    counts = {"empty": int((~kept).sum())}
+    selected = length > 0
+    counts = {"empty": int((~selected).sum())}
     over = length > (np.iinfo(np.int32).max if rules.max_length is None else rules.max_length)
     if over.any() and rules.too_long == "error":
         first = int(over.argmax())
@@ -109,19 +108,19 @@ def scan_fasta(path: str | Path, rules: Rules) -> Scan:
             f"{rules.max_length} ({int(over.sum())} such proteins); --too_long crop or --too_long skip"
         )
     if rules.too_long == "skip":
-        kept &= ~over
-    counts |= {f"{'cropped' if rules.too_long == 'crop' else 'skipped_too_long'}": int(over.sum())}
+        selected &= ~over
+    counts |= {"cropped" if rules.too_long == "crop" else "skipped_too_long": int(over.sum())}
     if rules.duplicates != "keep":
-        counts["duplicates"] = _leave_out_duplicates(path, kept, np.concatenate(digests or [[]]), rules)
-    if not kept.any():
+        counts["duplicates"] = _leave_out_duplicates(path, selected, np.concatenate(digests or [[]]), rules)
+    if not selected.any():
         raise InputError(f"{path}: no protein to work on among {len(length)} records")
-    shown = length if rules.max_length is None else np.minimum(length, rules.max_length)
-    return Scan(path, rules, Path(path).stat().st_size, file_sha256(path), kept, shown, counts)
+    seen = length if rules.max_length is None else np.minimum(length, rules.max_length)
+    return Scan(path, rules, Path(path).stat().st_size, file_sha256(path), selected, seen, counts)
 
 
-def _leave_out_duplicates(path: str, kept: np.ndarray, digests: np.ndarray, rules: Rules) -> int:
-    """Clear `kept` [N] where a kept record has the name of an earlier kept one; returns how many there are."""
-    where = np.flatnonzero(kept)
+def _leave_out_duplicates(path: str, selected: np.ndarray, digests: np.ndarray, rules: Rules) -> int:
+    """Clear `selected` [N] where the record has the name of an earlier selected one; returns how many there are."""
+    where = np.flatnonzero(selected)
     _, first, inverse = np.unique(digests[where], return_index=True, return_inverse=True)
     later = first[inverse] != np.arange(len(where))
     if later.any() and rules.duplicates == "error":
@@ -131,7 +130,7 @@ def _leave_out_duplicates(path: str, kept: np.ndarray, digests: np.ndarray, rule
             f"{path}: records {places[0]} and {places[1]} are both named {_name(path, places[0] - 1)} "
             f"({int(later.sum())} names repeated); --duplicates first leaves out the later ones"
         )
-    kept[where[later]] = False
+    selected[where[later]] = False
     return int(later.sum())
 
 
@@ -146,52 +145,32 @@ def _chunks(items: Iterator, size: int) -> Iterator[list]:
 
 
 def read_proteins(scan: Scan) -> Iterator[Protein]:
-    """The kept proteins in input order; InputError if the file is no longer the one that was scanned."""
+    """The selected proteins in input order; InputError if the file is no longer the one that was scanned."""
     number = 0
     for number, (header, residues) in enumerate(read_fasta(scan.path), 1):
-        if number > len(scan.kept):
+        if number > len(scan.selected):
             break
-        if scan.kept[number - 1]:
+        if scan.selected[number - 1]:
             residues = residues[: scan.rules.max_length]
             if len(residues) != scan.lengths[number - 1]:
                 break
             yield Protein(number, protein_id(header, scan.path, number), residues)
     else:
-        if number == len(scan.kept):
+        if number == len(scan.selected):
             return
     raise InputError(f"{scan.path}: changed at record {number} while it was being read; start again")
 
 
-def read_windows(scan: Scan, bounds: np.ndarray, wanted: Sequence[int]) -> Iterator[tuple[int, list[Protein]]]:
-    """(window, its proteins) for the wanted windows, increasing, in one reading of the file.
+def read_windows(scan: Scan, bounds: np.ndarray, windows: Sequence[int]) -> Iterator[tuple[int, list[Protein]]]:
+    """(window, its proteins) for each of `windows`, which increase, in one reading of the file.
 
-    bounds [W + 1]: window w is the kept proteins bounds[w] ... bounds[w + 1] - 1.
+    bounds [W + 1]: window w is the selected proteins bounds[w] ... bounds[w + 1] - 1.
     """
     proteins, at = read_proteins(scan), 0
-    for window in wanted:
+    for window in windows:
         begin, end = int(bounds[window]), int(bounds[window + 1])
         yield window, list(itertools.islice(proteins, begin - at, end - at))
         at = end
-
-
-def token_batches(
-    lengths: np.ndarray, tokens_per_batch: int, batch_size: int | None = None, padded: bool = False
-) -> list[np.ndarray]:
-    """Index arrays of the proteins of each batch, longest first; every protein once.
-
-    lengths [N]: residues; a protein has two tokens more. A batch holds at most `tokens_per_batch` tokens (with `padded`
-    as many as its padded rectangle has) and `batch_size` proteins; a protein longer than the budget goes alone.
-    """
-    order = np.argsort(-lengths, kind="stable")
-    sizes = (lengths[order] + 2).tolist()
-    cap = batch_size or len(sizes)
-    batches, begin, used = [], 0, 0
-    for place, size in enumerate(sizes):
-        used += sizes[begin] if padded else size
-        if place > begin and (used > tokens_per_batch or place - begin == cap):
-            batches.append(order[begin:place])
-            begin, used = place, size
-    return [*batches, order[begin:]] if len(order) else []
 
 
 def add_fasta_flags(parser: ArgumentParser) -> None:

@@ -29,16 +29,16 @@ SUFFIXES = {".npz": "npz", ".h5": "hdf5", ".hdf5": "hdf5", ".parquet": "parquet"
 NEEDS = {"hdf5": "h5py", "parquet": "pyarrow"}
 ZIP_DATE = (1980, 1, 1, 0, 0, 0)  # the zip format's zero
 
-Part = Mapping[str, np.ndarray]  # ids (packed), length, and a row a protein (seq: a row a token) of each kind
+Part = Mapping[str, np.ndarray]  # ids (packed), length, and a row a protein (seq: a row a token) of each output
 
 
 @dataclass(frozen=True)
-class Layout:
+class Contents:
     """What the file will hold."""
 
     proteins: int
     tokens: int
-    widths: Mapping[str, int]  # kind -> numbers of a vector
+    widths: Mapping[str, int]  # output -> numbers of a vector
     dtype: str  # float32 | float16
     attributes: Mapping[str, object]
 
@@ -59,66 +59,61 @@ def choose_format(output: str | Path, name: str) -> str:
     return name
 
 
-def write_file(name: str, path: Path, layout: Layout, parts: Iterator[Part]) -> None:
-    """Write all parts, in order, to `path`."""
-    WRITERS[name](path, layout, parts)
-
-
-def _write_npz(path: Path, layout: Layout, parts: Iterator[Part]) -> None:
+def _write_npz(path: Path, contents: Contents, parts: Iterator[Part]) -> None:
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
         for part in parts:
             rows = split_rows(part["length"])
-            for i, (name, tokens) in enumerate(zip(unpack_names(part["ids"]), rows, strict=True)):
+            for i, (protein, tokens) in enumerate(zip(unpack_names(part["ids"]), rows, strict=True)):
                 # Whole arrays, not views: a pickled view may carry other bytes.
-                vectors = {kind: part[kind][tokens if kind == "seq" else i].copy() for kind in layout.widths}
+                vectors = {name: part[name][tokens if name == "seq" else i].copy() for name in contents.widths}
                 boxed = np.empty((), object)
                 boxed[()] = vectors
                 buffer = io.BytesIO()
                 np.lib.format.write_array(buffer, boxed)
-                archive.writestr(zipfile.ZipInfo(f"{name}.npy", ZIP_DATE), buffer.getvalue())
+                archive.writestr(zipfile.ZipInfo(f"{protein}.npy", ZIP_DATE), buffer.getvalue())
 
 
-def _write_hdf5(path: Path, layout: Layout, parts: Iterator[Part]) -> None:
+def _write_hdf5(path: Path, contents: Contents, parts: Iterator[Part]) -> None:
     import h5py
 
     with h5py.File(path, "w") as file:
-        file.attrs.update({name: _plain(value) for name, value in layout.attributes.items()})
-        ids = file.create_dataset("ids", layout.proteins, h5py.string_dtype())
-        lengths = file.create_dataset("length", layout.proteins, np.int32)
-        rows = {kind: layout.tokens if kind == "seq" else layout.proteins for kind in layout.widths}
-        data = {kind: file.create_dataset(kind, (rows[kind], layout.widths[kind]), layout.dtype) for kind in rows}
+        file.attrs.update({name: _plain(value) for name, value in contents.attributes.items()})
+        ids = file.create_dataset("ids", contents.proteins, h5py.string_dtype())
+        lengths = file.create_dataset("length", contents.proteins, np.int32)
+        rows = {name: contents.tokens if name == "seq" else contents.proteins for name in contents.widths}
+        data = {name: file.create_dataset(name, (rows[name], contents.widths[name]), contents.dtype) for name in rows}
         if "seq" in rows:
-            offsets = file.create_dataset("offsets", layout.proteins + 1, np.int64)
+            offsets = file.create_dataset("offsets", contents.proteins + 1, np.int64)
         row = token = 0
         for part in parts:
             count, tokens = len(part["length"]), int(part["length"].sum()) + 2 * len(part["length"])
             ids[row : row + count] = unpack_names(part["ids"])
             lengths[row : row + count] = part["length"]
-            for kind, dataset in data.items():
-                begin, number = (token, tokens) if kind == "seq" else (row, count)
-                dataset[begin : begin + number] = part[kind]
+            for name, dataset in data.items():
+                begin, number = (token, tokens) if name == "seq" else (row, count)
+                dataset[begin : begin + number] = part[name]
             if "seq" in rows:
                 offsets[row + 1 : row + count + 1] = token + np.cumsum(part["length"].astype(np.int64) + 2)
             row, token = row + count, token + tokens
 
 
-def _write_parquet(path: Path, layout: Layout, parts: Iterator[Part]) -> None:
+def _write_parquet(path: Path, contents: Contents, parts: Iterator[Part]) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    number = pa.float16() if layout.dtype == "float16" else pa.float32()
-    vectors = {kind: pa.list_(number, width) for kind, width in layout.widths.items()}
+    number = pa.float16() if contents.dtype == "float16" else pa.float32()
+    vectors = {name: pa.list_(number, width) for name, width in contents.widths.items()}
     columns = {"id": pa.string(), "length": pa.int32()}
-    columns |= {kind: pa.list_(vector) if kind == "seq" else vector for kind, vector in vectors.items()}
-    metadata = {name: str(_plain(value)) for name, value in layout.attributes.items()}
+    columns |= {name: pa.list_(vector) if name == "seq" else vector for name, vector in vectors.items()}
+    metadata = {name: str(_plain(value)) for name, value in contents.attributes.items()}
     schema = pa.schema(list(columns.items()), metadata=metadata)
     # No dictionary and no compression: numbers of a network hold next to no repeats.
     with pq.ParquetWriter(path, schema, compression="NONE", use_dictionary=False) as writer:
         for part in parts:
             table = [pa.array(unpack_names(part["ids"]), pa.string()), pa.array(part["length"], pa.int32())]
-            for kind, width in layout.widths.items():
-                flat = pa.FixedSizeListArray.from_arrays(pa.array(part[kind].ravel(), number), width)
-                if kind == "seq":
+            for name, width in contents.widths.items():
+                flat = pa.FixedSizeListArray.from_arrays(pa.array(part[name].ravel(), number), width)
+                if name == "seq":
                     ends = np.cumsum(part["length"] + 2, dtype=np.int32)
                     flat = pa.ListArray.from_arrays(pa.array(np.concatenate(([0], ends)), pa.int32()), flat)
                 table.append(flat)
@@ -130,7 +125,8 @@ def _plain(value: object) -> object:
     return value if isinstance(value, str | int | float) else json.dumps(value)
 
 
-WRITERS: dict[str, Callable[[Path, Layout, Iterator[Part]], None]] = {
+# write(path, contents, parts): all parts, in order.
+WRITERS: dict[str, Callable[[Path, Contents, Iterator[Part]], None]] = {
     "npz": _write_npz,
     "hdf5": _write_hdf5,
     "parquet": _write_parquet,

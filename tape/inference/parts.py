@@ -27,7 +27,7 @@ PART_TOKENS = 1 << 23  # bounds the text of a part of giants
 def plan_parts(lengths: np.ndarray, part_proteins: int, token_bytes: int) -> np.ndarray:
     """int64 [P + 1]: part p holds the proteins bounds[p] ... bounds[p + 1] - 1, in input order.
 
-    lengths [N]: residues; token_bytes: what is kept of each token (0: vectors only). A part has at most `part_proteins`
+    lengths [N]: residues; token_bytes: of each token's states (0: vectors only). A part has at most `part_proteins`
     proteins, and about PART_BYTES or less.
     """
     room = PART_TOKENS if token_bytes == 0 else min(PART_TOKENS, max(1, PART_BYTES // token_bytes))
@@ -63,10 +63,10 @@ class PartStore:
             raise InputError(f"{self.output}: a directory; the output is one file")
         if path.is_file():
             try:
-                found = json.loads(path.read_text(encoding="utf-8"))
+                saved = json.loads(path.read_text(encoding="utf-8"))
             except ValueError as error:
                 raise InputError(f"{path}: not JSON ({error}); remove {self.directory}") from error
-            self._compare(found)
+            self._compare(saved)
             return True
         if self.directory.exists() and (not self.directory.is_dir() or any(self._entries())):
             raise InputError(f"{self.directory}: exists without {MANIFEST}; move it away or give another output name")
@@ -78,11 +78,11 @@ class PartStore:
         """Files of the directory, but for a manifest that a killed run was just writing."""
         return (path for path in self.directory.iterdir() if not path.name.startswith(f".{MANIFEST}."))
 
-    def _compare(self, found: dict) -> None:
-        for name in {**self.manifest, **found}:
-            if found.get(name) != self.manifest.get(name):
+    def _compare(self, saved: dict) -> None:
+        for name in {**self.manifest, **saved}:
+            if saved.get(name) != self.manifest.get(name):
                 raise InputError(
-                    f"{self.directory}: begun with {name} {found.get(name)}, this run has {self.manifest.get(name)}; "
+                    f"{self.directory}: begun with {name} {saved.get(name)}, this run has {self.manifest.get(name)}; "
                     "start the same command, remove that directory, or give another output name"
                 )
 

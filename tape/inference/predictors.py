@@ -1,4 +1,4 @@
-"""What a finetuned model says about one protein, and the file it goes into: one entry of KINDS for each kind of task.
+"""What a finetuned model says about one protein, and the file it goes into: one entry of REPORTS for each kind of task.
 
   token_classification      TSV, a line a residue: id, position (from 1), residue, state, probability of each state
   value                     TSV, a line a protein: id, length, value
@@ -37,7 +37,7 @@ ZIP_DATE = (1980, 1, 1, 0, 0, 0)
 
 
 @dataclass(frozen=True)
-class Kind:
+class Report:
     """logits of one protein (padding removed where it is per residue) -> result; result -> lines."""
 
     result: Callable[[Tensor, Protein, int], Any]  # logits, protein, top_k
@@ -57,8 +57,8 @@ def _token_lines(protein: Protein, probabilities: np.ndarray) -> Iterator[str]:
     states = _states(probabilities.shape[1])
     best = probabilities.argmax(1)
     for i, (residue, row) in enumerate(zip(protein.residues, probabilities.tolist(), strict=True)):
-        shown = "\t".join(f"{p:.5f}" for p in row)
-        yield f"{protein.id}\t{i + 1}\t{residue}\t{states[best[i]]}\t{shown}"
+        columns = "\t".join(f"{p:.5f}" for p in row)
+        yield f"{protein.id}\t{i + 1}\t{residue}\t{states[best[i]]}\t{columns}"
 
 
 def _class_result(logits: Tensor, protein: Protein, top_k: int) -> tuple[list[float], list[int]]:
@@ -89,24 +89,24 @@ def _contact_result(logits: Tensor, protein: Protein, top_k: int) -> np.ndarray:
     return logits[:length, :length].softmax(-1)[..., 1].numpy()
 
 
-KINDS = {
-    "token_classification": Kind(
+REPORTS = {
+    "token_classification": Report(
         _token_result,
         _token_lines,
         lambda labels: "\t".join(["id", "position", "residue", "state", *(f"p_{s}" for s in _states(labels))]),
     ),
-    "value": Kind(
+    "value": Report(
         lambda logits, protein, top_k: float(logits[0]),
         lambda protein, value: iter([f"{protein.id}\t{len(protein.residues)}\t{value:.6g}"]),
         lambda labels: "id\tlength\tvalue",
     ),
-    "classification": Kind(_class_result, _class_lines, lambda labels: "id\trank\tclass\tprobability"),
-    "masked_language_modeling": Kind(
+    "classification": Report(_class_result, _class_lines, lambda labels: "id\trank\tclass\tprobability"),
+    "masked_language_modeling": Report(
         _likelihood_result,
         _likelihood_lines,
         lambda labels: "id\tposition\tresidue\tlog_probability\tlikeliest\tp_likeliest",
     ),
-    "contacts": Kind(_contact_result),
+    "contacts": Report(_contact_result),
 }
 
 
@@ -118,11 +118,11 @@ def kind_of_logits(logits: Tensor) -> str:
 
 
 @contextlib.contextmanager
-def open_table(path: Path, kind: Kind, labels: int) -> Iterator[Callable[[Protein, Any], None]]:
+def open_table(path: Path, report: Report, labels: int) -> Iterator[Callable[[Protein, Any], None]]:
     """Yield write(protein, result) into a TSV file that appears when all is written."""
     with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8") as file:
-        file.write(kind.header(labels) + "\n")
-        yield lambda protein, result: file.writelines(line + "\n" for line in kind.lines(protein, result))
+        file.write(report.header(labels) + "\n")
+        yield lambda protein, result: file.writelines(line + "\n" for line in report.lines(protein, result))
 
 
 @contextlib.contextmanager

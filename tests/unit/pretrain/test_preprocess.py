@@ -1,7 +1,6 @@
 """The command: its files and summary, the same bytes for every number of workers, one clear line for every mistake."""
 
 import gzip
-import io
 import json
 import pickle
 import subprocess
@@ -222,17 +221,6 @@ def _die(_: int) -> None:
     import os
 
     os._exit(1)
-
-
-def test_progress_is_lines_off_a_terminal(monkeypatch):
-    monkeypatch.setattr(sys, "stderr", io.StringIO())
-    clock = iter([0.0, 0.5, 2.0, 2.1, 9.0])
-    monkeypatch.setattr(preprocess.time, "monotonic", lambda: next(clock))
-    progress = preprocess.ProgressLines(10)
-    for proteins in (9, 1, 10, 10, 10):  # below the interval; too soon; a line; too soon; a line
-        progress.add(proteins)
-    progress.close()
-    assert sys.stderr.getvalue() == "20 proteins, 10 proteins/s\n40 proteins, 4 proteins/s\n"
 
 
 def test_no_heavy_import_at_the_start():

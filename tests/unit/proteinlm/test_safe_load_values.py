@@ -174,6 +174,8 @@ class ByName:
 def test_a_member_of_dcps_enumeration_by_value_and_by_name():
     from torch.distributed.checkpoint.metadata import _MEM_FORMAT_ENCODING as ENCODING
 
+    from proteinlm.untrusted.safe_dcp import find_dcp
+
     for member in ENCODING:
         by_value = safe_pickle_loads(
             b"\x80\x04c"
@@ -181,19 +183,29 @@ def test_a_member_of_dcps_enumeration_by_value_and_by_name():
             + pickle.dumps((member.value,), 4)[2:-1]
             + b"R.",
             "test",
+            find_dcp,
         )
         assert by_value is member
-        assert safe_pickle_loads(pickle.dumps(ByName(ENCODING, member.name)), "test") is member
+        for protocol in (0, 2, 4):
+            assert safe_pickle_loads(pickle.dumps(ByName(ENCODING, member.name), protocol), "test", find_dcp) is member
 
 
+@pytest.mark.parametrize("in_dcp", [False, True])
 @pytest.mark.parametrize("owner, name", [(OrderedDict, "fromkeys"), (dict, "keys"), (np.ndarray, "tofile")])
-def test_getattr_gives_nothing_else(owner, name):
+def test_getattr_gives_nothing_else(owner, name, in_dcp):
+    from proteinlm.untrusted import safe_dcp, safe_load
+
+    find = safe_dcp.find_dcp if in_dcp else safe_load.find
     with pytest.raises(InputError, match=r"names builtins\.getattr, which is not data"):
-        safe_pickle_loads(pickle.dumps(ByName(owner, name)), "test")
+        safe_pickle_loads(pickle.dumps(ByName(owner, name)), "test", find)
 
 
-def test_getattr_gives_no_other_attribute_of_that_enumeration():
+@pytest.mark.parametrize("name", ["__class__", "_member_map_", "mro", 3])
+def test_getattr_gives_no_other_attribute_of_that_enumeration(name):
     from torch.distributed.checkpoint.metadata import _MEM_FORMAT_ENCODING as ENCODING
 
-    with pytest.raises(InputError, match=r"names builtins\.getattr, which is not data"):
-        safe_pickle_loads(pickle.dumps(ByName(ENCODING, "__class__")), "test")
+    from proteinlm.untrusted.safe_dcp import find_dcp
+
+    for find in ({}, {"find": find_dcp}):
+        with pytest.raises(InputError, match=r"names builtins\.getattr, which is not data"):
+            safe_pickle_loads(pickle.dumps(ByName(ENCODING, name)), "test", **find)

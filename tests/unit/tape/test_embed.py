@@ -13,11 +13,13 @@ import pytest
 import torch
 from toy_fasta import toy_config, toy_proteins, write_fasta, write_model
 
+import proteinlm
 from proteinlm import errors
+from proteinlm.encoder import make_stream, token_batches
 from proteinlm.errors import InputError
 from tape import TAPETokenizer, embed
-from tape.inference.encoding import Encoder, make_stream
-from tape.inference.fasta import Rules, read_proteins, scan_fasta, token_batches
+from tape.inference.encoding import TOKENIZER, TrunkEncoder
+from tape.inference.fasta import Rules, read_proteins, scan_fasta
 from tape.inference.parts import plan_parts, split_rows
 from tape.models.modeling_bert import ProteinBertModel
 
@@ -54,16 +56,16 @@ def read(path: Path) -> dict[str, dict[str, np.ndarray]]:
         h5py = pytest.importorskip("h5py")
         with h5py.File(path) as file:
             names, lengths = file["ids"].asstr()[:], file["length"][:]
-            found = {name: {} for name in names}
+            results = {name: {} for name in names}
             for kind in {"pooled", "avg", "mean"} & set(file):
                 for name, row in zip(names, file[kind][:], strict=True):
-                    found[name][kind] = row
+                    results[name][kind] = row
             if "seq" in file:
                 bounds = file["offsets"][:]
                 assert (np.diff(bounds) == lengths + 2).all()
                 for i, name in enumerate(names):
-                    found[name]["seq"] = file["seq"][bounds[i] : bounds[i + 1]]
-        return found
+                    results[name]["seq"] = file["seq"][bounds[i] : bounds[i + 1]]
+        return results
     table = pytest.importorskip("pyarrow.parquet").read_table(path)
     kinds = [name for name in table.column_names if name not in ("id", "length")]
     rows = table.to_pylist()
@@ -76,16 +78,16 @@ def test_every_format_holds_what_the_model_says_of_each_protein_alone(toy, out):
     root, model = toy
     flags = ["--embeddings", "mean", "pooled", "avg", "--full_sequence_embed", "--part_proteins", "6"]
     path = run(root, out, *flags, "--tokens_per_batch", "70")
-    found = read(path)
-    assert list(found) == list(toy_proteins())  # input order
+    results = read(path)
+    assert list(results) == list(toy_proteins())  # input order
     for name, residues in toy_proteins().items():
         expected = by_hand(model, residues)
-        assert set(found[name]) == set(expected)
+        assert set(results[name]) == set(expected)
         for kind, value in expected.items():
-            np.testing.assert_allclose(found[name][kind], value, atol=1e-5)
+            np.testing.assert_allclose(results[name][kind], value, atol=1e-5)
     # negative control: neighbours differ by far more than the tolerance
-    first, second = list(found)[:2]
-    assert np.abs(found[first]["avg"] - found[second]["avg"]).max() > 0.01
+    first, second = list(results)[:2]
+    assert np.abs(results[first]["avg"] - results[second]["avg"]).max() > 0.01
     again = path.with_name(f"again_{out}")
     run(root, again.name, *flags, "--tokens_per_batch", "70")
     assert again.read_bytes() == path.read_bytes()
@@ -93,11 +95,21 @@ def test_every_format_holds_what_the_model_says_of_each_protein_alone(toy, out):
 
 def test_the_default_file_is_tapes(toy):
     root = toy[0]
-    found = read(run(root, "tape.npz"))
-    assert all(list(entry) == ["pooled", "avg"] for entry in found.values())
+    results = read(run(root, "tape.npz"))
+    assert all(list(entry) == ["pooled", "avg"] for entry in results.values())
     full = read(run(root, "full.npz", "--full_sequence_embed"))
     assert all(list(entry) == ["pooled", "seq"] for entry in full.values())
     assert full["odd"]["seq"].shape == (8, 16) and full["odd"]["seq"].dtype == np.float32  # <cls> 6 residues <sep>
+
+
+@pytest.mark.parametrize("flags", [[], ["--bf16", "--layer", "1"]])
+def test_python_and_the_command_share_one_path(toy, flags):
+    root, _ = toy
+    results = read(run(root, "shared.npz", "--embeddings", "pooled", "avg", "mean", *flags))
+    encoder = proteinlm.load(root / "model", "bf16" if flags else "fp32", "cpu")
+    for pooling, kind in (("cls", "pooled"), ("avg", "avg"), ("mean", "mean")):
+        vectors = encoder.embed(toy_proteins().values(), pooling, 1 if flags else -1)
+        np.testing.assert_array_equal(vectors, [entry[kind] for entry in results.values()])  # the same bits
 
 
 def test_gzip_changes_no_byte(toy):
@@ -156,19 +168,19 @@ def test_every_layer_is_hugging_faces(tmp_path):
 
     model = write_model(tmp_path / "model", num_hidden_layers=3)
     convert(["--load", str(tmp_path / "model"), "--save", str(tmp_path / "hf"), "--target", "hf"])
-    theirs = transformers.MegatronBertModel.from_pretrained(tmp_path / "hf", add_pooling_layer=False).eval()
-    ids = make_stream(["MKVLAAGIVPW"]).tokens
+    reference = transformers.MegatronBertModel.from_pretrained(tmp_path / "hf", add_pooling_layer=False).eval()
+    ids = make_stream(["MKVLAAGIVPW"], TOKENIZER).tokens
     with torch.no_grad():  # pretraining's vocabulary has one token more before the letters
-        states = theirs(torch.from_numpy(ids + (ids >= 5))[None], output_hidden_states=True).hidden_states
+        states = reference(torch.from_numpy(ids + (ids >= 5))[None], output_hidden_states=True).hidden_states
     assert len(states) == 4
     for layer in (0, 1, 2, 3, -1, -2):
-        encoder = Encoder(ProteinBertModel.from_pretrained(tmp_path / "model"), layer, CPU, FP32)
-        found = encoder.embed(["MKVLAAGIVPW", "AC"], ("seq", "pooled"))
-        torch.testing.assert_close(found["seq"][:13], states[layer][0], atol=1e-5, rtol=0)
-        torch.testing.assert_close(found["pooled"][0], states[layer][0, 0], atol=1e-5, rtol=0)
+        encoder = TrunkEncoder(ProteinBertModel.from_pretrained(tmp_path / "model"), layer, CPU, FP32)
+        results = encoder.embed(["MKVLAAGIVPW", "AC"], ("seq", "pooled"))
+        torch.testing.assert_close(results["seq"][:13], states[layer][0], atol=1e-5, rtol=0)
+        torch.testing.assert_close(results["pooled"][0], states[layer][0, 0], atol=1e-5, rtol=0)
     assert (states[1] - states[2]).abs().max() > 0.1  # negative control: layers differ
     with pytest.raises(InputError, match=r"--layer 4: the model has 3 layers"):
-        Encoder(model, 4, CPU, FP32)
+        TrunkEncoder(model, 4, CPU, FP32)
 
 
 @pytest.mark.parametrize("pooling", ["first", "mean"])
@@ -188,9 +200,9 @@ def test_padded_models_give_the_same_as_the_stream(pooling):
     proteins = list(toy_proteins().values())
     for layer in (-1, 1):
         model = Other()
-        padded = Encoder(model, layer, CPU, FP32).embed(proteins, ("pooled", "avg", "mean", "seq"))
+        padded = TrunkEncoder(model, layer, CPU, FP32).embed(proteins, ("pooled", "avg", "mean", "seq"))
         model.config.output_hidden_states = False
-        flat = Encoder(model.inner, layer, CPU, FP32).embed(proteins, ("pooled", "avg", "mean", "seq"))
+        flat = TrunkEncoder(model.inner, layer, CPU, FP32).embed(proteins, ("pooled", "avg", "mean", "seq"))
         for kind, value in flat.items():
             torch.testing.assert_close(padded[kind], value, atol=1e-5, rtol=0)
         means = torch.isclose(flat["pooled"], flat["mean"], atol=1e-5).all()
@@ -199,10 +211,10 @@ def test_padded_models_give_the_same_as_the_stream(pooling):
 
 def test_bf16_and_save_fp16_are_near(toy):
     root, model = toy
-    found = read(run(root, "half.npz", "--bf16", "--save_fp16"))
+    results = read(run(root, "half.npz", "--bf16", "--save_fp16"))
     for name, residues in toy_proteins().items():
-        assert found[name]["avg"].dtype == np.float16
-        assert np.abs(found[name]["avg"] - by_hand(model, residues)["avg"]).max() < 0.1
+        assert results[name]["avg"].dtype == np.float16
+        assert np.abs(results[name]["avg"] - by_hand(model, residues)["avg"]).max() < 0.1
 
 
 BROKEN = {
@@ -237,8 +249,8 @@ def test_mistakes_are_told_in_one_line(toy, capsys, data, flags, message):
         path.write_text(BROKEN[data])
     words = ["transformer", str(path), str(root / "wrong.npz"), str(root / "model"), *flags]
     assert errors.run(embed.main, words) == 2
-    told = capsys.readouterr().err.strip().splitlines()[-1]
-    assert re.search(message, told), told
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert re.search(message, line), line
     assert not (root / "wrong.npz").exists() and not (root / "wrong.npz.parts").exists()
 
 
@@ -261,14 +273,14 @@ def test_what_is_left_out_or_cut_is_counted(toy, capsys):
     root, model = toy
     text = ">a\nMKVLA\n>b\nAC\n>a\nGG\n>empty\n\n>long\n" + "A" * 70 + "\n"
     (root / "odd.fasta").write_text(text)
-    found = read(run(root, "odd.npz", "--duplicates", "first", "--too_long", "crop", data="odd.fasta"))
+    results = read(run(root, "odd.npz", "--duplicates", "first", "--too_long", "crop", data="odd.fasta"))
     last = capsys.readouterr().out.strip().splitlines()[-1]
     assert (
         "3 proteins (69 residues), 1 without residues skipped, 1 cropped to 62 residues, 1 of a name met before" in last
     )
     assert "MiB" in last and "proteins/s" in last
-    np.testing.assert_allclose(found["long"]["avg"], by_hand(model, "A" * 62)["avg"], atol=1e-5)
-    np.testing.assert_allclose(found["a"]["avg"], by_hand(model, "MKVLA")["avg"], atol=1e-5)
+    np.testing.assert_allclose(results["long"]["avg"], by_hand(model, "A" * 62)["avg"], atol=1e-5)
+    np.testing.assert_allclose(results["a"]["avg"], by_hand(model, "MKVLA")["avg"], atol=1e-5)
     scan = scan_fasta(root / "odd.fasta", Rules(4, "skip", "keep"))
     assert [p.id for p in read_proteins(scan)] == ["b", "a"] and scan.counts["skipped_too_long"] == 2
     (root / "odd.fasta").write_text(text.replace("GG", "GGG"))
@@ -309,7 +321,7 @@ def test_baselines_give_each_protein_what_it_gets_alone(model_type):
     torch.manual_seed(0)
     cls = resolve_task("embed", model_type).model
     model = cls(cls.config_class(**({} if model_type == "onehot" else SMALL))).eval()
-    encoder, proteins = Encoder(model, -1, CPU, FP32), list(toy_proteins().values())
+    encoder, proteins = TrunkEncoder(model, -1, CPU, FP32), list(toy_proteins().values())
     together = encoder.embed(proteins, ("pooled", "avg", "mean", "seq"))
     rows = list(split_rows(np.array([len(residues) for residues in proteins])))
     for i, residues in enumerate(proteins):
@@ -319,8 +331,8 @@ def test_baselines_give_each_protein_what_it_gets_alone(model_type):
         torch.testing.assert_close(together["pooled"][i], pooled[0], atol=1e-5, rtol=0)
         torch.testing.assert_close(together["mean"][i], sequence[0, 1:-1].mean(0), atol=1e-5, rtol=0)
     if model_type == "tape_transformer":
-        states = Encoder(model, 1, CPU, FP32).embed(proteins, ("seq",))["seq"]
+        states = TrunkEncoder(model, 1, CPU, FP32).embed(proteins, ("seq",))["seq"]
         assert (states - together["seq"]).abs().max() > 0.01
     elif model_type == "onehot":
         with pytest.raises(InputError, match="gives only its last layer"):
-            Encoder(model, 1, CPU, FP32)
+            TrunkEncoder(model, 1, CPU, FP32)

@@ -48,7 +48,7 @@ CASES = [
 def records(tmp_path_factory):
     """Small proteins with the fields of every task, as one of TAPE's JSON files."""
     rng = np.random.default_rng(0)
-    found = [
+    proteins = [
         {
             "id": f"protein{number}",
             "primary": "".join(rng.choice(list("ACDEFGHIKLMNPQRSTVWY"), length)),
@@ -64,7 +64,7 @@ def records(tmp_path_factory):
         for number, length in enumerate(LENGTHS)
     ]
     path = tmp_path_factory.mktemp("data") / "valid.json"
-    path.write_text(json.dumps(found))
+    path.write_text(json.dumps(proteins))
     return path
 
 

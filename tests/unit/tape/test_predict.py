@@ -57,10 +57,10 @@ def run(root: Path, name: str, out: str, *flags: str) -> Path:
 
 
 def read(path: Path) -> dict[str, list[dict]]:
-    found: dict[str, list[dict]] = {}
+    results: dict[str, list[dict]] = {}
     for row in csv.DictReader(path.open(), delimiter="\t"):
-        found.setdefault(row["id"], []).append(row)
-    return found
+        results.setdefault(row["id"], []).append(row)
+    return results
 
 
 def columns(rows: list[dict], names: str) -> np.ndarray:
@@ -73,11 +73,11 @@ def test_each_protein_gets_what_the_model_says_of_it_alone(root, name):
     out = f"{name}.npz" if name == "contact_prediction" else f"{name}.tsv"
     path = run(root, name, out)
     few = run(root, name, f"few_{out}", "--tokens_per_batch", "40")
-    found = dict(np.load(path)) if path.suffix == ".npz" else read(path)
+    results = dict(np.load(path)) if path.suffix == ".npz" else read(path)
     batched = dict(np.load(few)) if path.suffix == ".npz" else read(few)
-    assert list(found) == list(batched) == list(toy_proteins(8))
+    assert list(results) == list(batched) == list(toy_proteins(8))
     for protein, residues in toy_proteins(8, longest=30).items():
-        logits, rows = by_hand(model, residues), found[protein]
+        logits, rows = by_hand(model, residues), results[protein]
         if name == "contact_prediction":
             expected = logits.softmax(-1)[..., 1].numpy()
             assert rows.shape == (len(residues), len(residues)) and rows.dtype == np.float32
@@ -118,9 +118,9 @@ def test_masked_hides_one_residue_at_a_time(root):
             hidden[i] = 1
             with torch.no_grad():
                 expected.append(model(hidden[None])[0][0, i].log_softmax(-1)[ids[i]].item())
-        found = columns(few[name], "log_probability")[:, 0]
-        np.testing.assert_allclose(found, expected, atol=2e-5)
-        assert np.abs(found - columns(seen[name], "log_probability")[:, 0]).max() > 0.01  # negative control
+        results = columns(few[name], "log_probability")[:, 0]
+        np.testing.assert_allclose(results, expected, atol=2e-5)
+        assert np.abs(results - columns(seen[name], "log_probability")[:, 0]).max() > 0.01  # negative control
 
 
 def test_pictures(root):
@@ -153,8 +153,8 @@ def test_mistakes_are_told_in_one_line(root, capsys, monkeypatch, words, message
     monkeypatch.chdir(root)
     capsys.readouterr()
     assert errors.run(predict.main, words) == 2
-    told = capsys.readouterr().err.strip().splitlines()[-1]
-    assert message in told and not (root / words[2]).exists()
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert message in line and not (root / words[2]).exists()
 
 
 def test_a_run_that_names_no_task_needs_the_flag(root):

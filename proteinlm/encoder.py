@@ -1,0 +1,267 @@
+"""A pretrained encoder for Python: proteins in; vectors, logits and hidden states out. tape-embed runs on it too.
+
+    encoder = proteinlm.load("model")                     # proteinlm.model_dir.load
+    encoder.embed(["MKV", "MKVLA"])                       # numpy float32 [2, h]: the mean over each protein's residues
+    encoder.embed(["MKV", "MKVLA"], pooling=None)         # a list of [L, h]: a row a residue
+    encoder.logits("MKV")                                 # a list of one, [3, V]
+    encoder.hidden_states("MKV", tensors=True)            # a list of one torch tensor, [layers + 1, 3, h]
+
+Proteins are sorted by length and run in batches of at most `batch_tokens` tokens, each batch one flat stream without
+padding. What must hold: a protein's numbers do not depend on its companions (1e-5 in fp32) and come in input order; a
+device holds one batch at a time; results are fp32 also where autocast computes in less.
+
+Legend: B proteins, T tokens of a batch (residues + 2 each), L residues of a protein, h hidden size, V vocabulary.
+"""
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from proteinlm.errors import InputError
+from proteinlm.model import ModelConfig, ProteinBert
+from proteinlm.progress import Progress
+from proteinlm.tokenizer import Tokenizer
+
+HALVES = (torch.bfloat16, torch.float16)
+Proteins = str | Iterable[str]
+
+
+@dataclass(frozen=True)
+class Stream:
+    """B proteins as `[CLS] residues [SEP]`, one after the other."""
+
+    tokens: np.ndarray  # int64 [T]
+    sizes: np.ndarray  # int64 [B], tokens of each
+
+    @property
+    def ends(self) -> np.ndarray:
+        return np.cumsum(self.sizes)
+
+    @property
+    def starts(self) -> np.ndarray:
+        return self.ends - self.sizes
+
+    @property
+    def positions(self) -> np.ndarray:
+        """int64 [T], 0 at every [CLS]."""
+        return np.arange(len(self.tokens)) - np.repeat(self.starts, self.sizes)
+
+    @property
+    def bounds(self) -> np.ndarray:
+        """int32 [B + 1], where each protein begins and the last one ends."""
+        return np.concatenate(([0], self.ends)).astype(np.int32)
+
+    @property
+    def residues(self) -> np.ndarray:
+        """int64 [T - 2B], where the residues are."""
+        is_residue = np.ones(len(self.tokens), bool)
+        is_residue[self.starts] = is_residue[self.ends - 1] = False
+        return np.flatnonzero(is_residue)
+
+
+def make_stream(proteins: Sequence[str], tokenizer: Tokenizer) -> Stream:
+    """Tokens of proteins of one residue or more; a letter outside the vocabulary becomes the unknown token."""
+    joined = "".join(proteins).encode("latin-1", "replace")
+    ids, lengths = tokenizer.encode_many(joined, np.fromiter(map(len, proteins), np.int64, len(proteins)))
+    sizes = lengths + 2
+    ends = np.cumsum(sizes)
+    tokens = np.full(int(sizes.sum()), -1, np.int64)
+    tokens[ends - sizes], tokens[ends - 1] = tokenizer.cls_id, tokenizer.sep_id
+    tokens[tokens < 0] = ids
+    return Stream(tokens, sizes)
+
+
+def token_batches(
+    lengths: np.ndarray, tokens_per_batch: int, batch_size: int | None = None, padded: bool = False
+) -> list[np.ndarray]:
+    """Index arrays of the proteins of each batch, longest first; every protein once.
+
+    lengths [N]: residues; a protein has two tokens more. A batch holds at most `tokens_per_batch` tokens (with `padded`
+    as many as its padded rectangle has) and `batch_size` proteins; a protein longer than the budget goes alone.
+    """
+    order = np.argsort(-lengths, kind="stable")
+    sizes = (lengths[order] + 2).tolist()
+    cap = batch_size or len(sizes)
+    batches, begin, used = [], 0, 0
+    for place, size in enumerate(sizes):
+        used += sizes[begin] if padded else size
+        if place > begin and (used > tokens_per_batch or place - begin == cap):
+            batches.append(order[begin:place])
+            begin, used = place, size
+    return [*batches, order[begin:]] if len(order) else []
+
+
+def default_batch_tokens(device: torch.device) -> int:
+    """Enough to keep a device busy."""
+    return 65536 if device.type == "cuda" else 8192
+
+
+def to_device(array: np.ndarray, device: torch.device) -> Tensor:
+    tensor = torch.from_numpy(np.ascontiguousarray(array))
+    return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
+
+
+@contextlib.contextmanager
+def computing(device: torch.device, dtype: torch.dtype, batch: str) -> Iterator[None]:
+    """No gradients; autocast to `dtype` where it is a half. Too little memory for `batch` is an InputError."""
+    try:
+        with torch.no_grad(), torch.autocast(device.type, dtype, enabled=dtype in HALVES):
+            yield
+    except torch.OutOfMemoryError as error:
+        text = f"a batch of {batch} does not fit in GPU memory; lower --tokens_per_batch (in Python: batch_tokens)"
+        raise InputError(text) from error
+
+
+def segment_mean(values: Tensor, sizes: Tensor) -> Tensor:
+    """[T, h] -> [B, h], the means of `sizes` [B] rows each, in order; the same bits every time, on a GPU too."""
+    return torch.segment_reduce(values, "mean", lengths=sizes, axis=0, unsafe=True)
+
+
+def residue_mean(states: Tensor, stream: Stream) -> Tensor:
+    """[T, h] -> [B, h]: over each protein's residues."""
+    residues = states[to_device(stream.residues, states.device)]
+    return segment_mean(residues, to_device(stream.sizes - 2, states.device))
+
+
+def token_mean(states: Tensor, stream: Stream) -> Tensor:
+    """[T, h] -> [B, h]: over each protein's tokens, [CLS] and [SEP] included, which is TAPE's `avg`."""
+    return segment_mean(states, to_device(stream.sizes, states.device))
+
+
+def first_token(states: Tensor, stream: Stream) -> Tensor:
+    """[T, h] -> [B, h]: the state of each protein's [CLS]."""
+    return states[to_device(stream.starts, states.device)]
+
+
+POOLINGS = {"mean": residue_mean, "cls": first_token, "avg": token_mean}
+
+
+def layer_number(layer: int, depth: int, name: str = "layer") -> int:
+    """0 ... depth of a layer asked for; negative ones count from the last. `name`: of the argument, for the error."""
+    number = layer + depth + 1 if layer < 0 else layer
+    if not 0 <= number <= depth:
+        raise InputError(f"{name} {layer}: the model has {depth} layers; 0 (embedding) to {depth}, or -1 (the last)")
+    return number
+
+
+class Encoder:
+    """A ProteinBert with its tokenizer on a device. dtype: float32, or a half for autocast. source: where it is from.
+
+    Every method takes a list of proteins, or one as a string, which is a list of one. A protein is a string with a
+    character a residue: lower case is upper case, and what is no residue (J, *, -, a space) is the unknown token, so
+    row i is always character i. InputError, with the protein's place in the list, for an empty one and one longer than
+    the model. `tensors`: torch tensors on the CPU instead of numpy arrays. `quiet`: no progress, which long work shows.
+    """
+
+    def __init__(self, model: ProteinBert, tokenizer: Tokenizer, device: torch.device, dtype: torch.dtype, source: str):
+        self.model = model.to(device).eval()
+        self.tokenizer, self.device, self.dtype, self.source = tokenizer, device, dtype, source
+
+    @property
+    def config(self) -> ModelConfig:
+        return self.model.config
+
+    def embed(
+        self,
+        sequences: Proteins,
+        pooling: str | None = "mean",
+        layer: int = -1,
+        *,
+        batch_tokens: int | None = None,
+        tensors: bool = False,
+        quiet: bool = False,
+    ) -> np.ndarray | Tensor | list:
+        """[N, h], a vector a protein; with pooling=None a list of [L, h], a row a residue.
+
+        pooling: "mean" over the residues, "cls" the first token's state, "avg" the mean over all tokens, as TAPE's.
+        layer: 0 the embedding, n the state after layer n, -1 (the same as the last) with the final LayerNorm.
+        """
+        depth = layer_number(layer, self.config.num_layers)
+        if pooling is None:
+            return self._rows(sequences, lambda stream: self.states(stream, depth), batch_tokens, tensors, quiet)
+        if pooling not in POOLINGS:
+            raise InputError(f"pooling {pooling!r}: should be one of {', '.join(POOLINGS)}, or None")
+        proteins = self._checked(sequences)
+        vectors = torch.empty(len(proteins), self.config.hidden_size)
+        for indices, stream in self._batches(proteins, batch_tokens, quiet):
+            vectors[torch.from_numpy(indices)] = POOLINGS[pooling](self.states(stream, depth), stream).cpu()
+        return vectors if tensors else vectors.numpy()
+
+    def logits(self, sequences: Proteins, *, batch_tokens: int | None = None, tensors=False, quiet=False) -> list:
+        """A list of [L, V]: the masked-LM head's score of every token of the vocabulary at each residue."""
+        if self.model.lm_head is None:
+            raise InputError(f"{self.source}: no usable masked-LM head (mlm.*), so no logits; embed does without")
+
+        def compute(*inputs: Tensor) -> Tensor:
+            states = self.model.state_after(self.config.num_layers, *inputs)
+            return self.model.lm_logits(states)[:, : self.config.vocab_size]  # no padding rows
+
+        return self._rows(sequences, lambda stream: self._run(compute, stream), batch_tokens, tensors, quiet)
+
+    def hidden_states(
+        self, sequences: Proteins, *, batch_tokens: int | None = None, tensors=False, quiet=False
+    ) -> list:
+        """A list of [layers + 1, L, h]: the embedding, then the state after each layer, the last one normalised."""
+
+        def compute(*inputs: Tensor) -> Tensor:
+            return torch.stack(self.model.hidden_states(*inputs))
+
+        return self._rows(sequences, lambda stream: self._run(compute, stream), batch_tokens, tensors, quiet)
+
+    def states(self, stream: Stream, depth: int) -> Tensor:
+        """[T, h] on the device: the states of one batch after `depth` layers; no more are computed."""
+        return self._run(functools.partial(self.model.state_after, depth), stream)
+
+    def _run(self, compute: Callable[..., Tensor], stream: Stream) -> Tensor:
+        """compute(tokens, positions, bounds) of one batch, as fp32 (fp64 where the weights are)."""
+        inputs = (to_device(array, self.device) for array in (stream.tokens, stream.positions, stream.bounds))
+        with computing(self.device, self.dtype, f"{len(stream.sizes)} proteins, {len(stream.tokens)} tokens"):
+            values = compute(*inputs)
+        return values.to(torch.promote_types(values.dtype, torch.float32))
+
+    def _rows(
+        self,
+        sequences: Proteins,
+        compute: Callable[[Stream], Tensor],
+        batch_tokens: int | None,
+        tensors: bool,
+        quiet: bool,
+    ) -> list:
+        """Each protein's part [..., L, width] of compute(stream), which is [..., T, width]."""
+        proteins = self._checked(sequences)
+        rows: list = [None] * len(proteins)
+        for indices, stream in self._batches(proteins, batch_tokens, quiet):
+            values = compute(stream).cpu()
+            for i, begin, end in zip(indices, stream.starts + 1, stream.ends - 1, strict=True):
+                own = values[..., begin:end, :].clone()  # a view would keep the whole batch in memory
+                rows[i] = own if tensors else own.numpy()
+        return rows
+
+    def _checked(self, sequences: Proteins) -> list[str]:
+        """The proteins as a list; InputError for one that the model cannot take."""
+        proteins = [sequences] if isinstance(sequences, str) else list(sequences)
+        limit = self.config.max_position_embeddings - 2
+        for i, protein in enumerate(proteins):
+            if not isinstance(protein, str) or not protein:
+                value = "empty" if protein == "" else f"a {type(protein).__name__}"
+                raise InputError(f"sequence {i}: {value}; should be a string of one residue or more")
+            if len(protein) > limit:
+                raise InputError(
+                    f"sequence {i}: {len(protein)} residues, the model takes {limit}; crop or leave it out"
+                )
+        return proteins
+
+    def _batches(self, proteins: list[str], batch_tokens: int | None, quiet: bool) -> Iterator[tuple]:
+        """(which proteins int64 [B], their Stream) of each batch."""
+        if batch_tokens is not None and batch_tokens < 1:
+            raise InputError(f"batch_tokens {batch_tokens}: should be 1 or more")
+        lengths = np.fromiter(map(len, proteins), np.int64, len(proteins))
+        with Progress("proteins", len(proteins), quiet=quiet) as progress:
+            for indices in token_batches(lengths, batch_tokens or default_batch_tokens(self.device)):
+                yield indices, make_stream([proteins[i] for i in indices], self.tokenizer)
+                progress.add(len(indices), int(lengths[indices].sum()))

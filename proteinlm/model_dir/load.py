@@ -1,0 +1,101 @@
+"""`proteinlm.load(path)`: opens a model directory for Python, whatever form it has.
+
+What must hold: the form is told by what lies in the directory, never by its name; one that cannot be opened is answered
+in one line with what to do. A form is a name in READERS; `recognise` says which one a directory has.
+"""
+
+import logging
+import shlex
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from proteinlm.encoder import Encoder
+from proteinlm.errors import InputError
+from proteinlm.model import ModelConfig, ProteinBert
+from proteinlm.model_dir.config import model_config_of
+from proteinlm.model_dir.files import CONFIG_NAME, load_tape_dir, read_config
+from proteinlm.model_dir.find import find_model
+from proteinlm.tokenizer import Tokenizer, build_tokenizer
+
+logger = logging.getLogger(__name__)
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+# What pretraining and Megatron leave in a directory of checkpoints.
+CHECKPOINT_FILES = ("latest_checkpointed_iteration.txt", "iter_*", "meta.json", "mp_rank_*", "model_optim_rng.pt")
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """What a reader makes of a directory. state: names of ProteinBert, lm_head.* only where there is a usable head."""
+
+    config: ModelConfig
+    tokenizer: Tokenizer
+    state: dict[str, Tensor]
+    notes: tuple[str, ...]  # what was left out or changed, one sentence each
+
+
+def load(path: str | Path, dtype: str | torch.dtype = "fp32", device: str | torch.device = "auto") -> Encoder:
+    """The encoder of a model directory, or of its name (proteinlm.model_dir.find).
+
+    dtype: "fp32", or "bf16" or "fp16" for autocast to it (the weights stay fp32); a torch dtype does too. device:
+    "auto", "cpu", "cuda", "cuda:1" ... InputError for a training checkpoint, with the line that makes a model of it.
+    """
+    precision = DTYPES.get(dtype, dtype)
+    if precision not in DTYPES.values():
+        raise InputError(f"dtype {dtype!r}: should be one of {', '.join(DTYPES)}")
+    target, directory = _device(device), find_model(path)
+    files = READERS[recognise(directory)](directory)
+    for note in files.notes:
+        logger.warning("%s", note)
+    with torch.device("meta"):  # no first weights, which would be overwritten
+        model = ProteinBert(files.config, lm_head=any(name.startswith("lm_head.") for name in files.state))
+    weights = {name: value.to(torch.float32, copy=True) for name, value in files.state.items()}
+    model.load_state_dict(weights, assign=True)
+    return Encoder(model, files.tokenizer, target, precision, str(directory))
+
+
+def recognise(path: Path) -> str:
+    """A key of READERS; InputError for what is no model, or another one."""
+    if path.is_dir() and (path / CONFIG_NAME).is_file():
+        config = read_config(path)
+        if kind := config.get("model_type"):
+            raise InputError(f"{path}: Hugging Face's {kind}; if megatron-bert, {_conversion(path)} converts it")
+        if (kind := config.get("base_model", "transformer")) not in ("transformer", None):
+            raise InputError(f"{path}: TAPE's {kind}, which has no such encoder; tape-embed {kind} IN.fasta OUT {path}")
+        return "tape"
+    if path.suffix == ".pt" or any(next(path.glob(pattern), None) for pattern in CHECKPOINT_FILES):
+        raise InputError(f"{path}: a training checkpoint; {_conversion(path)} makes a model of it")
+    raise InputError(f"{path}: no model directory; one holds {CONFIG_NAME} and model.safetensors")
+
+
+def _conversion(path: Path) -> str:
+    return f"python -m converter --load {shlex.quote(str(path))} --save DIR --target tape"
+
+
+def _read_tape(directory: Path) -> ModelFiles:
+    files, tokenizer, where = load_tape_dir(directory), build_tokenizer("tape"), directory / CONFIG_NAME
+    config, notes = model_config_of(files.config, str(where)), files.notes
+    if config.vocab_size != tokenizer.vocab_size:
+        raise InputError(f"{where}: vocab_size {config.vocab_size}; TAPE's vocabulary has {tokenizer.vocab_size}")
+    if files.head:
+        notes += (f"{files.source}: {', '.join(sorted(files.head))} left out: the head of a finetuned task",)
+    return ModelFiles(config, tokenizer, files.state, notes)
+
+
+READERS: dict[str, Callable[[Path], ModelFiles]] = {"tape": _read_tape}
+
+
+def _device(name: str | torch.device) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise InputError(f"device {name!r}: should be auto, cpu or cuda (cuda:1 ...)") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise InputError(f"device {str(name)!r}: this machine has no CUDA device; should be cpu")
+    return device

@@ -1,0 +1,152 @@
+"""What torch.save writes: torch's part of the allow-list, and the two containers, read without torch.load.
+
+`torch.load` over our unpickler would not do: it finds zip entries in another way than a check before it (without regard
+to case, for one), runs TorchScript, tries tar, and allocates what a legacy file claims.
+"""
+
+import io
+import math
+import struct
+import sys
+import zipfile
+import zlib
+from collections.abc import Callable
+
+import torch
+
+from proteinlm.untrusted.pickles import Admitted, build, require, sizes
+
+LEGACY_MAGIC, LEGACY_PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
+
+
+def _tensor(dtype, storage, offset, shape, stride, *rest) -> torch.Tensor:
+    require(type(storage) is torch.Tensor, "a tensor without a storage")
+    content, (offset,), shape, stride = storage.untyped_storage(), sizes([offset]), sizes(shape), sizes(stride)
+    available, count = content.nbytes() // dtype.itemsize, math.prod(shape)
+    last = offset + sum((n - 1) * step for n, step in zip(shape, stride, strict=True)) if count else -1
+    fits = count <= available and last < available
+    require(fits, f"a tensor of shape {shape} that does not fit its storage of {available} values")
+    return torch.empty(0, dtype=dtype).set_(content, offset, shape, stride)
+
+
+MAKERS = {
+    "torch.Size": lambda values=(): torch.Size(sizes(values)),
+    "torch.device": torch.device,
+    "torch.Tensor": None,
+    "torch.nn.parameter.Parameter": None,
+    "torch.serialization._get_layout": lambda name: {"torch.strided": torch.strided}[name],
+    "torch._utils._rebuild_tensor": lambda storage, *rest: _tensor(storage.dtype, storage, *rest),
+    "torch._utils._rebuild_tensor_v2": lambda storage, *rest: _tensor(storage.dtype, storage, *rest),
+    "torch._utils._rebuild_tensor_v3": lambda *arguments: _tensor(arguments[6], *arguments),
+    "torch._utils._rebuild_parameter": lambda tensor, requires_grad=False, hooks=None: tensor,
+    # A tensor with Python attributes, as Megatron marks its own: they are left out.
+    "torch._tensor._rebuild_from_type_v2": lambda function, kind, arguments, state: build(function, arguments),
+}
+NAMES = {name: Admitted(name, make) for name, make in MAKERS.items()}
+# A class of storages stands for its dtype, and a storage for a one-dimensional tensor over all of it.
+for _name, _value in vars(torch).items():
+    _dtype = getattr(_value, "_dtype", None) if isinstance(_value, type) else _value
+    if isinstance(_dtype, torch.dtype):
+        NAMES[f"torch.{_name}"] = _dtype
+NAMES |= dict.fromkeys(("torch.UntypedStorage", "torch.storage.UntypedStorage"), torch.uint8)
+
+
+def read_torch(file, mmap: bool, unpickler: Callable) -> object:
+    """The object at the position of `file`, an mmap or BytesIO. unpickler(file, size, storage): `pickles.Unpickler`."""
+    start, head = file.tell(), file.read(262)
+    require(head, "the file is empty")
+    require(head[257:] != b"ustar", "torch's tar format, from before 0.1.10, is not read; save it with a newer torch")
+    zipped = head.startswith(b"PK\x03\x04")
+    require(zipped or head[0] == 0x80, "not a torch.save file (neither a zip archive nor a pickle)")
+    file.seek(start)
+    return (_ZipFile if zipped else _LegacyFile)(file, mmap, unpickler).load()
+
+
+class _TorchFile:
+    """What the two formats share. storages: key -> a one-dimensional tensor."""
+
+    def __init__(self, file, mmap: bool, unpickler: Callable):
+        self.file, self.mmap, self.unpickler, self.storages, self.claimed = file, mmap, unpickler, {}, 0
+        self.content = file.getbuffer() if isinstance(file, io.BytesIO) else memoryview(file)
+
+    def storage(self, saved_id: object) -> torch.Tensor:
+        """The storage that a pickle names by ("storage", dtype, key, location, number of values)."""
+        whole = type(saved_id) is tuple and saved_id[:1] in (("storage",), (b"storage",))
+        require(whole and saved_id[5:] in ((), (None,)), "a reference to something other than a whole storage")
+        dtype, key, (count,) = saved_id[1], saved_id[2], sizes(saved_id[4:5])
+        require(type(dtype) is torch.dtype and type(key) is str, "a storage of an unknown type")
+        size = count * dtype.itemsize
+        if key not in self.storages:
+            self.storages[key] = self.new_storage(key, size, dtype.itemsize).view(dtype)
+        actual = self.storages[key].nbytes
+        require(size == actual, f"storage {key!a:.60} has {actual} bytes, not the {size} it claims")
+        return self.storages[key].view(dtype)
+
+
+class _ZipFile(_TorchFile):
+    """The zip format: `<root>/data.pkl` and one stored entry `<root>/data/<key>` a storage."""
+
+    def load(self) -> object:
+        listed = zipfile.ZipFile(self.file).infolist()
+        self.entries = {entry.filename: entry for entry in listed}
+        require(len(self.entries) == len(listed), "a zip archive with two entries of one name")
+        for name, entry in self.entries.items():
+            stored = not entry.compress_type and entry.compress_size == entry.file_size and not entry.flag_bits & 1
+            require(stored, f"zip entry {name!a:.60} is compressed or encrypted; torch.save stores entries")
+        claimed, size = sum(entry.file_size for entry in listed), len(self.content)
+        require(claimed <= size, f"its zip entries claim {claimed} bytes in a file of {size}")
+        roots = [name.removesuffix("data.pkl") for name in self.entries if name.split("/")[1:] == ["data.pkl"]]
+        program = len(roots) != 1 or any(name.endswith("constants.pkl") for name in self.entries)
+        require(not program, "a zip archive, but not one that torch.save wrote (TorchScript programs are not read)")
+        self.root = roots[0]
+        if self.root + "byteorder" in self.entries:
+            order = bytes(self.read("byteorder"))
+            require(order == sys.byteorder.encode(), f"written on a {order[:8]!r}-endian machine; not read")
+        pickled = bytes(self.read("data.pkl"))
+        return self.unpickler(io.BytesIO(pickled), len(pickled), self.storage).load()
+
+    def read(self, name: str) -> memoryview:
+        """An entry's bytes, after checking its header, bounds and checksum."""
+        entry, what = self.entries.get(self.root + name), f"zip entry {name!a:.60}"
+        require(entry, f"{what} is missing")
+        header = bytes(self.content[entry.header_offset :][:30])
+        require(len(header) == 30 and header[:4] == b"PK\x03\x04", f"{what} has no header where the directory says")
+        start = entry.header_offset + 30 + sum(struct.unpack("<HH", header[26:]))
+        content = self.content[start : start + entry.file_size]
+        require(len(content) == entry.file_size, f"{what} ends beyond the file: truncated")
+        intact = not entry.CRC or zlib.crc32(content) == entry.CRC  # 0: written without checksums
+        require(intact, f"{what} is damaged (its checksum differs)")
+        return content
+
+    def new_storage(self, key: str, size: int, alignment: int) -> torch.Tensor:
+        content = self.read(f"data/{key}")
+        raw = torch.frombuffer(content, dtype=torch.uint8) if content else torch.empty(0, dtype=torch.uint8)
+        return raw if self.mmap and raw.data_ptr() % alignment == 0 else raw.clone()
+
+
+class _LegacyFile(_TorchFile):
+    """The format before torch 1.6: magic, protocol, system, object, storage keys; then each storage's bytes."""
+
+    def load(self) -> object:
+        require((self.next(), self.next()) == (LEGACY_MAGIC, LEGACY_PROTOCOL), "a pickle, but not a torch.save file")
+        native = dict.get(self.next(), "little_endian") is (sys.byteorder == "little")
+        require(native, "written on a machine of another byte order; not read")
+        result = self.next(self.storage)
+        for key in self.next():
+            storage, count, start = self.storages.pop(key), self.file.read(8), self.file.tell()
+            self.file.seek(start + storage.nbytes)
+            content = self.content[start : start + storage.nbytes]
+            whole = int.from_bytes(count, "little") == len(storage) and len(content) == storage.nbytes
+            require(whole, f"storage {key!a:.60} is of another size than it claims, or cut short")
+            storage.view(torch.uint8).numpy()[:] = content
+        require(not self.storages, f"{len(self.storages)} of its storages are missing")
+        return result
+
+    def next(self, storage: Callable | None = None) -> object:
+        return self.unpickler(self.file, len(self.content) - self.file.tell(), storage).load()
+
+    def new_storage(self, key: str, size: int, alignment: int) -> torch.Tensor:
+        self.claimed += size
+        fits = self.claimed <= len(self.content) - self.file.tell()
+        require(fits, f"its storages claim {self.claimed} bytes in a file of {len(self.content)}")
+        return torch.empty(size, dtype=torch.uint8)
