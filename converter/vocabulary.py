@@ -52,10 +52,10 @@ def take_rows(
             if name == VOCABULARY_TENSORS[0] and whole[len(source) :].any():
                 count = len(whole) - len(source)
                 notes.append(f"{count} padding rows of the vocabulary dropped (they stand for no token)")
-    lost = [token for token in source if token not in target]
+    left_out = [token for token in source if token not in target]
     absent = [token for token in target if token not in source]
-    if lost:
-        notes.append(f"rows of {', '.join(lost)} left out: no such token in the {tokenizer.name} vocabulary")
+    if left_out:
+        notes.append(f"rows of {', '.join(left_out)} left out: no such token in the {tokenizer.name} vocabulary")
     if absent:
         notes.append(f"rows of {', '.join(absent)} are zeros: the source's vocabulary does not have them")
     return tensors, notes

@@ -34,11 +34,11 @@ def assert_same(model, weights, dtype=torch.float32) -> None:
     expected = our_tensors(weights)
     assert set(model.tensors) == set(expected)
     for name, tensor in expected.items():
-        found = model.tensors[name]
+        stored = model.tensors[name]
         if name in ("word_embeddings.weight", "lm_head.bias"):
-            assert len(found) == 128 and not found[VOCABULARY:].any(), name
-            found = found[:VOCABULARY]
-        assert found.dtype == dtype and torch.equal(found, tensor.to(dtype)), name
+            assert len(stored) == 128 and not stored[VOCABULARY:].any(), name
+            stored = stored[:VOCABULARY]
+        assert stored.dtype == dtype and torch.equal(stored, tensor.to(dtype)), name
 
 
 def notes(model) -> str:

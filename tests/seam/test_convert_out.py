@@ -175,14 +175,14 @@ def test_hf_rows_go_by_token(megatron_dir, convert_to, tmp_path):
     (other / "vocab.txt").write_text("\n".join(tokens))
     config = json.loads((target / "config.json").read_text()) | {"vocab_size": len(tokens)}
     (other / "config.json").write_text(json.dumps(config))
-    found, expected = read(other), read(target)
-    assert any("rows of J left out" in note for note in found.notes)
-    assert any("rows of [unused1] are zeros" in note for note in found.notes)
+    model, expected = read(other), read(target)
+    assert any("rows of J left out" in note for note in model.notes)
+    assert any("rows of [unused1] are zeros" in note for note in model.notes)
     for name, tensor in expected.tensors.items():
         tensor = tensor.clone()
         if name in ("word_embeddings.weight", "lm_head.bias"):
             tensor[UNUSED] = 0
-        assert torch.equal(found.tensors[name], tensor), name
+        assert torch.equal(model.tensors[name], tensor), name
 
 
 # ---- Megatron
@@ -196,27 +196,29 @@ def flat(value: dict, prefix: str = "") -> dict[str, torch.Tensor]:
     return result
 
 
-def assert_same_files(ours: Path, theirs: Path, in_order: bool = True) -> None:
+def assert_same_files(written: Path, reference: Path, in_order: bool = True) -> None:
     """The `model` dicts are equal key for key (in the same order too), padding rows aside bit for bit."""
-    files = sorted(path.relative_to(theirs) for path in theirs.rglob("*.pt"))
-    assert sorted(path.relative_to(ours) for path in ours.rglob("*.pt")) == files
+    files = sorted(path.relative_to(reference) for path in reference.rglob("*.pt"))
+    assert sorted(path.relative_to(written) for path in written.rglob("*.pt")) == files
     for file in files:
-        a, b = safe_torch_load(ours / file), safe_torch_load(theirs / file)
+        a, b = safe_torch_load(written / file), safe_torch_load(reference / file)
         assert a["checkpoint_version"] == b["checkpoint_version"] and a["iteration"] == b["iteration"]
         for name, value in vars(b["args"]).items():
             if name not in ("seed", "consumed_valid_samples"):
                 assert getattr(a["args"], name) == value, name
-        mine, other, rank = flat(a["model"]), flat(b["model"]), int(re.search(r"rank_(\d\d)", str(file))[1])
-        assert list(mine) == list(other) if in_order else set(mine) == set(other)
+        tensors, other, rank = flat(a["model"]), flat(b["model"]), int(re.search(r"rank_(\d\d)", str(file))[1])
+        assert list(tensors) == list(other) if in_order else set(tensors) == set(other)
         for name in other:
-            found, wanted = mine[name], other[name]
-            assert found.shape == wanted.shape and found.dtype == wanted.dtype, name
+            tensor, expected = tensors[name], other[name]
+            assert tensor.shape == expected.shape and tensor.dtype == expected.dtype, name
             if "word_embeddings" in name or name == "lm_head.bias":
-                real = max(0, min(len(wanted), VOCABULARY - rank * len(wanted)))
-                assert not found[real:].any()
-                found, wanted = found[:real], wanted[:real]
-            assert torch.equal(found, wanted), name
-            assert mine[name].untyped_storage().nbytes() == mine[name].nbytes, name  # no view drags its whole along
+                real = max(0, min(len(expected), VOCABULARY - rank * len(expected)))
+                assert not tensor[real:].any()
+                tensor, expected = tensor[:real], expected[:real]
+            assert torch.equal(tensor, expected), name
+            assert tensors[name].untyped_storage().nbytes() == tensors[name].nbytes, (
+                name
+            )  # no view drags its whole along
 
 
 @pytest.mark.parametrize(("tp", "pp"), [(1, 1), (2, 1), (1, 4), (2, 2), (4, 4)])
@@ -225,8 +227,8 @@ def test_megatron_export_is_what_megatron_writes(megatron_dir, convert_to, tmp_p
     target, _ = convert_to(megatron_dir, "out", "--target", "megatron", *flags)
     write_megatron(tmp_path / "expected", random_weights(), tp, pp, 3.0)
     assert (target / "latest_checkpointed_iteration.txt").read_text() == "1000"
-    for ours in target.rglob("*.pt"):
-        assert ours.stat().st_size < 2 * (tmp_path / "expected" / ours.relative_to(target)).stat().st_size
+    for file in target.rglob("*.pt"):
+        assert file.stat().st_size < 2 * (tmp_path / "expected" / file.relative_to(target)).stat().st_size
     assert_same_files(target, tmp_path / "expected", in_order=False)
 
 
@@ -238,16 +240,16 @@ def test_megatron_export_equals_the_fixture(convert_to):
 
 
 @pytest.mark.parametrize(
-    ("tp", "pp", "told"),
+    ("tp", "pp", "message"),
     [
         (3, 1, "--tensor-model-parallel-size 3 must divide num-attention-heads 4"),
         (8, 1, "--tensor-model-parallel-size 8 must divide num-attention-heads 4"),
         (1, 3, "--pipeline-model-parallel-size 3 must divide num-layers 4"),
     ],
 )
-def test_uneven_splits_are_refused_by_name(megatron_dir, convert_to, tp, pp, told):
+def test_uneven_splits_are_refused_by_name(megatron_dir, convert_to, tp, pp, message):
     flags = ["--tensor-model-parallel-size", tp, "--pipeline-model-parallel-size", pp]
-    assert told in convert_to(megatron_dir, "out", "--target", "megatron", *flags, status=2)[1]
+    assert message in convert_to(megatron_dir, "out", "--target", "megatron", *flags, status=2)[1]
 
 
 def test_uneven_ffn_is_refused_by_name(tmp_path, convert_to):
@@ -326,8 +328,7 @@ def test_a_source_without_head(megatron_dir, convert_to, tmp_path, target):
     FORMATS["tape"].write(replace(model, tensors=encoder), tmp_path / "encoder", WriteOptions())
     path, printed = convert_to(tmp_path / "encoder", "out", "--target", target, "--verify")
     assert "without masked-LM head" in printed
-    found = read(path)
-    assert found.has_lm_head == (target != "hf")
+    assert read(path).has_lm_head == (target != "hf")
     if target != "hf":
         assert "a fresh one was made" in printed
 
@@ -370,8 +371,8 @@ def test_final_layernorm_false_stays_in_tape(megatron_dir, convert_to):
 
 def test_source_can_be_overridden(megatron_dir, convert_to):
     tape, _ = convert_to(megatron_dir, "tape")
-    told = json.loads((tape / "config.json").read_text()) | {"model_type": "bert"}
-    (tape / "config.json").write_text(json.dumps(told))
+    config = json.loads((tape / "config.json").read_text()) | {"model_type": "bert"}
+    (tape / "config.json").write_text(json.dumps(config))
     with pytest.raises(InputError, match="model_type 'bert'"):
         recognise(tape)
     assert convert_to(tape, "again", "--source", "tape", "--verify")

@@ -20,10 +20,10 @@ def test_safetensors_reads_what_is_written(tmp_path, dtype):
     write_weights(tmp_path, tensors, apart, dtype, torch_file=True)
     files = (tmp_path / "model.safetensors", tmp_path / "pytorch_model.bin")
     expected = {k: v.to(dtype or t.dtype) for n, t in tensors.items() for k, v in apart(n, t).items()}
-    for found in (load_file(files[0]), torch.load(files[1], weights_only=True)):
-        assert set(found) == set(expected)
+    for stored in (load_file(files[0]), torch.load(files[1], weights_only=True)):
+        assert set(stored) == set(expected)
         for name, tensor in expected.items():
-            assert found[name].dtype == tensor.dtype and torch.equal(found[name], tensor), name
+            assert stored[name].dtype == tensor.dtype and torch.equal(stored[name], tensor), name
 
 
 def test_a_state_dict_on_the_way_of_training(tmp_path):
