@@ -9,8 +9,7 @@ import pytest
 import torch
 from megatron_writer import random_weights, write_megatron
 
-from converter import convert
-from converter.sources import read
+from converter import convert, sources
 from proteinlm.errors import run
 
 POSITIONS = 128
@@ -39,7 +38,7 @@ def test_finetuning_starts_from_the_converted_weights(tmp_path, megatron_dir, ti
     words = ("--from_pretrained", tmp_path / "tape", "--data_dir", tiny_tape_data, "--output_dir", tmp_path / "run")
     command(main, "transformer", "fluorescence", *words, *flags)
     state = load_tape_dir(tmp_path / "run").state
-    source = read(megatron_dir).tensors
+    source = sources.read(megatron_dir).tensors
     for name in (
         "layers.0.attention.query_key_value.weight",
         "layers.3.mlp.dense_4h_to_h.bias",
@@ -74,16 +73,6 @@ def test_continued_pretraining_starts_at_the_predicted_loss(tmp_path, megatron_d
     fresh = first_loss(shard, tmp_path / "nothing_there", tmp_path / "fresh")
     assert abs(fresh - predicted) > 1e-2  # negative control: the loss shows which weights it is of
     assert abs(fresh - math.log(31)) < 0.2
-
-
-def test_a_converted_checkpoint_resumes_without_optimizer(tmp_path, megatron_dir, shard, capsys):
-    """What the error of a plain resume advises works: the iteration goes on, Adam and the generators start afresh."""
-    command(convert.main, "--load", megatron_dir, "--save", tmp_path / "dcp", "--target", "dcp")
-    flags = ("--train-iters", 32001, "--no-load-optim", "--no-load-rng")  # 128,000 samples of 4 are behind it
-    first_loss(shard, tmp_path / "dcp", tmp_path / "run", *flags)
-    assert "iteration 1000" in capsys.readouterr().out
-    lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
-    assert {line["iteration"] for line in lines if "lm_loss" in line} == {1001}
 
 
 def test_a_megatron_directory_is_told_how_to_become_loadable(tmp_path, megatron_dir, shard, capsys):
