@@ -23,12 +23,7 @@ from converter.megatron.files import (
 )
 from converter.megatron.layout import check_even, padded_vocabulary, slice_for
 from converter.megatron.merge import Merger
-from converter.model import (
-    VOCABULARY_TENSORS,
-    PortableModel,
-    require_final_layernorm,
-    with_lm_head,
-)
+from converter.model import VOCABULARY_TENSORS, PortableModel, require_final_layernorm, with_lm_head
 from converter.names import LAYER, MEGATRON_HEAD_EMBEDDING
 from converter.vocabulary import take_rows, to_pretraining
 from pretrain.checkpoint.files import TRACKER

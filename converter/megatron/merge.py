@@ -10,13 +10,7 @@ from torch import Tensor
 from converter.megatron.files import Shard
 from converter.megatron.layout import cut_dim, is_fused, to_our_rows
 from converter.model import same_tensor
-from converter.names import (
-    LAYER,
-    MEGATRON_HEAD_EMBEDDING,
-    MEGATRON_LEFT_OUT,
-    MEGATRON_PREFIX,
-    MEGATRON_TOKEN_TYPES,
-)
+from converter.names import LAYER, MEGATRON_HEAD_EMBEDDING, MEGATRON_LEFT_OUT, MEGATRON_PREFIX, MEGATRON_TOKEN_TYPES
 from converter.vocabulary import fold_token_types
 from proteinlm.errors import InputError
 
