@@ -1,8 +1,7 @@
 """Python's own pickle reader, `pickle._Unpickler`, with everything that runs taken out, and what a pickle may name.
 
-A pickle is a program. Here each class or function that it names becomes an `Admitted` entry of our allow-list, and only
-such entries are ever called. Arguments and states come from the file, so every maker either takes anything without harm
-or checks what it gets. What must hold:
+A pickle is a program. Here each class or function that it names becomes an `Admitted` entry, and only such entries are
+ever called. Arguments and states come from the file: a maker takes anything without harm or checks it. What must hold:
 - REDUCE, NEWOBJ and BUILD act on entries and on what they made; no attribute of a class is ever set.
 - Nothing is allocated because a number in the file is large; copies of memoised data are charged to a budget.
 - A key set twice in one dict is refused: honest writers never do it, and keeping one of the two would be silent.
@@ -42,16 +41,17 @@ def named(what: object):
         raise InputError(f"{what}: damaged, truncated or of another format ({reason})") from None
 
 
-def require(condition: object, message: str) -> None:
+def require(condition: object, message: str, value=None):
+    """`value`, if the condition holds."""
     if not condition:
         raise InputError(message)
+    return value
 
 
 def sizes(values: object) -> tuple[int, ...]:
     listed = type(values) in (list, tuple) and len(values) <= MAX_DIMENSIONS
     whole = listed and all(type(value) is int and value >= 0 for value in values)
-    require(whole, f"sizes that are not at most {MAX_DIMENSIONS} whole numbers >= 0")
-    return tuple(values)
+    return require(whole, f"sizes that are not at most {MAX_DIMENSIONS} whole numbers >= 0", tuple(values))
 
 
 class Admitted:
@@ -98,20 +98,10 @@ def find(module: str, name: str) -> object:
     return NAMES[full]
 
 
-def _ordered_dict(items=()) -> OrderedDict:
-    require(not items, "an OrderedDict made from a list (an old Python 2 form) is not read")
-    return OrderedDict()
-
-
 def _dtype(name, align=False, copy=False) -> np.dtype:
     plain = DTYPE_NAME.fullmatch(name)
     require(plain, f"numpy dtype {name!a:.40} is not a plain number or text (object arrays are not admitted)")
     return np.dtype(name, False, True)  # a copy of its own, because BUILD may set its byte order
-
-
-def _empty_array(kind, shape, code) -> np.ndarray:
-    require(kind is NAMES["numpy.ndarray"] and shape == (0,), "a numpy array of an unknown kind")
-    return np.empty(0, dtype=np.uint8)
 
 
 def _array(raw, dtype, shape, order="C") -> np.ndarray:
@@ -124,7 +114,7 @@ def _array(raw, dtype, shape, order="C") -> np.ndarray:
 
 MAKERS = {
     "argparse.Namespace": lambda: argparse.Namespace(),
-    "collections.OrderedDict": _ordered_dict,
+    "collections.OrderedDict": lambda items=(): require(not items, "an old Python 2 form is not read", OrderedDict()),
     "collections.defaultdict": lambda factory=None: {},
     "copyreg._reconstructor": lambda kind, base, state: build(kind, () if state is None else (state,)),
     "_codecs.encode": lambda text, encoding="latin1": str.encode(text, ENCODINGS[encoding]),
@@ -137,7 +127,9 @@ MAKERS = {
     "builtins.complex": complex,
     "numpy.dtype": _dtype,
     "numpy.ndarray": None,
-    "numpy._core.multiarray._reconstruct": _empty_array,
+    "numpy._core.multiarray._reconstruct": lambda kind, shape, code: np.empty(0, np.uint8).reshape(
+        shape
+    ),  # BUILD fills it
     "numpy._core.multiarray.scalar": lambda dtype, raw=b"": _array(raw, dtype, (1,))[0],
     "numpy._core.numeric._frombuffer": _array,
 }
@@ -177,8 +169,8 @@ def set_state(target: object, state: object) -> None:
 
 
 def _attributes(state: object) -> dict[str, object]:
-    require(type(state) is dict and all(type(key) is str for key in state), "a state that is not a dict of names")
-    return state
+    named_ones = type(state) is dict and all(type(key) is str for key in state)
+    return require(named_ones, "a state that is not a dict of names", state)
 
 
 def _set_pairs(target: dict, pairs: list) -> None:

@@ -27,18 +27,20 @@ NAMES = {f"{kind.__module__}.{kind.__name__}": Admitted(kind.__name__, make) for
 
 
 def find_dcp(module: str, name: str) -> object:
-    """The allow-list with DCP's metadata, and with getattr, by which Python 3.11.0 to .3 pickle DCP's enumeration."""
-    if (module, name) in (("builtins", "getattr"), ("__builtin__", "getattr")):
-        return Admitted("getattr", _member)
+    """The allow-list with DCP's metadata added."""
     return NAMES.get(f"{module}.{name}") or find(module, name)
 
 
 def _member(kind: object, name: object) -> object:
+    """A member of DCP's one enumeration by its name: Python 3.11.0 to 3.11.3 pickle it as a getattr."""
     known = (
         kind is NAMES[f"{kinds.__name__}.{ENCODING.__name__}"] and type(name) is str and name in ENCODING.__members__
     )
     require(known, "names builtins.getattr, which is not data; refused, nothing was run")
-    return ENCODING.__members__[name]
+    return ENCODING[name]
+
+
+NAMES |= dict.fromkeys(("builtins.getattr", "__builtin__.getattr"), Admitted("getattr", _member))
 
 
 class SafeReader(dcp.FileSystemReader):

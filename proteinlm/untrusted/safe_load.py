@@ -6,7 +6,7 @@
 Admitted: tensors, numpy arrays, scalars and dtypes, plain containers, argparse.Namespace, torch dtypes, sizes and
 devices; classes of `megatron.*` and `fp16.*` become inert `StandIn`s. Everything else is an InputError that names it.
 Parameters come back as plain tensors; tensors that share a storage in the file share it here. torch is imported only
-when a file needs it, so that preprocessing, which reads LMDB values, never pays for it.
+when a file needs it: preprocessing, which reads LMDB values, never pays for it.
 """
 
 import functools
@@ -15,9 +15,8 @@ import mmap as memory_map
 import os
 from collections.abc import Callable
 
-from proteinlm.errors import InputError
 from proteinlm.untrusted import pickles
-from proteinlm.untrusted.pickles import StandIn, Unpickler, named
+from proteinlm.untrusted.pickles import StandIn, Unpickler, named, require
 
 __all__ = ["StandIn", "find", "map_file", "safe_pickle_loads", "safe_torch_load"]
 
@@ -59,11 +58,11 @@ def map_file(path, offset: int = 0, length: int | None = None) -> memory_map.mma
     """The bytes of a file, read as they are looked at, and its position at `offset`. Writing leaves the file alone."""
     with open(path, "rb") as file:
         size = os.fstat(file.fileno()).st_size
-        end = size if length is None else offset + length
-        if end > size or offset == end:
-            raise InputError(f"{path}: the file is empty" if not size else f"{path}: truncated at byte {size} of {end}")
-        skip = offset % memory_map.ALLOCATIONGRANULARITY
-        access = memory_map.ACCESS_COPY
-        mapped = memory_map.mmap(file.fileno(), end - offset + skip, access=access, offset=offset - skip)
+        end, skip = size if length is None else offset + length, offset % memory_map.ALLOCATIONGRANULARITY
+        require(size, f"{path}: the file is empty")
+        require(offset < end <= size, f"{path}: truncated, {size} bytes of at least {end}")
+        mapped = memory_map.mmap(
+            file.fileno(), end - offset + skip, access=memory_map.ACCESS_COPY, offset=offset - skip
+        )
     mapped.seek(skip)
     return mapped

@@ -71,11 +71,12 @@ class _TorchFile:
 
     def storage(self, saved_id: object) -> torch.Tensor:
         """The storage that a pickle names by ("storage", dtype, key, location, number of values)."""
-        whole = type(saved_id) is tuple and saved_id[:1] in (("storage",), (b"storage",))
-        require(whole and saved_id[5:] in ((), (None,)), "a reference to something other than a whole storage")
-        dtype, key, (count,) = saved_id[1], saved_id[2], sizes(saved_id[4:5])
-        require(type(dtype) is torch.dtype and type(key) is str, "a storage of an unknown type")
-        size = count * dtype.itemsize
+        tag, dtype, key, _, count, *view = saved_id
+        known = (
+            tag in ("storage", b"storage") and type(dtype) is torch.dtype and type(key) is str and view in ([], [None])
+        )
+        require(known, "a reference to something other than a whole storage of a known type")
+        size = math.prod(sizes([count])) * dtype.itemsize
         if key not in self.storages:
             self.storages[key] = self.new_storage(key, size, dtype.itemsize).view(dtype)
         actual = self.storages[key].nbytes
@@ -90,9 +91,8 @@ class _ZipFile(_TorchFile):
         listed = zipfile.ZipFile(self.file).infolist()
         self.entries = {entry.filename: entry for entry in listed}
         require(len(self.entries) == len(listed), "a zip archive with two entries of one name")
-        for name, entry in self.entries.items():
-            stored = not entry.compress_type and entry.compress_size == entry.file_size and not entry.flag_bits & 1
-            require(stored, f"zip entry {name!a:.60} is compressed or encrypted; torch.save stores entries")
+        packed = [e.filename for e in listed if e.compress_type or e.compress_size != e.file_size or e.flag_bits & 1]
+        require(not packed, f"zip entry {packed[:1]} is compressed or encrypted; torch.save stores entries")
         claimed, size = sum(entry.file_size for entry in listed), len(self.content)
         require(claimed <= size, f"its zip entries claim {claimed} bytes in a file of {size}")
         roots = [name.removesuffix("data.pkl") for name in self.entries if name.split("/")[1:] == ["data.pkl"]]
