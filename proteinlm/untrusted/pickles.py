@@ -34,11 +34,9 @@ def named(what: object):
     """Whatever is wrong with the file that is read inside becomes an InputError that names `what`."""
     try:
         yield
-    except InputError as error:
-        raise InputError(f"{what}: {error}") from None
     except Exception as error:
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}".removesuffix(": ")
-        raise InputError(f"{what}: damaged, truncated or of another format ({reason})") from None
+        reason = " ".join(f"damaged, truncated or of another format: {type(error).__name__} {error}".split())[:250]
+        raise InputError(f"{what}: {error if isinstance(error, InputError) else reason}") from None
 
 
 def require(condition: object, message: str, value=None):
@@ -135,8 +133,7 @@ MAKERS = {
 }
 for _name in ("object", "dict", "list", "tuple", "int", "float", "str", "bool"):
     MAKERS[f"builtins.{_name}"] = None  # as an argument (defaultdict's factory)
-for _name in ("PosixPath", "PurePosixPath", "WindowsPath"):
-    MAKERS[f"pathlib.{_name}"] = lambda *parts: "/".join(parts)
+MAKERS |= {f"pathlib.{name}Path": lambda *parts: "/".join(parts) for name in ("Posix", "PurePosix", "Windows")}
 NAMES = {name: Admitted(name, make) for name, make in MAKERS.items()}
 
 
@@ -154,23 +151,17 @@ def set_state(target: object, state: object) -> None:
         own = state[:7] == plain[:7] and state[7:] in ((0,), (8,))
         require(own, "a numpy dtype with fields or sizes of its own is not admitted")
         target.__setstate__(state)
-    elif type(target) is argparse.Namespace:
-        vars(target).update(_attributes(state))
-    elif type(target) is OrderedDict:  # module versions, which load_state_dict reads
-        metadata = _attributes(state).get("_metadata")
-        vars(target).update({"_metadata": metadata} if isinstance(metadata, dict) else {})
     elif is_dataclass(target) and type(state) is tuple:  # DCP's TensorProperties
         target.__setstate__(state)
     else:
-        require(is_dataclass(target), f"state for {type(target).__name__} is not admitted")
-        known = set(_attributes(state)) <= {field.name for field in fields(target)}  # DCP's others
-        require(known, f"{type(target).__name__} with unknown fields")
+        require(type(state) is dict and all(type(key) is str for key in state), "a state that is not a dict of names")
+        if type(target) is OrderedDict:  # module versions, which load_state_dict reads
+            state = {key: state[key] for key in ("_metadata",) if isinstance(state.get(key), dict)}
+        elif is_dataclass(target):  # DCP's
+            require(set(state) <= {f.name for f in fields(target)}, f"{type(target).__name__} with unknown fields")
+        else:
+            require(type(target) is argparse.Namespace, f"state for {type(target).__name__} is not admitted")
         vars(target).update(state)
-
-
-def _attributes(state: object) -> dict[str, object]:
-    named_ones = type(state) is dict and all(type(key) is str for key in state)
-    return require(named_ones, "a state that is not a dict of names", state)
 
 
 def _set_pairs(target: dict, pairs: list) -> None:

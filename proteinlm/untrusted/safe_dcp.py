@@ -6,6 +6,7 @@ before memory is allocated for them.
 """
 
 import functools
+import io
 import math
 from operator import add, le
 from pathlib import Path
@@ -15,8 +16,8 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint import metadata as kinds
 from torch.distributed.checkpoint.filesystem import _StorageInfo
 
-from proteinlm.untrusted.pickles import Admitted, named, require
-from proteinlm.untrusted.safe_load import find, map_file, safe_pickle_loads, safe_torch_load
+from proteinlm.untrusted.pickles import Admitted, Unpickler, named, require
+from proteinlm.untrusted.safe_load import find, map_file, safe_torch_load
 
 ENCODING = kinds._MEM_FORMAT_ENCODING
 CLASSES = [kinds.Metadata, kinds.MetadataIndex, kinds.TensorStorageMetadata, kinds.BytesStorageMetadata, _StorageInfo]
@@ -49,8 +50,9 @@ class SafeReader(dcp.FileSystemReader):
     def read_metadata(self, *args, **kwargs) -> kinds.Metadata:
         path = Path(self._get_metadata_path(kwargs.get("rank")))
         require(path.is_file(), f"{path}: missing; the directory is not a complete checkpoint")
-        metadata = safe_pickle_loads(path.read_bytes(), str(path), find_dcp)
+        data = path.read_bytes()
         with named(path):
+            metadata = Unpickler(find_dcp, io.BytesIO(data), len(data)).load()
             check_metadata(metadata)
         metadata.storage_meta = kinds.StorageMeta(load_id=self.load_id)
         return metadata
@@ -66,7 +68,8 @@ class SafeReader(dcp.FileSystemReader):
             if item.type == dcp.planner.LoadItemType.BYTE_IO:
                 planner.load_bytes(item, content, what)
             else:
-                _copy_tensor(item, planner, safe_torch_load(content, what=what, mmap=True), what)
+                part = _part(safe_torch_load(content, what=what, mmap=True), item, what)
+                planner.commit_tensor(item, planner.resolve_tensor(item).detach().copy_(part))
         done: torch.futures.Future[None] = torch.futures.Future()
         done.set_result(None)
         return done
@@ -83,15 +86,12 @@ class SafePlanner(dcp.DefaultLoadPlanner):
             self.state_dict[name] = loaded
 
 
-def _copy_tensor(item, planner: dcp.LoadPlanner, tensor: object, what: str) -> None:
+def _part(tensor: object, item, what: str) -> torch.Tensor:
     described = isinstance(tensor, torch.Tensor) and tensor.dim() == len(item.lengths)
     require(described, f"{what} is not the tensor that .metadata describes")
-    fits = all(map(le, map(add, item.storage_offsets, item.lengths), tensor.shape))
-    require(fits, f"{what} has shape {tuple(tensor.shape)}, smaller than .metadata says")
-    part = tuple(slice(start, start + count) for start, count in zip(item.storage_offsets, item.lengths, strict=True))
-    target = planner.resolve_tensor(item).detach()
-    target.copy_(tensor[part])
-    planner.commit_tensor(item, target)
+    ends = list(map(add, item.storage_offsets, item.lengths))
+    require(all(map(le, ends, tensor.shape)), f"{what} has shape {tuple(tensor.shape)}, smaller than .metadata says")
+    return tensor[tuple(map(slice, item.storage_offsets, ends))]
 
 
 def check_metadata(metadata: object) -> None:

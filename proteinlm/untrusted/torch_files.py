@@ -109,13 +109,12 @@ class _ZipFile(_TorchFile):
         """An entry's bytes, after checking its header, bounds and checksum."""
         entry, what = self.entries.get(self.root + name), f"zip entry {name!a:.60}"
         require(entry, f"{what} is missing")
-        header = bytes(self.content[entry.header_offset :][:30])
-        require(len(header) == 30 and header[:4] == b"PK\x03\x04", f"{what} has no header where the directory says")
-        start = entry.header_offset + 30 + sum(struct.unpack("<HH", header[26:]))
+        at = entry.header_offset
+        start = at + 30 + sum(struct.unpack_from("<HH", self.content, at + 26))
         content = self.content[start : start + entry.file_size]
-        require(len(content) == entry.file_size, f"{what} ends beyond the file: truncated")
-        intact = not entry.CRC or zlib.crc32(content) == entry.CRC  # 0: written without checksums
-        require(intact, f"{what} is damaged (its checksum differs)")
+        whole = self.content[at : at + 4] == b"PK\x03\x04" and len(content) == entry.file_size
+        intact = whole and (not entry.CRC or zlib.crc32(content) == entry.CRC)  # 0: written without checksums
+        require(intact, f"{what} is damaged or truncated (its header, size or checksum differs)")
         return content
 
     def new_storage(self, key: str, size: int, alignment: int) -> torch.Tensor:
