@@ -116,9 +116,9 @@ def _check_tensor(name: str, entry: object, places: dict) -> None:
     shape, dtype, covered = entry.size, entry.properties.dtype, 0
     require(isinstance(dtype, torch.dtype) and isinstance(shape, torch.Size), f"{name} has no readable shape and dtype")
     for chunk in entry.chunks:
-        sized = isinstance(chunk.offsets, torch.Size) and isinstance(chunk.sizes, torch.Size)  # whole numbers >= 0
-        inside = sized and len(chunk.offsets) == len(chunk.sizes) == len(shape)
-        inside = inside and all(map(le, map(add, chunk.offsets, chunk.sizes), shape))
+        bounds = (chunk.offsets, chunk.sizes)  # torch.Size: whole numbers >= 0
+        inside = all(isinstance(bound, torch.Size) and len(bound) == len(shape) for bound in bounds)
+        inside = inside and all(map(le, map(add, *bounds), shape))
         require(inside, f"{name} has a chunk outside its shape {tuple(shape)}")
         place, count = places.get(kinds.MetadataIndex(name, chunk.offsets)), math.prod(chunk.sizes)
         fits = place is not None and place.length >= count * dtype.itemsize

@@ -59,54 +59,38 @@ def read_torch(file, mmap: bool, unpickler: Callable) -> object:
     zipped = head.startswith(b"PK\x03\x04")
     require(zipped or head[0] == 0x80, "not a torch.save file (neither a zip archive nor a pickle)")
     file.seek(start)
-    return (_ZipFile if zipped else _LegacyFile)(file, mmap, unpickler).load()
+    reading = _Reading(file, mmap, unpickler)
+    return reading.load_zip() if zipped else reading.load_legacy()
 
 
-class _TorchFile:
-    """What the two formats share. storages: key -> a one-dimensional tensor."""
+class _Reading:
+    """One file. storages: key -> one-dimensional tensor."""
 
     def __init__(self, file, mmap: bool, unpickler: Callable):
         self.file, self.mmap, self.unpickler, self.storages, self.claimed = file, mmap, unpickler, {}, 0
         self.content = file.getbuffer() if isinstance(file, io.BytesIO) else memoryview(file)
 
-    def storage(self, saved_id: object) -> torch.Tensor:
-        """The storage that a pickle names by ("storage", dtype, key, location, number of values)."""
-        tag, dtype, key, _, count, *view = saved_id
-        known = (
-            tag in ("storage", b"storage") and type(dtype) is torch.dtype and type(key) is str and view in ([], [None])
-        )
-        require(known, "a reference to something other than a whole storage of a known type")
-        size = math.prod(sizes([count])) * dtype.itemsize
-        if key not in self.storages:
-            self.storages[key] = self.new_storage(key, size, dtype.itemsize).view(dtype)
-        actual = self.storages[key].nbytes
-        require(size == actual, f"storage {key!a:.60} has {actual} bytes, not the {size} it claims")
-        return self.storages[key].view(dtype)
-
-
-class _ZipFile(_TorchFile):
-    """The zip format: `<root>/data.pkl` and one stored entry `<root>/data/<key>` a storage."""
-
-    def load(self) -> object:
-        listed = zipfile.ZipFile(self.file).infolist()
+    def load_zip(self) -> object:
+        """The zip format: `<root>/data.pkl` and one stored entry `<root>/data/<key>` a storage."""
+        listed, size = zipfile.ZipFile(self.file).infolist(), len(self.content)
         self.entries = {entry.filename: entry for entry in listed}
         require(len(self.entries) == len(listed), "a zip archive with two entries of one name")
         packed = [e.filename for e in listed if e.compress_type or e.compress_size != e.file_size or e.flag_bits & 1]
         require(not packed, f"zip entry {packed[:1]} is compressed or encrypted; torch.save stores entries")
-        claimed, size = sum(entry.file_size for entry in listed), len(self.content)
+        claimed = sum(entry.file_size for entry in listed)
         require(claimed <= size, f"its zip entries claim {claimed} bytes in a file of {size}")
         roots = [name.removesuffix("data.pkl") for name in self.entries if name.split("/")[1:] == ["data.pkl"]]
-        program = len(roots) != 1 or any(name.endswith("constants.pkl") for name in self.entries)
-        require(not program, "a zip archive, but not one that torch.save wrote (TorchScript programs are not read)")
+        data = len(roots) == 1 and not any(name.endswith("constants.pkl") for name in self.entries)
+        require(data, "a zip archive, but not one that torch.save wrote (TorchScript programs are not read)")
         self.root = roots[0]
         if self.root + "byteorder" in self.entries:
-            order = bytes(self.read("byteorder"))
+            order = bytes(self.entry("byteorder"))
             require(order == sys.byteorder.encode(), f"written on a {order[:8]!r}-endian machine; not read")
-        pickled = bytes(self.read("data.pkl"))
-        return self.unpickler(io.BytesIO(pickled), len(pickled), self.storage).load()
+        program = bytes(self.entry("data.pkl"))
+        return self.unpickler(io.BytesIO(program), len(program), lambda saved: self.storage(saved, self.map)).load()
 
-    def read(self, name: str) -> memoryview:
-        """An entry's bytes, after checking its header, bounds and checksum."""
+    def entry(self, name: str) -> memoryview:
+        """A zip entry's bytes, after checking its header, bounds and checksum."""
         entry, what = self.entries.get(self.root + name), f"zip entry {name!a:.60}"
         require(entry, f"{what} is missing")
         at = entry.header_offset
@@ -117,34 +101,45 @@ class _ZipFile(_TorchFile):
         require(intact, f"{what} is damaged or truncated (its header, size or checksum differs)")
         return content
 
-    def new_storage(self, key: str, size: int, alignment: int) -> torch.Tensor:
-        content = self.read(f"data/{key}")
-        raw = torch.frombuffer(content, dtype=torch.uint8) if content else torch.empty(0, dtype=torch.uint8)
-        return raw if self.mmap and raw.data_ptr() % alignment == 0 else raw.clone()
+    def load_legacy(self) -> object:
+        """The format before torch 1.6: magic, protocol, system, object, storage keys; then each storage's bytes."""
 
+        def load(storage: Callable | None = None) -> object:
+            return self.unpickler(self.file, len(self.content) - self.file.tell(), storage).load()
 
-class _LegacyFile(_TorchFile):
-    """The format before torch 1.6: magic, protocol, system, object, storage keys; then each storage's bytes."""
-
-    def load(self) -> object:
-        require((self.next(), self.next()) == (LEGACY_MAGIC, LEGACY_PROTOCOL), "a pickle, but not a torch.save file")
-        native = dict.get(self.next(), "little_endian") is (sys.byteorder == "little")
+        require((load(), load()) == (LEGACY_MAGIC, LEGACY_PROTOCOL), "a pickle, but not a torch.save file")
+        native = dict.get(load(), "little_endian") is (sys.byteorder == "little")
         require(native, "written on a machine of another byte order; not read")
-        result = self.next(self.storage)
-        for key in self.next():
+        result = load(lambda saved: self.storage(saved, self.allocate))
+        for key in load():
             storage, count, start = self.storages.pop(key), self.file.read(8), self.file.tell()
             self.file.seek(start + storage.nbytes)
             content = self.content[start : start + storage.nbytes]
             whole = int.from_bytes(count, "little") == len(storage) and len(content) == storage.nbytes
             require(whole, f"storage {key!a:.60} is of another size than it claims, or cut short")
             storage.view(torch.uint8).numpy()[:] = content
-        require(not self.storages, f"{len(self.storages)} of its storages are missing")
-        return result
+        return require(not self.storages, f"{len(self.storages)} of its storages are missing", result)
 
-    def next(self, storage: Callable | None = None) -> object:
-        return self.unpickler(self.file, len(self.content) - self.file.tell(), storage).load()
+    def storage(self, saved_id: object, new: Callable) -> torch.Tensor:
+        """The storage that a pickle names by ("storage", dtype, key, location, count, view); a new one by new(...)."""
+        tag, dtype, key, _, count, *view = saved_id
+        known = (
+            tag in ("storage", b"storage") and type(dtype) is torch.dtype and type(key) is str and view in ([], [None])
+        )
+        require(known, "a reference to something other than a whole storage of a known type")
+        size = math.prod(sizes([count])) * dtype.itemsize
+        if key not in self.storages:
+            self.storages[key] = new(key, size, dtype.itemsize).view(dtype)
+        actual = self.storages[key].nbytes
+        require(size == actual, f"storage {key!a:.60} has {actual} bytes, not the {size} it claims")
+        return self.storages[key].view(dtype)
 
-    def new_storage(self, key: str, size: int, alignment: int) -> torch.Tensor:
+    def map(self, key: str, size: int, alignment: int) -> torch.Tensor:
+        content = self.entry(f"data/{key}")
+        raw = torch.frombuffer(content, dtype=torch.uint8) if content else torch.empty(0, dtype=torch.uint8)
+        return raw if self.mmap and raw.data_ptr() % alignment == 0 else raw.clone()
+
+    def allocate(self, key: str, size: int, alignment: int) -> torch.Tensor:
         self.claimed += size
         fits = self.claimed <= len(self.content) - self.file.tell()
         require(fits, f"its storages claim {self.claimed} bytes in a file of {len(self.content)}")
