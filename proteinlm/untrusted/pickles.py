@@ -189,8 +189,9 @@ class Unpickler(pickle._Unpickler):
 
     def __init__(self, find: Callable, file, size: int, storage: Callable | None = None):
         super().__init__(file, encoding="latin1")
-        self.find_class, self.persistent_load = find, storage or self.persistent_load
-        self.budget = max(BUDGET_FLOOR, BUDGET_FACTOR * size)
+        self.find_class, self.budget = find, max(BUDGET_FLOOR, BUDGET_FACTOR * size)
+        if storage:
+            self.persistent_load = storage
 
     def charge(self, values) -> None:
         """Count what building from `values` may copy, so that memoised data cannot be multiplied without end."""

@@ -24,7 +24,8 @@ CLASSES = [kinds.Metadata, kinds.MetadataIndex, kinds.TensorStorageMetadata, kin
 CLASSES += [kinds.ChunkStorageMetadata, kinds.TensorProperties, kinds.StorageMeta]
 MAKERS = {kind: functools.partial(object.__new__, kind) for kind in CLASSES}
 MAKERS[ENCODING] = lambda number: ENCODING(number)  # alone: an enumeration called with more makes another class
-NAMES = {f"{kind.__module__}.{kind.__name__}": Admitted(kind.__name__, make) for kind, make in MAKERS.items()}
+ENTRIES = {kind: Admitted(kind.__name__, make) for kind, make in MAKERS.items()}
+NAMES = {f"{kind.__module__}.{kind.__name__}": entry for kind, entry in ENTRIES.items()}
 
 
 def find_dcp(module: str, name: str) -> object:
@@ -34,9 +35,7 @@ def find_dcp(module: str, name: str) -> object:
 
 def _member(kind: object, name: object) -> object:
     """A member of DCP's one enumeration by its name: Python 3.11.0 to 3.11.3 pickle it as a getattr."""
-    known = (
-        kind is NAMES[f"{kinds.__name__}.{ENCODING.__name__}"] and type(name) is str and name in ENCODING.__members__
-    )
+    known = kind is ENTRIES[ENCODING] and type(name) is str and name in ENCODING.__members__
     require(known, "names builtins.getattr, which is not data; refused, nothing was run")
     return ENCODING[name]
 
@@ -57,7 +56,7 @@ class SafeReader(dcp.FileSystemReader):
         metadata.storage_meta = kinds.StorageMeta(load_id=self.load_id)
         return metadata
 
-    def read_data(self, plan: dcp.LoadPlan, planner: dcp.LoadPlanner) -> torch.futures.Future[None]:
+    def read_data(self, plan: dcp.LoadPlan, planner: dcp.LoadPlanner) -> torch.futures.Future:
         for item in plan.items:
             info = self.storage_data.get(item.storage_index)
             path = Path(self.path) / getattr(info, "relative_path", "")
@@ -70,9 +69,7 @@ class SafeReader(dcp.FileSystemReader):
             else:
                 part = _part(safe_torch_load(content, what=what, mmap=True), item, what)
                 planner.commit_tensor(item, planner.resolve_tensor(item).detach().copy_(part))
-        done: torch.futures.Future[None] = torch.futures.Future()
-        done.set_result(None)
-        return done
+        return torch.futures.collect_all([])  # which is done
 
 
 class SafePlanner(dcp.DefaultLoadPlanner):
