@@ -24,6 +24,7 @@ BUDGET_FACTOR, BUDGET_FLOOR = 64, 1 << 20  # bytes that building objects may cop
 MAX_DIMENSIONS = 64  # numpy's limit, and torch's for what it saves
 MAX_KEY_DEPTH, MAX_KEY_PARTS = 16, 256  # of what hashing one key visits
 ENCODINGS = {"latin1": "latin1", "latin-1": "latin1", "utf-8": "utf8", "utf8": "utf8", "ascii": "ascii"}
+BYTES = (bytes, bytearray)
 DTYPE_NAME = re.compile(r"[<>|=]?(?:[biufc]\d{1,2}|[SU]\d{0,9}|\?)")
 # What builds plain data. Not: persistent ids as text, DUP, copyreg's extensions, keyword arguments, foreign buffers.
 DATA_OPCODES = b"(.01BCFGIJKLMNQRSTUVX]abcdeghijlopqrstu})\x80\x81\x93\x94\x95\x96" + bytes(range(0x85, 0x92))
@@ -103,7 +104,7 @@ def _dtype(name, align=False, copy=False) -> np.dtype:
 
 
 def _array(raw, dtype, shape, order="C") -> np.ndarray:
-    require(isinstance(dtype, np.dtype) and type(raw) in (bytes, bytearray), "a numpy array without a dtype or data")
+    require(isinstance(dtype, np.dtype) and type(raw) in BYTES, "a numpy array without a dtype or data")
     shape = sizes(shape)
     fits = dtype.itemsize and len(raw) == math.prod(shape) * dtype.itemsize
     require(fits, f"a numpy array of shape {shape} whose data does not have that size")
@@ -118,16 +119,14 @@ MAKERS = {
     "_codecs.encode": lambda text, encoding="latin1": str.encode(text, ENCODINGS[encoding]),
     "builtins.set": lambda items=(): set(check_keys(items)),
     "builtins.frozenset": lambda items=(): frozenset(check_keys(items)),
-    "builtins.bytearray": lambda value=b"", encoding="latin1": bytearray(
-        value if type(value) in (bytes, bytearray) else str.encode(value, ENCODINGS[encoding])
+    "builtins.bytearray": lambda x=b"", code="latin1": bytearray(
+        x if type(x) in BYTES else str.encode(x, ENCODINGS[code])
     ),
     "builtins.bytes": lambda: b"",  # how protocols 0 to 2 write empty bytes
     "builtins.complex": complex,
     "numpy.dtype": _dtype,
     "numpy.ndarray": None,
-    "numpy._core.multiarray._reconstruct": lambda kind, shape, code: np.empty(0, np.uint8).reshape(
-        shape
-    ),  # BUILD fills it
+    "numpy._core.multiarray._reconstruct": lambda kind, shape, code: np.empty(0, np.uint8).reshape(shape),
     "numpy._core.multiarray.scalar": lambda dtype, raw=b"": _array(raw, dtype, (1,))[0],
     "numpy._core.numeric._frombuffer": _array,
 }
@@ -147,8 +146,8 @@ def set_state(target: object, state: object) -> None:
         _array(raw, dtype, shape)  # only to check that they agree
         target.__setstate__((1, sizes(shape), dtype, bool(fortran), raw))
     elif isinstance(target, np.dtype):
-        plain = target.newbyteorder(state[1]).__reduce__()[2]  # what numpy writes: version, byte order, ..., flags
-        own = state[:7] == plain[:7] and state[7:] in ((0,), (8,))
+        written = target.newbyteorder(state[1]).__reduce__()[2]  # by numpy, for the same dtype
+        own = state[:7] == written[:7] and state[7:] in ((0,), (8,))
         require(own, "a numpy dtype with fields or sizes of its own is not admitted")
         target.__setstate__(state)
     elif is_dataclass(target) and type(state) is tuple:  # DCP's TensorProperties
@@ -182,10 +181,7 @@ def _adding(add: Callable, count: int = 0) -> Callable:
 
 
 class Unpickler(pickle._Unpickler):
-    """One reading of `file`, in which `size` bytes are left.
-
-    find(module, name) -> what is named there. storage(id) resolves a persistent id (None: not admitted).
-    """
+    """Reads an object from `file`, with `size` bytes left. find(module, name) and storage(id): what a name, an id is."""
 
     def __init__(self, find: Callable, file, size: int, storage: Callable | None = None):
         super().__init__(file, encoding="latin1")
@@ -232,5 +228,4 @@ class Unpickler(pickle._Unpickler):
 
 
 # Each opcode's handler under its own name, so that a method above cannot be forgotten here.
-_HANDLERS = {code: pickle._Unpickler.dispatch[code].__name__ for code in DATA_OPCODES}
-Unpickler.dispatch = {code: getattr(Unpickler, name) for code, name in _HANDLERS.items()}
+Unpickler.dispatch = {code: getattr(Unpickler, pickle._Unpickler.dispatch[code].__name__) for code in DATA_OPCODES}

@@ -16,8 +16,6 @@ import torch
 
 from proteinlm.untrusted.pickles import Admitted, build, require, sizes
 
-LEGACY_MAGIC, LEGACY_PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
-
 
 def _tensor(dtype, storage, offset, shape, stride, *rest) -> torch.Tensor:
     require(type(storage) is torch.Tensor, "a tensor without a storage")
@@ -107,7 +105,7 @@ class _Reading:
         def load(storage: Callable | None = None) -> object:
             return self.unpickler(self.file, len(self.content) - self.file.tell(), storage).load()
 
-        require((load(), load()) == (LEGACY_MAGIC, LEGACY_PROTOCOL), "a pickle, but not a torch.save file")
+        require((load(), load()) == (0x1950A86A20F9469CFC6C, 1001), "a pickle, but not a torch.save file")
         native = dict.get(load(), "little_endian") is (sys.byteorder == "little")
         require(native, "written on a machine of another byte order; not read")
         result = load(lambda saved: self.storage(saved, self.allocate))
@@ -123,9 +121,7 @@ class _Reading:
     def storage(self, saved_id: object, new: Callable) -> torch.Tensor:
         """The storage that a pickle names by ("storage", dtype, key, location, count, view); a new one by new(...)."""
         tag, dtype, key, _, count, *view = saved_id
-        known = (
-            tag in ("storage", b"storage") and type(dtype) is torch.dtype and type(key) is str and view in ([], [None])
-        )
+        known = tag in ("storage", b"storage") and type(dtype) is torch.dtype and type(key) is str and not any(view)
         require(known, "a reference to something other than a whole storage of a known type")
         size = math.prod(sizes([count])) * dtype.itemsize
         if key not in self.storages:
