@@ -1,8 +1,8 @@
 """Python's own pickle reader, `pickle._Unpickler`, with everything that runs taken out, and what a pickle may name.
 
-A pickle is a program. Here each class or function that it names becomes an `Admitted` entry, and only such entries are
-ever called. Arguments and states come from the file: a maker takes anything without harm or checks it. What must hold:
-- REDUCE, NEWOBJ and BUILD act on entries and on what they made; no attribute of a class is ever set.
+A pickle is a program. Here each class or function that it names becomes an `Admitted` entry, whose maker takes anything
+without harm or checks it. What must hold:
+- REDUCE, NEWOBJ and BUILD act on entries and on what they made alone; no attribute of a class is ever set.
 - Nothing is allocated because a number in the file is large; copies of memoised data are charged to a budget.
 - A key set twice in one dict is refused: honest writers never do it, and keeping one of the two would be silent.
 """
@@ -48,9 +48,10 @@ def require(condition: object, message: str, value=None):
 
 
 def sizes(values: object) -> tuple[int, ...]:
-    listed = type(values) in (list, tuple) and len(values) <= MAX_DIMENSIONS
-    whole = listed and all(type(value) is int and value >= 0 for value in values)
-    return require(whole, f"sizes that are not at most {MAX_DIMENSIONS} whole numbers >= 0", tuple(values))
+    whole = type(values) in (list, tuple) and all(type(value) is int and value >= 0 for value in values)
+    return require(
+        whole and len(values) <= MAX_DIMENSIONS, "sizes that are not whole numbers >= 0, or are too many", tuple(values)
+    )
 
 
 class Admitted:
@@ -181,7 +182,7 @@ def _adding(add: Callable, count: int = 0) -> Callable:
 
 
 class Unpickler(pickle._Unpickler):
-    """Reads an object from `file`, with `size` bytes left. find(module, name) and storage(id): what a name, an id is."""
+    """Reads an object from `file`, with `size` bytes left. find(module, name), storage(id): what a name, an id is."""
 
     def __init__(self, find: Callable, file, size: int, storage: Callable | None = None):
         super().__init__(file, encoding="latin1")

@@ -1,8 +1,7 @@
 """PyTorch's distributed checkpoint (DCP) read without its pickles being run, and without trusting its numbers.
 
-DCP keeps a pickled directory (`.metadata`) and one torch.save archive a tensor or object inside its shard files. All
-go through `proteinlm.untrusted.safe_load`. Shapes, offsets and lengths are checked against each other and the files
-before memory is allocated for them.
+DCP keeps a pickled directory (`.metadata`), and in its shard files one torch.save archive a tensor or object. Shapes,
+offsets and lengths are checked against each other and the files before memory is allocated for them.
 """
 
 import functools
@@ -121,5 +120,4 @@ def _check_tensor(name: str, entry: object, places: dict) -> None:
         fits = place is not None and place.length >= count * dtype.itemsize
         require(fits, f"{name} {tuple(chunk.sizes)} needs more bytes than the directory gives it")
         covered += count
-    expected = math.prod(shape)
-    require(covered == expected, f"{name} has {covered} values in its chunks and {expected} in its shape")
+    require(covered == math.prod(shape), f"{name} has {covered} values in its chunks, not those of {tuple(shape)}")

@@ -3,8 +3,7 @@
 `safe_torch_load(path)` reads a torch.save file, zip or legacy, `safe_pickle_loads(value, what)` a pickle in memory.
 Admitted: tensors, numpy arrays, scalars and dtypes, plain containers, argparse.Namespace, torch dtypes, sizes and
 devices; classes of `megatron.*` and `fp16.*` become inert `StandIn`s. Everything else is an InputError that names it.
-Parameters come back as plain tensors; tensors that share a storage in the file share it here. torch is imported only
-when a file needs it: preprocessing, which reads LMDB values, never pays for it.
+Parameters come back as plain tensors; tensors that share a storage share it here. torch is imported only when needed.
 """
 
 import functools
@@ -13,9 +12,9 @@ import mmap as memory_map
 import os
 
 from proteinlm.untrusted import pickles
-from proteinlm.untrusted.pickles import StandIn, Unpickler, named, require
+from proteinlm.untrusted.pickles import Unpickler, named, require
 
-__all__ = ["StandIn", "find", "map_file", "safe_pickle_loads", "safe_torch_load"]
+StandIn = pickles.StandIn
 
 
 def find(module: str, name: str) -> object:

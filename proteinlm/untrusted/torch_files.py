@@ -1,7 +1,6 @@
-"""What torch.save writes: torch's part of the allow-list, and the two containers, read without torch.load.
-
-`torch.load` over our unpickler would not do: it finds zip entries in another way than a check before it (without regard
-to case, for one), runs TorchScript, tries tar, and allocates what a legacy file claims.
+"""What torch.save writes: torch's part of the allow-list, and the two containers, read without torch.load, which finds
+zip entries in another way than a check before it would (without regard to case, for one), runs TorchScript, tries tar,
+and allocates what a legacy file claims.
 """
 
 import io
@@ -106,8 +105,9 @@ class _Reading:
             return self.unpickler(self.file, len(self.content) - self.file.tell(), storage).load()
 
         require((load(), load()) == (0x1950A86A20F9469CFC6C, 1001), "a pickle, but not a torch.save file")
-        native = dict.get(load(), "little_endian") is (sys.byteorder == "little")
-        require(native, "written on a machine of another byte order; not read")
+        require(
+            dict.get(load(), "little_endian") is (sys.byteorder == "little"), "written in another byte order; not read"
+        )
         result = load(lambda saved: self.storage(saved, self.allocate))
         for key in load():
             storage, count, start = self.storages.pop(key), self.file.read(8), self.file.tell()
