@@ -21,8 +21,7 @@ import numpy as np
 from proteinlm.errors import InputError
 
 BUDGET_FACTOR, BUDGET_FLOOR = 64, 1 << 20  # bytes that building objects may copy: per byte of pickle, and at least
-MAX_DIMENSIONS = 64  # numpy's limit, and torch's for what it saves
-MAX_KEY_DEPTH, MAX_KEY_PARTS = 16, 256  # of what hashing one key visits
+MAX_DIMENSIONS, MAX_KEY_DEPTH, MAX_KEY_PARTS = 64, 16, 256  # numpy's and torch's limit; of what hashing a key visits
 ENCODINGS = {"latin1": "latin1", "latin-1": "latin1", "utf-8": "utf8", "utf8": "utf8", "ascii": "ascii"}
 BYTES = (bytes, bytearray)
 DTYPE_NAME = re.compile(r"[<>|=]?(?:[biufc]\d{1,2}|[SU]\d{0,9}|\?)")
@@ -49,9 +48,7 @@ def require(condition: object, message: str, value=None):
 
 def sizes(values: object) -> tuple[int, ...]:
     whole = type(values) in (list, tuple) and all(type(value) is int and value >= 0 for value in values)
-    return require(
-        whole and len(values) <= MAX_DIMENSIONS, "sizes that are not whole numbers >= 0, or are too many", tuple(values)
-    )
+    return require(whole and len(values) <= MAX_DIMENSIONS, "sizes that are not a few whole numbers", tuple(values))
 
 
 class Admitted:
@@ -120,9 +117,7 @@ MAKERS = {
     "_codecs.encode": lambda text, encoding="latin1": str.encode(text, ENCODINGS[encoding]),
     "builtins.set": lambda items=(): set(check_keys(items)),
     "builtins.frozenset": lambda items=(): frozenset(check_keys(items)),
-    "builtins.bytearray": lambda x=b"", code="latin1": bytearray(
-        x if type(x) in BYTES else str.encode(x, ENCODINGS[code])
-    ),
+    "builtins.bytearray": lambda x=b"", c="latin1": bytearray(x if type(x) in BYTES else str.encode(x, ENCODINGS[c])),
     "builtins.bytes": lambda: b"",  # how protocols 0 to 2 write empty bytes
     "builtins.complex": complex,
     "numpy.dtype": _dtype,
@@ -223,7 +218,7 @@ class Unpickler(pickle._Unpickler):
         self.load_setitems()
 
     load_newobj = load_reduce
-    load_append, load_appends = _adding(list.extend, 1), _adding(list.extend)  # which take nothing but a list
+    load_append, load_appends = _adding(list.extend, 1), _adding(list.extend)  # which takes nothing but a list
     load_setitem, load_setitems = _adding(_set_pairs, 2), _adding(_set_pairs)
     load_additems = _adding(lambda target, items: set.update(target, check_keys(items)))
 

@@ -13,14 +13,13 @@ from pathlib import Path
 import torch
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint import metadata as kinds
-from torch.distributed.checkpoint.filesystem import _StorageInfo
 
 from proteinlm.untrusted.pickles import Admitted, Unpickler, named, require
 from proteinlm.untrusted.safe_load import find, map_file, safe_torch_load
 
 ENCODING = kinds._MEM_FORMAT_ENCODING
-CLASSES = [kinds.Metadata, kinds.MetadataIndex, kinds.TensorStorageMetadata, kinds.BytesStorageMetadata, _StorageInfo]
-CLASSES += [kinds.ChunkStorageMetadata, kinds.TensorProperties, kinds.StorageMeta]
+CLASSES = [kinds.Metadata, kinds.MetadataIndex, kinds.TensorStorageMetadata, kinds.BytesStorageMetadata]
+CLASSES += [kinds.ChunkStorageMetadata, kinds.TensorProperties, kinds.StorageMeta, dcp.filesystem._StorageInfo]
 MAKERS = {kind: functools.partial(object.__new__, kind) for kind in CLASSES}
 MAKERS[ENCODING] = lambda number: ENCODING(number)  # alone: an enumeration called with more makes another class
 ENTRIES = {kind: Admitted(kind.__name__, make) for kind, make in MAKERS.items()}
@@ -83,8 +82,9 @@ class SafePlanner(dcp.DefaultLoadPlanner):
 
 
 def _part(tensor: object, item, what: str) -> torch.Tensor:
-    described = isinstance(tensor, torch.Tensor) and tensor.dim() == len(item.lengths)
-    require(described, f"{what} is not the tensor that .metadata describes")
+    require(
+        isinstance(tensor, torch.Tensor) and tensor.dim() == len(item.lengths), f"{what} is not the tensor expected"
+    )
     ends = list(map(add, item.storage_offsets, item.lengths))
     require(all(map(le, ends, tensor.shape)), f"{what} has shape {tuple(tensor.shape)}, smaller than .metadata says")
     return tensor[tuple(map(slice, item.storage_offsets, ends))]
@@ -97,7 +97,7 @@ def check_metadata(metadata: object) -> None:
     for index, info in places.items():
         require(isinstance(index, kinds.MetadataIndex) and type(index.fqn) is str, "a place of an entry without a name")
         file, transforms = info.relative_path, getattr(info, "transform_descriptors", None)
-        plain = type(info) is _StorageInfo and type(file) is str and file not in ("", ".", "..")
+        plain = type(info) is dcp.filesystem._StorageInfo and type(file) is str and file not in ("", ".", "..")
         plain = plain and not set(file) & set("/\\\0") and type(info.offset) is type(info.length) is int
         require(plain and min(info.offset, info.length) >= 0, f"{index.fqn} lies at an impossible place")
         require(not transforms, f"{index.fqn} was stored through a stream transform, which is not read")

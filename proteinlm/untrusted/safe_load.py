@@ -1,6 +1,5 @@
 """The one unpickler: opens torch files, pickled LMDB values and DCP's pickles without running anything hidden in them.
 
-`safe_torch_load(path)` reads a torch.save file, zip or legacy, `safe_pickle_loads(value, what)` a pickle in memory.
 Admitted: tensors, numpy arrays, scalars and dtypes, plain containers, argparse.Namespace, torch dtypes, sizes and
 devices; classes of `megatron.*` and `fp16.*` become inert `StandIn`s. Everything else is an InputError that names it.
 Parameters come back as plain tensors; tensors that share a storage share it here. torch is imported only when needed.

@@ -21,8 +21,7 @@ def _tensor(dtype, storage, offset, shape, stride, *rest) -> torch.Tensor:
     content, (offset,), shape, stride = storage.untyped_storage(), sizes([offset]), sizes(shape), sizes(stride)
     available, count = content.nbytes() // dtype.itemsize, math.prod(shape)
     last = offset + sum((n - 1) * step for n, step in zip(shape, stride, strict=True)) if count else -1
-    fits = count <= available and last < available
-    require(fits, f"a tensor of shape {shape} that does not fit its storage of {available} values")
+    require(count <= available > last, f"a tensor of shape {shape} that does not fit its storage of {available} values")
     return torch.empty(0, dtype=dtype).set_(content, offset, shape, stride)
 
 
@@ -105,9 +104,7 @@ class _Reading:
             return self.unpickler(self.file, len(self.content) - self.file.tell(), storage).load()
 
         require((load(), load()) == (0x1950A86A20F9469CFC6C, 1001), "a pickle, but not a torch.save file")
-        require(
-            dict.get(load(), "little_endian") is (sys.byteorder == "little"), "written in another byte order; not read"
-        )
+        require(dict.get(load(), "little_endian") is (sys.byteorder == "little"), "written in another byte order")
         result = load(lambda saved: self.storage(saved, self.allocate))
         for key in load():
             storage, count, start = self.storages.pop(key), self.file.read(8), self.file.tell()
