@@ -82,9 +82,7 @@ class SafePlanner(dcp.DefaultLoadPlanner):
 
 
 def _part(tensor: object, item, what: str) -> torch.Tensor:
-    require(
-        isinstance(tensor, torch.Tensor) and tensor.dim() == len(item.lengths), f"{what} is not the tensor expected"
-    )
+    require(isinstance(tensor, torch.Tensor) and tensor.dim() == len(item.lengths), f"{what} is another kind of tensor")
     ends = list(map(add, item.storage_offsets, item.lengths))
     require(all(map(le, ends, tensor.shape)), f"{what} has shape {tuple(tensor.shape)}, smaller than .metadata says")
     return tensor[tuple(map(slice, item.storage_offsets, ends))]
