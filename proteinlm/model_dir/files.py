@@ -97,7 +97,7 @@ def write_tape_dir(
     model names them. Weights come first and config.json last: a directory with a config is complete.
     """
     directory = Path(directory)
-    config = TAPE_EXTRAS | {"type_vocab_size": 1} | dict(config)
+    config = TAPE_EXTRAS | dict(config)
     model_config = model_config_of(config, str(directory / CONFIG_NAME))
     tensors = TAPE_NAMES.rename(state, model_config.num_attention_heads)
     lm_head = {name: tensors.pop(name) for name in list(tensors) if name.startswith("mlm.")}
