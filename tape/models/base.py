@@ -190,5 +190,5 @@ class ProteinModel(nn.Module):
         for name, earlier in tied.items():
             if earlier in tensors and not same(tensors.setdefault(name, tensors[earlier]), tensors[earlier]):
                 raise InputError(f"{path}: {name} differs from {earlier}; they should be one matrix")
-        check_tensors(tensors, own, path, f"{type(self).__name__} needs")
+        check_tensors(tensors, own, path, who_needs=f"{type(self).__name__} needs")
         return tensors, notes
