@@ -48,7 +48,7 @@ def prepare_tape(model: PortableModel, options: WriteOptions) -> PortableModel:
 def write_tape(model: PortableModel, directory: Path, options: WriteOptions) -> None:
     """Write encoder and masked-LM head, weights first: a directory with a config.json is complete."""
     values = {key: getattr(model.config, field) for field, key in CONFIG_KEYS.items()}
-    config = TAPE_EXTRAS | {"type_vocab_size": 1} | values | {"converted_from": model.origin}
+    config = TAPE_EXTRAS | values | {"converted_from": model.origin}
 
     def translate(name: str, tensor: Tensor) -> dict[str, Tensor]:
         parts = TAPE_NAMES.rename({name: tensor}, model.config.num_attention_heads)

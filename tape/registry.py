@@ -71,14 +71,14 @@ class Registry:
     ):
         """Make a task of a dataset class; without `dataset`, a decorator. Returns the dataset class."""
         if dataset is None:
-            return lambda found: cls.register_task(task_name, num_labels, found, models)
+            return lambda dataset: cls.register_task(task_name, num_labels, dataset, models)
         return cls.register_task_spec(task_name, TAPETaskSpec(task_name, dataset, num_labels, models)).dataset
 
     @classmethod
     def register_task_spec(cls, task_name: str, task_spec: TAPETaskSpec | None = None):
         """Add a finished TAPETaskSpec; without it, a decorator. KeyError if the name is taken."""
         if task_spec is None:
-            return lambda found: cls.register_task_spec(task_name, found)
+            return lambda spec: cls.register_task_spec(task_name, spec)
         if task_name in cls.task_name_mapping:
             raise KeyError(f"task {task_name!r} is already registered")
         cls.task_name_mapping[task_name] = task_spec
@@ -155,8 +155,8 @@ def task_names() -> tuple[str, ...]:
 
 def model_types() -> tuple[str, ...]:
     """Every model type that some task has, ours first."""
-    found = (name for spec in registry.task_name_mapping.values() for name in spec.models)
-    return tuple(dict.fromkeys(("transformer", *found)))
+    names = (name for spec in registry.task_name_mapping.values() for name in spec.models)
+    return tuple(dict.fromkeys(("transformer", *names)))
 
 
 def resolve_task(name: str, model_type: str) -> Task:
@@ -184,10 +184,10 @@ def resolve_trained_task(name: str, model_type: str) -> Task:
 
 def _model_of(spec: TAPETaskSpec, model_type: str) -> type:
     if model_type in spec.models:
-        found = spec.get_model(model_type)
-        if not hasattr(found, "from_pretrained"):
-            raise InputError(f"model {model_type!r} of {spec.name}: {found} should be a subclass of tape.ProteinModel")
-        return found
+        model = spec.get_model(model_type)
+        if not hasattr(model, "from_pretrained"):
+            raise InputError(f"model {model_type!r} of {spec.name}: {model} should be a subclass of tape.ProteinModel")
+        return model
     if model_type in LEFT_OUT:
         known = ", ".join(model_types())
         raise InputError(f"model type {model_type!r}: songlab's {model_type} is left out here; there are {known}")
@@ -225,8 +225,8 @@ def load_plugin(path: str | Path) -> None:
     except Exception as error:
         _restore(before)
         del sys.modules[name]
-        said = error.args[0] if isinstance(error, KeyError) and error.args else error
-        raise InputError(f"--plugin {path}: {type(error).__name__}: {said}{_line_of(error, place)}") from error
+        message = error.args[0] if isinstance(error, KeyError) and error.args else error
+        raise InputError(f"--plugin {path}: {type(error).__name__}: {message}{_line_of(error, place)}") from error
     _plugins[place] = module
 
 

@@ -126,7 +126,7 @@ def _to_our_names(
     types = tensors.pop(HF_TOKEN_TYPES, None)
     tensors = {name: tensor for name, tensor in tensors.items() if name not in left_out}
     has_head = "cls.predictions.transform.dense.weight" in tensors
-    check_tensors(tensors, HF_NAMES.shapes(config, has_head), directory)
+    check_tensors(tensors, HF_NAMES.expected(config, has_head), directory)
     tensors = HF_NAMES.restore(tensors, config.num_attention_heads)
     if types is not None:
         folded, note = fold_token_types(types, tensors["position_embeddings.weight"], str(directory))

@@ -76,10 +76,10 @@ def load_tape_dir(directory: str | Path, overrides: Mapping | None = None) -> Ta
     if decoder is not None and words is not None and not same(decoder, words):
         notes.append(f"{DECODER} differs from the embedding: the embedding is kept, mlm.* dropped")
         tensors = {name: value for name, value in tensors.items() if not name.startswith("mlm.")}
-    shapes = TAPE_NAMES.shapes(model_config, lm_head=any(name.startswith("mlm.") for name in tensors))
+    expected = TAPE_NAMES.expected(model_config, lm_head=any(name.startswith("mlm.") for name in tensors))
     if (types := tensors.get(TOKEN_TYPES)) is not None:
-        shapes[TOKEN_TYPES] = torch.Size((len(types) if types.dim() else 1, model_config.hidden_size))
-    check_tensors(tensors, shapes, path, OPTIONAL)
+        expected[TOKEN_TYPES] = torch.empty(len(types) if types.dim() else 1, model_config.hidden_size, device="meta")
+    check_tensors(tensors, expected, path, OPTIONAL)
     state, more = from_tape(tensors, model_config)
     return TapeFiles(config, state, head, tuple(f"{path}: {note}" for note in (*notes, *more)), path)
 
@@ -97,11 +97,11 @@ def write_tape_dir(
     model names them. Weights come first and config.json last: a directory with a config is complete.
     """
     directory = Path(directory)
-    config = TAPE_EXTRAS | {"type_vocab_size": 1} | dict(config)
+    config = TAPE_EXTRAS | dict(config)
     model_config = model_config_of(config, str(directory / CONFIG_NAME))
     tensors = TAPE_NAMES.rename(state, model_config.num_attention_heads)
     lm_head = {name: tensors.pop(name) for name in list(tensors) if name.startswith("mlm.")}
-    check_tensors(tensors | lm_head, TAPE_NAMES.shapes(model_config, bool(lm_head)), directory, OPTIONAL)
+    check_tensors(tensors | lm_head, TAPE_NAMES.expected(model_config, bool(lm_head)), directory)
     tensors[TOKEN_TYPES] = torch.zeros(config["type_vocab_size"], model_config.hidden_size)
     tensors |= lm_head | ({DECODER: tensors[WORDS]} if lm_head else {}) | dict(head or {})
     write_weights(directory, tensors, torch_file=torch_file)
@@ -140,20 +140,27 @@ def _sort_names(tensors: Mapping[str, Tensor], path: Path) -> tuple[dict[str, Te
 
 
 def check_tensors(
-    tensors: Mapping[str, Tensor], shapes: Mapping[str, torch.Size], where: Path, optional: tuple[str, ...] = ()
+    tensors: Mapping[str, Tensor],
+    expected: Mapping[str, Tensor],
+    path: Path,
+    optional: tuple[str, ...] = (),
+    who_needs: str = "config.json gives",
 ) -> None:
-    """Every name of `shapes` is there with its shape and a floating type, and no other but what begins as `optional`
-    says."""
-    missing = [name for name in shapes if name not in tensors]
+    """Every name of `expected` is there with its shape and its kind of number, and no other.
+
+    optional: how names begin that are passed over. who_needs: words between what is there and what should be.
+    """
+    missing = [name for name in expected if name not in tensors]
     if missing:
-        raise InputError(f"{where}: {missing[0]} is missing ({len(missing)} of {len(shapes)} names are)")
+        count = f"{len(missing)} of {len(expected)} names that {who_needs}"
+        raise InputError(f"{path}: {missing[0]} is missing ({count})")
     for name, value in tensors.items():
-        if name not in shapes and name.startswith(optional):
+        if name not in expected and name.startswith(optional):
             continue
-        if name not in shapes:
-            raise InputError(f"{where}: {name} does not belong to the model of config.json")
-        if value.shape != shapes[name]:
-            actual, expected = list(value.shape), list(shapes[name])
-            raise InputError(f"{where}: {name} has shape {actual}, but config.json gives {expected}")
-        if not value.is_floating_point():
-            raise InputError(f"{where}: {name} holds {value.dtype}, a floating type was expected")
+        if name not in expected:
+            raise InputError(f"{path}: {name} does not belong to what {who_needs}")
+        if value.shape != expected[name].shape:
+            actual, right = list(value.shape), list(expected[name].shape)
+            raise InputError(f"{path}: {name} has shape {actual}, but {who_needs} {right}")
+        if value.is_floating_point() != expected[name].is_floating_point():
+            raise InputError(f"{path}: {name} holds {value.dtype}, but {who_needs} {expected[name].dtype}")

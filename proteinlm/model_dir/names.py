@@ -51,10 +51,9 @@ class TensorNames:
                 state[_join(modules.get(module, module), number, kind)] = tensors.pop(name)
         return state
 
-    def shapes(self, config: ModelConfig, lm_head: bool) -> dict[str, torch.Size]:
-        """The file's names of `ProteinBert(config, lm_head)` -> shape; copies of tied tensors are not among them."""
-        tensors = self.rename(parameters_without_memory(config, lm_head), config.num_attention_heads)
-        return {name: tensor.shape for name, tensor in tensors.items()}
+    def expected(self, config: ModelConfig, lm_head: bool) -> dict[str, Tensor]:
+        """Meta tensors of `ProteinBert(config, lm_head)` under the file's names; copies of tied ones are not there."""
+        return self.rename(parameters_without_memory(config, lm_head), config.num_attention_heads)
 
 
 TAPE_NAMES = TensorNames(
@@ -102,7 +101,10 @@ def from_tape(tensors: Mapping[str, Tensor], config: ModelConfig) -> tuple[dict[
 
 
 def parameters_without_memory(config: ModelConfig, lm_head: bool) -> dict[str, Tensor]:
-    """The parameters of `ProteinBert(config, lm_head)` by name, on the meta device."""
+    """The parameters of `ProteinBert(config, lm_head)` by name, on the meta device.
+
+    Layers are made one by one, so a caller first refuses a config that claims more of them than its file can hold.
+    """
     with torch.device("meta"):
         return dict(ProteinBert(config, lm_head).named_parameters())
 

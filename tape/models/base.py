@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from proteinlm.errors import InputError
 from proteinlm.files import write_json, write_text
-from proteinlm.model_dir.files import CONFIG_NAME, read_config, same
+from proteinlm.model_dir.files import CONFIG_NAME, check_tensors, read_config, same
 from proteinlm.model_dir.find import find_model
 from proteinlm.model_dir.weights import WeightFiles, write_weights
 
@@ -190,20 +190,5 @@ class ProteinModel(nn.Module):
         for name, earlier in tied.items():
             if earlier in tensors and not same(tensors.setdefault(name, tensors[earlier]), tensors[earlier]):
                 raise InputError(f"{path}: {name} differs from {earlier}; they should be one matrix")
-        self._check(tensors, own, path)
+        check_tensors(tensors, own, path, who_needs=f"{type(self).__name__} needs")
         return tensors, notes
-
-    def _check(self, tensors: Mapping[str, Tensor], own: Mapping[str, Tensor], path: Path) -> None:
-        """Every name of the model is in the file with its shape and its kind of number, and no other."""
-        name = type(self).__name__
-        missing = [key for key in own if key not in tensors]
-        if missing:
-            raise InputError(f"{path}: {missing[0]} of {name} is missing ({len(missing)} of {len(own)} names are)")
-        for key, value in tensors.items():
-            if key not in own:
-                raise InputError(f"{path}: {key} does not belong to {name}")
-            if value.shape != own[key].shape:
-                actual, expected = list(value.shape), list(own[key].shape)
-                raise InputError(f"{path}: {key} has shape {actual}, but {name} needs {expected}")
-            if value.is_floating_point() != own[key].is_floating_point():
-                raise InputError(f"{path}: {key} holds {value.dtype}, but {name} needs {own[key].dtype}")

@@ -64,9 +64,12 @@ class BaselineConfig(ProteinConfig):
     """ProteinConfig with this package's keys: `head`, `contact_dropout_prob`, `base_model` (the model type)."""
 
     model_type: ClassVar[str] = ""
+    defaults: ClassVar[dict] = {}  # key -> value, in the order of songlab's arguments
 
-    def __init__(self, **values):
-        super().__init__(**({"head": "proteinlm", "contact_dropout_prob": 0.5} | values))
+    def __init__(self, *arguments, **values):
+        positional = dict(zip(list(self.defaults)[: len(arguments)], arguments, strict=True))
+        own = self.defaults | positional | values
+        super().__init__(**({"head": "proteinlm", "contact_dropout_prob": 0.5} | own))
         self.base_model = self.model_type  # songlab's files say "transformer", or nothing
         check(self, "head", "contact_dropout_prob")
 

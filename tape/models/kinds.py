@@ -1,6 +1,6 @@
 """A class for each kind of task around any trunk, with the heads of tape.models.heads.
 
-    class ProteinLSTMForValuePrediction(ValuePrediction, ProteinLSTMAbstractModel):
+    class ProteinLSTMForValuePrediction(kinds.Value, ProteinLSTMAbstractModel):
         trunk_class = ProteinLSTMModel
 
 A trunk is a ProteinModel: (input_ids [B, N], input_mask [B, N]) -> (sequence_output [B, N, h],
@@ -12,6 +12,7 @@ Legend: B proteins, N tokens of the longest (residues + 2), h and p sizes, C cla
 
 from collections.abc import Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import ClassVar
 
 from torch import Tensor, nn
@@ -19,30 +20,14 @@ from torch import Tensor, nn
 from proteinlm.errors import InputError
 from proteinlm.model import ACTIVATIONS
 from proteinlm.model_dir.files import check_layers
+from tape.models import heads, outputs
 from tape.models.base import ProteinConfig, ProteinModel, WeightFile
 from tape.models.config import CONFIG_DEFAULTS, check
-from tape.models.heads import (
-    HEAD_WIDTH,
-    ContactHead,
-    SequenceClassificationHead,
-    SequenceToSequenceClassificationHead,
-    ValuePredictionHead,
-)
 from tape.models.modeling_utils import MLMHead
-from tape.models.outputs import (
-    outputs_of_classes,
-    outputs_of_contacts,
-    outputs_of_language_model,
-    outputs_of_values,
-    real_tokens,
-)
 
 
 class BuiltInModel(ProteinModel):
-    """What every model of this package shares: its place in tape.models.zoo, its trunk, songlab's first weights."""
-
-    kind: ClassVar[str] = "embed"  # of task; "embed": the trunk itself
-    trunk_class: ClassVar[type]
+    """What every model of this package shares: loading with its checks, and songlab's first weights."""
 
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, nn.Linear | nn.Embedding):
@@ -60,21 +45,8 @@ class BuiltInModel(ProteinModel):
         """p of a trunk's pooled_output."""
         return cls.sequence_size(config)
 
-    def _add_trunk(self) -> nn.Module:
-        """The trunk under its name, with its first weights (drawn twice, so that a seed gives what it always gave)."""
-        trunk = self.trunk_class(self.config)
-        trunk.init_weights()
-        setattr(self, self.base_model_prefix, trunk)
-        return trunk
-
     @classmethod
-    def from_pretrained(
-        cls,
-        pretrained_dir: str | Path | None = None,
-        config: ProteinConfig | None = None,
-        require_head: bool = False,
-        **overrides,
-    ) -> "BuiltInModel":
+    def from_pretrained(cls, pretrained_dir=None, config=None, require_head=False, **overrides) -> "BuiltInModel":
         """ProteinModel.from_pretrained; a key that no model of this package has is refused, as a slip of the pen."""
         unknown = sorted(set(overrides) - set(vars(cls.config_class())) - set(CONFIG_DEFAULTS))
         if unknown:
@@ -92,12 +64,12 @@ class BuiltInModel(ProteinModel):
 def with_head_kind(file: WeightFile, overrides: Mapping) -> WeightFile:
     """`head` in the config as the weights show it: songlab's runs have no such key. Another one asked for is refused.
 
-    1024 or 512 hidden units, or the contact head's form, say which it is; where both share the head the key stays.
+    The hidden units, or the contact head's form, say which it is; where both families share the head the key stays.
     """
     kind = None
     for name, value in file.tensors.items():
         if name.endswith("main.0.weight_v") and value.dim() == 2:
-            kind = next((head for head, width in HEAD_WIDTH.items() if width == len(value)), None)
+            kind = next((head for head, width in heads.HEAD_WIDTH.items() if width == len(value)), None)
         elif name == "predict.predict.1.weight":
             kind = "tape" if value.dim() == 2 else "proteinlm"
     if kind is None:
@@ -107,62 +79,21 @@ def with_head_kind(file: WeightFile, overrides: Mapping) -> WeightFile:
     return file._replace(config=file.config | {"head": kind})
 
 
-class ValuePrediction(BuiltInModel):
-    """One number a protein. logits [B, 1]; targets [B, 1]; mean squared error."""
+class TaskModel(BuiltInModel):
+    """A trunk and a head. Subclasses make the head and give
 
-    kind = "value"
+    _logits(hidden [B, N, h], pooled [B, p], mask [B, N]) -> logits
+    _loss(logits, targets, mask) -> (the batch's mean loss, metrics to watch)
+    """
 
-    def __init__(self, config: ProteinConfig):
-        super().__init__(config)
-        self.predict = ValuePredictionHead(self._add_trunk().pooled_size(config), config.head)
-
-    def forward(self, input_ids: Tensor, input_mask: Tensor | None = None, targets: Tensor | None = None) -> tuple:
-        _, pooled, *rest = self.base_model(input_ids, input_mask)
-        return outputs_of_values(self.predict(pooled), targets, rest)
-
-
-class SequenceClassification(BuiltInModel):
-    """One class a protein. logits [B, C]; targets [B]; cross-entropy."""
-
-    kind = "classification"
+    kind: ClassVar[str]  # of task, as tape.models.zoo calls it
+    trunk_class: ClassVar[type]
 
     def __init__(self, config: ProteinConfig):
         super().__init__(config)
-        size = self._add_trunk().pooled_size(config)
-        check(config, "num_labels")
-        self.classify = SequenceClassificationHead(size, config.num_labels, config.head)
-
-    def forward(self, input_ids: Tensor, input_mask: Tensor | None = None, targets: Tensor | None = None) -> tuple:
-        _, pooled, *rest = self.base_model(input_ids, input_mask)
-        return outputs_of_classes(self.classify(pooled), targets, rest)
-
-
-class SequenceToSequenceClassification(BuiltInModel):
-    """One class a token. logits [B, N, C]; targets [B, N], -1 ignored."""
-
-    kind = "token_classification"
-
-    def __init__(self, config: ProteinConfig):
-        super().__init__(config)
-        size = self._add_trunk().sequence_size(config)
-        check(config, "num_labels")
-        self.classify = SequenceToSequenceClassificationHead(size, config.num_labels)
-
-    def forward(self, input_ids: Tensor, input_mask: Tensor | None = None, targets: Tensor | None = None) -> tuple:
-        mask = real_tokens(input_ids, input_mask)
-        hidden, _, *rest = self.base_model(input_ids, mask)
-        return outputs_of_classes(self.classify(hidden, mask), targets, rest)
-
-
-class ContactPrediction(BuiltInModel):
-    """Contacts. logits [B, N-2, N-2, 2], symmetric; targets [B, N-2, N-2]: 1 contact, 0 none, -1 ignored."""
-
-    kind = "contacts"
-
-    def __init__(self, config: ProteinConfig):
-        super().__init__(config)
-        size = self._add_trunk().sequence_size(config)
-        self.predict = ContactHead(size, config.head, config.contact_dropout_prob)
+        trunk = self.trunk_class(config)
+        trunk.init_weights()  # for the second time, so that a seed gives the weights that it always gave
+        setattr(self, self.base_model_prefix, trunk)
 
     def forward(
         self,
@@ -171,30 +102,113 @@ class ContactPrediction(BuiltInModel):
         targets: Tensor | None = None,
         protein_length: Tensor | None = None,
     ) -> tuple:
-        """protein_length (TAPE's argument) is accepted and not needed: the mask says it."""
-        mask = real_tokens(input_ids, input_mask)
-        hidden, _, *rest = self.base_model(input_ids, mask)
-        return outputs_of_contacts(self.predict(hidden, mask), targets, mask, rest)
+        """TAPE's return value: (logits, ...), or with targets ((loss, metrics), logits, ...).
+
+        protein_length (an argument of TAPE's contact prediction) is accepted and not needed: the mask says it.
+        """
+        mask = outputs.real_tokens(input_ids, input_mask)
+        hidden, pooled, *rest = self.base_model(input_ids, mask)
+        logits = self._logits(hidden, pooled, mask)
+        return (logits, *rest) if targets is None else (self._loss(logits, targets, mask), logits, *rest)
 
 
-class MaskedLanguageModeling(BuiltInModel):
-    """songlab's masked language model, decoder tied to the embedding. logits [B, N, V]; targets [B, N], -1 ignored."""
+class Value(TaskModel):
+    """One number a protein. logits [B, 1]; targets [B, 1]; mean squared error."""
 
-    kind = "masked_language_modeling"
-    missing_head = "no usable masked-LM head (mlm.*) in the file"
+    kind = "value"
 
     def __init__(self, config: ProteinConfig):
         super().__init__(config)
-        words = self._add_trunk().embeddings.word_embeddings
+        self.predict = heads.ValuePredictionHead(self.trunk_class.pooled_size(config), config.head)
+
+    def _logits(self, hidden: Tensor, pooled: Tensor, mask: Tensor) -> Tensor:
+        return self.predict(pooled)
+
+    def _loss(self, logits: Tensor, targets: Tensor, mask: Tensor) -> tuple[Tensor, dict]:
+        return outputs.mean(*outputs.squared_error_sum(logits, targets)), {}
+
+
+class Classification(TaskModel):
+    """One class a protein. logits [B, C]; targets [B]; cross-entropy."""
+
+    kind = "classification"
+
+    def __init__(self, config: ProteinConfig):
+        super().__init__(config)
+        check(config, "num_labels")
+        size = self.trunk_class.pooled_size(config)
+        self.classify = heads.SequenceClassificationHead(size, config.num_labels, config.head)
+
+    def _logits(self, hidden: Tensor, pooled: Tensor, mask: Tensor) -> Tensor:
+        return self.classify(pooled)
+
+    def _loss(self, logits: Tensor, targets: Tensor, mask: Tensor) -> tuple[Tensor, dict]:
+        measured = {"accuracy": outputs.accuracy(logits, targets)}
+        return outputs.mean(*outputs.cross_entropy_sum(logits, targets)), measured
+
+
+class TokenClassification(TaskModel):
+    """One class a token. logits [B, N, C]; targets [B, N], -1 ignored."""
+
+    kind = "token_classification"
+
+    def __init__(self, config: ProteinConfig):
+        super().__init__(config)
+        check(config, "num_labels")
+        size = self.trunk_class.sequence_size(config)
+        self.classify = heads.SequenceToSequenceClassificationHead(size, config.num_labels)
+
+    def _logits(self, hidden: Tensor, pooled: Tensor, mask: Tensor) -> Tensor:
+        return self.classify(hidden, mask)
+
+    _loss = Classification._loss
+
+
+class Contacts(TaskModel):
+    """Contacts. logits [B, N-2, N-2, 2], symmetric; targets [B, N-2, N-2]: 1 contact, 0 none, -1 ignored."""
+
+    kind = "contacts"
+
+    def __init__(self, config: ProteinConfig):
+        super().__init__(config)
+        size = self.trunk_class.sequence_size(config)
+        self.predict = heads.ContactHead(size, config.head, config.contact_dropout_prob)
+
+    def _logits(self, hidden: Tensor, pooled: Tensor, mask: Tensor) -> Tensor:
+        return self.predict(hidden, mask)
+
+    def _loss(self, logits: Tensor, targets: Tensor, mask: Tensor) -> tuple[Tensor, dict]:
+        precision = outputs.precision_at_l5(logits, targets, mask.sum(1) - 2)
+        return outputs.mean(*outputs.cross_entropy_sum(logits, targets)), {"precision_at_l5": precision}
+
+
+class LanguageModel(TaskModel):
+    """Tokens guessed from the others. logits [B, N, V]; targets [B, N], -1 ignored."""
+
+    missing_head = "no usable masked-LM head (mlm.*) in the file"
+
+    def _loss(self, logits: Tensor, targets: Tensor, mask: Tensor) -> tuple[Tensor, dict]:
+        loss = outputs.mean(*outputs.cross_entropy_sum(logits, targets))
+        return loss, {"perplexity": loss.detach().exp()}
+
+
+class MaskedLanguageModel(LanguageModel):
+    """songlab's, with the decoder tied to the embedding."""
+
+    kind = "masked_language_modeling"
+
+    def __init__(self, config: ProteinConfig):
+        super().__init__(config)
         self.mlm = MLMHead(config.hidden_size, config.vocab_size, ACTIVATIONS[config.hidden_act], config.layer_norm_eps)
         self.mlm.apply(self._init_weights)
-        self.mlm.decoder.weight = words.weight
+        self.mlm.decoder.weight = self.base_model.embeddings.word_embeddings.weight
 
-    def forward(self, input_ids: Tensor, input_mask: Tensor | None = None, targets: Tensor | None = None) -> tuple:
-        hidden, _, *rest = self.base_model(input_ids, input_mask)
-        return outputs_of_language_model(self.mlm(hidden), targets, rest)
+    def _logits(self, hidden: Tensor, pooled: Tensor, mask: Tensor) -> Tensor:
+        return self.mlm(hidden)
 
 
-def by_kind(*models: type[BuiltInModel]) -> dict[str, type[BuiltInModel]]:
-    """Kind of task -> class, of one trunk's models."""
-    return {model.kind: model for model in models}
+def models_in(module: ModuleType) -> dict[str, type[BuiltInModel]]:
+    """Kind of task -> class, of a module's models; "embed" is the trunk."""
+    classes = [value for value in vars(module).values() if getattr(value, "__module__", "") == module.__name__]
+    models = {model.kind: model for model in classes if hasattr(model, "trunk_class")}
+    return {"embed": models["value"].trunk_class} | models

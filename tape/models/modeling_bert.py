@@ -7,7 +7,7 @@ What must hold: padding is dropped before the encoder (proteinlm.model.ProteinBe
 and put back as zeros, so no result depends on padding; loading checks every name and shape, and `load_report` says
 what was left out. `load_state_dict` takes our names and TAPE's.
 
-Legend: B proteins, N tokens of the longest (residues + 2), h hidden size, V vocabulary.
+Legend: B proteins, N tokens of the longest (residues + 2), h hidden size.
 """
 
 import logging
@@ -19,32 +19,14 @@ from torch import Tensor, nn
 from proteinlm.model import LMHead, ProteinBert, initialize
 from proteinlm.model_dir.files import PostLayerNormFile, load_tape_dir, same, write_tape_dir
 from proteinlm.model_dir.names import from_tape
-from tape.models import modeling_tape
+from tape.models import kinds, modeling_tape, outputs
 from tape.models.base import WeightFile
 from tape.models.config import ProteinBertConfig
-from tape.models.kinds import (
-    BuiltInModel,
-    ContactPrediction,
-    SequenceClassification,
-    SequenceToSequenceClassification,
-    ValuePrediction,
-    by_kind,
-    with_head_kind,
-)
-from tape.models.outputs import (
-    check_positions,
-    first_state,
-    flatten_tokens,
-    mean_of_residues,
-    outputs_of_language_model,
-    real_tokens,
-    scatter,
-)
 
 logger = logging.getLogger(__name__)
 
 
-class ProteinBertAbstractModel(BuiltInModel):
+class ProteinBertAbstractModel(kinds.BuiltInModel):
     """Loading and saving, the same for every class."""
 
     config_class = ProteinBertConfig
@@ -54,20 +36,15 @@ class ProteinBertAbstractModel(BuiltInModel):
         """The encoder has Megatron's first weights (ProteinBertModel), the heads their own."""
 
     @classmethod
-    def from_pretrained(
-        cls,
-        pretrained_dir: str | Path | None = None,
-        config: ProteinBertConfig | None = None,
-        require_head: bool = False,
-        **overrides,
-    ) -> BuiltInModel:
-        """BuiltInModel.from_pretrained; a file of songlab's post-LN transformer gives the counterpart of
+    def from_pretrained(cls, pretrained_dir=None, config=None, require_head=False, **overrides) -> kinds.BuiltInModel:
+        """ProteinModel.from_pretrained; a file of songlab's post-LN transformer gives the counterpart of
         tape.models.modeling_tape instead of this class, and a logged notice."""
         try:
             return super().from_pretrained(pretrained_dir, config, require_head, **overrides)
         except PostLayerNormFile as error:
             logger.warning("%s: loaded as that model", error)
-        return modeling_tape.MODELS[cls.kind].from_pretrained(pretrained_dir, config, require_head, **overrides)
+        counterpart = kinds.models_in(modeling_tape)[getattr(cls, "kind", "embed")]
+        return counterpart.from_pretrained(pretrained_dir, config, require_head, **overrides)
 
     @classmethod
     def _read(cls, directory: Path, values: dict, overrides: dict) -> WeightFile:
@@ -76,7 +53,8 @@ class ProteinBertAbstractModel(BuiltInModel):
             f"mlm.{name.removeprefix('lm_head.')}" if name.startswith("lm_head.") else f"bert.encoder.{name}": value
             for name, value in files.state.items()
         }
-        return with_head_kind(WeightFile(files.config, files.source, tensors | files.head, files.notes), overrides)
+        file = WeightFile(files.config, files.source, tensors | files.head, files.notes)
+        return kinds.with_head_kind(file, overrides)
 
     def save_pretrained(self, directory: str | Path, torch_file: bool = False) -> None:
         """Write a TAPE directory with the head's weights. torch_file: also pytorch_model.bin."""
@@ -108,18 +86,14 @@ class ProteinBertModel(ProteinBertAbstractModel):
         Without input_mask, <pad> tokens are taken as padding. With config.output_hidden_states a third element: the
         L + 1 hidden states, each [B, N, h]. A protein longer than max_position_embeddings is an InputError.
         """
-        mask = real_tokens(input_ids, input_mask)
-        check_positions(mask, self.config.max_position_embeddings)
-        *stream, where = flatten_tokens(input_ids, mask)
-        if self.config.output_hidden_states:
-            states = tuple(scatter(state, where, mask) for state in self.encoder.hidden_states(*stream))
-            return states[-1], self._pool(states[-1], mask), states
-        last = scatter(self.encoder(*stream), where, mask)
-        return last, self._pool(last, mask)
-
-    def _pool(self, states: Tensor, mask: Tensor) -> Tensor:
-        """[B, N, h] -> [B, h]."""
-        return mean_of_residues(states, mask) if self.config.pooling == "mean" else first_state(states, mask)
+        mask = outputs.real_tokens(input_ids, input_mask)
+        outputs.check_positions(mask, self.config.max_position_embeddings)
+        *stream, where = outputs.flatten_tokens(input_ids, mask)
+        every_layer = self.config.output_hidden_states
+        states = self.encoder.hidden_states(*stream) if every_layer else [self.encoder(*stream)]
+        hidden = tuple(outputs.scatter(state, where, mask) for state in states)
+        pool = outputs.mean_of_residues if self.config.pooling == "mean" else outputs.first_state
+        return (hidden[-1], pool(hidden[-1], mask), *([hidden] if every_layer else []))
 
 
 def rename_encoder(module: ProteinBertModel, state: dict[str, Tensor], prefix: str, *_: object) -> None:
@@ -133,25 +107,21 @@ def rename_encoder(module: ProteinBertModel, state: dict[str, Tensor], prefix: s
         logger.info("%s", note)
 
 
-class ProteinBertForMaskedLM(ProteinBertAbstractModel):
-    """Masked language model, decoder tied to the embedding. logits [B, N, V]; targets [B, N], -1 ignored."""
+class ProteinBertForMaskedLM(kinds.LanguageModel, ProteinBertAbstractModel):
+    """Masked language model, decoder tied to the embedding."""
 
     kind = "masked_language_modeling"
     trunk_class = ProteinBertModel
-    missing_head = "no usable masked-LM head (mlm.*) in the file"
 
     def __init__(self, config: ProteinBertConfig):
         super().__init__(config)
-        self._add_trunk()
         self.mlm = LMHead(config.model_config())
         nn.init.normal_(self.mlm.dense.weight, std=config.initializer_range)
         nn.init.zeros_(self.mlm.dense.bias)
         self.register_load_state_dict_pre_hook(rename_lm_head)
 
-    def forward(self, input_ids: Tensor, input_mask: Tensor | None = None, targets: Tensor | None = None) -> tuple:
-        hidden, _, *rest = self.bert(input_ids, input_mask)
-        logits = self.mlm(hidden, self.bert.encoder.word_embeddings.weight)
-        return outputs_of_language_model(logits, targets, rest)
+    def _logits(self, hidden: Tensor, pooled: Tensor, mask: Tensor) -> Tensor:
+        return self.mlm(hidden, self.bert.encoder.word_embeddings.weight)
 
 
 def rename_lm_head(module: ProteinBertForMaskedLM, state: dict[str, Tensor], prefix: str, *_: object) -> None:
@@ -168,27 +138,17 @@ def rename_lm_head(module: ProteinBertForMaskedLM, state: dict[str, Tensor], pre
     state.update({prefix + name.replace("lm_head.", "mlm.", 1): value for name, value in renamed.items()})
 
 
-class ProteinBertForValuePrediction(ValuePrediction, ProteinBertAbstractModel):
+class ProteinBertForValuePrediction(kinds.Value, ProteinBertAbstractModel):
     trunk_class = ProteinBertModel
 
 
-class ProteinBertForSequenceClassification(SequenceClassification, ProteinBertAbstractModel):
+class ProteinBertForSequenceClassification(kinds.Classification, ProteinBertAbstractModel):
     trunk_class = ProteinBertModel
 
 
-class ProteinBertForSequenceToSequenceClassification(SequenceToSequenceClassification, ProteinBertAbstractModel):
+class ProteinBertForSequenceToSequenceClassification(kinds.TokenClassification, ProteinBertAbstractModel):
     trunk_class = ProteinBertModel
 
 
-class ProteinBertForContactPrediction(ContactPrediction, ProteinBertAbstractModel):
+class ProteinBertForContactPrediction(kinds.Contacts, ProteinBertAbstractModel):
     trunk_class = ProteinBertModel
-
-
-MODELS = by_kind(
-    ProteinBertModel,
-    ProteinBertForMaskedLM,
-    ProteinBertForValuePrediction,
-    ProteinBertForSequenceClassification,
-    ProteinBertForSequenceToSequenceClassification,
-    ProteinBertForContactPrediction,
-)

@@ -16,20 +16,14 @@ layers' states are in the protein's order, so that row i is always of token i.
 Legend: B proteins, N tokens of the longest, h hidden size of one direction, L layers of one direction, V vocabulary.
 """
 
+from typing import ClassVar
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tape.models import kinds, outputs
 from tape.models.config import BaselineConfig, check
-from tape.models.kinds import (
-    BuiltInModel,
-    ContactPrediction,
-    SequenceClassification,
-    SequenceToSequenceClassification,
-    ValuePrediction,
-    by_kind,
-)
-from tape.models.outputs import mean_of_residues, no_padding, outputs_of_language_model, real_tokens
 
 
 class ProteinLSTMConfig(BaselineConfig):
@@ -37,24 +31,18 @@ class ProteinLSTMConfig(BaselineConfig):
 
     model_type = "lstm"
 
-    def __init__(
-        self,
-        vocab_size: int = 30,
-        input_size: int = 128,
-        hidden_size: int = 1024,
-        num_hidden_layers: int = 3,
-        hidden_dropout_prob: float = 0.1,
-        initializer_range: float = 0.02,
-        pooling: str = "first",  # songlab's pooler; or "mean"
-        **values,
-    ):
-        super().__init__(**values)
-        self.vocab_size, self.input_size, self.hidden_size = vocab_size, input_size, hidden_size
-        self.num_hidden_layers, self.hidden_dropout_prob = num_hidden_layers, hidden_dropout_prob
-        self.initializer_range, self.pooling = initializer_range, pooling
+    defaults: ClassVar = {
+        "vocab_size": 30,
+        "input_size": 128,
+        "hidden_size": 1024,
+        "num_hidden_layers": 3,
+        "hidden_dropout_prob": 0.1,
+        "initializer_range": 0.02,
+        "pooling": "first",  # songlab's pooler; or "mean"
+    }
 
 
-class ProteinLSTMAbstractModel(BuiltInModel):
+class ProteinLSTMAbstractModel(kinds.BuiltInModel):
     config_class = ProteinLSTMConfig
     base_model_prefix = "lstm"
 
@@ -95,7 +83,7 @@ class ProteinLSTMEncoder(nn.Module):
 
     def forward(self, embedded: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
         every_layer = self.config.output_hidden_states
-        hidden, ends, sequence = [no_padding(embedded, mask)] if every_layer else [], [], []
+        hidden, ends, sequence = [outputs.no_padding(embedded, mask)] if every_layer else [], [], []
         for stack, places in zip((self.forward_lstm, self.reverse_lstm), reading_places(mask), strict=True):
             states, final = self._run(stack, embedded, places, mask, every_layer)
             ends += final
@@ -114,7 +102,7 @@ class ProteinLSTMEncoder(nn.Module):
             states = layer(states)
             final.append(states[rows, last])
             if every_layer or number == len(stack):
-                hidden.append(no_padding(take(states, places), mask))
+                hidden.append(outputs.no_padding(take(states, places), mask))
         return hidden, final
 
 
@@ -167,13 +155,13 @@ class ProteinLSTMModel(ProteinLSTMAbstractModel):
         return config.hidden_size if config.pooling == "first" else 2 * config.hidden_size
 
     def forward(self, input_ids: Tensor, input_mask: Tensor | None = None) -> tuple:
-        mask = real_tokens(input_ids, input_mask)
+        mask = outputs.real_tokens(input_ids, input_mask)
         sequence, ends, hidden = self.encoder(self.embed_matrix(input_ids), mask)
-        pooled = self.pooler(ends) if self.config.pooling == "first" else mean_of_residues(sequence, mask)
+        pooled = self.pooler(ends) if self.config.pooling == "first" else outputs.mean_of_residues(sequence, mask)
         return (sequence, pooled, *([tuple(hidden)] if hidden else []))
 
 
-class ProteinLSTMForLM(ProteinLSTMAbstractModel):
+class ProteinLSTMForLM(kinds.LanguageModel, ProteinLSTMAbstractModel):
     """Language model. logits [B, N, V]; targets [B, N], the tokens themselves, -1 ignored.
 
     Token i is guessed from the forward state of i - 1, which has read what comes before it, and from the reverse state
@@ -186,38 +174,26 @@ class ProteinLSTMForLM(ProteinLSTMAbstractModel):
 
     def __init__(self, config: ProteinLSTMConfig):
         super().__init__(config)
-        self._add_trunk()
         self.feedforward = nn.Linear(config.hidden_size, config.vocab_size)
         self._init_weights(self.feedforward)
 
-    def forward(self, input_ids: Tensor, input_mask: Tensor | None = None, targets: Tensor | None = None) -> tuple:
-        sequence, _, *rest = self.lstm(input_ids, input_mask)
-        before, after = sequence.chunk(2, 2)  # 0 at padding, as before the first token and after the last
+    def _logits(self, hidden: Tensor, pooled: Tensor, mask: Tensor) -> Tensor:
+        before, after = hidden.chunk(2, 2)  # 0 at padding, as before the first token and after the last
         before, after = F.pad(before[:, :-1], (0, 0, 1, 0)), F.pad(after[:, 1:], (0, 0, 0, 1))
-        return outputs_of_language_model(self.feedforward(before) + self.feedforward(after), targets, rest)
+        return self.feedforward(before) + self.feedforward(after)
 
 
-class ProteinLSTMForValuePrediction(ValuePrediction, ProteinLSTMAbstractModel):
+class ProteinLSTMForValuePrediction(kinds.Value, ProteinLSTMAbstractModel):
     trunk_class = ProteinLSTMModel
 
 
-class ProteinLSTMForSequenceClassification(SequenceClassification, ProteinLSTMAbstractModel):
+class ProteinLSTMForSequenceClassification(kinds.Classification, ProteinLSTMAbstractModel):
     trunk_class = ProteinLSTMModel
 
 
-class ProteinLSTMForSequenceToSequenceClassification(SequenceToSequenceClassification, ProteinLSTMAbstractModel):
+class ProteinLSTMForSequenceToSequenceClassification(kinds.TokenClassification, ProteinLSTMAbstractModel):
     trunk_class = ProteinLSTMModel
 
 
-class ProteinLSTMForContactPrediction(ContactPrediction, ProteinLSTMAbstractModel):
+class ProteinLSTMForContactPrediction(kinds.Contacts, ProteinLSTMAbstractModel):
     trunk_class = ProteinLSTMModel
-
-
-MODELS = by_kind(
-    ProteinLSTMModel,
-    ProteinLSTMForLM,
-    ProteinLSTMForValuePrediction,
-    ProteinLSTMForSequenceClassification,
-    ProteinLSTMForSequenceToSequenceClassification,
-    ProteinLSTMForContactPrediction,
-)

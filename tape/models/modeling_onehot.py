@@ -5,20 +5,14 @@ included: the composition of the protein. config.pooling is accepted for the com
 No weights but the head's. Any length.
 """
 
+from typing import ClassVar
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tape.models import kinds, outputs
 from tape.models.config import BaselineConfig, check
-from tape.models.kinds import (
-    BuiltInModel,
-    ContactPrediction,
-    SequenceClassification,
-    SequenceToSequenceClassification,
-    ValuePrediction,
-    by_kind,
-)
-from tape.models.outputs import masked_mean, no_padding, real_tokens
 
 
 class ProteinOneHotConfig(BaselineConfig):
@@ -26,13 +20,15 @@ class ProteinOneHotConfig(BaselineConfig):
 
     model_type = "onehot"
 
-    def __init__(self, vocab_size: int = 30, initializer_range: float = 0.02, use_evolutionary: bool = False, **values):
-        super().__init__(**({"pooling": "first"} | values))
-        self.vocab_size, self.initializer_range = vocab_size, initializer_range
-        self.use_evolutionary = use_evolutionary  # a key of songlab's files that nothing there reads either
+    defaults: ClassVar = {
+        "vocab_size": 30,
+        "initializer_range": 0.02,
+        "use_evolutionary": False,  # a key of songlab's files that nothing there reads either
+        "pooling": "first",
+    }
 
 
-class ProteinOneHotAbstractModel(BuiltInModel):
+class ProteinOneHotAbstractModel(kinds.BuiltInModel):
     config_class = ProteinOneHotConfig
     base_model_prefix = "onehot"
 
@@ -50,31 +46,22 @@ class ProteinOneHotModel(ProteinOneHotAbstractModel):
         return config.vocab_size
 
     def forward(self, input_ids: Tensor, input_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        mask = real_tokens(input_ids, input_mask)
-        states = no_padding(F.one_hot(input_ids, self.config.vocab_size).to(self._buffer.dtype), mask)
-        return states, masked_mean(states, mask)
+        mask = outputs.real_tokens(input_ids, input_mask)
+        states = outputs.no_padding(F.one_hot(input_ids, self.config.vocab_size).to(self._buffer.dtype), mask)
+        return states, outputs.masked_mean(states, mask)
 
 
-class ProteinOneHotForValuePrediction(ValuePrediction, ProteinOneHotAbstractModel):
+class ProteinOneHotForValuePrediction(kinds.Value, ProteinOneHotAbstractModel):
     trunk_class = ProteinOneHotModel
 
 
-class ProteinOneHotForSequenceClassification(SequenceClassification, ProteinOneHotAbstractModel):
+class ProteinOneHotForSequenceClassification(kinds.Classification, ProteinOneHotAbstractModel):
     trunk_class = ProteinOneHotModel
 
 
-class ProteinOneHotForSequenceToSequenceClassification(SequenceToSequenceClassification, ProteinOneHotAbstractModel):
+class ProteinOneHotForSequenceToSequenceClassification(kinds.TokenClassification, ProteinOneHotAbstractModel):
     trunk_class = ProteinOneHotModel
 
 
-class ProteinOneHotForContactPrediction(ContactPrediction, ProteinOneHotAbstractModel):
+class ProteinOneHotForContactPrediction(kinds.Contacts, ProteinOneHotAbstractModel):
     trunk_class = ProteinOneHotModel
-
-
-MODELS = by_kind(
-    ProteinOneHotModel,
-    ProteinOneHotForValuePrediction,
-    ProteinOneHotForSequenceClassification,
-    ProteinOneHotForSequenceToSequenceClassification,
-    ProteinOneHotForContactPrediction,
-)

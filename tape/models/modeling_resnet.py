@@ -18,22 +18,15 @@ With output_hidden_states the states are [B, N, h], as every other model's (song
 Legend: B proteins, N tokens of the longest, h hidden size, V vocabulary.
 """
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 
 from proteinlm.errors import InputError
 from proteinlm.model import ACTIVATIONS
+from tape.models import kinds, outputs
 from tape.models.config import BaselineConfig, check
-from tape.models.kinds import (
-    BuiltInModel,
-    ContactPrediction,
-    MaskedLanguageModeling,
-    SequenceClassification,
-    SequenceToSequenceClassification,
-    ValuePrediction,
-    by_kind,
-)
-from tape.models.outputs import mean_of_residues, no_padding, real_tokens
 
 
 class ProteinResNetConfig(BaselineConfig):
@@ -41,25 +34,19 @@ class ProteinResNetConfig(BaselineConfig):
 
     model_type = "resnet"
 
-    def __init__(
-        self,
-        vocab_size: int = 30,
-        hidden_size: int = 512,
-        num_hidden_layers: int = 30,
-        hidden_act: str = "gelu",
-        hidden_dropout_prob: float = 0.1,
-        initializer_range: float = 0.02,
-        layer_norm_eps: float = 1e-12,
-        pooling: str = "first",  # songlab's pooler; or "mean"
-        **values,
-    ):
-        super().__init__(**values)
-        self.vocab_size, self.hidden_size, self.num_hidden_layers = vocab_size, hidden_size, num_hidden_layers
-        self.hidden_act, self.hidden_dropout_prob = hidden_act, hidden_dropout_prob
-        self.initializer_range, self.layer_norm_eps, self.pooling = initializer_range, layer_norm_eps, pooling
+    defaults: ClassVar = {
+        "vocab_size": 30,
+        "hidden_size": 512,
+        "num_hidden_layers": 30,
+        "hidden_act": "gelu",
+        "hidden_dropout_prob": 0.1,
+        "initializer_range": 0.02,
+        "layer_norm_eps": 1e-12,
+        "pooling": "first",  # songlab's pooler; or "mean"
+    }
 
 
-class ProteinResNetAbstractModel(BuiltInModel):
+class ProteinResNetAbstractModel(kinds.BuiltInModel):
     config_class = ProteinResNetConfig
     base_model_prefix = "resnet"
 
@@ -129,7 +116,7 @@ class ResNetEncoder(nn.Module):
         self.layer = nn.ModuleList(ProteinResNetBlock(config) for _ in range(config.num_hidden_layers))
 
     def forward(self, embedded: Tensor, mask: Tensor) -> tuple[Tensor, list[Tensor]]:
-        x, wide, hidden = no_padding(embedded, mask).transpose(1, 2), mask.unsqueeze(1), []
+        x, wide, hidden = outputs.no_padding(embedded, mask).transpose(1, 2), mask.unsqueeze(1), []
         for block in self.layer:
             hidden += [x.transpose(1, 2)] if self.config.output_hidden_states else []
             x = block(x, wide)
@@ -167,37 +154,27 @@ class ProteinResNetModel(ProteinResNetAbstractModel):
         self.init_weights()
 
     def forward(self, input_ids: Tensor, input_mask: Tensor | None = None) -> tuple:
-        mask = real_tokens(input_ids, input_mask)
+        mask = outputs.real_tokens(input_ids, input_mask)
         sequence, hidden = self.encoder(self.embeddings(input_ids, mask), mask)
-        pooled = self.pooler(sequence) if self.config.pooling == "first" else mean_of_residues(sequence, mask)
+        pooled = self.pooler(sequence) if self.config.pooling == "first" else outputs.mean_of_residues(sequence, mask)
         return (sequence, pooled, *([tuple(hidden)] if hidden else []))
 
 
-class ProteinResNetForMaskedLM(MaskedLanguageModeling, ProteinResNetAbstractModel):
+class ProteinResNetForMaskedLM(kinds.MaskedLanguageModel, ProteinResNetAbstractModel):
     trunk_class = ProteinResNetModel
 
 
-class ProteinResNetForValuePrediction(ValuePrediction, ProteinResNetAbstractModel):
+class ProteinResNetForValuePrediction(kinds.Value, ProteinResNetAbstractModel):
     trunk_class = ProteinResNetModel
 
 
-class ProteinResNetForSequenceClassification(SequenceClassification, ProteinResNetAbstractModel):
+class ProteinResNetForSequenceClassification(kinds.Classification, ProteinResNetAbstractModel):
     trunk_class = ProteinResNetModel
 
 
-class ProteinResNetForSequenceToSequenceClassification(SequenceToSequenceClassification, ProteinResNetAbstractModel):
+class ProteinResNetForSequenceToSequenceClassification(kinds.TokenClassification, ProteinResNetAbstractModel):
     trunk_class = ProteinResNetModel
 
 
-class ProteinResNetForContactPrediction(ContactPrediction, ProteinResNetAbstractModel):
+class ProteinResNetForContactPrediction(kinds.Contacts, ProteinResNetAbstractModel):
     trunk_class = ProteinResNetModel
-
-
-MODELS = by_kind(
-    ProteinResNetModel,
-    ProteinResNetForMaskedLM,
-    ProteinResNetForValuePrediction,
-    ProteinResNetForSequenceClassification,
-    ProteinResNetForSequenceToSequenceClassification,
-    ProteinResNetForContactPrediction,
-)

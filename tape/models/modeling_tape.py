@@ -17,6 +17,7 @@ size, V vocabulary.
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -26,25 +27,9 @@ from proteinlm.attention import AttentionPlan, choose_backend, make_plan, packed
 from proteinlm.errors import InputError
 from proteinlm.model import ACTIVATIONS
 from proteinlm.model_dir.config import check_shape_keys
+from tape.models import kinds, outputs
 from tape.models.base import WeightFile
 from tape.models.config import BaselineConfig, check
-from tape.models.kinds import (
-    BuiltInModel,
-    ContactPrediction,
-    MaskedLanguageModeling,
-    SequenceClassification,
-    SequenceToSequenceClassification,
-    ValuePrediction,
-    by_kind,
-)
-from tape.models.outputs import (
-    check_positions,
-    first_state,
-    flatten_tokens,
-    mean_of_residues,
-    real_tokens,
-    scatter,
-)
 
 PRE_LN_NAMES = (".input_ln.", ".post_attn_ln.", "encoder.final_ln.")  # only in files of model type transformer
 
@@ -54,23 +39,25 @@ class TapeTransformerConfig(BaselineConfig):
 
     model_type = "tape_transformer"
 
-    def __init__(self, vocab_size: int = 30, **values):
-        defaults = {
-            "hidden_size": 768,
-            "num_hidden_layers": 12,
-            "num_attention_heads": 12,
-            "intermediate_size": 3072,
-            "hidden_act": "gelu",  # erf; of the MLP and of the masked-LM head
-            "hidden_dropout_prob": 0.1,
-            "attention_probs_dropout_prob": 0.1,
-            "max_position_embeddings": 8096,
-            "type_vocab_size": 2,  # 1 in bert-base; only row 0 is ever used
-            "initializer_range": 0.02,
-            "layer_norm_eps": 1e-12,
-            "pooling": "first",
-            "pruned_heads": {},
-        }
-        super().__init__(vocab_size=vocab_size, **(defaults | values))
+    defaults: ClassVar = {
+        "vocab_size": 30,
+        "hidden_size": 768,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+        "intermediate_size": 3072,
+        "hidden_act": "gelu",  # erf; of the MLP and of the masked-LM head
+        "hidden_dropout_prob": 0.1,
+        "attention_probs_dropout_prob": 0.1,
+        "max_position_embeddings": 8096,
+        "type_vocab_size": 2,  # 1 in bert-base; only row 0 is ever used
+        "initializer_range": 0.02,
+        "layer_norm_eps": 1e-12,
+        "pooling": "first",
+        "pruned_heads": {},
+    }
+
+    def __init__(self, *arguments, **values):
+        super().__init__(*arguments, **values)
         check_shape_keys(self.__dict__, type(self).__name__)
         check(self, "type_vocab_size", "hidden_act", "hidden_dropout_prob", "attention_probs_dropout_prob")
         check(self, "initializer_range", "layer_norm_eps", "pooling", "output_attentions")
@@ -168,7 +155,7 @@ class TransformerEncoder(nn.Module):
             yield x
 
 
-class TapeTransformerAbstractModel(BuiltInModel):
+class TapeTransformerAbstractModel(kinds.BuiltInModel):
     config_class = TapeTransformerConfig
     base_model_prefix = "bert"
 
@@ -209,16 +196,16 @@ class TapeTransformerModel(TapeTransformerAbstractModel):
         Without input_mask, <pad> tokens are taken as padding. With config.output_hidden_states a third element: the
         L + 1 hidden states, each [B, N, h]. A protein longer than max_position_embeddings is an InputError.
         """
-        mask = real_tokens(input_ids, input_mask)
-        check_positions(mask, self.config.max_position_embeddings)
-        tokens, positions, bounds, where = flatten_tokens(input_ids, mask)
+        mask = outputs.real_tokens(input_ids, input_mask)
+        outputs.check_positions(mask, self.config.max_position_embeddings)
+        tokens, positions, bounds, where = outputs.flatten_tokens(input_ids, mask)
         state, hidden = self.embeddings(tokens, positions), []
         padding_only = [state] * (len(self.encoder.layer) + 1)
         stream = self.encoder(state, self._plan(bounds, state.dtype, mask.shape[1])) if len(where) else padding_only
         for state in stream:  # one at a time is held, unless all are asked for
             if self.config.output_hidden_states:
-                hidden.append(scatter(state, where, mask))
-        last = hidden[-1] if hidden else scatter(state, where, mask)
+                hidden.append(outputs.scatter(state, where, mask))
+        last = hidden[-1] if hidden else outputs.scatter(state, where, mask)
         return (last, self._pool(last, mask), *([tuple(hidden)] if hidden else []))
 
     def _plan(self, bounds: Tensor, dtype: torch.dtype, longest: int) -> AttentionPlan:
@@ -231,37 +218,25 @@ class TapeTransformerModel(TapeTransformerAbstractModel):
     def _pool(self, states: Tensor, mask: Tensor) -> Tensor:
         """[B, N, h] -> [B, h]."""
         if self.config.pooling == "mean":
-            return mean_of_residues(states, mask)
-        return self.pooler(first_state(states, mask))
+            return outputs.mean_of_residues(states, mask)
+        return self.pooler(outputs.first_state(states, mask))
 
 
-class TapeTransformerForMaskedLM(MaskedLanguageModeling, TapeTransformerAbstractModel):
+class TapeTransformerForMaskedLM(kinds.MaskedLanguageModel, TapeTransformerAbstractModel):
     trunk_class = TapeTransformerModel
 
 
-class TapeTransformerForValuePrediction(ValuePrediction, TapeTransformerAbstractModel):
+class TapeTransformerForValuePrediction(kinds.Value, TapeTransformerAbstractModel):
     trunk_class = TapeTransformerModel
 
 
-class TapeTransformerForSequenceClassification(SequenceClassification, TapeTransformerAbstractModel):
+class TapeTransformerForSequenceClassification(kinds.Classification, TapeTransformerAbstractModel):
     trunk_class = TapeTransformerModel
 
 
-class TapeTransformerForSequenceToSequenceClassification(
-    SequenceToSequenceClassification, TapeTransformerAbstractModel
-):
+class TapeTransformerForSequenceToSequenceClassification(kinds.TokenClassification, TapeTransformerAbstractModel):
     trunk_class = TapeTransformerModel
 
 
-class TapeTransformerForContactPrediction(ContactPrediction, TapeTransformerAbstractModel):
+class TapeTransformerForContactPrediction(kinds.Contacts, TapeTransformerAbstractModel):
     trunk_class = TapeTransformerModel
-
-
-MODELS = by_kind(
-    TapeTransformerModel,
-    TapeTransformerForMaskedLM,
-    TapeTransformerForValuePrediction,
-    TapeTransformerForSequenceClassification,
-    TapeTransformerForSequenceToSequenceClassification,
-    TapeTransformerForContactPrediction,
-)

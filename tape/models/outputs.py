@@ -1,11 +1,8 @@
-"""What the models return and how it is made: masks of tokens, means over them, losses, metrics, TAPE's return value.
-
-    (loss, metrics), logits, *rest = model(input_ids, input_mask, targets=targets)   # without targets: logits, *rest
+"""What the models' outputs are made of: masks of tokens, the stream of real tokens, means, sums of losses, metrics.
 
 What must hold: padding and targets of -1 are in no sum and no count.
 
-Legend: B proteins, N tokens of the longest (residues + 2), h hidden size, C classes, V vocabulary, T real tokens of the
-batch.
+Legend: B proteins, N tokens of the longest (residues + 2), h hidden size, C classes, T real tokens of the batch.
 """
 
 import torch
@@ -93,40 +90,15 @@ def cross_entropy_sum(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     return total, (targets != metrics.IGNORE).sum()
 
 
-def _mean(total: Tensor, count: Tensor | int) -> Tensor:
+def mean(total: Tensor, count: Tensor | int) -> Tensor:
+    """total / count, 0 where nothing was counted."""
     return total / torch.as_tensor(count, device=total.device).clamp(min=1)
 
 
-def outputs_of_values(logits: Tensor, targets: Tensor | None, rest: tuple) -> tuple:
-    """TAPE's return value of logits and targets [B, 1]: (logits, *rest), or ((loss, metrics), logits, *rest)."""
-    if targets is None:
-        return (logits, *rest)
-    return ((_mean(*squared_error_sum(logits, targets)), {}), logits, *rest)
-
-
-def outputs_of_classes(logits: Tensor, targets: Tensor | None, rest: tuple) -> tuple:
-    """The same of logits [..., C] and targets [...], -1 ignored; metrics: accuracy."""
-    if targets is None:
-        return (logits, *rest)
+def accuracy(logits: Tensor, targets: Tensor) -> Tensor:
+    """Share of the targets other than -1 at which logits [..., C] are highest."""
     counted = targets != metrics.IGNORE
-    accuracy = _mean(((logits.argmax(-1) == targets) & counted).sum().float(), counted.sum())
-    return ((_mean(*cross_entropy_sum(logits, targets)), {"accuracy": accuracy}), logits, *rest)
-
-
-def outputs_of_language_model(logits: Tensor, targets: Tensor | None, rest: tuple) -> tuple:
-    """The same of logits [B, N, V] and targets [B, N], -1 ignored; metrics: perplexity."""
-    if targets is None:
-        return (logits, *rest)
-    loss = _mean(*cross_entropy_sum(logits, targets))
-    return ((loss, {"perplexity": loss.detach().exp()}), logits, *rest)
-
-
-def outputs_of_contacts(logits: Tensor, targets: Tensor | None, mask: Tensor, rest: tuple) -> tuple:
-    """The same of logits [B, N-2, N-2, 2] and targets [B, N-2, N-2], -1 ignored; metrics: P@L/5 of the batch."""
-    if targets is None:
-        return (logits, *rest)
-    precision = precision_at_l5(logits, targets, mask.sum(1) - 2)
-    return ((_mean(*cross_entropy_sum(logits, targets)), {"precision_at_l5": precision}), logits, *rest)
+    return mean(((logits.argmax(-1) == targets) & counted).sum().float(), counted.sum())
 
 
 def precision_at_l5(logits: Tensor, targets: Tensor, lengths: Tensor) -> Tensor:

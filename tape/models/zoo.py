@@ -5,11 +5,12 @@ made again, with songlab's names and shapes of the weights. UniRep and trRosetta
 """
 
 from tape.models import modeling_bert, modeling_lstm, modeling_onehot, modeling_resnet, modeling_tape
+from tape.models.kinds import models_in
 
 MODELS: dict[str, dict[str, type]] = {
-    "transformer": modeling_bert.MODELS,
-    "tape_transformer": modeling_tape.MODELS,
-    "lstm": modeling_lstm.MODELS,
-    "resnet": modeling_resnet.MODELS,
-    "onehot": modeling_onehot.MODELS,
+    "transformer": models_in(modeling_bert),
+    "tape_transformer": models_in(modeling_tape),
+    "lstm": models_in(modeling_lstm),
+    "resnet": models_in(modeling_resnet),
+    "onehot": models_in(modeling_onehot),
 }
