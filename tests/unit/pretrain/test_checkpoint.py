@@ -318,7 +318,8 @@ def test_other_shapes_and_names(tmp_path):
 
 def test_absent_parts_name_the_flag(tmp_path):
     save_checkpoint(tmp_path, 1, {"model": make_state(1)["model"]}, META)
-    with pytest.raises(InputError, match="no optimizer state; --no-load-optim"):
+    both = "holds no optimizer and no rng state; to start afresh there: --no-load-optim --no-load-rng$"
+    with pytest.raises(InputError, match=both):
         load_checkpoint(tmp_path, 1, zeros_like(make_state(0)))
 
 
