@@ -15,7 +15,7 @@ import os
 import re
 import shutil
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import torch
@@ -222,29 +222,20 @@ def _offer(directory: Path, broken: int | None = None) -> str:
 # ---- loading
 
 
-def load_checkpoint(
-    directory: str | Path,
-    iteration: int,
-    state: dict,
-    keys: Sequence[str] | None = None,
-    process_group: dist.ProcessGroup | None = None,
-) -> dict:
+def load_checkpoint(directory: str | Path, iteration: int, state: dict) -> dict:
     """Fill the tensors of `state` (nested dicts, laid out in any way) in place from a checkpoint; returns `state`.
 
-    keys: only these top-level parts (("model",) to finetune). A tensor missing on either side, or of another shape, is
-    an InputError naming it and both shapes. Floating tensors are cast to the dtype of `state`.
+    Parts that `state` lacks are not read (a model alone, to finetune). A tensor missing on either side, or of another
+    shape, is an InputError naming it and both shapes. Floating tensors are cast to the dtype of `state`. Collective.
     """
-    directory = Path(directory)
-    requested = {key: state[key] for key in (keys or state)}
-    path = _path_of(directory, iteration)
-    with _in_one_line(str(path), newest_of=(directory, iteration)):
+    path = _path_of(Path(directory), iteration)
+    with _in_one_line(str(path), newest_of=(Path(directory), iteration)):
         _read_meta(path)
         reader = SafeReader(path)
         metadata = reader.read_metadata()
-    _check_fit(path, metadata, requested, process_group)
-    with _in_one_line(str(path), newest_of=(directory, iteration)):
-        _load(requested, reader, process_group)
-    state.update(requested)
+    _check_fit(path, metadata, state)
+    with _in_one_line(str(path), newest_of=(Path(directory), iteration)):
+        _load(state, reader, no_dist=_alone())
     return state
 
 
@@ -256,45 +247,41 @@ def read_model_tensors(directory: str | Path, iteration: int | None = None, part
     with _in_one_line(str(path), newest_of=(directory, iteration)):
         reader = SafeReader(path)
         entries = reader.read_metadata().state_dict_metadata
-        mine = {name: entry for name, entry in entries.items() if name.startswith(part + ".")}
-        if other := next((name for name, entry in mine.items() if not isinstance(entry, TensorStorageMetadata)), None):
-            raise InputError(f"{path}: {other} is not a tensor")
-        flat = {name: torch.empty(entry.size, dtype=entry.properties.dtype) for name, entry in mine.items()}
+        entries = {name: entry for name, entry in entries.items() if name.startswith(part + ".")}
+        for name, entry in entries.items():
+            if not isinstance(entry, TensorStorageMetadata):
+                raise InputError(f"{path}: {name} is not a tensor")
+        flat = {name: torch.empty(entry.size, dtype=entry.properties.dtype) for name, entry in entries.items()}
         if not flat:
             raise InputError(f"{path}: holds no {part}")
-        _load(flat, reader, process_group=None, no_dist=True)
+        _load(flat, reader, no_dist=True)
     return {name.removeprefix(part + "."): tensor for name, tensor in flat.items()}
 
 
-def _load(state: dict, reader: SafeReader, process_group, no_dist: bool | None = None) -> None:
-    no_dist = _alone() if no_dist is None else no_dist
-    _quietly(
-        dcp.load, state, storage_reader=reader, planner=SafePlanner(), process_group=process_group, no_dist=no_dist
-    )
+def _load(state: dict, reader: SafeReader, no_dist: bool) -> None:
+    _quietly(dcp.load, state, storage_reader=reader, planner=SafePlanner(), no_dist=no_dist)
 
 
-def _check_fit(path: Path, metadata: Metadata, requested: dict, process_group) -> None:
+def _check_fit(path: Path, metadata: Metadata, state: dict) -> None:
     """Every tensor of this run has its like in the checkpoint, and (over all ranks) the other way round."""
     stored = metadata.state_dict_metadata
-    parts = {name.split(".")[0] for name in stored}
-    flat, _ = flatten_state_dict(requested)
-    absent = [part for part in requested if part not in parts]
-    problems = (_misfit(name, value, stored) for name, value in flat.items())
-    problem = next(filter(None, problems), None)
+    absent = state.keys() - {name.split(".")[0] for name in stored}
+    flat, _ = flatten_state_dict(state)
+    problem = next(filter(None, (_misfit(name, value, stored) for name, value in flat.items())), None)
     if absent:
-        problem = f"the checkpoint holds no {' and no '.join(absent)} state{_advice(absent)}"
-    answers = _from_all_ranks((set(flat), problem), process_group)  # all ranks raise together, or none
+        problem = f"the checkpoint holds no {' and no '.join(sorted(absent))} state{_advice(absent)}"
+    answers = _from_all_ranks((set(flat), problem))  # all ranks raise together, or none
     if problem := next((problem for _, problem in answers if problem), None):
         raise InputError(f"{path}: {problem}")
     present = set().union(*(names for names, _ in answers))
     for name in stored:
         part = name.split(".")[0]
-        if part in requested and part != "rng" and name not in present:
+        if part in state and part != "rng" and name not in present:
             raise InputError(f"{path}: the checkpoint holds {name}, for which this run's model has no place")
 
 
-def _advice(parts: Sequence[str]) -> str:
-    flags = [SKIP_FLAG[part] for part in parts if part in SKIP_FLAG]
+def _advice(parts: Iterable[str]) -> str:
+    flags = [flag for part, flag in SKIP_FLAG.items() if part in parts]
     return f"; to start afresh there: {' '.join(flags)}" if flags else ""
 
 
@@ -336,7 +323,7 @@ def _on_first_rank(action: Callable[[], None], process_group) -> None:
         raise InputError(f"rank 0 could not write the checkpoint ({message})")
 
 
-def _from_all_ranks(value: object, process_group) -> list:
+def _from_all_ranks(value: object, process_group: dist.ProcessGroup | None = None) -> list:
     if _alone():
         return [value]
     gathered: list = [None] * dist.get_world_size(process_group)
