@@ -244,9 +244,7 @@ class Trainer:
         c = self.config
         log = MetricsLog(c.checkpoint.save, c.logging.tensorboard_dir, resume_at=self.resumed)
         if log.dropped and self.resumed is None:
-            self.say(
-                f"notice: {log.path} held {log.dropped:,} lines of a run that this one does not go on from: removed"
-            )
+            self.say(f"notice: {log.path}: removed {log.dropped:,} lines of a run that this one does not resume")
         return log
 
     def _log_step(self, log: MetricsLog | NoLog, values: dict) -> str:
@@ -265,10 +263,9 @@ class Trainer:
         for name, dataset in self.valid_sets.items():
             limit = self._eval_limit() if dataset is self.held_out else None
             loss, masked = self.evaluate(dataset, limit)
-            position = asdict(self.counters)
             perplexity = math.exp(min(loss, 700.0))
             values = {"valid_loss": loss, "valid_perplexity": perplexity, "valid_masked": masked}
-            log.write({**position, "dataset": name, **values})
+            log.write({**asdict(self.counters), "dataset": name, **values})
             lines.append(f"iteration {self.counters.iteration}  {name} loss {loss:.4f}  perplexity {perplexity:.3f}")
         return lines
 

@@ -178,17 +178,16 @@ class RunState:
         """Notices of what is not as it was; an InputError where samples are others, unless --override-data."""
         saved, current = ({**c["data"], **c["training"]} for c in (meta["config"], self.config.to_dict()))
         changed = _changed(saved, current, SAMPLES)
-        messages = [f"{where} was trained with {change}" for change in changed.values()]
         other_proteins = meta.get("proteins", self._proteins()) != self._proteins()
-        if other_proteins and not messages:
-            messages = [f"{where}: the files of --data-path hold other proteins now"]
+        if other_proteins and not changed:
+            changed = {"data_path": "other proteins in the files of --data-path"}
         if (other_proteins or changed.keys() & set(ORDER)) and not self.config.checkpoint.override_data:
             consumed = f"the {meta['counters']['consumed_train_samples']:,} samples consumed are others there"
             raise InputError(
-                f"{'; '.join(messages)}: {consumed}; say --override-data to read on in the new data, or --finetune to "
-                "start anew from these weights"
+                f"{where} was trained with {'; '.join(changed.values())}: {consumed}; say --override-data to read on "
+                "in the new data, or --finetune to start anew from these weights"
             )
-        return messages
+        return [f"{where} was trained with {change}" for change in changed.values()]
 
 
 def _changed(saved: dict, current: dict, names: Sequence[str]) -> dict[str, str]:

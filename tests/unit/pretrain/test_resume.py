@@ -40,7 +40,7 @@ def test_a_run_killed_before_its_first_checkpoint_leaves_one_history(prefix, tmp
         log.write('{"iteration": 4, "lm_')
     trainer(prefix, tmp_path, *flags).run()
     assert [line["iteration"] for line in steps(tmp_path)] == [1, 2, 3]
-    assert "metrics.jsonl held 5 lines of a run that this one does not go on from: removed" in capsys.readouterr().out
+    assert "metrics.jsonl: removed 5 lines of a run that this one does not resume" in capsys.readouterr().out
 
 
 def test_lines_between_two_saves_come_out_the_same_after_a_kill(prefix, tmp_path):
@@ -103,7 +103,7 @@ def test_moved_data_is_known_by_what_it_holds(prefix, begun, tmp_path, capsys):
             writer.add(shard.read(number), [len(shard.read(number))])
     with pytest.raises(InputError, match=rf"data-path {prefix}, this run asks for {moved}: the 16 samples"):
         resumed(moved, begun, tmp_path / "a")
-    with pytest.raises(InputError, match="the files of --data-path hold other proteins now: the 16 samples"):
+    with pytest.raises(InputError, match="trained with other proteins in the files of --data-path: the 16 samples"):
         resumed(moved, tmp_path / "b", tmp_path / "b")
 
 
