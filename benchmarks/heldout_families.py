@@ -64,12 +64,12 @@ def family_losses(checkpoint: str, fasta: str, mask_prob: float, seed: int):
     """Per family [sum of masked cross-entropies in nats, masked residues], and the masked residues by letter."""
     import torch
 
-    from converter import dcp
+    from converter.sources import read
     from proteinlm.masking import mask_tokens, sample_rng
     from proteinlm.sequences import read_fasta
     from proteinlm.tokenizer import build_tokenizer
 
-    source, tokenizer = dcp.read(checkpoint), build_tokenizer()
+    source, tokenizer = read(Path(checkpoint)), build_tokenizer()
     model = source.build()
     longest = source.config.max_position_embeddings
     totals: dict[str, np.ndarray] = defaultdict(lambda: np.zeros(2))

@@ -33,7 +33,7 @@ shard valid "$valid"
 stage() { # SHARD LAST_ITERATION [flags]
     python -m pretrain --config pretrain/configs/proteinlm_2m.yaml --device cpu --data-path "$corpus/$1_text_document" \
         --valid-data-path "valid=$corpus/valid_text_document" "heldout=$corpus/heldout_text_document" \
-        --save "$out/ckpt" --load "$out/ckpt" --train-iters "$2" --override-lr-scheduler "${@:3}"
+        --save "$out/ckpt" --load "$out/ckpt" --train-iters "$2" --override-lr-scheduler --override-data "${@:3}"
 }
 stage train70 1500
 stage train128 4500

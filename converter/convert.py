@@ -1,36 +1,35 @@
 """Any checkpoint of ProteinLM's neighbourhood to any other: what `pretrain` saved, Megatron, TAPE, Hugging Face.
 
 One conversion from end to end: recognise the source, read it, write the target beside its final name, verify, rename.
-What was left out, changed or assumed is printed and kept beside the result in conversion_report.txt.
+What was left out, changed or assumed is printed and stays beside the result in conversion_report.txt.
 """
 
 import shutil
 import tempfile
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 
-from converter import dcp, sources, tape_dir, verify
-from converter.huggingface import megatron_bert as huggingface
-from converter.megatron import checkpoint as megatron
+from converter.formats import Format, WriteOptions
 from converter.model import PortableModel
+from converter.sources import FORMATS, read, recognise
+from converter.verify import first_step_loss, verify
 from proteinlm.errors import ArgumentParser, InputError
 from proteinlm.files import fsync_path, write_text
 from proteinlm.model import ACTIVATIONS
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-TARGETS = ("tape", "hf", "megatron", "dcp")
 REPORT = "conversion_report.txt"
+Say = Callable[[str], None]  # prints a line, which is in the report too
 
 
 def parser() -> ArgumentParser:
     p = ArgumentParser(prog="python -m converter", description=__doc__)
     p.add_argument("--load", required=True, type=Path, help="a checkpoint or model directory, or a model_optim_rng.pt")
     p.add_argument("--save", required=True, type=Path, help="directory to write; must be absent or empty")
-    p.add_argument("--target", default="tape", choices=TARGETS, help="format to write (default: tape)")
-    p.add_argument("--source", choices=sources.KINDS, help="what --load is (default: recognised by its contents)")
+    p.add_argument("--target", default="tape", choices=FORMATS, help="format to write (default: tape)")
+    p.add_argument("--source", choices=FORMATS, help="what --load is (default: recognised by its contents)")
     p.add_argument("--iteration", type=_at_least(0), help="checkpoint of a run to read (default: the latest)")
     p.add_argument("--dtype", choices=DTYPES, help="dtype of the written tensors (default: as they are stored)")
     size = _at_least(1)
@@ -50,7 +49,7 @@ def parser() -> ArgumentParser:
     return p
 
 
-def _at_least(least: int):
+def _at_least(least: int) -> Callable[[str], int]:
     def whole_number(text: str) -> int:
         if int(text) < least:
             raise ValueError
@@ -60,37 +59,34 @@ def _at_least(least: int):
     return whole_number
 
 
-@dataclass
-class Report:
-    """Lines printed as they come and kept for the file beside the result."""
-
-    lines: list[str]
-
-    def say(self, line: str) -> None:
-        print(line, flush=True)
-        self.lines.append(line)
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Convert; returns 0, or 1 when --verify finds a difference. Nothing is under --save then."""
     args = parser().parse_args(argv)
-    _check(args)
-    report = Report([])
-    source = _read(args, report)
-    stored = prepare(source, args)
+    target = FORMATS[args.target]
+    _check(args, target)
+    dtype, sizes = DTYPES.get(args.dtype), (args.tensor_model_parallel_size, args.pipeline_model_parallel_size)
+    options = WriteOptions(dtype, *sizes, torch_file=args.bin, last_use=not args.verify)
+    report: list[str] = []
+
+    def say(line: str) -> None:
+        print(line, flush=True)
+        report.append(line)
+
+    source = _read(args, say)
+    stored = target.prepare(source, options)
     for note in stored.notes:
-        report.say(f"note: {note}")
-    _check_range(stored, DTYPES.get(args.dtype))
+        say(f"note: {note}")
+    _check_range(stored, dtype)
     source = source if args.verify else None  # its memory may be used again
     args.save.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{args.save.name}.", suffix=".tmp", dir=args.save.parent))
     try:
-        _write(stored, args, temporary)
-        if args.verify and not _verified(source, stored, args, temporary, report):
+        target.write(stored, temporary, options)
+        if args.verify and not _verified(source, stored.rounded_to(dtype), target, args, temporary, say):
             print("nothing was written", flush=True)
             return 1
-        report.say(f"wrote {args.save} ({args.target})")
-        write_text(temporary / REPORT, "\n".join(report.lines) + "\n")
+        say(f"wrote {args.save} ({args.target})")
+        write_text(temporary / REPORT, "\n".join(report) + "\n")
         _publish(temporary, args.save)
     except OSError as error:
         raise InputError(f"{args.save}: cannot be written ({error.strerror or error})") from error
@@ -99,40 +95,34 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _check(args) -> None:
+def _check(args, target: Format) -> None:
     if args.save.exists() and (not args.save.is_dir() or any(args.save.iterdir())):
         raise InputError(f"{args.save}: already exists and is not an empty directory; give --save a new name")
     parallel = (args.tensor_model_parallel_size, args.pipeline_model_parallel_size)
-    if args.target != "megatron" and parallel != (1, 1):
+    if parallel != (1, 1) and not target.is_parallel:
         raise InputError(
             f"--tensor-model-parallel-size {parallel[0]} --pipeline-model-parallel-size {parallel[1]}: only --target "
             f"megatron is cut that way; {args.target} loads into any layout"
         )
-    if args.bin and args.target not in ("tape", "hf"):
+    if args.bin and not target.has_torch_file:
         raise InputError(f"--bin: --target {args.target} has no pytorch_model.bin")
     if args.data_path and not args.verify:
         raise InputError("--data-path: only --verify reads data; add --verify")
 
 
-def _read(args, report: Report) -> PortableModel:
+def _read(args, say: Say) -> PortableModel:
     """The source with the user's overrides."""
-    kind, model = sources.read(args.load, args.source, args.iteration, args.num_attention_heads)
+    kind = args.source or recognise(args.load)
+    model = read(args.load, kind, iteration=args.iteration, num_attention_heads=args.num_attention_heads)
     head = "with" if model.has_lm_head else "without"
-    report.say(
+    say(
         f"read {model.origin}: {kind}, {model.config.num_parameters(model.has_lm_head):,} parameters, {head} masked-LM "
         f"head, {str(model.dtype).removeprefix('torch.')}, hidden_act {model.config.hidden_act}"
     )
     if args.hidden_act and args.hidden_act != model.config.hidden_act:
         note = f"hidden_act {model.config.hidden_act} of the source replaced by {args.hidden_act}, as --hidden-act says"
-        model = replace(model.noted(note), config=replace(model.config, hidden_act=args.hidden_act))
+        model = model.noted(note).with_config(hidden_act=args.hidden_act)
     return model
-
-
-def prepare(source: PortableModel, args) -> PortableModel:
-    """The source on the target's vocabulary, refused by name where the target cannot hold it."""
-    if args.target == "megatron":
-        return megatron.prepare(source, args.tensor_model_parallel_size, args.pipeline_model_parallel_size)
-    return {"tape": tape_dir, "hf": huggingface, "dcp": dcp}[args.target].prepare(source)
 
 
 def _check_range(model: PortableModel, dtype: torch.dtype | None) -> None:
@@ -145,33 +135,14 @@ def _check_range(model: PortableModel, dtype: torch.dtype | None) -> None:
                 raise InputError(f"{model.origin}: {name} holds {largest:.3g}, beyond {kind}; use --dtype fp32 or bf16")
 
 
-def _write(stored: PortableModel, args, directory: Path) -> None:
-    dtype = DTYPES.get(args.dtype)
-    if args.target == "tape":
-        tape_dir.write(stored, directory, dtype, args.bin)
-    elif args.target == "hf":
-        huggingface.write(stored, directory, dtype, args.bin)
-    elif args.target == "megatron":
-        sizes = (args.tensor_model_parallel_size, args.pipeline_model_parallel_size)
-        megatron.write(stored, directory, megatron.Cut(*sizes, dtype))
-    else:
-        dcp.write(stored, directory, dtype, last_use=not args.verify)
-
-
-def _verified(source: PortableModel | None, stored: PortableModel, args, directory: Path, report: Report) -> bool:
-    def read_back(path: Path) -> PortableModel:
-        return sources.read(path, args.target, None, None)[1]
-
-    rounded = stored.as_stored_in(DTYPES.get(args.dtype))
-    if not verify.verify(source, rounded, args.target, directory, read_back, report.say):
+def _verified(source: PortableModel, stored: PortableModel, target: Format, args, directory: Path, say: Say) -> bool:
+    if not verify(source, stored, target, directory, say):
         return False
     if args.data_path:
-        from converter.predict import first_step_loss
-
         length = args.seq_length or source.config.max_position_embeddings
         settings = (args.data_path, length, args.global_batch_size, args.split, args.mask_prob, args.seed)
-        loss, masked = first_step_loss(rounded, *settings)
-        report.say(
+        loss, masked = first_step_loss(stored, *settings)
+        say(
             f"predicted masked-LM loss of the first step: {loss:.6f} over {masked} residues ({args.global_batch_size} "
             f"rows of {length}, seed {args.seed}, without dropout)"
         )

@@ -3,24 +3,32 @@
 from dataclasses import asdict, replace
 from pathlib import Path
 
-import torch
-
-from converter.model import PortableModel, make_config, with_lm_head
-from converter.vocabulary import take_rows, to_tokenizer
-from pretrain.checkpoint import files as checkpoint
+from converter.formats import Format, ReadOptions, WriteOptions
+from converter.model import PortableModel, make_config, require_final_layernorm, with_lm_head
+from converter.vocabulary import take_rows, to_pretraining
+from pretrain.checkpoint.files import ITERATION_NAME, META, TRACKER, load_meta, read_model_tensors, save_checkpoint
+from pretrain.parallel.mesh import Layout
 from proteinlm.errors import InputError
 from proteinlm.tokenizer import Tokenizer
 
 COUNTERS = ("iteration", "consumed_train_samples", "consumed_tokens", "consumed_proteins", "skipped_iterations")
 
 
-def read(directory: str | Path, iteration: int | None = None) -> PortableModel:
+def recognises_dcp(path: Path) -> bool:
+    if not path.is_dir():
+        return False
+    saved = [path / META, *path.glob(f"iter_*/{META}"), *path.glob("iter_*/.metadata")]
+    # A tracker alone will do: reading names what it points at and is missing.
+    return any(file.is_file() for file in saved) or ((path / TRACKER).is_file() and not any(path.glob("*/mp_rank_*")))
+
+
+def read_dcp(directory: Path, options: ReadOptions) -> PortableModel:
     """The weights of one checkpoint: the latest, or `iteration`. Optimizer and RNG state are not read."""
-    directory = Path(directory)
-    named = checkpoint.ITERATION_NAME.fullmatch(directory.name)
-    if named and (directory / checkpoint.META).is_file():  # one checkpoint itself, not the run's directory
-        directory, iteration = directory.parent, int(named[1])
-    iteration, meta = checkpoint.load_meta(directory, iteration)
+    iteration = options.iteration
+    name = ITERATION_NAME.fullmatch(directory.name)
+    if name and (directory / META).is_file():  # one checkpoint itself, not the run's directory
+        directory, iteration = directory.parent, int(name[1])
+    iteration, meta = load_meta(directory, iteration)
     origin = f"{directory} iteration {iteration}"
     if not isinstance(meta.get("model_config"), dict) or not isinstance(meta.get("tokenizer"), dict):
         raise InputError(f"{origin}: meta.json lacks model_config or tokenizer")
@@ -31,12 +39,11 @@ def read(directory: str | Path, iteration: int | None = None) -> PortableModel:
         raise InputError(f"{origin}: meta.json says {sizes}")
     stored = meta.get("counters") if isinstance(meta.get("counters"), dict) else {}
     counters = {name: stored[name] for name in COUNTERS if type(stored.get(name)) is int}
-    tensors = checkpoint.read_model_tensors(directory, iteration)
-    notes = ["the optimizer's and random generators' states were not read: only weights are converted"]
-    model = PortableModel(config, tokenizer, tensors, origin, tuple(notes), counters).checked()
-    tensors, dropped = take_rows(
-        tensors, tokenizer.tokens, tokenizer, config.make_vocab_size_divisible_by, origin
-    )  # only clears padding rows
+    tensors = read_model_tensors(directory, iteration)
+    notes = ("the optimizer's and random generators' states were not read: only weights are converted",)
+    model = PortableModel(config, tokenizer, tensors, origin, notes, counters).checked()
+    padding = config.make_vocab_size_divisible_by
+    tensors, dropped = take_rows(tensors, tokenizer.tokens, tokenizer, padding, origin)  # only clears padding rows
     return replace(model, tensors=tensors).noted(*dropped)
 
 
@@ -47,38 +54,31 @@ def _tokenizer(value: dict, origin: str) -> Tokenizer:
         raise InputError(f"{origin}: meta.json: {error}") from None
 
 
-def prepare(model: PortableModel) -> PortableModel:
-    """The model as `write` stores it: on the pretraining vocabulary (a SentencePiece one is kept), with an LM head."""
-    if not model.config.final_layernorm:
-        raise InputError(
-            f"{model.origin}: final_layernorm is false, and pretraining always has that norm; remove the key from "
-            "config.json to convert the model with it"
-        )
-    divisible_by = model.config.make_vocab_size_divisible_by
-    divisible_by = 128 if divisible_by == 1 else divisible_by
+def prepare_dcp(model: PortableModel, options: WriteOptions) -> PortableModel:
+    """The model as `write_dcp` stores it: on the pretraining vocabulary (SentencePiece stays), with an LM head."""
+    require_final_layernorm(model, "pretraining always has")
     if model.tokenizer.one_to_one:
-        model = to_tokenizer(model, "iupac", divisible_by)
-    return with_lm_head(replace(model, config=replace(model.config, output_dropout=True)))
+        model = to_pretraining(model)
+    return with_lm_head(model.with_config(output_dropout=True))
 
 
-def write(model: PortableModel, directory: Path, dtype: torch.dtype | None = None, last_use: bool = False) -> None:
-    """Write `iter_*` and its tracker: what `python -m pretrain --load DIRECTORY --finetune` starts from.
-
-    last_use: the caller is done with the model, so that rounding may give each tensor's memory back as it goes.
-    """
-    source = model.tensors if last_use else dict(model.tensors)
+def write_dcp(model: PortableModel, directory: Path, options: WriteOptions) -> None:
+    """Write `iter_*` and its tracker: what `python -m pretrain --load DIRECTORY` goes on from or finetunes."""
+    source = model.tensors if options.last_use else dict(model.tensors)
     tensors = {}
     for name in list(source):
         tensor = source.pop(name)
-        tensors[name] = tensor.to(dtype or tensor.dtype)
+        tensors[name] = tensor.to(options.dtype or tensor.dtype)
     iteration = model.counters.get("iteration", 0)
-    counters = dict.fromkeys(COUNTERS, 0) | dict(model.counters) | {"iteration": iteration}
     meta = {
         "model_config": asdict(model.config),
         "tokenizer": model.tokenizer.to_dict(),
-        "config": None,
-        "counters": counters,
-        "loss_scaler": None,
+        "config": {},  # of the run: its schedule is not known
+        "counters": dict.fromkeys(COUNTERS, 0) | dict(model.counters) | {"iteration": iteration},
+        "layout": asdict(Layout()),
         "converted_from": model.origin,
     }
-    checkpoint.save_checkpoint(directory, iteration, {"model": tensors}, meta)
+    save_checkpoint(directory, iteration, {"model": tensors}, meta)
+
+
+DCP = Format("dcp", recognises_dcp, read_dcp, prepare_dcp, write_dcp, has_iterations=True)

@@ -1,6 +1,6 @@
 """The neighbours' own doors: a model opened from disk as its users open it, as a function from tokens to states.
 
-run = tape_door(directory)
+run = tape_door(directory, model)
 hidden, logits = run(["[CLS]", "M", "K", "[SEP]"])      # [T, h], and [T, V] in the order of run.tokens or None
 """
 
@@ -14,7 +14,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from converter.huggingface import tokenizer as hf_tokenizer
 from converter.model import PortableModel
 from converter.vocabulary import canonical
 from proteinlm.errors import InputError
@@ -28,6 +27,8 @@ class Door:
     name: str
     tokens: list[str]
     states: Callable[[Tensor], tuple[Tensor, Tensor | None]]  # ids [T] -> hidden [T, h], logits [T, rows] or None
+    lm_head_act: str | None = None  # what its LM head computes, where that is not the model's own lm_head_act
+    tokenize: Callable[[str], list[int]] | None = None  # the neighbour's own tokenizer, on a plain sequence
 
     @torch.no_grad()
     def __call__(self, tokens: Sequence[str]) -> tuple[Tensor, Tensor | None]:
@@ -47,55 +48,51 @@ def own_door(model: PortableModel) -> Door:
     return Door("pretrain", canonical(model.vocabulary), states)
 
 
-def tape_door(directory: Path, has_lm_head: bool) -> Door:
+def tape_door(directory: Path, model: PortableModel) -> Door:
     """`tape`'s classes, as `tape-train --from_pretrained` opens them."""
     from tape.models.modeling_bert import ProteinBertForMaskedLM, ProteinBertModel
 
-    kind = ProteinBertForMaskedLM if has_lm_head else ProteinBertModel
-    model = kind.from_pretrained(directory).eval()
+    kind = ProteinBertForMaskedLM if model.has_lm_head else ProteinBertModel
+    bert = kind.from_pretrained(directory).eval()
+    encoder = bert.bert if model.has_lm_head else bert
 
     def states(ids: Tensor) -> tuple[Tensor, Tensor | None]:
-        encoder = model.bert if has_lm_head else model
-        return encoder(ids[None])[0][0], model(ids[None])[0][0] if has_lm_head else None
+        return encoder(ids[None])[0][0], bert(ids[None])[0][0] if model.has_lm_head else None
 
     return Door("tape", canonical(TAPE_TOKENS), states)
 
 
-def hf_door(directory: Path, has_lm_head: bool) -> Door | None:
-    """`transformers`' class; None where that library is not installed. Its loading report must be empty."""
+def transformers_door(directory: Path, model: PortableModel, family: str, tokens: Sequence[str]) -> Door | None:
+    """The classes of `transformers` whose names begin with `family`; None where that library is not installed.
+
+    Its loading report must be empty. tokens: the vocabulary in the order of the directory's ids.
+    """
     try:
-        from transformers import MegatronBertForMaskedLM, MegatronBertModel
+        import transformers
     except ImportError:
         return None
-    kind = MegatronBertForMaskedLM if has_lm_head else MegatronBertModel
+    kind = getattr(transformers, f"{family}{'ForMaskedLM' if model.has_lm_head else 'Model'}")
     with _quiet():
-        model, report = kind.from_pretrained(directory, output_loading_info=True)
-    wrong = [f"{what} {sorted(map(str, names))[0]}" for what, names in report.items() if names and what in WORRIES]
+        bert, report = kind.from_pretrained(directory, output_loading_info=True)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(directory)
+    wrong = [f"{problem} {name}" for problem in PROBLEMS for name in sorted(map(str, report.get(problem, ())))]
     # The encoder alone is built with a pooler there, which no masked language model has.
     wrong = [text for text in wrong if "pooler" not in text]
     if wrong:
         raise InputError(f"{directory}: transformers loads it with {wrong[0]}")
-    model = model.float().eval()
+    bert = bert.float().eval()
 
     def states(ids: Tensor) -> tuple[Tensor, Tensor | None]:
-        encoder = model.bert if has_lm_head else model
-        hidden = encoder(ids[None]).last_hidden_state[0]
-        return hidden, model(ids[None]).logits[0] if has_lm_head else None
+        hidden = bert.base_model(ids[None]).last_hidden_state[0]
+        return hidden, bert(ids[None]).logits[0] if model.has_lm_head else None
 
-    return Door("transformers", canonical(hf_tokenizer.read(directory) or []), states)
+    def tokenize(protein: str) -> list[int]:
+        return list(tokenizer(protein)["input_ids"])
+
+    return Door("transformers", canonical(tokens), states, model.config.hidden_act, tokenize)
 
 
-WORRIES = ("missing_keys", "unexpected_keys", "mismatched_keys")
-
-
-def hf_tokenizer_agrees(directory: Path, proteins: Sequence[str], tokens: Sequence[str]) -> bool:
-    """Whether AutoTokenizer turns plain sequences into [CLS] and one id a residue."""
-    from transformers import AutoTokenizer
-
-    with _quiet():
-        tokenizer = AutoTokenizer.from_pretrained(directory)
-    expected = [[tokens.index("[CLS]"), *(tokens.index(letter) for letter in protein)] for protein in proteins]
-    return [list(tokenizer(protein)["input_ids"]) for protein in proteins] == expected
+PROBLEMS = ("missing_keys", "unexpected_keys", "mismatched_keys")
 
 
 @contextlib.contextmanager

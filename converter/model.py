@@ -1,24 +1,26 @@
-"""The one form every checkpoint passes through: a config, a vocabulary and tensors under `pretrain`'s names.
+"""The one form every checkpoint passes through: a config, a vocabulary and tensors under `ProteinBert`'s names.
 
 What must hold of a `PortableModel` that a reader hands out (`checked`): every tensor that its config asks for is there
 with that shape, no other is, all are finite floating-point numbers, and the padding rows of the vocabulary are zeros.
 """
 
-import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from proteinlm.errors import InputError
 from proteinlm.model import ModelConfig, ProteinBert, initialize
+from proteinlm.model_dir.config import CONFIG_KEYS, RULES, SIZE, check_values
+from proteinlm.model_dir.names import parameters_without_memory
 from proteinlm.tokenizer import Tokenizer
 
 # The tensors whose first dimension is the (padded) vocabulary.
 VOCABULARY_TENSORS = ("word_embeddings.weight", "lm_head.bias")
 HEAD_SEED = 1234  # of a masked-LM head made where the source has none
-LARGEST_NUMBER = 2**31  # of any size in a config; more cannot be meant
+# What a field of ModelConfig may be.
+FIELD_RULES = {field: RULES[key] for field, key in CONFIG_KEYS.items()} | {"make_vocab_size_divisible_by": SIZE}
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,10 @@ class PortableModel:
     def noted(self, *notes: str) -> "PortableModel":
         return replace(self, notes=(*self.notes, *notes))
 
-    def as_stored_in(self, dtype: torch.dtype | None) -> "PortableModel":
+    def with_config(self, **changes: object) -> "PortableModel":
+        return replace(self, config=replace(self.config, **changes))
+
+    def rounded_to(self, dtype: torch.dtype | None) -> "PortableModel":
         """The same model after rounding to `dtype` (None: as it is)."""
         if dtype is None:
             return self
@@ -62,90 +67,64 @@ class PortableModel:
 
     def checked(self) -> "PortableModel":
         """Self, after comparing names, shapes and numbers with what the config asks for."""
-        for name, shape in expected_shapes(self.config, self.has_lm_head):
-            if name not in self.tensors:
-                raise InputError(f"{self.origin}: tensor {name} is missing")
-            found = tuple(self.tensors[name].shape)
-            if found != shape:
-                raise InputError(f"{self.origin}: {name} has shape {found}, its config asks for {shape}")
-        wanted = {name for name, _ in expected_shapes(self.config, self.has_lm_head)}
+        if self.config.num_layers > len(self.tensors):  # before anything is made for each that a config claims
+            layers = self.config.num_layers
+            raise InputError(f"{self.origin}: {len(self.tensors)} tensors cannot be the {layers} layers of its config")
+        shapes = {name: like.shape for name, like in parameters_without_memory(self.config, self.has_lm_head).items()}
+        missing = next((name for name in shapes if name not in self.tensors), None)
+        if missing:
+            raise InputError(f"{self.origin}: tensor {missing} is missing")
         for name, tensor in self.tensors.items():
-            if name not in wanted:
+            if name not in shapes:
                 raise InputError(f"{self.origin}: tensor {name} belongs to no part of the model its config describes")
-            check_numbers(tensor, name, self.origin)
+            if tensor.shape != shapes[name]:
+                stored, expected = tuple(tensor.shape), tuple(shapes[name])
+                raise InputError(f"{self.origin}: {name} has shape {stored}, its config asks for {expected}")
+            _check_numbers(tensor, name, self.origin)
         return self
 
 
-def expected_shapes(config: ModelConfig, lm_head: bool) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """(name, shape) of every tensor of `ProteinBert(config, lm_head)`, in its order; nothing is allocated."""
-    h, ffn, rows = config.hidden_size, config.ffn_hidden_size, config.padded_vocab_size
-    yield "word_embeddings.weight", (rows, h)
-    yield "position_embeddings.weight", (config.max_position_embeddings, h)
-    parts = [
-        ("input_layernorm", h, None),
-        ("attention.query_key_value", 3 * h, h),
-        ("attention.dense", h, h),
-        ("post_attention_layernorm", h, None),
-        ("mlp.dense_h_to_4h", ffn, h),
-        ("mlp.dense_4h_to_h", h, ffn),
-    ]
-    for layer in range(config.num_layers):
-        for part, out, into in parts:
-            yield f"layers.{layer}.{part}.weight", (out,) if into is None else (out, into)
-            yield f"layers.{layer}.{part}.bias", (out,)
-    if config.final_layernorm:
-        yield "final_layernorm.weight", (h,)
-        yield "final_layernorm.bias", (h,)
-    if lm_head:
-        yield "lm_head.bias", (rows,)
-        yield "lm_head.dense.weight", (h, h)
-        yield "lm_head.dense.bias", (h,)
-        yield "lm_head.layernorm.weight", (h,)
-        yield "lm_head.layernorm.bias", (h,)
+def same_tensor(one: Tensor | None, other: Tensor | None) -> bool:
+    """Whether both are there with the same dtype, shape and bits."""
+    if one is None or other is None:
+        return False
+    return one.dtype == other.dtype and one.shape == other.shape and torch.equal(one, other)
 
 
-def check_numbers(tensor: Tensor, name: str, where: str) -> None:
+def _check_numbers(tensor: Tensor, name: str, where: str) -> None:
     if tensor.dtype not in (torch.float32, torch.float16, torch.bfloat16, torch.float64):
-        raise InputError(
-            f"{where}: {name} holds {str(tensor.dtype).removeprefix('torch.')}, not floating-point numbers"
-        )
+        kind = str(tensor.dtype).removeprefix("torch.")
+        raise InputError(f"{where}: {name} holds {kind}, not floating-point numbers")
     if not torch.isfinite(tensor).all():
         raise InputError(f"{where}: {name} holds NaN or infinity: the run diverged or the file is damaged")
 
 
 def make_config(values: Mapping[str, object], where: str) -> ModelConfig:
     """ModelConfig of values that came from a file: types and ranges are checked before anything is made of them."""
-    known = {f.name: f.type for f in fields(ModelConfig)}
-    for name, value in values.items():
-        if name not in known:
-            raise InputError(f"{where}: {name} is not a field of a model's configuration")
-        kind = known[name]
-        if kind is bool:
-            good = type(value) is bool
-        elif kind is str:
-            good = type(value) is str
-        elif kind is float:
-            good = type(value) in (int, float) and math.isfinite(value) and value >= 0
-        else:
-            good = type(value) is int and 0 < value < LARGEST_NUMBER
-            good = good or (name == "ffn_hidden_size" and value is None)
-        if not good:
-            raise InputError(f"{where}: {name} is {ascii(value)[:60]}, which cannot be")
-    for name in ("hidden_dropout", "attention_dropout"):
-        if values.get(name, 0) >= 1:
-            raise InputError(f"{where}: {name} is {values[name]}; it must be below 1")
+    unknown = next((name for name in values if name not in FIELD_RULES), None)
+    if unknown is not None:
+        raise InputError(f"{where}: {unknown} is not a field of a model's configuration")
+    check_values(values, values, where, FIELD_RULES)
     try:
         return ModelConfig(**values)
     except (TypeError, ValueError) as error:
         raise InputError(f"{where}: {error}") from None
 
 
+def require_final_layernorm(model: PortableModel, who: str) -> None:
+    """InputError for a model without that norm. who: "pretraining always has", for whatever always applies it."""
+    if not model.config.final_layernorm:
+        raise InputError(
+            f"{model.origin}: final_layernorm is false, and {who} that norm; remove the key from config.json to "
+            "convert the model with it"
+        )
+
+
 def with_lm_head(model: PortableModel) -> PortableModel:
-    """The model, with a fresh masked-LM head where it has none (said in the notes), for formats that need one."""
+    """The model, with a fresh masked-LM head where it has none (a note says so), for formats that need one."""
     if model.has_lm_head:
         return model
-    small = replace(model.config, num_layers=1, ffn_hidden_size=1, max_position_embeddings=1)
-    fresh = ProteinBert(small)
+    fresh = ProteinBert(replace(model.config, num_layers=1, ffn_hidden_size=1, max_position_embeddings=1))
     initialize(fresh, HEAD_SEED)
     head = {name: value for name, value in fresh.state_dict().items() if name.startswith("lm_head.")}
     tensors = model.tensors | {name: value.to(model.dtype) for name, value in head.items()}

@@ -1,33 +1,32 @@
-"""PortableModel <-> a TAPE-format model directory. `proteinlm/model_dir/files.py` reads the files,
-`proteinlm/model_dir/names.py` has names.
-"""
+"""PortableModel <-> a TAPE-format model directory, whose files and names are those of `proteinlm/model_dir/`."""
 
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
-from converter.model import PortableModel, make_config
-from converter.names import MODEL_CONFIG_TO_TAPE
-from converter.streams import write_safetensors, write_torch_file
+from converter.doors import tape_door
+from converter.formats import Format, ReadOptions, WriteOptions, model_dir_config
+from converter.model import PortableModel
 from converter.vocabulary import to_tokenizer
 from proteinlm.errors import InputError
 from proteinlm.files import write_json
-from proteinlm.model_dir.files import CONFIG_NAME, SAFE_NAME, TAPE_EXTRAS, TORCH_NAME, load_tape_dir
-from proteinlm.model_dir.names import MLM_NAMES, TOKEN_TYPES, encoder_to_tape
+from proteinlm.model_dir.config import CONFIG_KEYS, TAPE_EXTRAS, model_config_of
+from proteinlm.model_dir.files import CONFIG_NAME, load_tape_dir
+from proteinlm.model_dir.names import DECODER, TAPE_NAMES, TOKEN_TYPES
+from proteinlm.model_dir.weights import write_weights
 from proteinlm.tokenizer import TAPE_TOKENS, build_tokenizer
 
-# What TAPE's config.json leaves out where it is the default of TAPE's own ProteinBertConfig.
-DEFAULTS = {"lm_head_act": "gelu", "final_layernorm": True, "output_dropout": True}
+
+def recognises_tape(path: Path) -> bool:
+    config = model_dir_config(path)
+    return config is not None and config.get("model_type") is None and not config.get("architectures")
 
 
-def read(directory: str | Path) -> PortableModel:
+def read_tape(directory: Path, options: ReadOptions) -> PortableModel:
     """A directory that this project, the original project's converter or its finetuning wrote."""
-    directory = Path(directory)
     files = load_tape_dir(directory)
     where = str(directory / CONFIG_NAME)
-    told = {ours: files.config[theirs] for ours, theirs in MODEL_CONFIG_TO_TAPE.items() if theirs in files.config}
-    config = make_config(DEFAULTS | {"make_vocab_size_divisible_by": 1} | told, where)
+    config = model_config_of(files.config, where)
     if config.vocab_size != len(TAPE_TOKENS):
         raise InputError(f"{where}: vocab_size {config.vocab_size}; TAPE's vocabulary has {len(TAPE_TOKENS)} tokens")
     notes = [*files.notes]
@@ -41,29 +40,26 @@ def read(directory: str | Path) -> PortableModel:
     return PortableModel(config, build_tokenizer("tape"), files.state, str(directory), tuple(notes)).checked()
 
 
-def prepare(model: PortableModel) -> PortableModel:
-    """The model as `write` stores it: on TAPE's 30 tokens, without padding rows."""
+def prepare_tape(model: PortableModel, options: WriteOptions) -> PortableModel:
+    """The model as `write_tape` stores it: on TAPE's 30 tokens, without padding rows."""
     return to_tokenizer(model, "tape", divisible_by=1)
 
 
-def write(model: PortableModel, directory: Path, dtype: torch.dtype | None = None, torch_file: bool = False) -> None:
+def write_tape(model: PortableModel, directory: Path, options: WriteOptions) -> None:
     """Write encoder and masked-LM head, weights first: a directory with a config.json is complete."""
-    told = {theirs: getattr(model.config, ours) for ours, theirs in MODEL_CONFIG_TO_TAPE.items()}
-    config = TAPE_EXTRAS | {"type_vocab_size": 1} | told | {"converted_from": model.origin}
-    mlm = {f"lm_head.{ours}": f"mlm.{theirs}" for theirs, ours in MLM_NAMES.items()}
+    values = {key: getattr(model.config, field) for field, key in CONFIG_KEYS.items()}
+    config = TAPE_EXTRAS | values | {"converted_from": model.origin}
 
     def translate(name: str, tensor: Tensor) -> dict[str, Tensor]:
-        if name in mlm:
-            return {mlm[name]: tensor}
-        parts = {f"bert.{theirs}": part for theirs, part in encoder_to_tape({name: tensor}, config).items()}
-        types = parts.pop(f"bert.{TOKEN_TYPES}")
+        parts = TAPE_NAMES.rename({name: tensor}, model.config.num_attention_heads)
         if name == "word_embeddings.weight":
-            parts[f"bert.{TOKEN_TYPES}"] = types.to(tensor.dtype)
+            parts[TOKEN_TYPES] = tensor.new_zeros(1, model.config.hidden_size)
             if model.has_lm_head:
-                parts["mlm.decoder.weight"] = tensor
+                parts[DECODER] = tensor
         return parts
 
-    write_safetensors(directory / SAFE_NAME, model.tensors, translate, dtype)
-    if torch_file:
-        write_torch_file(directory / TORCH_NAME, model.tensors, translate, dtype)
+    write_weights(directory, model.tensors, translate, options.dtype, options.torch_file)
     write_json(directory / CONFIG_NAME, config)
+
+
+TAPE = Format("tape", recognises_tape, read_tape, prepare_tape, write_tape, tape_door, has_torch_file=True)

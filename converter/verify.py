@@ -3,20 +3,28 @@
 The result is opened twice. This project's reader gives its tensors, which must be those of the source bit for bit,
 rounded to --dtype where one was asked for. The neighbour's own door (for `tape`: `ProteinBertForMaskedLM`; for `hf`:
 `transformers`) gives hidden states and logits, which must agree to TOLERANCE.
+
+`first_step_loss` goes one step further: the loss that continued pretraining must start from.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from converter.doors import Door, hf_door, hf_tokenizer_agrees, own_door, tape_door
-from converter.model import PortableModel
+from converter.doors import Door, own_door
+from converter.formats import Format, ReadOptions
+from converter.model import PortableModel, same_tensor
+from pretrain.data.blending import build_datasets
+from pretrain.data.loader import PackedLoader
+from proteinlm.errors import InputError
+from proteinlm.loss import masked_lm_loss
+from proteinlm.tokenizer import RESIDUES
 
 TOLERANCE = 1e-5  # fp32 hidden states after the final LN are of order 1; see docs/numerics.md
-LETTERS = "ACDEFGHIKLMNPQRSTVWYBXZUO"
+LONGEST_PROBE = 512
 
 
 @dataclass(frozen=True)
@@ -37,19 +45,15 @@ class Difference:
         return f"largest difference over {self.proteins} proteins: hidden states {self.hidden:.3g}{logits}"
 
 
-def probe_proteins(longest: int, count: int = 8, seed: int = 0) -> list[str]:
-    """Proteins of lengths 1 .. longest over every letter of the vocabulary."""
+def probes(model: PortableModel, count: int = 8, seed: int = 0) -> list[str]:
+    """Proteins of many lengths over every letter, that fit the model with `[CLS]` and `[SEP]`."""
+    longest = max(1, min(LONGEST_PROBE, model.config.max_position_embeddings - 2))
     rng = np.random.default_rng(seed)
-    lengths = np.unique(np.geomspace(1, max(1, longest), count).astype(int))
-    return ["".join(rng.choice(list(LETTERS), size)) for size in lengths]
+    lengths = np.unique(np.geomspace(1, longest, count).astype(int))
+    return ["".join(rng.choice(list(RESIDUES), size)) for size in lengths]
 
 
-def probes(model: PortableModel) -> list[str]:
-    """Proteins that fit the model with `[CLS]` and `[SEP]`."""
-    return probe_proteins(min(512, model.config.max_position_embeddings - 2))
-
-
-def compare(one: Door, other: Door, proteins: list[str], logits: bool = True) -> Difference:
+def compare(one: Door, other: Door, proteins: Sequence[str], logits: bool = True) -> Difference:
     """The two models on `[CLS] residues [SEP]`; logits over the tokens that both know."""
     shared = [token for token in one.tokens if token in other.tokens]
     columns = [[door.tokens.index(token) for token in shared] for door in (one, other)]
@@ -69,65 +73,74 @@ def _larger(so_far: float, values: torch.Tensor) -> float:
     return float(torch.maximum(torch.tensor(so_far), values.abs().max()))
 
 
-def different_tensors(expected: PortableModel, found: PortableModel) -> list[str]:
-    """Names of tensors that are not the same bits."""
-    names = sorted({*expected.tensors, *found.tensors})
-    return [
-        name
-        for name in names
-        if name not in expected.tensors
-        or name not in found.tensors
-        or expected.tensors[name].dtype != found.tensors[name].dtype
-        or not torch.equal(expected.tensors[name], found.tensors[name])
-    ]
-
-
 def verify(
-    source: PortableModel,
-    stored: PortableModel,
-    kind: str,
-    directory: Path,
-    read_back: Callable[[Path], PortableModel],
-    say: Callable[[str], None],
+    source: PortableModel, stored: PortableModel, target: Format, directory: Path, say: Callable[[str], None]
 ) -> bool:
     """Whether `directory` holds `stored`, the source as this target and dtype have it. Says what was seen."""
-    found = read_back(directory)
-    wrong = different_tensors(stored, found)
+    result = target.read(directory, ReadOptions())
+    names = sorted({*stored.tensors, *result.tensors})
+    wrong = [name for name in names if not same_tensor(stored.tensors.get(name), result.tensors.get(name))]
     if wrong:
         say(f"verification failed: {len(wrong)} of {len(stored.tensors)} tensors read back differ, first {wrong[0]}")
         return False
     say(f"verified: all {len(stored.tensors)} tensors read back are equal, bit for bit")
-    proteins, door = probes(source), _door(kind, directory, found)
+    door = target.door(directory, result) if target.door else own_door(result)
     if door is None:
         say("transformers is not installed, so the result was not run through it; this project's model is run instead")
-        door = own_door(found)
-    comparable = kind != "hf" or door.name != "transformers" or source.config.hidden_act == source.config.lm_head_act
-    if kind == "megatron" and found.config.lm_head_act != source.config.lm_head_act:
-        comparable = False
+        door = own_door(result)
+    problem = _compare_states(source, stored, door, say) or _compare_tokens(source, door)
+    if problem:
+        say(f"verification failed: {problem}")
+    return problem is None
+
+
+def _compare_states(source: PortableModel, stored: PortableModel, door: Door, say: Callable[[str], None]) -> str | None:
+    """What is wrong with the states that `door` gives, None where they are the source's."""
+    comparable = (door.lm_head_act or stored.config.lm_head_act) == source.config.lm_head_act
     if not comparable:
         say("logits are not compared: the target has one activation for MLP and LM head, so they differ by its form")
-    rounded = own_door(_rounded(source, stored))
-    difference = compare(rounded, door, proteins, comparable and source.has_lm_head)
+    proteins, rounds = probes(source), source.dtype != stored.dtype
+    rounded = own_door(source.rounded_to(stored.dtype) if rounds else source)
+    difference = compare(rounded, door, proteins, comparable)
     say(f"{difference} (through {door.name})")
-    if source.dtype != stored.dtype:
-        told = compare(own_door(source), rounded, proteins)
-        say(f"rounding to {str(stored.dtype).removeprefix('torch.')} itself: {told}")
-    if not difference.small:
-        say(f"verification failed: that is more than {TOLERANCE:g} of the largest value {difference.scale:.3g}")
-        return False
-    if kind == "hf" and door.name == "transformers" and not hf_tokenizer_agrees(directory, proteins, found.vocabulary):
-        say("verification failed: AutoTokenizer does not give [CLS] and one id a residue")
-        return False
-    return True
+    if rounds:
+        rounding = compare(own_door(source), rounded, proteins)
+        say(f"rounding to {str(stored.dtype).removeprefix('torch.')} itself: {rounding}")
+    return None if difference.small else f"that is more than {TOLERANCE:g} of the largest value {difference.scale:.3g}"
 
 
-def _rounded(source: PortableModel, stored: PortableModel) -> PortableModel:
-    return source if source.dtype == stored.dtype else source.as_stored_in(stored.dtype)
+def _compare_tokens(source: PortableModel, door: Door) -> str | None:
+    """What is wrong with the tokenizer beside the result, None where it gives what pretraining wrote."""
+    for protein in probes(source) if door.tokenize else ():
+        if door.tokenize(protein) != [door.tokens.index(token) for token in ("[CLS]", *protein)]:
+            return "AutoTokenizer does not give [CLS] and one id a residue"
+    return None
 
 
-def _door(kind: str, directory: Path, found: PortableModel) -> Door | None:
-    if kind == "tape":
-        return tape_door(directory, found.has_lm_head)
-    if kind == "hf":
-        return hf_door(directory, found.has_lm_head)
-    return own_door(found)
+@torch.no_grad()
+def first_step_loss(
+    model: PortableModel,
+    data_path: Sequence[str],
+    seq_length: int,
+    global_batch_size: int,
+    split: str,
+    mask_prob: float,
+    seed: int,
+) -> tuple[float, int]:
+    """(mean masked-LM cross-entropy in nats, masked residues) of the first global batch that `pretrain` would draw.
+
+    The same rows, masks and sums as `python -m pretrain --load X --finetune` with the same arguments, without dropout:
+    with --hidden-dropout 0 --attention-dropout 0 the first lm_loss of that run is this number.
+    """
+    if seq_length > model.config.max_position_embeddings:
+        longest = model.config.max_position_embeddings
+        raise InputError(f"--seq-length {seq_length}: the model has max-position-embeddings {longest}")
+    train, _, _ = build_datasets(data_path, split, model.tokenizer, seq_length, mask_prob, seed)
+    bert = model.build()
+    loader = PackedLoader(train, 1, lambda consumed: global_batch_size, num_samples=global_batch_size)
+    total, masked = 0.0, 0
+    for batch in next(iter(loader)):
+        logits = bert(batch.tokens, batch.position_ids, batch.cu_seqlens, batch.masked_positions)
+        total += float(masked_lm_loss(logits, batch.labels))
+        masked += batch.num_masked
+    return total / max(1, masked), masked

@@ -1,21 +1,17 @@
 """SIGTERM (a scheduler's notice of preemption) becomes a flag that the loop reads between two steps."""
 
+import contextlib
 import signal
+import threading
+from collections.abc import Iterator
 
 
-class StopSignal:
-    """While the context is open, SIGTERM sets `received` instead of killing the process in the middle of a step."""
-
-    def __init__(self):
-        self.received = False
-        self._previous = None
-
-    def __enter__(self):
-        self._previous = signal.signal(signal.SIGTERM, self._handle)
-        return self
-
-    def _handle(self, signum, frame):
-        self.received = True
-
-    def __exit__(self, *exc_info):
-        signal.signal(signal.SIGTERM, self._previous)
+@contextlib.contextmanager
+def stop_signal() -> Iterator[threading.Event]:
+    """While the context is open, SIGTERM sets the event instead of killing the process in the middle of a step."""
+    received = threading.Event()
+    previous = signal.signal(signal.SIGTERM, lambda *_: received.set())
+    try:
+        yield received
+    finally:
+        signal.signal(signal.SIGTERM, previous)

@@ -9,13 +9,15 @@ CPU it continues bit for bit.
 
 import contextlib
 import math
+import threading
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 
 import torch
 
+from pretrain.checkpoint.files import checkpoint_name
 from pretrain.checkpoint.saving import Saver
-from pretrain.checkpoint.state import load_state, run_state
+from pretrain.checkpoint.state import RunState
 from pretrain.config.options import Config
 from pretrain.config.schedules import Schedule
 from pretrain.config.validate import for_world
@@ -24,28 +26,17 @@ from pretrain.data.dataset import Dataset, PackedDataset
 from pretrain.data.indexed import IndexedDataset
 from pretrain.data.loader import Batch, PackedLoader, evaluation_batches
 from pretrain.data.sources import parse_valid_data_path
+from pretrain.interval import BatchCounts, Interval, peak_flops, unigram_entropy
 from pretrain.parallel.apply import build_model, compute_dtype, reduce_dtype
 from pretrain.parallel.mesh import World, local_device
 from pretrain.parallel.replicas import Gradients, communicate, release
-from pretrain.shutdown import StopSignal
-from pretrain.throughput import BatchCounts, Throughput, peak_flops
+from pretrain.shutdown import stop_signal
 from proteinlm.errors import InputError
 from proteinlm.files import write_json
 from proteinlm.metrics_log import MetricsLog, NoLog
 from proteinlm.optim import LossScaler, build_optimizer, clip_factor, set_learning_rate
 from proteinlm.progress import Progress
 from proteinlm.tokenizer import Tokenizer, build_tokenizer
-
-
-@dataclass
-class Counters:
-    """Where a run stands; saved with every checkpoint."""
-
-    iteration: int = 0
-    consumed_train_samples: int = 0  # packed rows: the whole state of the data order
-    consumed_tokens: int = 0  # real tokens, [CLS] included, padding not
-    consumed_proteins: int = 0
-    skipped_iterations: int = 0
 
 
 class Trainer:
@@ -55,7 +46,6 @@ class Trainer:
         self.device = _device(config)
         self.world = World.join(config, self.device)
         config = for_world(config, self.world.size)
-        self.adopt(config)
         self.dtype = compute_dtype(config.training)
         if config.training.deterministic:
             torch.use_deterministic_algorithms(True)
@@ -69,17 +59,18 @@ class Trainer:
         o = config.optim
         self.optimizer = build_optimizer(self.model, o.lr, o.weight_decay, (o.adam_beta1, o.adam_beta2), o.adam_eps)
         self.scaler = _loss_scaler(config) if config.training.fp16 else None
-        self.counters = Counters()
-        self.saver = Saver(config.checkpoint, self.world.side_group)
-        self.resumed = load_state(self) if config.checkpoint.load else None
-        self._saved_at = self._evaluated_at = self.resumed
         peak = peak_flops(self.device, self.dtype)
-        self.peak_flops = peak and peak * self.world.size
-
-    def adopt(self, config: Config) -> None:
-        """Take `config` and the schedule that follows from it."""
-        self.config = config
-        self.schedule = Schedule(config)
+        self.interval = Interval(self.model_config, peak and peak * self.world.size)
+        self.saver = Saver(config.checkpoint, self.world.side_group)
+        self.state = RunState(
+            config, self.world, self.model, self.model_config, self.tokenizer, self.train_data,
+            self.optimizer, self.scaler, self.interval,
+        )  # fmt: skip
+        self.counters = self.state.counters
+        self.resumed = self.state.load(self.say) if config.checkpoint.load else None
+        self.config = self.state.config  # loading may settle the schedule
+        self.schedule = Schedule(self.config)
+        self._evaluated_at = self.resumed
 
     def say(self, message: str) -> None:
         """One line on stdout, by one process."""
@@ -91,64 +82,69 @@ class Trainer:
     def run(self) -> str:
         """Train to the end of the schedule or until told to stop. Returns the reason, also in exit_reason.json."""
         c = self.config
-        loader = PackedLoader(
-            self.train_data,
-            c.training.micro_batch_size,
-            self.schedule.batch_size,
-            self.counters.consumed_train_samples,
-            self.schedule.total_samples,
-            dp_rank=self.world.dp_rank,
-            dp_size=self.world.dp_size,
-            num_workers=c.data.num_workers,
-        )
-        log = NoLog()
-        if self.world.is_main:
-            log = MetricsLog(c.checkpoint.save, c.logging.tensorboard_dir, resume_at=self.resumed)
-        done, total = self.counters.consumed_train_samples, self.schedule.total_samples
-        if self.world.is_main and total is not None and done >= total:
-            print(f"notice: nothing left to train on: the schedule ends at sample {total:,}, {done:,} are consumed")
         reason, started = "completed", time.monotonic()
-        with StopSignal() as stop, contextlib.closing(log), self._progress() as bar:
-            throughput = Throughput(self.model_config, self.peak_flops)
+        with stop_signal() as stop, contextlib.closing(self._open_log()) as log, self._progress() as bar:
+            loader = self._loader()
+            self.interval.start()
             for micro_batches in loader:
-                counts = BatchCounts.of(micro_batches, self.world.sum_over_replicas)
-                with throughput.step(counts):
-                    values = self.train_step(micro_batches, counts)
-                self._count(counts, values)
+                counts = self.count(micro_batches)
+                values = self.train_step(micro_batches, counts)
+                self._advance(counts, values)
                 bar.add(counts.rows)
                 if self._due(c.logging.log_interval) or values["skipped"]:
-                    bar.show(self._log_step(log, values, throughput))
-                if self._due(c.logging.eval_interval):
-                    bar.show(*self._log_evaluation(log))
-                if self._due(c.checkpoint.save_interval):
-                    self.save()
+                    bar.show(self._log_step(log, values))
+                self._refuse_to_skip_for_ever()
+                with self.interval.paused():
+                    if self._due(c.logging.eval_interval):
+                        bar.show(*self._log_evaluation(log))
+                    if self._save_due():
+                        self.save()
                 if why := self._why_stop(stop, started):
                     reason = why
                     break
             if reason == "completed" and self._evaluated_at != self.counters.iteration:
                 bar.show(*self._log_evaluation(log))
-            if self._saved_at != self.counters.iteration:
+            if self.state.saved_at != self.counters.iteration:
                 self.save()
             self.saver.wait()
-        if self.world.is_main:
-            ended = {"reason": reason, "iteration": self.counters.iteration}
-            write_json(f"{c.checkpoint.save}/exit_reason.json", ended)
+        self._record_exit(reason)
         return reason
+
+    def _loader(self) -> PackedLoader:
+        c, consumed, total = self.config, self.counters.consumed_train_samples, self.schedule.total_samples
+        if total is not None and consumed >= total:
+            self.say(
+                f"notice: nothing left to train on: the schedule ends at sample {total:,}, {consumed:,} are consumed"
+            )
+        return PackedLoader(
+            self.train_data,
+            c.training.micro_batch_size,
+            self.schedule.batch_size,
+            consumed,
+            total,
+            dp_rank=self.world.dp_rank,
+            dp_size=self.world.dp_size,
+            num_workers=c.data.num_workers,
+        )
+
+    def count(self, micro_batches: list[Batch]) -> BatchCounts:
+        """What the step on a global batch is over, of which this replica has `micro_batches`."""
+        return BatchCounts.of(micro_batches, self.tokenizer.mask_id, self.world.sum_over_replicas)
 
     def train_step(self, micro_batches: list[Batch], counts: BatchCounts) -> dict:
         """One optimizer step on a global batch, of which this replica has `micro_batches` and `counts` tells the whole.
 
-        Returns lm_loss, grad_norm, learning_rate, loss_scale, skipped, the same on every process.
+        Returns lm_loss, mask_loss, grad_norm, learning_rate, loss_scale, skipped, the same on every process.
         """
         self.model.train()
         scale = self.scaler.scale if self.scaler else 1.0
         masked = max(1, counts.masked)  # a row of two or three tokens may hide none
-        loss_sum = self._accumulate(micro_batches, scale / masked)
+        losses = self._accumulate(micro_batches, scale / masked)
         self.gradients.finish()
         counters = self.counters
         lr = self.schedule.learning_rate(counters.iteration + 1, counters.consumed_train_samples + counts.rows)
         set_learning_rate(self.optimizer, lr)
-        norm, loss_sum = self._unscale_and_clip(scale, loss_sum)
+        norm, (loss_sum, mask_loss_sum) = self._unscale_and_clip(scale, losses)
         good = math.isfinite(norm) and math.isfinite(loss_sum)
         if good:
             self.optimizer.step()
@@ -157,53 +153,82 @@ class Trainer:
             self.scaler.update(overflow=not good)
         return {
             "lm_loss": loss_sum / masked,
+            "mask_loss": mask_loss_sum / max(1, counts.shown_mask),
             "grad_norm": norm,
             "learning_rate": lr,
             "loss_scale": scale,
             "skipped": not good,
         }
 
-    def _accumulate(self, micro_batches: list[Batch], weight: float) -> float:
-        """Add up the gradients of weight x loss. Returns the sum of this process's losses (not every one has one)."""
+    def _accumulate(self, micro_batches: list[Batch], weight: float) -> list[float]:
+        """Add up the gradients of weight x loss.
+
+        Returns the sums of this process's losses (not every one has one): over all masked residues, and over those that
+        the model is shown as [MASK]. The other fifth can be copied or guessed from what is shown in their place.
+        """
+        mask_id = self.tokenizer.mask_id
         if self.pipeline:
-            return float(self.pipeline.step(micro_batches, weight))
-        loss_sum = torch.zeros((), dtype=torch.float64)
+            return self.pipeline.step(micro_batches, weight, mask_id).tolist()
+        sums = torch.zeros(2, dtype=torch.float64, device=self.device)
         for number, batch in enumerate(micro_batches, 1):
             communicate(self.model, number == len(micro_batches), self.config.parallel.use_torch_fsdp2)
-            loss = self._loss(batch.to(self.device))
+            batch = batch.to(self.device)
+            logits = self._logits(batch)
+            loss = self.loss(logits, batch.labels)
             (loss * weight).backward()
-            loss_sum += loss.detach().double().cpu()
-        return float(loss_sum)
+            mask_loss = self.loss(logits.detach(), batch.labels_of_masks(mask_id))
+            sums += torch.stack([loss.detach(), mask_loss]).double()
+        return sums.tolist()
+
+    def _logits(self, batch: Batch) -> torch.Tensor:
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            return self.model(batch.tokens, batch.position_ids, batch.cu_seqlens, batch.masked_positions)
 
     def _loss(self, batch: Batch) -> torch.Tensor:
-        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            logits = self.model(batch.tokens, batch.position_ids, batch.cu_seqlens, batch.masked_positions)
-        return self.loss(logits, batch.labels)
+        return self.loss(self._logits(batch), batch.labels)
 
-    def _unscale_and_clip(self, scale: float, loss_sum: float) -> tuple[float, float]:
-        """(gradient norm of the whole model before clipping, loss of the whole global batch)."""
+    def _unscale_and_clip(self, scale: float, losses: list[float]) -> tuple[float, list[float]]:
+        """(gradient norm of the whole model before clipping, losses of the whole global batch)."""
         if scale != 1.0:
             self.gradients.scale(1.0 / scale)
-        norm, loss_sum = self.gradients.norm_with(loss_sum)
+        norm, losses = self.gradients.norm_with(losses)
         if factor := clip_factor(norm, self.config.optim.clip_grad):
             self.gradients.scale(factor)
-        return norm, loss_sum
+        return norm, losses
 
-    def _count(self, counts: BatchCounts, values: dict) -> None:
-        counters = self.counters
+    def _advance(self, counts: BatchCounts, values: dict) -> None:
+        """Count a step that was taken or skipped."""
+        counters, skipped = self.counters, values["skipped"]
         counters.iteration += 1
         counters.consumed_train_samples += counts.rows
         counters.consumed_tokens += counts.real_tokens
         counters.consumed_proteins += counts.proteins
-        counters.skipped_iterations += values["skipped"]
+        counters.skipped_iterations += skipped
+        searching = self.scaler is not None and self.scaler.can_lower(values["loss_scale"])
+        counters.skipped_in_a_row = counters.skipped_in_a_row + (not searching) if skipped else 0
+        self.interval.add(counts, values)
+
+    def _refuse_to_skip_for_ever(self) -> None:
+        """InputError, without saving, once --max-skipped-iterations steps in a row were not finite."""
+        most, number = self.config.training.max_skipped_iterations, self.counters.skipped_in_a_row
+        if not 0 < most <= number:
+            return
+        self.saver.wait()
+        self._record_exit("non-finite")
+        saved_at = self.state.saved_at
+        raise InputError(
+            f"{self.config.checkpoint.save}: loss or gradients were not finite in {number} iterations in a row, up to "
+            f"{self.counters.iteration} (--max-skipped-iterations {most}); the checkpoint before them: "
+            f"{'none' if saved_at is None else checkpoint_name(saved_at)}; a lower --lr may help"
+        )
 
     def _due(self, interval: int | None) -> bool:
         return bool(interval) and self.counters.iteration % interval == 0
 
-    def _why_stop(self, stop: StopSignal, started: float) -> str | None:
+    def _why_stop(self, stop: threading.Event, started: float) -> str | None:
         """Decided together: all processes leave after the same step."""
         training = self.config.training
-        if self.world.any(stop.received):
+        if self.world.any(stop.is_set()):
             return "preempted"
         minutes = training.exit_duration_in_mins
         if minutes and self.world.any(time.monotonic() - started > 60 * minutes):
@@ -212,13 +237,24 @@ class Trainer:
 
     # ---- what is reported
 
-    def _log_step(self, log: MetricsLog, values: dict, throughput: Throughput) -> str:
-        line = {**asdict(self.counters), **values, **throughput.take()}
+    def _open_log(self) -> MetricsLog | NoLog:
+        self.unigram_entropy = unigram_entropy(self.train_data) if self.world.is_main else None
+        if not self.world.is_main:
+            return NoLog()
+        c = self.config
+        log = MetricsLog(c.checkpoint.save, c.logging.tensorboard_dir, resume_at=self.resumed)
+        if log.dropped and self.resumed is None:
+            self.say(f"notice: {log.path}: removed {log.dropped:,} lines of a run that this one does not resume")
+        return log
+
+    def _log_step(self, log: MetricsLog | NoLog, values: dict) -> str:
+        line = {**asdict(self.counters), **values, **self.interval.take(), "unigram_entropy": self.unigram_entropy}
         log.write(line)
         skipped = "  NON-FINITE, weights not stepped" if values["skipped"] else ""
         return (
-            f"iteration {line['iteration']}  loss {line['lm_loss']:.4f}  grad norm {line['grad_norm']:.3f}  "
-            f"lr {line['learning_rate']:.3g}  {line['real_tokens_per_second']:,.0f} real tokens/s{skipped}"
+            f"iteration {line['iteration']}  loss {line['lm_loss']:.4f} ([MASK] alone {line['mask_loss']:.4f})  "
+            f"grad norm {line['grad_norm']:.3f}  lr {line['learning_rate']:.3g}  "
+            f"{line['real_tokens_per_second']:,.0f} real tokens/s{skipped}"
         )
 
     def _log_evaluation(self, log: MetricsLog) -> list[str]:
@@ -227,10 +263,9 @@ class Trainer:
         for name, dataset in self.valid_sets.items():
             limit = self._eval_limit() if dataset is self.held_out else None
             loss, masked = self.evaluate(dataset, limit)
-            position = asdict(self.counters)
             perplexity = math.exp(min(loss, 700.0))
             values = {"valid_loss": loss, "valid_perplexity": perplexity, "valid_masked": masked}
-            log.write({**position, "dataset": name, **values})
+            log.write({**asdict(self.counters), "dataset": name, **values})
             lines.append(f"iteration {self.counters.iteration}  {name} loss {loss:.4f}  perplexity {perplexity:.3f}")
         return lines
 
@@ -264,18 +299,25 @@ class Trainer:
 
     # ---- checkpoints
 
+    def _save_due(self) -> bool:
+        """Whether a multiple of --save-interval was reached since the last save; while steps are skipped it waits."""
+        interval, counters = self.config.checkpoint.save_interval, self.counters
+        if not interval or counters.skipped_in_a_row:
+            return False
+        return counters.iteration // interval > (self.state.saved_at or 0) // interval
+
     def save(self) -> None:
-        """Write `<save>/iter_*` whole or not at all."""
-        meta = {
-            "model_config": asdict(self.model_config),
-            "tokenizer": self.tokenizer.to_dict(),
-            "config": self.config.to_dict(),
-            "counters": asdict(self.counters),
-            "layout": asdict(self.world.layout),
-            "loss_scaler": self.scaler.state_dict() if self.scaler else None,
-        }
-        self.saver.save(self.counters.iteration, run_state(self), meta)
-        self._saved_at = self.counters.iteration
+        """Write `<save>/iter_*` whole or not at all. In a row of skipped steps no earlier checkpoint is removed."""
+        options, counters = self.config.checkpoint, self.counters
+        tensors = self.state.tensors(not options.no_save_optim, None if options.no_save_rng else self.device)
+        keep_last = None if counters.skipped_in_a_row else options.keep_last
+        self.saver.save(counters.iteration, tensors, self.state.meta(), keep_last)
+        self.state.saved_at = counters.iteration
+
+    def _record_exit(self, reason: str) -> None:
+        if self.world.is_main:
+            ended = {"reason": reason, "iteration": self.counters.iteration}
+            write_json(f"{self.config.checkpoint.save}/exit_reason.json", ended)
 
 
 def _described(name: str, data: Dataset, seq_length: int) -> str:

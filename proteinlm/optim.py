@@ -102,6 +102,10 @@ class LossScaler:
         self.window, self.hysteresis, self.minimum = window, hysteresis, minimum
         self.good_steps, self.hysteresis_left = 0, hysteresis
 
+    def can_lower(self, scale: float) -> bool:
+        """Whether an overflow at `scale` may only mean that the scale is too high."""
+        return self.dynamic and scale > self.minimum
+
     def update(self, overflow: bool) -> None:
         """Record one step: whether its gradients overflowed."""
         if not self.dynamic:

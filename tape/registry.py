@@ -35,18 +35,8 @@ from tape.tasks.plugin import plugin_task, registered_metrics
 
 LEFT_OUT = ("unirep", "trrosetta", "bepler")  # songlab's model types that have no counterpart here
 BUILT_IN = TASKS | MORE_TASKS
-# Task -> which of a baseline's classes it needs (keys of tape.models.zoo.MODELS[model_type]).
-TASK_KINDS = {
-    "embed": "embed",
-    "masked_language_modeling": "masked_language_modeling",
-    "language_modeling": "language_modeling",
-    "fluorescence": "value",
-    "stability": "value",
-    "remote_homology": "classification",
-    "secondary_structure": "token_classification",
-    "ss_q8": "token_classification",
-    "contact_prediction": "contacts",
-}
+# Task -> which of a model type's classes it needs (keys of tape.models.zoo.MODELS[model_type]).
+TASK_KINDS = {name: getattr(task.model, "kind", name) for name, task in BUILT_IN.items()}
 NUM_LABELS = {"secondary_structure": 3, "ss_q8": 8, "remote_homology": 1195}  # in TAPE; -1 elsewhere
 
 
@@ -151,10 +141,9 @@ registry = Registry()
 
 
 def _register_built_in() -> None:
-    """TAPE's tasks with our models and the baselines', and TAPE's metrics."""
+    """TAPE's tasks with their models, and TAPE's metrics."""
     for name, task in BUILT_IN.items():
-        models = {} if task.model is None else {"transformer": task.model}
-        models |= {
+        models = {
             model_type: kinds[TASK_KINDS[name]] for model_type, kinds in MODELS.items() if TASK_KINDS[name] in kinds
         }
         registry.register_task(name, NUM_LABELS.get(name, -1), task.dataset, models)

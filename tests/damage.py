@@ -23,12 +23,12 @@ ONE = f"iter_0001000/mp_rank_00/{FILE}"
 
 @dataclass(frozen=True)
 class Case:
-    """A base directory, what is done to a copy of it, further flags, and a part of the line that must be said."""
+    """A base directory, what is done to a copy of it, further flags, and a part of the line that must be printed."""
 
     name: str
     base: str
     damage: Callable[[Path, Path], None]  # (the copy, the marker that an attack would make)
-    told: str = ""
+    message: str = ""
     flags: tuple = ()
 
 
@@ -117,8 +117,8 @@ def rewritten(change: Callable[[dict], object], tp: int = 1, pp: int = 1, only: 
 
 def json_changed(file: str, **values: object) -> Callable:
     def damage(path: Path, marker: Path) -> None:
-        told = json.loads((path / file).read_text()) | values
-        (path / file).write_text(json.dumps({key: value for key, value in told.items() if value is not KeyError}))
+        content = json.loads((path / file).read_text()) | values
+        (path / file).write_text(json.dumps({key: value for key, value in content.items() if value is not KeyError}))
 
     return damage
 
@@ -161,9 +161,9 @@ def refused(case: Case, bases: Path, tmp_path: Path, capsys) -> None:
         status = run(convert.main, [str(word) for word in ("--load", source, "--save", target, *flags)])
     finally:
         shutil.rmtree(source, ignore_errors=True)
-    said = capsys.readouterr().err.strip()
-    assert status == 2, said
-    assert len(said.splitlines()) == 1 and said.startswith("error: ") and case.told in said, said
-    assert str(source) in said or "--" in said or case.flags, said
-    assert len(said) < 900, said
+    error = capsys.readouterr().err.strip()
+    assert status == 2, error
+    assert len(error.splitlines()) == 1 and error.startswith("error: ") and case.message in error, error
+    assert str(source) in error or "--" in error or case.flags, error
+    assert len(error) < 900, error
     assert list(tmp_path.iterdir()) == [], "nothing was written and nothing ran"

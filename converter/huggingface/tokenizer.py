@@ -8,16 +8,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from proteinlm.errors import InputError
-from proteinlm.files import write_json, write_text
-from proteinlm.tokenizer import RESIDUES
-
-SPECIAL = ("[PAD]", "[MASK]", "[CLS]", "[SEP]", "[UNK]")
+from proteinlm.files import read_json, write_json, write_text
+from proteinlm.tokenizer import PRETRAIN_SPECIALS, RESIDUES
 
 
-def write(directory: Path, tokens: Sequence[str], longest: int) -> None:
+def write_tokenizer(directory: Path, tokens: Sequence[str], longest: int) -> None:
     """tokenizer.json, tokenizer_config.json, special_tokens_map.json and vocab.txt for `tokens` (id = place)."""
     ids = {token: i for i, token in enumerate(tokens)}
-    names = {f"{token[1:-1].lower()}_token": token for token in SPECIAL}
+    names = {f"{token[1:-1].lower()}_token": token for token in PRETRAIN_SPECIALS}
     write_json(directory / "tokenizer.json", _fast_tokenizer(ids))
     write_json(directory / "special_tokens_map.json", names)
     config = {
@@ -33,13 +31,14 @@ def write(directory: Path, tokens: Sequence[str], longest: int) -> None:
 def _fast_tokenizer(ids: dict[str, int]) -> dict:
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
     cls = {"[CLS]": {"id": "[CLS]", "ids": [ids["[CLS]"]], "tokens": ["[CLS]"]}}
+    special = [{"id": ids[token], "content": token, **flags} for token in sorted(PRETRAIN_SPECIALS, key=ids.get)]
     start = {"SpecialToken": {"id": "[CLS]", "type_id": 0}}
     upper = [{"type": "Replace", "pattern": {"String": letter.lower()}, "content": letter} for letter in RESIDUES]
     return {
         "version": "1.0",
         "truncation": None,
         "padding": None,
-        "added_tokens": [{"id": ids[token], "content": token, **flags} for token in sorted(SPECIAL, key=ids.get)],
+        "added_tokens": special,
         "normalizer": {
             "type": "Sequence",
             "normalizers": [{"type": "Replace", "pattern": {"Regex": r"\s+"}, "content": ""}, *upper],
@@ -56,26 +55,31 @@ def _fast_tokenizer(ids: dict[str, int]) -> dict:
     }
 
 
-def read(directory: Path) -> list[str] | None:
+def read_vocabulary(directory: Path) -> list[str] | None:
     """The tokens of a directory's vocab.txt or tokenizer.json in the order of their ids; None without either."""
-    from converter.streams import read_json
-
     text, fast = directory / "vocab.txt", directory / "tokenizer.json"
     if text.is_file():
-        try:
-            tokens = text.read_text(encoding="utf-8").split()
-        except UnicodeDecodeError:
-            raise InputError(f"{text}: not text") from None
+        path, tokens = text, _read_lines(text)
     elif fast.is_file():
-        model = read_json(fast).get("model")
-        vocab = model.get("vocab") if isinstance(model, dict) else None
-        good = isinstance(vocab, dict) and all(type(i) is int for i in vocab.values())
-        if not good or sorted(vocab.values()) != list(range(len(vocab))):
-            raise InputError(f"{fast}: model.vocab is not a map from tokens to 0, 1, 2 ...")
-        tokens = sorted(vocab, key=vocab.get)
+        path, tokens = fast, _read_fast_tokenizer(fast)
     else:
         return None
-    path = text if text.is_file() else fast
     if len(set(tokens)) != len(tokens) or not tokens:
         raise InputError(f"{path}: the vocabulary is empty or names a token twice")
     return tokens
+
+
+def _read_lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8").split()
+    except UnicodeDecodeError:
+        raise InputError(f"{path}: not text") from None
+
+
+def _read_fast_tokenizer(path: Path) -> list[str]:
+    model = read_json(path).get("model")
+    vocab = model.get("vocab") if isinstance(model, dict) else None
+    is_map = isinstance(vocab, dict) and all(type(i) is int for i in vocab.values())
+    if not is_map or sorted(vocab.values()) != list(range(len(vocab))):
+        raise InputError(f"{path}: model.vocab is not a map from tokens to 0, 1, 2 ...")
+    return sorted(vocab, key=vocab.get)

@@ -3,16 +3,12 @@
 Legend: T tensor-parallel size, np attention heads on one rank, hn head size, h hidden size.
 """
 
-import re
-
 import torch
 from torch import Tensor
 
-from converter.names import TENSOR_PARALLEL_DIM
+from converter.names import FUSED, LAYER, TENSOR_PARALLEL_DIM
 from proteinlm.errors import InputError
-
-LAYER = re.compile(r"layers\.(\d{1,6})\.(.+)")
-FUSED = "attention.query_key_value"
+from proteinlm.model import ModelConfig
 
 
 def part_of(name: str) -> str:
@@ -49,7 +45,7 @@ def padded_vocabulary(vocab_size: int, divisible_by: int, tensor_parallel: int) 
     return -(-vocab_size // multiple) * multiple
 
 
-def check_even(config, tensor_parallel: int, pipeline_parallel: int) -> None:
+def check_even(config: ModelConfig, tensor_parallel: int, pipeline_parallel: int) -> None:
     """Every cut leaves equal parts, or an InputError with both numbers."""
     for flag, size, name, whole in (
         ("--tensor-model-parallel-size", tensor_parallel, "num-attention-heads", config.num_attention_heads),
@@ -63,7 +59,5 @@ def check_even(config, tensor_parallel: int, pipeline_parallel: int) -> None:
 def slice_for(name: str, tensor: Tensor, tp: int, tensor_parallel: int) -> Tensor:
     """Rank tp's part of a whole tensor, in memory of its own (torch.save writes a view's whole storage)."""
     dim = cut_dim(name)
-    if dim is None:
-        return tensor.clone(memory_format=torch.contiguous_format)
-    size = tensor.shape[dim] // tensor_parallel
-    return tensor.narrow(dim, tp * size, size).clone(memory_format=torch.contiguous_format)
+    part = tensor if dim is None else tensor.chunk(tensor_parallel, dim)[tp]
+    return part.clone(memory_format=torch.contiguous_format)

@@ -15,7 +15,7 @@ import os
 import re
 import shutil
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import torch
@@ -55,13 +55,15 @@ def save_checkpoint(
 ) -> Path:
     """Write `state` (nested dicts of tensors) and `meta` (JSON-able) as `iteration`, then point the tracker at it.
 
-    keep_last: how many of the newest checkpoints to keep (None: all); the tracker's is never removed. Collective: with
-    torch.distributed running every rank of the group calls it with its part of the state. Returns the final path.
+    keep_last: how many of the newest checkpoints to keep (None: all), newest by `_history`; the tracker's is never
+    removed. meta["previous"]: the checkpoint that the run saved or was resumed from before this one; unless given, the
+    next lower one. Collective: with torch.distributed running every rank of the group calls it with its part of the
+    state. Returns the final path.
     """
     directory = Path(directory)
     final = directory / checkpoint_name(iteration)
     temporary = directory / f".{final.name}.tmp"
-    with _told_in_one_line(f"{final}: cannot write the checkpoint", newest_of=None):
+    with _in_one_line(f"{final}: cannot write the checkpoint", newest_of=None):
         try:
             _on_first_rank(lambda: _make_room(directory, temporary), process_group)
             writer = dcp.FileSystemWriter(temporary, sync_files=True, thread_count=1)
@@ -107,13 +109,28 @@ def _publish(temporary: Path, final: Path, iteration: int, meta: dict) -> None:
 
 
 def _prune(directory: Path, newest: int, keep_last: int | None) -> None:
+    """Remove all but `keep_last` checkpoints: first those that a run which went back left behind."""
     if keep_last is None:
         return
-    older = [iteration for iteration in _iterations(directory) if iteration != newest]
-    for iteration in older[: max(0, len(older) - (keep_last - 1))]:
+    history = _history(directory, newest)
+    abandoned = [iteration for iteration in _iterations(directory) if iteration not in history]
+    by_worth = [*history, *reversed(abandoned)]
+    for iteration in by_worth[keep_last:]:
         doomed = directory / f".{checkpoint_name(iteration)}.tmp"  # hidden first: never half a checkpoint in sight
         os.replace(directory / checkpoint_name(iteration), doomed)
         shutil.rmtree(doomed)
+
+
+def _history(directory: Path, newest: int) -> list[int]:
+    """Iterations of the checkpoints on the way to `newest`, from there back: each says which came before it."""
+    history, lower, previous = [newest], _iterations(directory), None
+    while lower := [iteration for iteration in lower if iteration < history[-1]]:
+        with contextlib.suppress(InputError):
+            previous = _read_meta(directory / checkpoint_name(history[-1])).get("previous", lower[-1])
+        if previous not in lower:
+            break
+        history.append(previous)
+    return history
 
 
 # ---- what is there
@@ -133,8 +150,11 @@ def latest_iteration(directory: str | Path) -> int | None:
     if not re.fullmatch(r"[0-9]{1,12}", text):
         raise InputError(f"{tracker}: holds {text[:40]!r}, not an iteration number{_offer(Path(directory))}")
     iteration = int(text)
-    if problem := _problem(_path_of(Path(directory), iteration)):
-        raise InputError(f"{tracker}: names iteration {iteration}, but {problem}{_offer(Path(directory), iteration)}")
+    try:
+        _read_meta(_path_of(Path(directory), iteration))
+    except InputError as error:
+        advice = _offer(Path(directory), iteration)
+        raise InputError(f"{tracker}: names iteration {iteration}, but {error}{advice}") from None
     return iteration
 
 
@@ -145,10 +165,8 @@ def load_meta(directory: str | Path, iteration: int | None = None) -> tuple[int,
         iteration = latest_iteration(directory)
         if iteration is None:
             raise InputError(f"{directory}: no {TRACKER}: this directory holds no checkpoint")
-    path = _path_of(directory, iteration)
-    if problem := _problem(path):
-        raise InputError(f"{problem}{_offer(directory, iteration)}")
-    return iteration, _read_meta(path)
+    with _in_one_line(str(directory), newest_of=(directory, iteration)):
+        return iteration, _read_meta(_path_of(directory, iteration))
 
 
 def _iterations(directory: Path) -> list[int]:
@@ -163,6 +181,10 @@ def _path_of(directory: Path, iteration: int) -> Path:
 
 
 def _read_meta(path: Path) -> dict:
+    """meta.json of a checkpoint whose files are there, each with its size; else an InputError that names the one."""
+    for missing in (path, path / META):
+        if not missing.exists():
+            raise InputError(f"{missing} is missing")
     try:
         meta = json.loads((path / META).read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
@@ -173,31 +195,25 @@ def _read_meta(path: Path) -> dict:
         raise InputError(f"{path / META}: format {meta.get('format')!r} is not {META_FORMAT}, which this version reads")
     if path.name.strip(".").split(".")[0] != checkpoint_name(meta["iteration"]):
         raise InputError(f"{path / META}: describes iteration {meta['iteration']}, not that of its directory")
+    for name, size in meta["files"].items():
+        file = path / Path(name).name
+        if not file.is_file():
+            raise InputError(f"{file} is missing")
+        if file.stat().st_size != size:
+            bytes_found = file.stat().st_size
+            raise InputError(f"{file} has {bytes_found} bytes instead of {size}: truncated or mixed with another save")
     return meta
 
 
-def _problem(path: Path) -> str | None:
-    """What is wrong with a checkpoint as far as its directory shows, naming the file; None when it looks whole."""
-    if not path.is_dir():
-        return f"{path} is missing"
-    if not (path / META).is_file():
-        return f"{path / META} is missing"
-    try:
-        files = _read_meta(path)["files"]
-    except InputError as error:
-        return str(error)
-    for name, size in files.items():
-        file = path / Path(name).name
-        if not file.is_file():
-            return f"{file} is missing"
-        if file.stat().st_size != size:
-            return f"{file} has {file.stat().st_size} bytes instead of {size}: truncated or mixed with another save"
-    return None
+def _is_whole(path: Path) -> bool:
+    with contextlib.suppress(InputError):
+        return bool(_read_meta(path))
+    return False
 
 
 def _offer(directory: Path, broken: int | None = None) -> str:
     """The advice that ends an error: which complete checkpoint the user could go on from."""
-    whole = [n for n in _iterations(directory) if n != broken and _problem(directory / checkpoint_name(n)) is None]
+    whole = [n for n in _iterations(directory) if n != broken and _is_whole(directory / checkpoint_name(n))]
     if not whole:
         return "; no other complete checkpoint is there"
     return f"; the newest complete one is iteration {whole[-1]}: write {whole[-1]} into {directory / TRACKER} to use it"
@@ -206,29 +222,20 @@ def _offer(directory: Path, broken: int | None = None) -> str:
 # ---- loading
 
 
-def load_checkpoint(
-    directory: str | Path,
-    iteration: int,
-    state: dict,
-    keys: Sequence[str] | None = None,
-    process_group: dist.ProcessGroup | None = None,
-) -> dict:
+def load_checkpoint(directory: str | Path, iteration: int, state: dict) -> dict:
     """Fill the tensors of `state` (nested dicts, laid out in any way) in place from a checkpoint; returns `state`.
 
-    keys: only these top-level parts (("model",) to finetune). A tensor missing on either side, or of another shape, is
-    an InputError naming it and both shapes. Floating tensors are cast to the dtype of `state`.
+    Parts that `state` lacks are not read (a model alone, to finetune). A tensor missing on either side, or of another
+    shape, is an InputError naming it and both shapes. Floating tensors are cast to the dtype of `state`. Collective.
     """
-    directory = Path(directory)
-    wanted = {key: state[key] for key in (keys or state)}
-    path = _path_of(directory, iteration)
-    with _told_in_one_line(str(path), newest_of=(directory, iteration)):
-        if problem := _problem(path):
-            raise InputError(problem)
+    path = _path_of(Path(directory), iteration)
+    with _in_one_line(str(path), newest_of=(Path(directory), iteration)):
+        _read_meta(path)
         reader = SafeReader(path)
         metadata = reader.read_metadata()
-        _check_fit(path, metadata, wanted, process_group)
-        _load(wanted, reader, process_group)
-    state.update(wanted)
+    _check_fit(path, metadata, state)
+    with _in_one_line(str(path), newest_of=(Path(directory), iteration)):
+        _load(state, reader, no_dist=_alone())
     return state
 
 
@@ -237,57 +244,58 @@ def read_model_tensors(directory: str | Path, iteration: int | None = None, part
     directory = Path(directory)
     iteration, _ = load_meta(directory, iteration)
     path = _path_of(directory, iteration)
-    with _told_in_one_line(str(path), newest_of=(directory, iteration)):
+    with _in_one_line(str(path), newest_of=(directory, iteration)):
         reader = SafeReader(path)
         entries = reader.read_metadata().state_dict_metadata
-        mine = {name: entry for name, entry in entries.items() if name.startswith(part + ".")}
-        if other := next((name for name, entry in mine.items() if not isinstance(entry, TensorStorageMetadata)), None):
-            raise InputError(f"{path}: {other} is not a tensor")
-        flat = {name: torch.empty(entry.size, dtype=entry.properties.dtype) for name, entry in mine.items()}
+        entries = {name: entry for name, entry in entries.items() if name.startswith(part + ".")}
+        for name, entry in entries.items():
+            if not isinstance(entry, TensorStorageMetadata):
+                raise InputError(f"{path}: {name} is not a tensor")
+        flat = {name: torch.empty(entry.size, dtype=entry.properties.dtype) for name, entry in entries.items()}
         if not flat:
             raise InputError(f"{path}: holds no {part}")
-        _load(flat, reader, process_group=None, no_dist=True)
+        _load(flat, reader, no_dist=True)
     return {name.removeprefix(part + "."): tensor for name, tensor in flat.items()}
 
 
-def _load(state: dict, reader: SafeReader, process_group, no_dist: bool | None = None) -> None:
-    no_dist = _alone() if no_dist is None else no_dist
-    _quietly(
-        dcp.load, state, storage_reader=reader, planner=SafePlanner(), process_group=process_group, no_dist=no_dist
-    )
+def _load(state: dict, reader: SafeReader, no_dist: bool) -> None:
+    _quietly(dcp.load, state, storage_reader=reader, planner=SafePlanner(), no_dist=no_dist)
 
 
-def _check_fit(path: Path, metadata: Metadata, wanted: dict, process_group) -> None:
+def _check_fit(path: Path, metadata: Metadata, state: dict) -> None:
     """Every tensor of this run has its like in the checkpoint, and (over all ranks) the other way round."""
     stored = metadata.state_dict_metadata
-    flat, _ = flatten_state_dict(wanted)
-    problems = (_misfit(name, value, stored) for name, value in flat.items())
-    problem = next((problem for problem in problems if problem), None)
-    answers = _from_all_ranks((set(flat), problem), process_group)  # all ranks raise together, or none
+    absent = state.keys() - {name.split(".")[0] for name in stored}
+    flat, _ = flatten_state_dict(state)
+    problem = next(filter(None, (_misfit(name, value, stored) for name, value in flat.items())), None)
+    if absent:
+        problem = f"the checkpoint holds no {' and no '.join(sorted(absent))} state{_advice(absent)}"
+    answers = _from_all_ranks((set(flat), problem))  # all ranks raise together, or none
     if problem := next((problem for _, problem in answers if problem), None):
         raise InputError(f"{path}: {problem}")
     present = set().union(*(names for names, _ in answers))
     for name in stored:
         part = name.split(".")[0]
-        if part in wanted and part != "rng" and name not in present:
+        if part in state and part != "rng" and name not in present:
             raise InputError(f"{path}: the checkpoint holds {name}, for which this run's model has no place")
 
 
+def _advice(parts: Iterable[str]) -> str:
+    flags = [flag for part, flag in SKIP_FLAG.items() if part in parts]
+    return f"; to start afresh there: {' '.join(flags)}" if flags else ""
+
+
 def _misfit(name: str, value: object, stored: dict) -> str | None:
-    part = name.split(".")[0]
-    if not any(key.startswith(part + ".") for key in stored):
-        advice = f"; {SKIP_FLAG[part]} starts it afresh" if part in SKIP_FLAG else ""
-        return f"the checkpoint holds no {part} state{advice}"
     if name not in stored:
-        return f"the checkpoint lacks {name}, which this run needs"
+        return f"the checkpoint lacks {name}, which this run needs{_advice([name.split('.')[0]])}"
     if not isinstance(value, Tensor):
         return None
-    theirs = stored[name]
-    if not isinstance(theirs, TensorStorageMetadata):
+    entry = stored[name]
+    if not isinstance(entry, TensorStorageMetadata):
         return f"{name} is not a tensor in the checkpoint"
-    if tuple(theirs.size) != tuple(value.shape):
-        return f"{name} has shape {tuple(theirs.size)}, this run's model needs {tuple(value.shape)}"
-    dtype = theirs.properties.dtype
+    if tuple(entry.size) != tuple(value.shape):
+        return f"{name} has shape {tuple(entry.size)}, this run's model needs {tuple(value.shape)}"
+    dtype = entry.properties.dtype
     if dtype != value.dtype and not (dtype.is_floating_point and value.is_floating_point()):
         return f"{name} has dtype {dtype}, this run needs {value.dtype}"
     return None
@@ -302,23 +310,20 @@ def _alone() -> bool:
 
 def _on_first_rank(action: Callable[[], None], process_group) -> None:
     """Run `action` on rank 0 of the group while the others wait; where it fails, every rank raises."""
-    if _alone():
-        action()
-        return
-    told: list = [None]
-    if dist.get_rank(process_group) == 0:
+    failure = None
+    if _alone() or dist.get_rank(process_group) == 0:
         try:
             action()
         except Exception as error:
-            told = [f"{type(error).__name__}: {error}"]
-            dist.broadcast_object_list(told, group=process_group, group_src=0)
-            raise
-    dist.broadcast_object_list(told, group=process_group, group_src=0)
-    if told[0] is not None:
-        raise InputError(f"rank 0 could not write the checkpoint ({told[0]})")
+            failure = error
+    message = _from_all_ranks(failure and f"{type(failure).__name__}: {failure}", process_group)[0]
+    if failure:
+        raise failure
+    if message:
+        raise InputError(f"rank 0 could not write the checkpoint ({message})")
 
 
-def _from_all_ranks(value: object, process_group) -> list:
+def _from_all_ranks(value: object, process_group: dist.ProcessGroup | None = None) -> list:
     if _alone():
         return [value]
     gathered: list = [None] * dist.get_world_size(process_group)
@@ -333,20 +338,14 @@ def _quietly(function: Callable, *args, **kwargs) -> None:
 
 
 @contextlib.contextmanager
-def _told_in_one_line(what: str, newest_of: tuple[Path, int] | None) -> Iterator[None]:
+def _in_one_line(what: str, newest_of: tuple[Path, int] | None) -> Iterator[None]:
     """Turn DCP's collected failures and files' faults into one InputError; when loading, with `_offer`'s advice."""
     try:
         yield
-    except CheckpointException as error:
-        failures = [failure for failure, _ in error.failures.values()]
+    except (CheckpointException, InputError, OSError) as error:
+        failures = [e for e, _ in error.failures.values()] if isinstance(error, CheckpointException) else [error]
         cause = next((e for e in failures if isinstance(e, InputError)), failures[0])
         if not isinstance(cause, (InputError, OSError)):
             raise RuntimeError(f"{what}: {cause}") from error
         message = str(cause) if isinstance(cause, InputError) else f"{what} ({cause})"
-    except InputError as error:
-        message = str(error)
-    except OSError as error:
-        message = f"{what} ({error})"
-    else:
-        return
-    raise InputError(message + (_offer(*newest_of) if newest_of else "")) from None
+        raise InputError(message + (_offer(*newest_of) if newest_of else "")) from None

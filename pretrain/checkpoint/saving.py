@@ -10,25 +10,26 @@ import threading
 import torch.distributed as dist
 
 from pretrain.checkpoint.files import save_checkpoint
+from pretrain.config.options import Checkpoint
 from pretrain.torch_internals import copy_to_cpu
 
 
 class Saver:
-    """Saves into `options.save`, keeping `options.keep_last`; `group` is what asynchronous saving talks over."""
+    """Saves into `options.save`; `group` is what asynchronous saving talks over."""
 
-    def __init__(self, options, group: dist.ProcessGroup | None):
+    def __init__(self, options: Checkpoint, group: dist.ProcessGroup | None):
         self.options, self.group = options, group
         self._thread: threading.Thread | None = None
         self._failure: BaseException | None = None
 
-    def save(self, iteration: int, state: dict, meta: dict) -> None:
+    def save(self, iteration: int, state: dict, meta: dict, keep_last: int | None) -> None:
         """Write a checkpoint, or begin to. Every process calls it, each with its part of `state`."""
         self.wait()
         if not self.options.async_save:
-            self._write(iteration, state, meta)
+            self._write(iteration, state, meta, keep_last)
             return
         copied = copy_to_cpu(state)
-        self._thread = threading.Thread(target=self._try, args=(iteration, copied, meta), daemon=True)
+        self._thread = threading.Thread(target=self._try, args=(iteration, copied, meta, keep_last), daemon=True)
         self._thread.start()
 
     def wait(self) -> None:
@@ -46,6 +47,5 @@ class Saver:
         except BaseException as failure:
             self._failure = failure
 
-    def _write(self, iteration: int, state: dict, meta: dict) -> None:
-        o = self.options
-        save_checkpoint(o.save, iteration, state, meta, keep_last=o.keep_last, process_group=self.group)
+    def _write(self, iteration: int, state: dict, meta: dict, keep_last: int | None) -> None:
+        save_checkpoint(self.options.save, iteration, state, meta, keep_last, self.group)

@@ -1,21 +1,206 @@
-"""What a checkpoint of a run holds, as tensors by name: weights, Adam's moments, RNG states. No pickled objects."""
+"""What a checkpoint of a run holds, and what it takes to go on from one.
 
-from dataclasses import asdict, replace
+Tensors by name (weights, Adam's moments, the generators' states; no pickled objects) and `meta.json`.
+
+What must hold: a run goes on with the experiment that it began. Another model, vocabulary or schedule is refused, and
+so is whatever makes sample n of the training data another row (--seed, --seq-length, other proteins by --data-path or
+--split), since the samples consumed so far would say nothing; --override-data reads on in the new data all the same,
+from the same sample number, and --finetune starts a new run from the weights. --mask-prob and moved files may change;
+a notice names old and new.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
 
 from pretrain.checkpoint import files as checkpoint
+from pretrain.config.options import Config
+from pretrain.data.dataset import Dataset
+from pretrain.data.sources import parse_data_path
+from pretrain.interval import Interval
 from pretrain.parallel.apply import seed_generators
-from pretrain.parallel.mesh import Layout
+from pretrain.parallel.mesh import Layout, World
 from proteinlm.errors import InputError
+from proteinlm.model import ModelConfig
+from proteinlm.optim import LossScaler
+from proteinlm.tokenizer import Tokenizer
 
 MOMENTS = ("exp_avg", "exp_avg_sq", "step")
+# What makes two models different.
+ARCHITECTURE = (
+    *("hidden_size", "num_layers", "num_attention_heads", "ffn_hidden_size", "max_position_embeddings"),
+    *("vocab_size", "make_vocab_size_divisible_by", "hidden_act", "lm_head_act", "layernorm_epsilon"),
+    "final_layernorm",
+)
 # A resumed run must go on with the schedule it began with, unless a flag says which of the two counts.
 SCHEDULE = (
     *("lr", "min_lr", "lr_decay_style", "lr_decay_iters", "lr_decay_samples"),
     *("lr_warmup_fraction", "lr_warmup_iters", "lr_warmup_samples"),
 )
+# Options that say what sample n is: the first two always, the others where they change which proteins there are.
+ORDER = ("seed", "seq_length")
+SAMPLES = (*ORDER, "data_path", "split", "mask_prob")
+
+
+@dataclass
+class Counters:
+    """Where a run stands; saved with every checkpoint."""
+
+    iteration: int = 0
+    consumed_train_samples: int = 0  # packed rows: the whole state of the data order
+    consumed_tokens: int = 0  # real tokens, [CLS] included, padding not
+    consumed_proteins: int = 0
+    skipped_iterations: int = 0
+    skipped_in_a_row: int = 0  # up to now, but for fp16's search for a loss scale
+
+
+@dataclass
+class RunState:
+    """The parts of a run that its checkpoints hold, or that say which checkpoints it can go on from."""
+
+    config: Config
+    world: World
+    model: nn.Module
+    model_config: ModelConfig
+    tokenizer: Tokenizer
+    train_data: Dataset
+    optimizer: torch.optim.Optimizer
+    scaler: LossScaler | None
+    interval: Interval
+    counters: Counters = field(default_factory=Counters)
+    saved_at: int | None = None  # the newest checkpoint of this run's history
+
+    def tensors(self, optimizer: bool, rng: torch.device | None) -> dict:
+        """By name, to be saved or filled. rng: the generators of this device, None for none."""
+        state = {"model": dict(self.model.state_dict())}
+        if optimizer:
+            state["optimizer"] = optimizer_state(self.model, self.optimizer)
+        if rng:  # under the process's name, where there are several
+            states = rng_state(rng)
+            state["rng"] = states if self.world.alone else {f"rank{self.world.rank:05d}": states}
+        return state
+
+    def meta(self) -> dict:
+        """What `meta.json` says beside the files and versions."""
+        return {
+            "model_config": asdict(self.model_config),
+            "tokenizer": self.tokenizer.to_dict(),
+            "config": self.config.to_dict(),
+            "proteins": self._proteins(),
+            "counters": asdict(self.counters),
+            "interval": self.interval.means,
+            "layout": asdict(self.world.layout),
+            "device": self.world.device.type,
+            "loss_scaler": self.scaler.state_dict() if self.scaler else None,
+            "previous": self.saved_at,
+        }
+
+    def _proteins(self) -> dict:
+        """What tells one training set from another: shards may have moved or been made anew under the same name."""
+        shards = [[len(r.indexed.documents) - 1, r.indexed.num_tokens] for r in self.train_data.readers]
+        weights = [source.weight for source in parse_data_path(self.config.data.data_path)]
+        return {"shards": shards, "weights": weights, "train": self.train_data.num_proteins}
+
+    def load(self, say: Callable[[str], None]) -> int | None:
+        """Take over `--load`. Returns the iteration resumed from, None when the run starts at iteration 0.
+
+        With --finetune only the weights are taken. A directory without a tracker file starts afresh, with a notice.
+        --use-checkpoint-lr-scheduler changes `config`.
+        """
+        options = self.config.checkpoint
+        iteration = checkpoint.latest_iteration(options.load)
+        if iteration is None:
+            say(f"notice: {options.load} holds no checkpoint yet; starting afresh")
+            return None
+        iteration, meta = checkpoint.load_meta(options.load, iteration)
+        where = f"{options.load} iteration {iteration}"
+        self._check_model(meta, where)
+        if options.finetune:
+            checkpoint.load_checkpoint(options.load, iteration, self.tensors(optimizer=False, rng=None))
+            say(f"loaded {where}")
+            return None
+        if meta.get("config"):  # a converted checkpoint has none
+            self._settle_schedule(meta["config"]["optim"], where)
+            for notice in self._check_data(meta, where):
+                say(f"notice: {notice}")
+        self._fill(iteration, meta, say)
+        say(f"loaded {where}")
+        for name, value in meta["counters"].items():
+            setattr(self.counters, name, value)
+        self.interval.means = meta.get("interval", self.interval.means)
+        if self.scaler and meta.get("loss_scaler"):
+            self.scaler.load_state_dict(meta["loss_scaler"])
+        self.saved_at = iteration
+        return iteration
+
+    def _fill(self, iteration: int, meta: dict, say: Callable[[str], None]) -> None:
+        """Weights, moments and generators. Generators that nothing is saved for start afresh."""
+        options, device = self.config.checkpoint, self.world.device
+        saved_by = Layout(**meta.get("layout", {}))
+        saved_on = meta.get("device", device.type)
+        rng = None
+        if not options.no_load_rng:
+            if saved_by == self.world.layout:
+                rng = torch.device("cpu") if saved_on == "cpu" else device
+            if (saved_by, saved_on) != (self.world.layout, device.type):
+                now = f"{self.world.layout} on {device.type}"
+                say(f"notice: saved by {saved_by} on {saved_on}, now {now}: new dropout masks")
+        state = self.tensors(not options.no_load_optim, rng)
+        checkpoint.load_checkpoint(options.load, iteration, state)
+        seed_generators(self.config, self.world, iteration)
+        if rng:
+            set_rng_state(state["rng"] if self.world.alone else next(iter(state["rng"].values())), rng)
+
+    def _check_model(self, meta: dict, where: str) -> None:
+        for change in _changed(meta["model_config"], asdict(self.model_config), ARCHITECTURE).values():
+            raise InputError(f"{where}: the checkpoint has {change}")
+        if self.tokenizer.to_dict() != meta["tokenizer"]:
+            raise InputError(f"{where}: the checkpoint was trained with another vocabulary; use its --tokenizer-type")
+
+    def _settle_schedule(self, saved: dict, where: str) -> None:
+        """--override-lr-scheduler: ours; --use-checkpoint-lr-scheduler: the checkpoint's; neither: refused."""
+        optim = self.config.optim
+        changed = _changed(saved, asdict(optim), SCHEDULE)
+        if optim.override_lr_scheduler:
+            return
+        if optim.use_checkpoint_lr_scheduler:
+            self.config = replace(self.config, optim=replace(optim, **{name: saved[name] for name in changed}))
+            return
+        for change in changed.values():
+            raise InputError(
+                f"{where}: began with {change}; "
+                "say --override-lr-scheduler for the new one or --use-checkpoint-lr-scheduler for the old"
+            )
+
+    def _check_data(self, meta: dict, where: str) -> list[str]:
+        """Notices of what is not as it was; an InputError where samples are others, unless --override-data."""
+        saved, current = ({**c["data"], **c["training"]} for c in (meta["config"], self.config.to_dict()))
+        changed = _changed(saved, current, SAMPLES)
+        other_proteins = meta.get("proteins", self._proteins()) != self._proteins()
+        if other_proteins and not changed:
+            changed = {"data_path": "other proteins in the files of --data-path"}
+        if (other_proteins or changed.keys() & set(ORDER)) and not self.config.checkpoint.override_data:
+            consumed = f"the {meta['counters']['consumed_train_samples']:,} samples consumed are others there"
+            raise InputError(
+                f"{where} was trained with {'; '.join(changed.values())}: {consumed}; say --override-data to read on "
+                "in the new data, or --finetune to start anew from these weights"
+            )
+        return [f"{where} was trained with {change}" for change in changed.values()]
+
+
+def _changed(saved: dict, current: dict, names: Sequence[str]) -> dict[str, str]:
+    """By name, old and new value of the options that are not what they were."""
+
+    def text(value: object) -> str:
+        return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+    return {
+        name: f"{name.replace('_', '-')} {text(saved[name])}, this run asks for {text(current[name])}"
+        for name in names
+        if name in saved and saved[name] != current[name]
+    }
 
 
 def optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Tensor]]:
@@ -26,16 +211,13 @@ def optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[
             continue
         entry = optimizer.state[parameter]
         if not entry:
-            entry["step"] = torch.zeros((), dtype=torch.float32, device=_step_device(parameter))
+            # fused AdamW keeps its step counter beside the parameter
+            entry["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
             entry["exp_avg"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
             entry["exp_avg_sq"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
         for moment in MOMENTS:
             state[moment][name] = entry[moment]
     return state
-
-
-def _step_device(parameter: Tensor) -> torch.device:
-    return parameter.device  # fused AdamW keeps its step counter beside the parameter
 
 
 def rng_state(device: torch.device) -> dict[str, Tensor]:
@@ -48,87 +230,5 @@ def rng_state(device: torch.device) -> dict[str, Tensor]:
 
 def set_rng_state(states: dict[str, Tensor], device: torch.device) -> None:
     torch.set_rng_state(states["cpu"])
-    if device.type == "cuda" and "cuda" in states:
+    if device.type == "cuda":
         torch.cuda.set_rng_state(states["cuda"], device)
-
-
-def _place(world, states: dict[str, Tensor]) -> dict:
-    """Under this process's name, where there are several."""
-    return states if world.alone else {f"rank{world.rank:05d}": states}
-
-
-def run_state(trainer) -> dict:
-    """The tensors of a trainer to save, honouring --no-save-optim and --no-save-rng."""
-    options = trainer.config.checkpoint
-    state = {"model": dict(trainer.model.state_dict())}
-    if not options.no_save_optim:
-        state["optimizer"] = optimizer_state(trainer.model, trainer.optimizer)
-    if not options.no_save_rng:
-        state["rng"] = _place(trainer.world, rng_state(trainer.device))
-    return state
-
-
-def load_state(trainer) -> int | None:
-    """Load `--load` into a trainer. Returns the iteration resumed from, None when it starts at iteration 0.
-
-    With --finetune only the weights are taken. A directory without a tracker file starts afresh, with a notice.
-    """
-    options = trainer.config.checkpoint
-    iteration = checkpoint.latest_iteration(options.load)
-    if iteration is None:
-        trainer.say(f"notice: {options.load} holds no checkpoint yet; starting afresh")
-        return None
-    iteration, meta = checkpoint.load_meta(options.load, iteration)
-    _check_meta(trainer, meta, f"{options.load} iteration {iteration}")
-    state = {"model": dict(trainer.model.state_dict())}
-    if not (options.finetune or options.no_load_optim):
-        state["optimizer"] = optimizer_state(trainer.model, trainer.optimizer)
-    same_layout = meta.get("layout", asdict(Layout())) == asdict(trainer.world.layout)
-    if same_layout and not (options.finetune or options.no_load_rng):
-        state["rng"] = _place(trainer.world, rng_state(trainer.device))
-    checkpoint.load_checkpoint(options.load, iteration, state)
-    trainer.say(f"loaded {options.load} iteration {iteration}")
-    if options.finetune:
-        return None
-    _settle_schedule(trainer, meta, f"{options.load} iteration {iteration}")
-    if "rng" in state:
-        states = state["rng"]
-        set_rng_state(states if trainer.world.alone else next(iter(states.values())), trainer.device)
-    elif not same_layout:
-        trainer.say(f"notice: saved by {Layout(**meta['layout'])}, now {trainer.world.layout}: new dropout masks")
-        seed_generators(trainer.config, trainer.world, iteration)
-    for name, value in meta["counters"].items():
-        setattr(trainer.counters, name, value)
-    if trainer.scaler and meta.get("loss_scaler"):
-        trainer.scaler.load_state_dict(meta["loss_scaler"])
-    return iteration
-
-
-def _check_meta(trainer, meta: dict, where: str) -> None:
-    ours, theirs = asdict(trainer.model_config), meta["model_config"]
-    shape = ("hidden_size", "num_layers", "num_attention_heads", "ffn_hidden_size", "max_position_embeddings")
-    maths = ("vocab_size", "make_vocab_size_divisible_by", "hidden_act", "lm_head_act", "layernorm_epsilon")
-    for name in (*shape, *maths, "final_layernorm"):
-        if ours[name] != theirs[name]:
-            flag = name.replace("_", "-")
-            raise InputError(f"{where}: the checkpoint has {flag} {theirs[name]}, this run asks for {ours[name]}")
-    if trainer.tokenizer.to_dict() != meta["tokenizer"]:
-        raise InputError(f"{where}: the checkpoint was trained with another vocabulary; use its --tokenizer-type")
-
-
-def _settle_schedule(trainer, meta: dict, where: str) -> None:
-    """--override-lr-scheduler: ours; --use-checkpoint-lr-scheduler: the checkpoint's; neither: refused."""
-    optim = trainer.config.optim
-    saved = meta["config"].get("optim", {})
-    differing = [name for name in SCHEDULE if name in saved and saved[name] != getattr(optim, name)]
-    if not differing or optim.override_lr_scheduler:
-        return
-    if optim.use_checkpoint_lr_scheduler:
-        settled = replace(optim, **{name: saved[name] for name in differing})
-        trainer.adopt(replace(trainer.config, optim=settled))
-        return
-    name = differing[0]
-    raise InputError(
-        f"{where}: began with {name.replace('_', '-')} {saved[name]}, this run asks for {getattr(optim, name)}; "
-        "say --override-lr-scheduler for the new one or --use-checkpoint-lr-scheduler for the old"
-    )

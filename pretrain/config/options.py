@@ -70,6 +70,7 @@ class Training:
     deterministic: bool = opt(False, "only deterministic kernels, so that CUDA runs repeat bit for bit")
     exit_interval: int | None = opt(None, "save and leave when the iteration is a multiple of this", low=1)
     exit_duration_in_mins: float | None = opt(None, "save and leave after so many minutes", above=0)
+    max_skipped_iterations: int = opt(20, "stop after so many non-finite steps in a row (0: never)", low=0)
     compile: bool = opt(False, "torch.compile every layer")
     device: str = opt("auto", "where to compute; auto takes a GPU if there is one", choices=("auto", "cpu", "cuda"))
 
@@ -133,6 +134,7 @@ class Checkpoint:
     no_save_rng: bool = opt(False, "leave the random generators out of checkpoints")
     no_load_rng: bool = opt(False, "start the random generators afresh")
     finetune: bool = opt(False, "take only the weights and start at iteration 0")
+    override_data: bool = opt(False, "on resume, read on in other data (path, split, seq-length, seed)")
     keep_last: int | None = opt(None, "newest checkpoints to keep (all unless given)", low=1)
     async_save: bool = opt(False, "write checkpoints while training goes on")
 

@@ -46,6 +46,10 @@ class Batch:
     sum_squared_lengths: int  # over the proteins, in tokens: what attention costs
     num_cropped: int
 
+    def labels_of_masks(self, mask_id: int) -> Tensor:
+        """`labels` where the model is shown [MASK], -100 where it is shown a residue, the true one or another."""
+        return torch.where(self.tokens.flatten()[self.masked_positions] == mask_id, self.labels, IGNORED)
+
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch on `device`, copied without waiting where the memory is pinned."""
         return self._map(lambda tensor: tensor.to(device, non_blocking=True))

@@ -22,6 +22,8 @@ from pretrain.data.loader import Batch
 from pretrain.parallel.mesh import World
 from proteinlm.model import ProteinBert
 
+NO_TOKEN = -1  # no token has this id
+
 
 def stages_of_rank(pp: int, pp_rank: int, num_layers: int, layers_per_stage: int | None) -> list[int]:
     """Numbers of the stages that a pp rank holds: one, or every pp-th of num_layers / layers_per_stage."""
@@ -93,40 +95,43 @@ class Pipeline:
         self.schedule, self.shape = schedule, shape
         self.stream_ranks = world.layout.tp if sequence_parallel else 1
         self._loss, self._weight = loss, 1.0
-        self._loss_sum = torch.zeros((), dtype=torch.float64)
+        self._loss_sums = torch.zeros(2, dtype=torch.float64, device=world.device)
         self._built: dict[bool, tuple[int, object]] = {}  # for training, for evaluation: (micro-batches, schedule)
         if autocast:
             for part in parts:  # in the forward pass only: the schedule also runs the backward one
                 part.forward = torch.autocast(world.device.type, autocast)(part.forward)
 
-    def step(self, batches: list[Batch], weight: float) -> Tensor:
-        """Forward and backward of a step's micro-batches. Adds the gradients of weight x loss; returns the loss sum.
+    def step(self, batches: list[Batch], weight: float, mask_id: int) -> Tensor:
+        """Forward and backward of a step's micro-batches. Adds the gradients of weight x loss.
 
-        The loss is computed by the last stage's processes; the others return 0.
+        Returns two sums, fp64 [2]: of the loss, and of the loss where the model is shown [MASK]. They are computed by
+        the last stage's processes; the others return 0.
         """
         self._weight = weight
-        return self._run(batches, training=True)
+        return self._run(batches, mask_id, training=True)
 
     def evaluate(self, batches: list[Batch]) -> Tensor:
         """The loss sum, forward only."""
-        return self._run(batches, training=False)
+        return self._run(batches, NO_TOKEN, training=False)[0]
 
-    def _run(self, batches: list[Batch], training: bool) -> Tensor:
-        self._loss_sum.zero_()
+    def _run(self, batches: list[Batch], mask_id: int, training: bool) -> Tensor:
+        self._loss_sums.zero_()
         schedule = self._schedule(len(batches), training)
         run = schedule.step if training else schedule.eval
-        tokens, labels, others = _stacked(batches, self.world.device)
+        tokens, labels, others = _stacked(batches, mask_id, self.world.device)
         run(
             *((tokens,) if self.world.is_first_stage else ()),
             target=labels if self.world.is_last_stage else None,
             return_outputs=False,
             **others,
         )
-        return self._loss_sum.clone()
+        return self._loss_sums.clone()
 
     def _weighted_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        loss = self._loss(logits, labels)
-        self._loss_sum += loss.detach().double().cpu()
+        """labels: int64 [M, 2], all of them and those of [MASK]."""
+        loss = self._loss(logits, labels[:, 0])
+        mask_loss = self._loss(logits.detach(), labels[:, 1])
+        self._loss_sums += torch.stack([loss.detach(), mask_loss]).double()
         return loss * self._weight
 
     def _schedule(self, count: int, training: bool):
@@ -165,9 +170,10 @@ class Pipeline:
         )
 
 
-def _stacked(batches: list[Batch], device: torch.device) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+def _stacked(batches: list[Batch], mask_id: int, device: torch.device) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     """(tokens, labels, the rest by the model's argument names) of all micro-batches, to be cut along dimension 0.
 
+    Labels have two columns: all, and those where the model is shown [MASK].
     Boundaries are brought to one length by repeating the last one: empty proteins, which attention skips.
     """
     longest = max(len(batch.cu_seqlens) for batch in batches)
@@ -177,4 +183,5 @@ def _stacked(batches: list[Batch], device: torch.device) -> tuple[Tensor, Tensor
         return torch.cat([getattr(batch, name) for batch in batches]).to(device)
 
     others = {name: joined(name) for name in ("position_ids", "masked_positions")}
-    return joined("tokens"), joined("labels"), {**others, "cu_seqlens": torch.stack(bounds).to(device)}
+    labels = torch.cat([torch.stack([batch.labels, batch.labels_of_masks(mask_id)], -1) for batch in batches])
+    return joined("tokens"), labels.to(device), {**others, "cu_seqlens": torch.stack(bounds).to(device)}

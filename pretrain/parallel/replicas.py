@@ -97,13 +97,14 @@ class Gradients:
         for parameter in moved:
             parameter.grad = parameter.grad.redistribute(placements=parameter.placements)
 
-    def norm_with(self, loss_sum: float) -> tuple[float, float]:
-        """(the 2-norm over the whole model, the loss summed over the whole global batch): one message for both."""
+    def norm_with(self, losses: list[float]) -> tuple[float, list[float]]:
+        """(the 2-norm over the whole model, sums of losses over the whole global batch): one message for all."""
         norm = float(global_norm(_local(p.grad) for n, p in self.named.items() if self._counts(n, p)))
         if self.world.alone:
-            return norm, loss_sum
-        square, loss = self.world.sum_over_all([norm**2, loss_sum if self.world.counts_loss else 0.0])
-        return math.sqrt(square) if math.isfinite(square) else square, loss
+            return norm, losses
+        counted = [loss if self.world.counts_loss else 0.0 for loss in losses]
+        square, *losses = self.world.sum_over_all([norm**2, *counted])
+        return math.sqrt(square) if math.isfinite(square) else square, losses
 
     def _counts(self, name: str, parameter: nn.Parameter) -> bool:
         """Of the ranks that hold the same piece of a gradient exactly one counts it in the norm."""

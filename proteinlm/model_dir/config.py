@@ -5,65 +5,12 @@
 What must hold: a value that passes can be built from; anything else is an InputError with the key and its value.
 """
 
-import math
 from collections.abc import Callable, Collection, Mapping
+from typing import NamedTuple
 
 from proteinlm.errors import InputError
 from proteinlm.model import ACTIVATIONS, ModelConfig
 
-# Field of ModelConfig -> key of config.json, as TAPE and Hugging Face call it.
-CONFIG_KEYS = {
-    "vocab_size": "vocab_size",
-    "hidden_size": "hidden_size",
-    "num_layers": "num_hidden_layers",
-    "num_attention_heads": "num_attention_heads",
-    "ffn_hidden_size": "intermediate_size",
-    "hidden_act": "hidden_act",
-    "lm_head_act": "lm_head_act",
-    "hidden_dropout": "hidden_dropout_prob",
-    "attention_dropout": "attention_probs_dropout_prob",
-    "max_position_embeddings": "max_position_embeddings",
-    "init_method_std": "initializer_range",
-    "layernorm_epsilon": "layer_norm_eps",
-    "final_layernorm": "final_layernorm",
-    "output_dropout": "output_dropout",
-}
-# Key -> default of TAPE's ProteinBertConfig; then of what its files lack.
-MODEL_DEFAULTS = {
-    "vocab_size": 30,
-    "hidden_size": 768,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 12,
-    "intermediate_size": 3072,
-    "hidden_act": "gelu",  # in the MLP: "gelu" = erf, "gelu_new" = tanh
-    "hidden_dropout_prob": 0.1,
-    "attention_probs_dropout_prob": 0.1,
-    "max_position_embeddings": 8096,
-    "type_vocab_size": 1,
-    "initializer_range": 0.02,
-    "layer_norm_eps": 1e-12,
-    "lm_head_act": "gelu",
-    "final_layernorm": True,  # false reproduces the original project's finetuned runs, which threw it away
-    "output_dropout": True,  # false: no dropout after attention.dense and dense_4h_h, as in the original project
-}
-# What TAPE's own config.json holds beyond the shape.
-TAPE_EXTRAS = {
-    "base_model": "transformer",
-    "finetuning_task": None,
-    "num_labels": 2,
-    "output_attentions": False,
-    "output_hidden_states": False,
-    "pruned_heads": {},
-    "torchscript": False,
-}
-SHAPE_KEYS = (
-    "vocab_size",
-    "hidden_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "intermediate_size",
-    "max_position_embeddings",
-)
 LARGEST_SIZE = 2**28  # beyond any model, and a matrix of this by this still has a size that torch can compute
 
 # What a value must satisfy, and the complaint where it does not.
@@ -79,15 +26,54 @@ def one_of(choices: Collection) -> Rule:
 
 
 SIZE: Rule = (lambda v: type(v) is int and 0 < v < LARGEST_SIZE, "is {!r}; a positive whole number is needed")
-POSITIVE: Rule = (lambda v: _number(v) and 0 < v < math.inf, "is {!r}; a positive number is needed")
-NOT_NEGATIVE: Rule = (lambda v: _number(v) and 0 <= v < math.inf, "is {!r}; a number of 0 or more is needed")
+POSITIVE: Rule = (lambda v: _number(v) and 0 < v < LARGEST_SIZE, "is {!r}; a positive number is needed")
+NOT_NEGATIVE: Rule = (lambda v: _number(v) and 0 <= v < LARGEST_SIZE, "is {!r}; a number of 0 or more is needed")
 PROBABILITY: Rule = (lambda v: _number(v) and 0 <= v < 1, "{!r} must be at least 0 and below 1")
-RULES: dict[str, Rule] = {
-    **dict.fromkeys(SHAPE_KEYS, SIZE),
-    **dict.fromkeys(("hidden_act", "lm_head_act"), one_of(ACTIVATIONS)),
-    **dict.fromkeys(("hidden_dropout_prob", "attention_probs_dropout_prob"), PROBABILITY),
-    **dict.fromkeys(("initializer_range", "layer_norm_eps"), NOT_NEGATIVE),
-    **dict.fromkeys(("final_layernorm", "output_dropout"), one_of((True, False))),
+FLAG: Rule = (lambda v: type(v) is bool, "{!r} is not one of True, False")
+ACTIVATION = one_of(ACTIVATIONS)
+
+
+class Key(NamedTuple):
+    """Of config.json: the field of ModelConfig that it is, the default of TAPE's ProteinBertConfig, its rule."""
+
+    field: str
+    default: object
+    rule: Rule
+
+
+# As TAPE and Hugging Face call them; the last three are not in TAPE's files.
+MODEL_KEYS = {
+    "vocab_size": Key("vocab_size", 30, SIZE),
+    "hidden_size": Key("hidden_size", 768, SIZE),
+    "num_hidden_layers": Key("num_layers", 12, SIZE),
+    "num_attention_heads": Key("num_attention_heads", 12, SIZE),
+    "intermediate_size": Key("ffn_hidden_size", 3072, SIZE),
+    "hidden_act": Key("hidden_act", "gelu", ACTIVATION),  # in the MLP: "gelu" = erf, "gelu_new" = tanh
+    "hidden_dropout_prob": Key("hidden_dropout", 0.1, PROBABILITY),
+    "attention_probs_dropout_prob": Key("attention_dropout", 0.1, PROBABILITY),
+    "max_position_embeddings": Key("max_position_embeddings", 8096, SIZE),
+    "initializer_range": Key("init_method_std", 0.02, NOT_NEGATIVE),
+    "layer_norm_eps": Key("layernorm_epsilon", 1e-12, NOT_NEGATIVE),
+    "lm_head_act": Key("lm_head_act", "gelu", ACTIVATION),
+    # false: as the original project's finetuned runs, which threw it away
+    "final_layernorm": Key("final_layernorm", True, FLAG),
+    # false: no dropout after attention.dense and dense_4h_h, as in the original project
+    "output_dropout": Key("output_dropout", True, FLAG),
+}
+MODEL_DEFAULTS = {name: key.default for name, key in MODEL_KEYS.items()}
+CONFIG_KEYS = {key.field: name for name, key in MODEL_KEYS.items()}
+RULES = {name: key.rule for name, key in MODEL_KEYS.items()}
+SHAPE_KEYS = [name for name, key in MODEL_KEYS.items() if key.rule is SIZE]
+# What TAPE's own config.json holds beyond these.
+TAPE_EXTRAS = {
+    "base_model": "transformer",
+    "finetuning_task": None,
+    "num_labels": 2,
+    "output_attentions": False,
+    "output_hidden_states": False,
+    "pruned_heads": {},
+    "torchscript": False,
+    "type_vocab_size": 1,
 }
 
 
@@ -117,6 +103,6 @@ def model_config_of(config: Mapping, where: str = "config.json") -> ModelConfig:
     padded."""
     check_shape_keys(config, where)
     values = MODEL_DEFAULTS | dict(config)
-    check_values(values, CONFIG_KEYS.values(), where)
+    check_values(values, MODEL_KEYS, where)
     fields = {field: values[key] for field, key in CONFIG_KEYS.items()}
     return ModelConfig(**fields, make_vocab_size_divisible_by=1)

@@ -12,7 +12,9 @@ from pathlib import Path
 
 from proteinlm.errors import InputError
 
-LEFT_OUT = {"babbler-1900": "UniRep", "unirep": "UniRep", "trrosetta": "trRosetta", "xaa": "trRosetta"}
+# songlab's names of models that have no counterpart here; trRosetta's five are xaa ... xae.
+LEFT_OUT = dict.fromkeys(("babbler-1900", "unirep"), "UniRep")
+LEFT_OUT |= dict.fromkeys(("trrosetta", "xaa", "xab", "xac", "xad", "xae"), "trRosetta")
 
 
 def find_model(name: str | Path) -> Path:
@@ -23,9 +25,8 @@ def find_model(name: str | Path) -> Path:
     path = Path(name)
     if path.exists():
         return path
-    text = str(name)
-    if text in LEFT_OUT or text.startswith("xa"):  # trRosetta's five models are xaa ... xae
-        raise InputError(f"{text}: songlab's {LEFT_OUT.get(text, 'trRosetta')} model is left out here")
+    if str(name) in LEFT_OUT:
+        raise InputError(f"{name}: songlab's {LEFT_OUT[str(name)]} model is left out here")
     if len(path.parts) != 1 or path.suffix:
         raise InputError(f"{path}: no such directory; a TAPE model directory holds config.json and model.safetensors")
     shelf = os.environ.get("TAPE_MODELS")
@@ -34,7 +35,7 @@ def find_model(name: str | Path) -> Path:
     for place in places:
         if place.is_dir():
             return place
+    hint = "" if shelf else ", or set TAPE_MODELS to the directory that holds it"
     raise InputError(
-        f"{text}: no such directory; a model of that name should be at {places[0]} (config.json and its weights)"
-        f"{'' if shelf else ', or set TAPE_MODELS to the directory that holds it'}"
+        f"{name}: no such directory; a model of that name should be at {places[0]} (config.json and its weights){hint}"
     )

@@ -1,9 +1,8 @@
 """Python's own pickle reader, `pickle._Unpickler`, with everything that runs taken out, and what a pickle may name.
 
-A pickle is a program. Here each class or function that it names becomes an `Admitted` entry of our allow-list, and only
-such entries are ever called. Arguments and states come from the file, so every maker either takes anything without harm
-or checks what it gets. What must hold:
-- REDUCE, NEWOBJ and BUILD act on entries and on what they made; no attribute of a class is ever set.
+A pickle is a program. Here each class or function that it names becomes an `Admitted` entry, whose maker takes anything
+without harm or checks it. What must hold:
+- REDUCE, NEWOBJ and BUILD act on entries and on what they made alone; no attribute of a class is ever set.
 - Nothing is allocated because a number in the file is large; copies of memoised data are charged to a budget.
 - A key set twice in one dict is refused: honest writers never do it, and keeping one of the two would be silent.
 """
@@ -22,9 +21,9 @@ import numpy as np
 from proteinlm.errors import InputError
 
 BUDGET_FACTOR, BUDGET_FLOOR = 64, 1 << 20  # bytes that building objects may copy: per byte of pickle, and at least
-MAX_DIMENSIONS = 64  # numpy's limit, and torch's for what it saves
-MAX_KEY_DEPTH, MAX_KEY_PARTS = 16, 256  # of what hashing one key visits
+MAX_DIMENSIONS, MAX_KEY_DEPTH, MAX_KEY_PARTS = 64, 16, 256  # numpy's and torch's limit; of what hashing a key visits
 ENCODINGS = {"latin1": "latin1", "latin-1": "latin1", "utf-8": "utf8", "utf8": "utf8", "ascii": "ascii"}
+BYTES = (bytes, bytearray)
 DTYPE_NAME = re.compile(r"[<>|=]?(?:[biufc]\d{1,2}|[SU]\d{0,9}|\?)")
 # What builds plain data. Not: persistent ids as text, DUP, copyreg's extensions, keyword arguments, foreign buffers.
 DATA_OPCODES = b"(.01BCFGIJKLMNQRSTUVX]abcdeghijlopqrstu})\x80\x81\x93\x94\x95\x96" + bytes(range(0x85, 0x92))
@@ -35,23 +34,21 @@ def named(what: object):
     """Whatever is wrong with the file that is read inside becomes an InputError that names `what`."""
     try:
         yield
-    except InputError as error:
-        raise InputError(f"{what}: {error}") from None
     except Exception as error:
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}".removesuffix(": ")
-        raise InputError(f"{what}: damaged, truncated or of another format ({reason})") from None
+        reason = " ".join(f"damaged, truncated or of another format: {type(error).__name__} {error}".split())[:250]
+        raise InputError(f"{what}: {error if isinstance(error, InputError) else reason}") from None
 
 
-def require(condition: object, message: str) -> None:
+def require(condition: object, message: str, value=None):
+    """`value`, if the condition holds."""
     if not condition:
         raise InputError(message)
+    return value
 
 
 def sizes(values: object) -> tuple[int, ...]:
-    listed = type(values) in (list, tuple) and len(values) <= MAX_DIMENSIONS
-    whole = listed and all(type(value) is int and value >= 0 for value in values)
-    require(whole, f"sizes that are not at most {MAX_DIMENSIONS} whole numbers >= 0")
-    return tuple(values)
+    whole = type(values) in (list, tuple) and all(type(value) is int and value >= 0 for value in values)
+    return require(whole and len(values) <= MAX_DIMENSIONS, "sizes that are not a few whole numbers", tuple(values))
 
 
 class Admitted:
@@ -98,24 +95,14 @@ def find(module: str, name: str) -> object:
     return NAMES[full]
 
 
-def _ordered_dict(items=()) -> OrderedDict:
-    require(not items, "an OrderedDict made from a list (an old Python 2 form) is not read")
-    return OrderedDict()
-
-
 def _dtype(name, align=False, copy=False) -> np.dtype:
     plain = DTYPE_NAME.fullmatch(name)
     require(plain, f"numpy dtype {name!a:.40} is not a plain number or text (object arrays are not admitted)")
     return np.dtype(name, False, True)  # a copy of its own, because BUILD may set its byte order
 
 
-def _empty_array(kind, shape, code) -> np.ndarray:
-    require(kind is NAMES["numpy.ndarray"] and shape == (0,), "a numpy array of an unknown kind")
-    return np.empty(0, dtype=np.uint8)
-
-
 def _array(raw, dtype, shape, order="C") -> np.ndarray:
-    require(isinstance(dtype, np.dtype) and type(raw) in (bytes, bytearray), "a numpy array without a dtype or data")
+    require(isinstance(dtype, np.dtype) and type(raw) in BYTES, "a numpy array without a dtype or data")
     shape = sizes(shape)
     fits = dtype.itemsize and len(raw) == math.prod(shape) * dtype.itemsize
     require(fits, f"a numpy array of shape {shape} whose data does not have that size")
@@ -124,27 +111,24 @@ def _array(raw, dtype, shape, order="C") -> np.ndarray:
 
 MAKERS = {
     "argparse.Namespace": lambda: argparse.Namespace(),
-    "collections.OrderedDict": _ordered_dict,
+    "collections.OrderedDict": lambda items=(): require(not items, "an old Python 2 form is not read", OrderedDict()),
     "collections.defaultdict": lambda factory=None: {},
     "copyreg._reconstructor": lambda kind, base, state: build(kind, () if state is None else (state,)),
     "_codecs.encode": lambda text, encoding="latin1": str.encode(text, ENCODINGS[encoding]),
     "builtins.set": lambda items=(): set(check_keys(items)),
     "builtins.frozenset": lambda items=(): frozenset(check_keys(items)),
-    "builtins.bytearray": lambda value=b"", encoding="latin1": bytearray(
-        value if type(value) in (bytes, bytearray) else str.encode(value, ENCODINGS[encoding])
-    ),
+    "builtins.bytearray": lambda x=b"", c="latin1": bytearray(x if type(x) in BYTES else str.encode(x, ENCODINGS[c])),
     "builtins.bytes": lambda: b"",  # how protocols 0 to 2 write empty bytes
     "builtins.complex": complex,
     "numpy.dtype": _dtype,
     "numpy.ndarray": None,
-    "numpy._core.multiarray._reconstruct": _empty_array,
+    "numpy._core.multiarray._reconstruct": lambda kind, shape, code: np.empty(0, np.uint8).reshape(shape),
     "numpy._core.multiarray.scalar": lambda dtype, raw=b"": _array(raw, dtype, (1,))[0],
     "numpy._core.numeric._frombuffer": _array,
 }
 for _name in ("object", "dict", "list", "tuple", "int", "float", "str", "bool"):
     MAKERS[f"builtins.{_name}"] = None  # as an argument (defaultdict's factory)
-for _name in ("PosixPath", "PurePosixPath", "WindowsPath"):
-    MAKERS[f"pathlib.{_name}"] = lambda *parts: "/".join(parts)
+MAKERS |= {f"pathlib.{name}Path": lambda *parts: "/".join(parts) for name in ("Posix", "PurePosix", "Windows")}
 NAMES = {name: Admitted(name, make) for name, make in MAKERS.items()}
 
 
@@ -158,27 +142,21 @@ def set_state(target: object, state: object) -> None:
         _array(raw, dtype, shape)  # only to check that they agree
         target.__setstate__((1, sizes(shape), dtype, bool(fortran), raw))
     elif isinstance(target, np.dtype):
-        plain = target.newbyteorder(state[1]).__reduce__()[2]  # what numpy writes: version, byte order, ..., flags
-        own = state[:7] == plain[:7] and state[7:] in ((0,), (8,))
+        written = target.newbyteorder(state[1]).__reduce__()[2]  # by numpy, for the same dtype
+        own = state[:7] == written[:7] and state[7:] in ((0,), (8,))
         require(own, "a numpy dtype with fields or sizes of its own is not admitted")
         target.__setstate__(state)
-    elif type(target) is argparse.Namespace:
-        vars(target).update(_attributes(state))
-    elif type(target) is OrderedDict:  # module versions, which load_state_dict reads
-        metadata = _attributes(state).get("_metadata")
-        vars(target).update({"_metadata": metadata} if isinstance(metadata, dict) else {})
     elif is_dataclass(target) and type(state) is tuple:  # DCP's TensorProperties
         target.__setstate__(state)
     else:
-        require(is_dataclass(target), f"state for {type(target).__name__} is not admitted")
-        known = set(_attributes(state)) <= {field.name for field in fields(target)}  # DCP's others
-        require(known, f"{type(target).__name__} with unknown fields")
+        require(type(state) is dict and all(type(key) is str for key in state), "a state that is not a dict of names")
+        if type(target) is OrderedDict:  # module versions, which load_state_dict reads
+            state = {key: state[key] for key in ("_metadata",) if isinstance(state.get(key), dict)}
+        elif is_dataclass(target):  # DCP's
+            require(set(state) <= {f.name for f in fields(target)}, f"{type(target).__name__} with unknown fields")
+        else:
+            require(type(target) is argparse.Namespace, f"state for {type(target).__name__} is not admitted")
         vars(target).update(state)
-
-
-def _attributes(state: object) -> dict[str, object]:
-    require(type(state) is dict and all(type(key) is str for key in state), "a state that is not a dict of names")
-    return state
 
 
 def _set_pairs(target: dict, pairs: list) -> None:
@@ -199,15 +177,13 @@ def _adding(add: Callable, count: int = 0) -> Callable:
 
 
 class Unpickler(pickle._Unpickler):
-    """One reading of `file`, in which `size` bytes are left.
-
-    find(module, name) -> what is named there. storage(id) resolves a persistent id (None: not admitted).
-    """
+    """Reads an object from `file`, with `size` bytes left. find(module, name), storage(id): what a name, an id is."""
 
     def __init__(self, find: Callable, file, size: int, storage: Callable | None = None):
         super().__init__(file, encoding="latin1")
-        self.find_class, self.persistent_load = find, storage or self.persistent_load
-        self.budget = max(BUDGET_FLOOR, BUDGET_FACTOR * size)
+        self.find_class, self.budget = find, max(BUDGET_FLOOR, BUDGET_FACTOR * size)
+        if storage:
+            self.persistent_load = storage
 
     def charge(self, values) -> None:
         """Count what building from `values` may copy, so that memoised data cannot be multiplied without end."""
@@ -242,11 +218,10 @@ class Unpickler(pickle._Unpickler):
         self.load_setitems()
 
     load_newobj = load_reduce
-    load_append, load_appends = _adding(list.extend, 1), _adding(list.extend)  # which take nothing but a list
+    load_append, load_appends = _adding(list.extend, 1), _adding(list.extend)  # which takes nothing but a list
     load_setitem, load_setitems = _adding(_set_pairs, 2), _adding(_set_pairs)
     load_additems = _adding(lambda target, items: set.update(target, check_keys(items)))
 
 
 # Each opcode's handler under its own name, so that a method above cannot be forgotten here.
-_HANDLERS = {code: pickle._Unpickler.dispatch[code].__name__ for code in DATA_OPCODES}
-Unpickler.dispatch = {code: getattr(Unpickler, name) for code, name in _HANDLERS.items()}
+Unpickler.dispatch = {code: getattr(Unpickler, pickle._Unpickler.dispatch[code].__name__) for code in DATA_OPCODES}

@@ -1,11 +1,11 @@
 """PyTorch's distributed checkpoint (DCP) read without its pickles being run, and without trusting its numbers.
 
-DCP keeps a pickled directory (`.metadata`) and one torch.save archive a tensor or object inside its shard files. All
-go through `proteinlm.untrusted.safe_load`. Shapes, offsets and lengths are checked against each other and the files
-before memory is allocated for them.
+DCP keeps a pickled directory (`.metadata`), and in its shard files one torch.save archive a tensor or object. Shapes,
+offsets and lengths are checked against each other and the files before memory is allocated for them.
 """
 
 import functools
+import io
 import math
 from operator import add, le
 from pathlib import Path
@@ -13,32 +13,32 @@ from pathlib import Path
 import torch
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint import metadata as kinds
-from torch.distributed.checkpoint.filesystem import _StorageInfo
 
-from proteinlm.untrusted.pickles import Admitted, named, require
-from proteinlm.untrusted.safe_load import find, map_file, safe_pickle_loads, safe_torch_load
+from proteinlm.untrusted.pickles import Admitted, Unpickler, named, require
+from proteinlm.untrusted.safe_load import find, map_file, safe_torch_load
 
 ENCODING = kinds._MEM_FORMAT_ENCODING
-CLASSES = [kinds.Metadata, kinds.MetadataIndex, kinds.TensorStorageMetadata, kinds.BytesStorageMetadata, _StorageInfo]
-CLASSES += [kinds.ChunkStorageMetadata, kinds.TensorProperties, kinds.StorageMeta]
+CLASSES = [kinds.Metadata, kinds.MetadataIndex, kinds.TensorStorageMetadata, kinds.BytesStorageMetadata]
+CLASSES += [kinds.ChunkStorageMetadata, kinds.TensorProperties, kinds.StorageMeta, dcp.filesystem._StorageInfo]
 MAKERS = {kind: functools.partial(object.__new__, kind) for kind in CLASSES}
 MAKERS[ENCODING] = lambda number: ENCODING(number)  # alone: an enumeration called with more makes another class
-NAMES = {f"{kind.__module__}.{kind.__name__}": Admitted(kind.__name__, make) for kind, make in MAKERS.items()}
+ENTRIES = {kind: Admitted(kind.__name__, make) for kind, make in MAKERS.items()}
+NAMES = {f"{kind.__module__}.{kind.__name__}": entry for kind, entry in ENTRIES.items()}
 
 
 def find_dcp(module: str, name: str) -> object:
-    """The allow-list with DCP's metadata, and with getattr, by which Python 3.11.0 to .3 pickle DCP's enumeration."""
-    if (module, name) in (("builtins", "getattr"), ("__builtin__", "getattr")):
-        return Admitted("getattr", _member)
+    """The allow-list with DCP's metadata added."""
     return NAMES.get(f"{module}.{name}") or find(module, name)
 
 
 def _member(kind: object, name: object) -> object:
-    known = (
-        kind is NAMES[f"{kinds.__name__}.{ENCODING.__name__}"] and type(name) is str and name in ENCODING.__members__
-    )
+    """A member of DCP's one enumeration by its name: Python 3.11.0 to 3.11.3 pickle it as a getattr."""
+    known = kind is ENTRIES[ENCODING] and type(name) is str and name in ENCODING.__members__
     require(known, "names builtins.getattr, which is not data; refused, nothing was run")
-    return ENCODING.__members__[name]
+    return ENCODING[name]
+
+
+NAMES |= dict.fromkeys(("builtins.getattr", "__builtin__.getattr"), Admitted("getattr", _member))
 
 
 class SafeReader(dcp.FileSystemReader):
@@ -47,13 +47,14 @@ class SafeReader(dcp.FileSystemReader):
     def read_metadata(self, *args, **kwargs) -> kinds.Metadata:
         path = Path(self._get_metadata_path(kwargs.get("rank")))
         require(path.is_file(), f"{path}: missing; the directory is not a complete checkpoint")
-        metadata = safe_pickle_loads(path.read_bytes(), str(path), find_dcp)
+        data = path.read_bytes()
         with named(path):
+            metadata = Unpickler(find_dcp, io.BytesIO(data), len(data)).load()
             check_metadata(metadata)
         metadata.storage_meta = kinds.StorageMeta(load_id=self.load_id)
         return metadata
 
-    def read_data(self, plan: dcp.LoadPlan, planner: dcp.LoadPlanner) -> torch.futures.Future[None]:
+    def read_data(self, plan: dcp.LoadPlan, planner: dcp.LoadPlanner) -> torch.futures.Future:
         for item in plan.items:
             info = self.storage_data.get(item.storage_index)
             path = Path(self.path) / getattr(info, "relative_path", "")
@@ -64,10 +65,9 @@ class SafeReader(dcp.FileSystemReader):
             if item.type == dcp.planner.LoadItemType.BYTE_IO:
                 planner.load_bytes(item, content, what)
             else:
-                _copy_tensor(item, planner, safe_torch_load(content, what=what, mmap=True), what)
-        done: torch.futures.Future[None] = torch.futures.Future()
-        done.set_result(None)
-        return done
+                part = _part(safe_torch_load(content, what=what, mmap=True), item, what)
+                planner.commit_tensor(item, planner.resolve_tensor(item).detach().copy_(part))
+        return torch.futures.collect_all([])  # which is done
 
 
 class SafePlanner(dcp.DefaultLoadPlanner):
@@ -81,15 +81,11 @@ class SafePlanner(dcp.DefaultLoadPlanner):
             self.state_dict[name] = loaded
 
 
-def _copy_tensor(item, planner: dcp.LoadPlanner, tensor: object, what: str) -> None:
-    described = isinstance(tensor, torch.Tensor) and tensor.dim() == len(item.lengths)
-    require(described, f"{what} is not the tensor that .metadata describes")
-    fits = all(map(le, map(add, item.storage_offsets, item.lengths), tensor.shape))
-    require(fits, f"{what} has shape {tuple(tensor.shape)}, smaller than .metadata says")
-    part = tuple(slice(start, start + count) for start, count in zip(item.storage_offsets, item.lengths, strict=True))
-    target = planner.resolve_tensor(item).detach()
-    target.copy_(tensor[part])
-    planner.commit_tensor(item, target)
+def _part(tensor: object, item, what: str) -> torch.Tensor:
+    require(isinstance(tensor, torch.Tensor) and tensor.dim() == len(item.lengths), f"{what} is another kind of tensor")
+    ends = list(map(add, item.storage_offsets, item.lengths))
+    require(all(map(le, ends, tensor.shape)), f"{what} has shape {tuple(tensor.shape)}, smaller than .metadata says")
+    return tensor[tuple(map(slice, item.storage_offsets, ends))]
 
 
 def check_metadata(metadata: object) -> None:
@@ -99,7 +95,7 @@ def check_metadata(metadata: object) -> None:
     for index, info in places.items():
         require(isinstance(index, kinds.MetadataIndex) and type(index.fqn) is str, "a place of an entry without a name")
         file, transforms = info.relative_path, getattr(info, "transform_descriptors", None)
-        plain = type(info) is _StorageInfo and type(file) is str and file not in ("", ".", "..")
+        plain = type(info) is dcp.filesystem._StorageInfo and type(file) is str and file not in ("", ".", "..")
         plain = plain and not set(file) & set("/\\\0") and type(info.offset) is type(info.length) is int
         require(plain and min(info.offset, info.length) >= 0, f"{index.fqn} lies at an impossible place")
         require(not transforms, f"{index.fqn} was stored through a stream transform, which is not read")
@@ -114,13 +110,12 @@ def _check_tensor(name: str, entry: object, places: dict) -> None:
     shape, dtype, covered = entry.size, entry.properties.dtype, 0
     require(isinstance(dtype, torch.dtype) and isinstance(shape, torch.Size), f"{name} has no readable shape and dtype")
     for chunk in entry.chunks:
-        sized = isinstance(chunk.offsets, torch.Size) and isinstance(chunk.sizes, torch.Size)  # whole numbers >= 0
-        inside = sized and len(chunk.offsets) == len(chunk.sizes) == len(shape)
-        inside = inside and all(map(le, map(add, chunk.offsets, chunk.sizes), shape))
+        bounds = (chunk.offsets, chunk.sizes)  # torch.Size: whole numbers >= 0
+        inside = all(isinstance(bound, torch.Size) and len(bound) == len(shape) for bound in bounds)
+        inside = inside and all(map(le, map(add, *bounds), shape))
         require(inside, f"{name} has a chunk outside its shape {tuple(shape)}")
         place, count = places.get(kinds.MetadataIndex(name, chunk.offsets)), math.prod(chunk.sizes)
         fits = place is not None and place.length >= count * dtype.itemsize
         require(fits, f"{name} {tuple(chunk.sizes)} needs more bytes than the directory gives it")
         covered += count
-    expected = math.prod(shape)
-    require(covered == expected, f"{name} has {covered} values in its chunks and {expected} in its shape")
+    require(covered == math.prod(shape), f"{name} has {covered} values in its chunks, not those of {tuple(shape)}")

@@ -1,25 +1,19 @@
 """The one unpickler: opens torch files, pickled LMDB values and DCP's pickles without running anything hidden in them.
 
-    safe_torch_load(path)             a torch.save file, zip or legacy format -> tensors on the CPU in their containers
-    safe_pickle_loads(value, what)    a pickle held in memory
-
 Admitted: tensors, numpy arrays, scalars and dtypes, plain containers, argparse.Namespace, torch dtypes, sizes and
 devices; classes of `megatron.*` and `fp16.*` become inert `StandIn`s. Everything else is an InputError that names it.
-Parameters come back as plain tensors; tensors that share a storage in the file share it here. torch is imported only
-when a file needs it, so that preprocessing, which reads LMDB values, never pays for it.
+Parameters come back as plain tensors; tensors that share a storage share it here. torch is imported only when needed.
 """
 
 import functools
 import io
 import mmap as memory_map
 import os
-from collections.abc import Callable
 
-from proteinlm.errors import InputError
 from proteinlm.untrusted import pickles
-from proteinlm.untrusted.pickles import StandIn, Unpickler, named
+from proteinlm.untrusted.pickles import Unpickler, named, require
 
-__all__ = ["StandIn", "find", "map_file", "safe_pickle_loads", "safe_torch_load"]
+StandIn = pickles.StandIn
 
 
 def find(module: str, name: str) -> object:
@@ -31,7 +25,7 @@ def find(module: str, name: str) -> object:
     return NAMES.get(f"{module}.{name}") or pickles.find(module, name)
 
 
-def safe_pickle_loads(data: bytes, what: str, find: Callable[[str, str], object] = find) -> object:
+def safe_pickle_loads(data: bytes, what: str) -> object:
     """The object pickled in `data`. `what` names the value in errors ("pfam_train.lmdb key b'12'")."""
     with named(what):
         return Unpickler(find, io.BytesIO(data), len(data)).load()
@@ -57,13 +51,12 @@ def safe_torch_load(source, *, what: str | None = None, mmap: bool = False) -> o
 
 def map_file(path, offset: int = 0, length: int | None = None) -> memory_map.mmap:
     """The bytes of a file, read as they are looked at, and its position at `offset`. Writing leaves the file alone."""
+    start = offset - offset % memory_map.ALLOCATIONGRANULARITY
     with open(path, "rb") as file:
         size = os.fstat(file.fileno()).st_size
         end = size if length is None else offset + length
-        if end > size or offset == end:
-            raise InputError(f"{path}: the file is empty" if not size else f"{path}: truncated at byte {size} of {end}")
-        skip = offset % memory_map.ALLOCATIONGRANULARITY
-        access = memory_map.ACCESS_COPY
-        mapped = memory_map.mmap(file.fileno(), end - offset + skip, access=access, offset=offset - skip)
-    mapped.seek(skip)
+        require(size, f"{path}: the file is empty")
+        require(offset < end <= size, f"{path}: truncated, {size} bytes of at least {end}")
+        mapped = memory_map.mmap(file.fileno(), end - start, access=memory_map.ACCESS_COPY, offset=start)
+    mapped.seek(offset - start)
     return mapped

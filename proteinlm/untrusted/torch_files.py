@@ -1,7 +1,6 @@
-"""What torch.save writes: torch's part of the allow-list, and the two containers, read without torch.load.
-
-`torch.load` over our unpickler would not do: it finds zip entries in another way than a check before it (without regard
-to case, for one), runs TorchScript, tries tar, and allocates what a legacy file claims.
+"""What torch.save writes: torch's part of the allow-list, and the two containers, read without torch.load, which finds
+zip entries in another way than a check before it would (without regard to case, for one), runs TorchScript, tries tar,
+and allocates what a legacy file claims.
 """
 
 import io
@@ -16,16 +15,13 @@ import torch
 
 from proteinlm.untrusted.pickles import Admitted, build, require, sizes
 
-LEGACY_MAGIC, LEGACY_PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
-
 
 def _tensor(dtype, storage, offset, shape, stride, *rest) -> torch.Tensor:
     require(type(storage) is torch.Tensor, "a tensor without a storage")
     content, (offset,), shape, stride = storage.untyped_storage(), sizes([offset]), sizes(shape), sizes(stride)
     available, count = content.nbytes() // dtype.itemsize, math.prod(shape)
     last = offset + sum((n - 1) * step for n, step in zip(shape, stride, strict=True)) if count else -1
-    fits = count <= available and last < available
-    require(fits, f"a tensor of shape {shape} that does not fit its storage of {available} values")
+    require(count <= available > last, f"a tensor of shape {shape} that does not fit its storage of {available} values")
     return torch.empty(0, dtype=dtype).set_(content, offset, shape, stride)
 
 
@@ -59,93 +55,84 @@ def read_torch(file, mmap: bool, unpickler: Callable) -> object:
     zipped = head.startswith(b"PK\x03\x04")
     require(zipped or head[0] == 0x80, "not a torch.save file (neither a zip archive nor a pickle)")
     file.seek(start)
-    return (_ZipFile if zipped else _LegacyFile)(file, mmap, unpickler).load()
+    reading = _Reading(file, mmap, unpickler)
+    return reading.load_zip() if zipped else reading.load_legacy()
 
 
-class _TorchFile:
-    """What the two formats share. storages: key -> a one-dimensional tensor."""
+class _Reading:
+    """One file. storages: key -> one-dimensional tensor."""
 
     def __init__(self, file, mmap: bool, unpickler: Callable):
         self.file, self.mmap, self.unpickler, self.storages, self.claimed = file, mmap, unpickler, {}, 0
         self.content = file.getbuffer() if isinstance(file, io.BytesIO) else memoryview(file)
 
-    def storage(self, saved_id: object) -> torch.Tensor:
-        """The storage that a pickle names by ("storage", dtype, key, location, number of values)."""
-        whole = type(saved_id) is tuple and saved_id[:1] in (("storage",), (b"storage",))
-        require(whole and saved_id[5:] in ((), (None,)), "a reference to something other than a whole storage")
-        dtype, key, (count,) = saved_id[1], saved_id[2], sizes(saved_id[4:5])
-        require(type(dtype) is torch.dtype and type(key) is str, "a storage of an unknown type")
-        size = count * dtype.itemsize
-        if key not in self.storages:
-            self.storages[key] = self.new_storage(key, size, dtype.itemsize).view(dtype)
-        actual = self.storages[key].nbytes
-        require(size == actual, f"storage {key!a:.60} has {actual} bytes, not the {size} it claims")
-        return self.storages[key].view(dtype)
-
-
-class _ZipFile(_TorchFile):
-    """The zip format: `<root>/data.pkl` and one stored entry `<root>/data/<key>` a storage."""
-
-    def load(self) -> object:
-        listed = zipfile.ZipFile(self.file).infolist()
+    def load_zip(self) -> object:
+        """The zip format: `<root>/data.pkl` and one stored entry `<root>/data/<key>` a storage."""
+        listed, size = zipfile.ZipFile(self.file).infolist(), len(self.content)
         self.entries = {entry.filename: entry for entry in listed}
         require(len(self.entries) == len(listed), "a zip archive with two entries of one name")
-        for name, entry in self.entries.items():
-            stored = not entry.compress_type and entry.compress_size == entry.file_size and not entry.flag_bits & 1
-            require(stored, f"zip entry {name!a:.60} is compressed or encrypted; torch.save stores entries")
-        claimed, size = sum(entry.file_size for entry in listed), len(self.content)
+        packed = [e.filename for e in listed if e.compress_type or e.compress_size != e.file_size or e.flag_bits & 1]
+        require(not packed, f"zip entry {packed[:1]} is compressed or encrypted; torch.save stores entries")
+        claimed = sum(entry.file_size for entry in listed)
         require(claimed <= size, f"its zip entries claim {claimed} bytes in a file of {size}")
         roots = [name.removesuffix("data.pkl") for name in self.entries if name.split("/")[1:] == ["data.pkl"]]
-        program = len(roots) != 1 or any(name.endswith("constants.pkl") for name in self.entries)
-        require(not program, "a zip archive, but not one that torch.save wrote (TorchScript programs are not read)")
+        data = len(roots) == 1 and not any(name.endswith("constants.pkl") for name in self.entries)
+        require(data, "a zip archive, but not one that torch.save wrote (TorchScript programs are not read)")
         self.root = roots[0]
         if self.root + "byteorder" in self.entries:
-            order = bytes(self.read("byteorder"))
+            order = bytes(self.entry("byteorder"))
             require(order == sys.byteorder.encode(), f"written on a {order[:8]!r}-endian machine; not read")
-        pickled = bytes(self.read("data.pkl"))
-        return self.unpickler(io.BytesIO(pickled), len(pickled), self.storage).load()
+        program = bytes(self.entry("data.pkl"))
+        return self.unpickler(io.BytesIO(program), len(program), lambda saved: self.storage(saved, self.map)).load()
 
-    def read(self, name: str) -> memoryview:
-        """An entry's bytes, after checking its header, bounds and checksum."""
+    def entry(self, name: str) -> memoryview:
+        """A zip entry's bytes, after checking its header, bounds and checksum."""
         entry, what = self.entries.get(self.root + name), f"zip entry {name!a:.60}"
         require(entry, f"{what} is missing")
-        header = bytes(self.content[entry.header_offset :][:30])
-        require(len(header) == 30 and header[:4] == b"PK\x03\x04", f"{what} has no header where the directory says")
-        start = entry.header_offset + 30 + sum(struct.unpack("<HH", header[26:]))
+        at = entry.header_offset
+        start = at + 30 + sum(struct.unpack_from("<HH", self.content, at + 26))
         content = self.content[start : start + entry.file_size]
-        require(len(content) == entry.file_size, f"{what} ends beyond the file: truncated")
-        intact = not entry.CRC or zlib.crc32(content) == entry.CRC  # 0: written without checksums
-        require(intact, f"{what} is damaged (its checksum differs)")
+        whole = self.content[at : at + 4] == b"PK\x03\x04" and len(content) == entry.file_size
+        intact = whole and (not entry.CRC or zlib.crc32(content) == entry.CRC)  # 0: written without checksums
+        require(intact, f"{what} is damaged or truncated (its header, size or checksum differs)")
         return content
 
-    def new_storage(self, key: str, size: int, alignment: int) -> torch.Tensor:
-        content = self.read(f"data/{key}")
-        raw = torch.frombuffer(content, dtype=torch.uint8) if content else torch.empty(0, dtype=torch.uint8)
-        return raw if self.mmap and raw.data_ptr() % alignment == 0 else raw.clone()
+    def load_legacy(self) -> object:
+        """The format before torch 1.6: magic, protocol, system, object, storage keys; then each storage's bytes."""
 
+        def load(storage: Callable | None = None) -> object:
+            return self.unpickler(self.file, len(self.content) - self.file.tell(), storage).load()
 
-class _LegacyFile(_TorchFile):
-    """The format before torch 1.6: magic, protocol, system, object, storage keys; then each storage's bytes."""
-
-    def load(self) -> object:
-        require((self.next(), self.next()) == (LEGACY_MAGIC, LEGACY_PROTOCOL), "a pickle, but not a torch.save file")
-        native = dict.get(self.next(), "little_endian") is (sys.byteorder == "little")
-        require(native, "written on a machine of another byte order; not read")
-        result = self.next(self.storage)
-        for key in self.next():
+        require((load(), load()) == (0x1950A86A20F9469CFC6C, 1001), "a pickle, but not a torch.save file")
+        require(dict.get(load(), "little_endian") is (sys.byteorder == "little"), "written in another byte order")
+        result = load(lambda saved: self.storage(saved, self.allocate))
+        for key in load():
             storage, count, start = self.storages.pop(key), self.file.read(8), self.file.tell()
             self.file.seek(start + storage.nbytes)
             content = self.content[start : start + storage.nbytes]
             whole = int.from_bytes(count, "little") == len(storage) and len(content) == storage.nbytes
             require(whole, f"storage {key!a:.60} is of another size than it claims, or cut short")
             storage.view(torch.uint8).numpy()[:] = content
-        require(not self.storages, f"{len(self.storages)} of its storages are missing")
-        return result
+        return require(not self.storages, f"{len(self.storages)} of its storages are missing", result)
 
-    def next(self, storage: Callable | None = None) -> object:
-        return self.unpickler(self.file, len(self.content) - self.file.tell(), storage).load()
+    def storage(self, saved_id: object, new: Callable) -> torch.Tensor:
+        """The storage that a pickle names by ("storage", dtype, key, location, count, view); a new one by new(...)."""
+        tag, dtype, key, _, count, *view = saved_id
+        known = tag in ("storage", b"storage") and type(dtype) is torch.dtype and type(key) is str and not any(view)
+        require(known, "a reference to something other than a whole storage of a known type")
+        size = math.prod(sizes([count])) * dtype.itemsize
+        if key not in self.storages:
+            self.storages[key] = new(key, size, dtype.itemsize).view(dtype)
+        actual = self.storages[key].nbytes
+        require(size == actual, f"storage {key!a:.60} has {actual} bytes, not the {size} it claims")
+        return self.storages[key].view(dtype)
 
-    def new_storage(self, key: str, size: int, alignment: int) -> torch.Tensor:
+    def map(self, key: str, size: int, alignment: int) -> torch.Tensor:
+        content = self.entry(f"data/{key}")
+        raw = torch.frombuffer(content, dtype=torch.uint8) if content else torch.empty(0, dtype=torch.uint8)
+        return raw if self.mmap and raw.data_ptr() % alignment == 0 else raw.clone()
+
+    def allocate(self, key: str, size: int, alignment: int) -> torch.Tensor:
         self.claimed += size
         fits = self.claimed <= len(self.content) - self.file.tell()
         require(fits, f"its storages claim {self.claimed} bytes in a file of {len(self.content)}")

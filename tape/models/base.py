@@ -13,14 +13,15 @@ import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 from torch import Tensor, nn
 
 from proteinlm.errors import InputError
-from proteinlm.files import atomic_path, write_json, write_text
-from proteinlm.model_dir.files import CONFIG_NAME, SAFE_NAME, read_config, read_weights
+from proteinlm.files import write_json, write_text
+from proteinlm.model_dir.files import CONFIG_NAME, check_tensors, read_config, same
 from proteinlm.model_dir.find import find_model
+from proteinlm.model_dir.weights import WeightFiles, write_weights
 
 logger = logging.getLogger(__name__)
 
@@ -76,11 +77,21 @@ class ProteinConfig:
         return f"{type(self).__name__}({self.to_json_string()})"
 
 
+class WeightFile(NamedTuple):
+    """A model directory as a class reads it."""
+
+    config: dict  # config.json, with what the caller asked for instead
+    path: Path  # the file of weights, for messages
+    tensors: dict[str, Tensor]
+    notes: tuple[str, ...] = ()  # what was left out or changed, one sentence each
+
+
 class ProteinModel(nn.Module):
     """Loading, saving and first weights. Subclasses set config_class and base_model_prefix."""
 
     config_class: ClassVar[type] = ProteinConfig
     base_model_prefix: ClassVar[str] = ""
+    missing_head: ClassVar[str] = "no weights of a task head; finetune this model first"  # to who asks for a head
     load_report: tuple[str, ...] = ()  # what from_pretrained left out or could not find
 
     def __init__(self, config: ProteinConfig):
@@ -109,85 +120,75 @@ class ProteinModel(nn.Module):
         require_head: bool = False,
         **overrides,
     ) -> "ProteinModel":
-        """A model in evaluation mode with a directory's weights, or random ones if None.
+        """A model in evaluation mode with a directory's weights, or random ones (torch's global seed) if None.
 
-        pretrained_dir: a path or a name (proteinlm.model_dir.find). overrides: keys of config.json, e.g. num_labels.
-        require_head: refuse a directory without this class's head, for evaluation.
+        pretrained_dir: a path or a name such as "bert-base" (proteinlm.model_dir.find). overrides: keys of config.json,
+        e.g. num_labels. require_head: refuse a directory without this class's head, for evaluation. `load_report` of
+        the model says what was left out.
         """
-        given = (config.to_dict() if config else {}) | overrides
+        values = (config.to_dict() if config else {}) | overrides
         if pretrained_dir is None:
             if require_head:
                 raise InputError("from_pretrained: a trained head was asked for, but no directory was given")
-            return cls(cls.config_class.from_dict(given)).eval()
-        directory = find_model(pretrained_dir)
-        path, tensors = read_weights(directory)
-        values = cls._config_of(read_config(directory) | given, tensors, path, overrides)
-        model = cls(cls.config_class.from_dict(values))
-        state, notes = model._match(tensors, path, require_head)
+            return cls(cls.config_class.from_dict(values)).eval()
+        file = cls._read(find_model(pretrained_dir), values, overrides)
+        model = cls(cls.config_class.from_dict(file.config))
+        state, notes = model._match(file.tensors, file.path, require_head)
         model.load_state_dict(state)
-        model.load_report = tuple(notes)
-        for note in notes:
+        model.load_report = (*file.notes, *notes)
+        for note in model.load_report:
             logger.warning("%s", note)
         return model.eval()
 
     @classmethod
-    def _config_of(cls, values: dict, tensors: dict[str, Tensor], path: Path, overrides: dict) -> dict:
-        """Keys of config.json as the file's tensors show them; a hook, called before the model is made."""
-        return values
+    def _read(cls, directory: Path, values: dict, overrides: dict) -> WeightFile:
+        """A directory under this class's names; a hook for classes whose files have several spellings.
+
+        values: what replaces keys of config.json; overrides: those of them that from_pretrained was called with.
+        """
+        config, weights = read_config(directory) | values, WeightFiles(directory)
+        return WeightFile(config, weights.path, weights.get_all())
 
     def save_pretrained(self, directory: str | Path) -> None:
         """Write config.json and model.safetensors (the config last: a directory with one is whole)."""
-        from safetensors.torch import save_file
-
-        state, seen = {}, {}
-        for name, value in self.state_dict().items():
-            place = (value.data_ptr(), value.shape)  # safetensors refuses two names for one memory (tied weights)
-            state[name] = value.detach().cpu().contiguous() if place not in seen else value.detach().cpu().clone()
-            seen[place] = name
-        with atomic_path(Path(directory) / SAFE_NAME) as temporary:
-            save_file(state, str(temporary), metadata={"format": "pt"})
+        write_weights(Path(directory), self.state_dict())
         write_json(Path(directory) / CONFIG_NAME, self.config.to_dict())
 
-    def _rename(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """A file's tensors under this class's names; a hook for classes whose files have several spellings."""
-        return tensors
+    def _tied(self) -> dict[str, str]:
+        """Name -> the earlier name of the same parameter, where two modules share one."""
+        first: dict[int, str] = {}
+        names = {name: first.setdefault(id(p), name) for name, p in self.named_parameters(remove_duplicate=False)}
+        return {name: earlier for name, earlier in names.items() if name != earlier}
 
     def _match(self, tensors: Mapping, path: Path, require_head: bool) -> tuple[dict[str, Tensor], list[str]]:
-        """(the whole state dict, notes) from a file's tensors."""
-        own, prefix = self.state_dict(), f"{self.base_model_prefix}."
-        tensors = self._rename(dict(tensors))
+        """(the whole state dict, notes) from a file's tensors.
+
+        Of two names of one parameter a file has both alike, or the first alone.
+        """
+        own, prefix, tied = self.state_dict(), f"{self.base_model_prefix}.", self._tied()
         has_trunk_inside = any(name.startswith(prefix) for name in own)
         notes: list[str] = []
         if any(name.startswith(prefix) for name in tensors) and not has_trunk_inside:  # a task's file into a bare trunk
-            left = [name for name in tensors if not name.startswith(prefix)]
-            notes += [f"{path}: heads left out ({len(left)} tensors, {left[0]} ...)"] if left else []
+            left_out = [name for name in tensors if not name.startswith(prefix)]
+            notes += [f"{path}: heads left out ({len(left_out)} tensors, {left_out[0]} ...)"] if left_out else []
             tensors = {name.removeprefix(prefix): v for name, v in tensors.items() if name.startswith(prefix)}
         elif has_trunk_inside and not any(name.startswith(prefix) for name in tensors):  # a bare trunk's file
             tensors = {prefix + name: value for name, value in tensors.items()}
-        left = [name for name in tensors if name not in own and name.startswith(PRETRAINING_HEADS)]
-        if left:
-            notes.append(f"{path}: the head of pretraining left out ({len(left)} tensors, {left[0]} ...)")
-            tensors = {name: value for name, value in tensors.items() if name not in left}
+        left_out = [name for name in tensors if name not in own and name.startswith(PRETRAINING_HEADS)]
+        if left_out:
+            notes.append(f"{path}: the head of pretraining left out ({len(left_out)} tensors, {left_out[0]} ...)")
+            tensors = {name: value for name, value in tensors.items() if name not in left_out}
+        tensors = dict(tensors)
         head = [name for name in own if has_trunk_inside and not name.startswith(prefix)]
-        if head and not any(name in tensors for name in head):
+        no_head = bool(head) and not any(name in tensors for name in head)
+        if no_head and all(name in own for name in tensors):  # else the complaint is about another model's head
             if require_head:
-                raise InputError(f"{path}: no weights of a task head; finetune this model first")
+                raise InputError(f"{path}: {self.missing_head}")
             notes.append(f"{path}: no task head in the file, the head starts from random weights")
-            tensors |= {name: own[name] for name in head}
-        self._check(tensors, own, path)
-        return dict(tensors), notes
-
-    def _check(self, tensors: Mapping[str, Tensor], own: Mapping[str, Tensor], path: Path) -> None:
-        """Every name of the model is in the file with its shape and its kind of number, and no other."""
-        name = type(self).__name__
-        missing = [key for key in own if key not in tensors]
-        if missing:
-            raise InputError(f"{path}: {missing[0]} of {name} is missing ({len(missing)} of {len(own)} names are)")
-        for key, value in tensors.items():
-            if key not in own:
-                raise InputError(f"{path}: {key} does not belong to {name}")
-            if value.shape != own[key].shape:
-                found, wanted = list(value.shape), list(own[key].shape)
-                raise InputError(f"{path}: {key} has shape {found}, but {name} needs {wanted}")
-            if value.is_floating_point() != own[key].is_floating_point():
-                raise InputError(f"{path}: {key} holds {value.dtype}, but {name} needs {own[key].dtype}")
+        if no_head:
+            tensors |= {name: own[name] for name in head if name not in tied}
+        for name, earlier in tied.items():
+            if earlier in tensors and not same(tensors.setdefault(name, tensors[earlier]), tensors[earlier]):
+                raise InputError(f"{path}: {name} differs from {earlier}; they should be one matrix")
+        check_tensors(tensors, own, path, who_needs=f"{type(self).__name__} needs")
+        return tensors, notes

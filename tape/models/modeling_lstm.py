@@ -16,21 +16,14 @@ layers' states are in the protein's order, so that row i is always of token i.
 Legend: B proteins, N tokens of the longest, h hidden size of one direction, L layers of one direction, V vocabulary.
 """
 
+from typing import ClassVar
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tape.models.kinds import (
-    BaselineConfig,
-    BaselineModel,
-    ContactPrediction,
-    SequenceClassification,
-    SequenceToSequenceClassification,
-    ValuePrediction,
-    no_padding,
-)
-from tape.models.modeling_bert import real_tokens
-from tape.models.parts import check_config, language_model_outputs, mean_of_residues
+from tape.models import kinds, outputs
+from tape.models.config import BaselineConfig, check
 
 
 class ProteinLSTMConfig(BaselineConfig):
@@ -38,24 +31,18 @@ class ProteinLSTMConfig(BaselineConfig):
 
     model_type = "lstm"
 
-    def __init__(
-        self,
-        vocab_size: int = 30,
-        input_size: int = 128,
-        hidden_size: int = 1024,
-        num_hidden_layers: int = 3,
-        hidden_dropout_prob: float = 0.1,
-        initializer_range: float = 0.02,
-        pooling: str = "first",  # songlab's pooler; or "mean"
-        **values,
-    ):
-        super().__init__(**values)
-        self.vocab_size, self.input_size, self.hidden_size = vocab_size, input_size, hidden_size
-        self.num_hidden_layers, self.hidden_dropout_prob = num_hidden_layers, hidden_dropout_prob
-        self.initializer_range, self.pooling = initializer_range, pooling
+    defaults: ClassVar = {
+        "vocab_size": 30,
+        "input_size": 128,
+        "hidden_size": 1024,
+        "num_hidden_layers": 3,
+        "hidden_dropout_prob": 0.1,
+        "initializer_range": 0.02,
+        "pooling": "first",  # songlab's pooler; or "mean"
+    }
 
 
-class ProteinLSTMAbstractModel(BaselineModel):
+class ProteinLSTMAbstractModel(kinds.BuiltInModel):
     config_class = ProteinLSTMConfig
     base_model_prefix = "lstm"
 
@@ -95,28 +82,28 @@ class ProteinLSTMEncoder(nn.Module):
         return nn.ModuleList(ProteinLSTMLayer(size, config.hidden_size, dropout) for size, dropout in inputs)
 
     def forward(self, embedded: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
-        keep = self.config.output_hidden_states
-        kept, ends, sequence = [no_padding(embedded, mask)] if keep else [], [], []
+        every_layer = self.config.output_hidden_states
+        hidden, ends, sequence = [outputs.no_padding(embedded, mask)] if every_layer else [], [], []
         for stack, places in zip((self.forward_lstm, self.reverse_lstm), reading_places(mask), strict=True):
-            found, final = self._read(stack, embedded, places, mask, keep)
+            states, final = self._run(stack, embedded, places, mask, every_layer)
             ends += final
-            kept += found if keep else []
-            sequence.append(found[-1])
-        return torch.cat(sequence, 2), torch.stack(ends, 2), kept
+            hidden += states if every_layer else []
+            sequence.append(states[-1])
+        return torch.cat(sequence, 2), torch.stack(ends, 2), hidden
 
     @staticmethod
-    def _read(
-        stack: nn.ModuleList, embedded: Tensor, places: Tensor, mask: Tensor, keep: bool
+    def _run(
+        stack: nn.ModuleList, embedded: Tensor, places: Tensor, mask: Tensor, every_layer: bool
     ) -> tuple[list[Tensor], list[Tensor]]:
         """One direction: (states [B, N, h] of every layer, or of the last, 0 at padding; final states [B, h])."""
         rows, last = torch.arange(len(mask), device=mask.device), (mask.sum(1) - 1).clamp(min=0)
-        found, final, states = [], [], take(embedded, places.argsort(1))
+        hidden, final, states = [], [], take(embedded, places.argsort(1))
         for number, layer in enumerate(stack, 1):
             states = layer(states)
             final.append(states[rows, last])
-            if keep or number == len(stack):
-                found.append(no_padding(take(states, places), mask))
-        return found, final
+            if every_layer or number == len(stack):
+                hidden.append(outputs.no_padding(take(states, places), mask))
+        return hidden, final
 
 
 def reading_places(mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -152,7 +139,8 @@ class ProteinLSTMModel(ProteinLSTMAbstractModel):
 
     def __init__(self, config: ProteinLSTMConfig):
         super().__init__(config)
-        check_config(config, ("vocab_size", "input_size", "hidden_size", "num_hidden_layers"))
+        check(config, "vocab_size", "input_size", "hidden_size", "num_hidden_layers")
+        check(config, "hidden_dropout_prob", "initializer_range", "pooling")
         self.embed_matrix = nn.Embedding(config.vocab_size, config.input_size)
         self.encoder = ProteinLSTMEncoder(config)
         self.pooler = ProteinLSTMPooler(config)
@@ -167,56 +155,45 @@ class ProteinLSTMModel(ProteinLSTMAbstractModel):
         return config.hidden_size if config.pooling == "first" else 2 * config.hidden_size
 
     def forward(self, input_ids: Tensor, input_mask: Tensor | None = None) -> tuple:
-        mask = real_tokens(input_ids, input_mask)
-        sequence, ends, kept = self.encoder(self.embed_matrix(input_ids), mask)
-        pooled = self.pooler(ends) if self.config.pooling == "first" else mean_of_residues(sequence, mask)
-        return (sequence, pooled, *([tuple(kept)] if kept else []))
+        mask = outputs.real_tokens(input_ids, input_mask)
+        sequence, ends, hidden = self.encoder(self.embed_matrix(input_ids), mask)
+        pooled = self.pooler(ends) if self.config.pooling == "first" else outputs.mean_of_residues(sequence, mask)
+        return (sequence, pooled, *([tuple(hidden)] if hidden else []))
 
 
-ProteinLSTMAbstractModel.trunk = ProteinLSTMModel
-
-
-class ProteinLSTMForLM(ProteinLSTMAbstractModel):
+class ProteinLSTMForLM(kinds.LanguageModel, ProteinLSTMAbstractModel):
     """Language model. logits [B, N, V]; targets [B, N], the tokens themselves, -1 ignored.
 
     Token i is guessed from the forward state of i - 1, which has read what comes before it, and from the reverse state
     of i + 1; both go through `feedforward` (whose bias so counts twice), and their logits are added.
     """
 
+    kind = "language_modeling"
+    trunk_class = ProteinLSTMModel
+    missing_head = "no usable language-model head (feedforward.*) in the file"
+
     def __init__(self, config: ProteinLSTMConfig):
         super().__init__(config)
-        self._add_trunk()
         self.feedforward = nn.Linear(config.hidden_size, config.vocab_size)
         self._init_weights(self.feedforward)
 
-    def forward(self, input_ids: Tensor, input_mask: Tensor | None = None, targets: Tensor | None = None) -> tuple:
-        sequence, _, *rest = self.lstm(input_ids, input_mask)
-        before, after = sequence.chunk(2, 2)  # 0 at padding, as before the first token and after the last
+    def _logits(self, hidden: Tensor, pooled: Tensor, mask: Tensor) -> Tensor:
+        before, after = hidden.chunk(2, 2)  # 0 at padding, as before the first token and after the last
         before, after = F.pad(before[:, :-1], (0, 0, 1, 0)), F.pad(after[:, 1:], (0, 0, 0, 1))
-        return language_model_outputs(self.feedforward(before) + self.feedforward(after), targets, rest)
+        return self.feedforward(before) + self.feedforward(after)
 
 
-class ProteinLSTMForValuePrediction(ValuePrediction, ProteinLSTMAbstractModel):
-    pass
+class ProteinLSTMForValuePrediction(kinds.Value, ProteinLSTMAbstractModel):
+    trunk_class = ProteinLSTMModel
 
 
-class ProteinLSTMForSequenceClassification(SequenceClassification, ProteinLSTMAbstractModel):
-    pass
+class ProteinLSTMForSequenceClassification(kinds.Classification, ProteinLSTMAbstractModel):
+    trunk_class = ProteinLSTMModel
 
 
-class ProteinLSTMForSequenceToSequenceClassification(SequenceToSequenceClassification, ProteinLSTMAbstractModel):
-    pass
+class ProteinLSTMForSequenceToSequenceClassification(kinds.TokenClassification, ProteinLSTMAbstractModel):
+    trunk_class = ProteinLSTMModel
 
 
-class ProteinLSTMForContactPrediction(ContactPrediction, ProteinLSTMAbstractModel):
-    pass
-
-
-MODELS = {
-    "embed": ProteinLSTMModel,
-    "language_modeling": ProteinLSTMForLM,
-    "value": ProteinLSTMForValuePrediction,
-    "classification": ProteinLSTMForSequenceClassification,
-    "token_classification": ProteinLSTMForSequenceToSequenceClassification,
-    "contacts": ProteinLSTMForContactPrediction,
-}
+class ProteinLSTMForContactPrediction(kinds.Contacts, ProteinLSTMAbstractModel):
+    trunk_class = ProteinLSTMModel

@@ -5,22 +5,14 @@ included: the composition of the protein. config.pooling is accepted for the com
 No weights but the head's. Any length.
 """
 
+from typing import ClassVar
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tape.models.kinds import (
-    BaselineConfig,
-    BaselineModel,
-    ContactPrediction,
-    SequenceClassification,
-    SequenceToSequenceClassification,
-    ValuePrediction,
-    masked_mean,
-    no_padding,
-)
-from tape.models.modeling_bert import real_tokens
-from tape.models.parts import check_pooling, check_sizes
+from tape.models import kinds, outputs
+from tape.models.config import BaselineConfig, check
 
 
 class ProteinOneHotConfig(BaselineConfig):
@@ -28,13 +20,15 @@ class ProteinOneHotConfig(BaselineConfig):
 
     model_type = "onehot"
 
-    def __init__(self, vocab_size: int = 30, initializer_range: float = 0.02, use_evolutionary: bool = False, **values):
-        super().__init__(**({"pooling": "first"} | values))
-        self.vocab_size, self.initializer_range = vocab_size, initializer_range
-        self.use_evolutionary = use_evolutionary  # a key of songlab's files that nothing there reads either
+    defaults: ClassVar = {
+        "vocab_size": 30,
+        "initializer_range": 0.02,
+        "use_evolutionary": False,  # a key of songlab's files that nothing there reads either
+        "pooling": "first",
+    }
 
 
-class ProteinOneHotAbstractModel(BaselineModel):
+class ProteinOneHotAbstractModel(kinds.BuiltInModel):
     config_class = ProteinOneHotConfig
     base_model_prefix = "onehot"
 
@@ -44,8 +38,7 @@ class ProteinOneHotModel(ProteinOneHotAbstractModel):
 
     def __init__(self, config: ProteinOneHotConfig):
         super().__init__(config)
-        check_sizes(config, ("vocab_size",))
-        check_pooling(config)
+        check(config, "vocab_size", "pooling")
         self.register_buffer("_buffer", torch.zeros(1))  # songlab's name; it says which dtype the model is in
 
     @staticmethod
@@ -53,35 +46,22 @@ class ProteinOneHotModel(ProteinOneHotAbstractModel):
         return config.vocab_size
 
     def forward(self, input_ids: Tensor, input_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        mask = real_tokens(input_ids, input_mask)
-        states = no_padding(F.one_hot(input_ids, self.config.vocab_size).to(self._buffer.dtype), mask)
-        return states, masked_mean(states, mask)
+        mask = outputs.real_tokens(input_ids, input_mask)
+        states = outputs.no_padding(F.one_hot(input_ids, self.config.vocab_size).to(self._buffer.dtype), mask)
+        return states, outputs.masked_mean(states, mask)
 
 
-ProteinOneHotAbstractModel.trunk = ProteinOneHotModel
+class ProteinOneHotForValuePrediction(kinds.Value, ProteinOneHotAbstractModel):
+    trunk_class = ProteinOneHotModel
 
 
-class ProteinOneHotForValuePrediction(ValuePrediction, ProteinOneHotAbstractModel):
-    pass
+class ProteinOneHotForSequenceClassification(kinds.Classification, ProteinOneHotAbstractModel):
+    trunk_class = ProteinOneHotModel
 
 
-class ProteinOneHotForSequenceClassification(SequenceClassification, ProteinOneHotAbstractModel):
-    pass
+class ProteinOneHotForSequenceToSequenceClassification(kinds.TokenClassification, ProteinOneHotAbstractModel):
+    trunk_class = ProteinOneHotModel
 
 
-class ProteinOneHotForSequenceToSequenceClassification(
-    SequenceToSequenceClassification, ProteinOneHotAbstractModel
-): ...
-
-
-class ProteinOneHotForContactPrediction(ContactPrediction, ProteinOneHotAbstractModel):
-    pass
-
-
-MODELS = {
-    "embed": ProteinOneHotModel,
-    "value": ProteinOneHotForValuePrediction,
-    "classification": ProteinOneHotForSequenceClassification,
-    "token_classification": ProteinOneHotForSequenceToSequenceClassification,
-    "contacts": ProteinOneHotForContactPrediction,
-}
+class ProteinOneHotForContactPrediction(kinds.Contacts, ProteinOneHotAbstractModel):
+    trunk_class = ProteinOneHotModel

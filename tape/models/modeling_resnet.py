@@ -18,26 +18,15 @@ With output_hidden_states the states are [B, N, h], as every other model's (song
 Legend: B proteins, N tokens of the longest, h hidden size, V vocabulary.
 """
 
-from collections.abc import Mapping
-from pathlib import Path
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from proteinlm.errors import InputError
 from proteinlm.model import ACTIVATIONS
-from tape.models.kinds import (
-    BaselineConfig,
-    BaselineModel,
-    ContactPrediction,
-    SequenceClassification,
-    SequenceToSequenceClassification,
-    ValuePrediction,
-    no_padding,
-)
-from tape.models.modeling_bert import real_tokens
-from tape.models.modeling_utils import MLMHead
-from tape.models.parts import check_config, language_model_outputs, mean_of_residues
+from tape.models import kinds, outputs
+from tape.models.config import BaselineConfig, check
 
 
 class ProteinResNetConfig(BaselineConfig):
@@ -45,25 +34,19 @@ class ProteinResNetConfig(BaselineConfig):
 
     model_type = "resnet"
 
-    def __init__(
-        self,
-        vocab_size: int = 30,
-        hidden_size: int = 512,
-        num_hidden_layers: int = 30,
-        hidden_act: str = "gelu",
-        hidden_dropout_prob: float = 0.1,
-        initializer_range: float = 0.02,
-        layer_norm_eps: float = 1e-12,
-        pooling: str = "first",  # songlab's pooler; or "mean"
-        **values,
-    ):
-        super().__init__(**values)
-        self.vocab_size, self.hidden_size, self.num_hidden_layers = vocab_size, hidden_size, num_hidden_layers
-        self.hidden_act, self.hidden_dropout_prob = hidden_act, hidden_dropout_prob
-        self.initializer_range, self.layer_norm_eps, self.pooling = initializer_range, layer_norm_eps, pooling
+    defaults: ClassVar = {
+        "vocab_size": 30,
+        "hidden_size": 512,
+        "num_hidden_layers": 30,
+        "hidden_act": "gelu",
+        "hidden_dropout_prob": 0.1,
+        "initializer_range": 0.02,
+        "layer_norm_eps": 1e-12,
+        "pooling": "first",  # songlab's pooler; or "mean"
+    }
 
 
-class ProteinResNetAbstractModel(BaselineModel):
+class ProteinResNetAbstractModel(kinds.BuiltInModel):
     config_class = ProteinResNetConfig
     base_model_prefix = "resnet"
 
@@ -133,12 +116,12 @@ class ResNetEncoder(nn.Module):
         self.layer = nn.ModuleList(ProteinResNetBlock(config) for _ in range(config.num_hidden_layers))
 
     def forward(self, embedded: Tensor, mask: Tensor) -> tuple[Tensor, list[Tensor]]:
-        x, wide, kept = no_padding(embedded, mask).transpose(1, 2), mask.unsqueeze(1), []
+        x, wide, hidden = outputs.no_padding(embedded, mask).transpose(1, 2), mask.unsqueeze(1), []
         for block in self.layer:
-            kept += [x.transpose(1, 2)] if self.config.output_hidden_states else []
+            hidden += [x.transpose(1, 2)] if self.config.output_hidden_states else []
             x = block(x, wide)
         last = x.transpose(1, 2).contiguous()
-        return last, [*kept, last] if self.config.output_hidden_states else []
+        return last, [*hidden, last] if self.config.output_hidden_states else []
 
 
 class ProteinResNetPooler(nn.Module):
@@ -161,75 +144,37 @@ class ProteinResNetModel(ProteinResNetAbstractModel):
 
     def __init__(self, config: ProteinResNetConfig):
         super().__init__(config)
-        check_config(config, ("vocab_size", "hidden_size", "num_hidden_layers"))
+        check(config, "vocab_size", "hidden_size", "num_hidden_layers", "hidden_act", "hidden_dropout_prob")
+        check(config, "initializer_range", "layer_norm_eps", "pooling")
         if config.hidden_size % 2:
             raise InputError(f"ProteinResNetConfig: hidden_size {config.hidden_size} must be even (sines and cosines)")
-        if config.hidden_act not in ACTIVATIONS:
-            known = ", ".join(ACTIVATIONS)
-            raise InputError(f"ProteinResNetConfig: hidden_act {config.hidden_act!r} is not one of {known}")
         self.embeddings = ProteinResNetEmbeddings(config)
         self.encoder = ResNetEncoder(config)
         self.pooler = ProteinResNetPooler(config)
         self.init_weights()
 
     def forward(self, input_ids: Tensor, input_mask: Tensor | None = None) -> tuple:
-        mask = real_tokens(input_ids, input_mask)
-        sequence, kept = self.encoder(self.embeddings(input_ids, mask), mask)
-        pooled = self.pooler(sequence) if self.config.pooling == "first" else mean_of_residues(sequence, mask)
-        return (sequence, pooled, *([tuple(kept)] if kept else []))
+        mask = outputs.real_tokens(input_ids, input_mask)
+        sequence, hidden = self.encoder(self.embeddings(input_ids, mask), mask)
+        pooled = self.pooler(sequence) if self.config.pooling == "first" else outputs.mean_of_residues(sequence, mask)
+        return (sequence, pooled, *([tuple(hidden)] if hidden else []))
 
 
-ProteinResNetAbstractModel.trunk = ProteinResNetModel
-
-EMBEDDING, DECODER = "resnet.embeddings.word_embeddings.weight", "mlm.decoder.weight"
-
-
-class ProteinResNetForMaskedLM(ProteinResNetAbstractModel):
-    """Masked language model, decoder tied to the embedding. logits [B, N, V]; targets [B, N], -1 ignored."""
-
-    def __init__(self, config: ProteinResNetConfig):
-        super().__init__(config)
-        trunk = self._add_trunk()
-        self.mlm = MLMHead(config.hidden_size, config.vocab_size, ACTIVATIONS[config.hidden_act], config.layer_norm_eps)
-        self.mlm.apply(self._init_weights)
-        self.mlm.decoder.weight = trunk.embeddings.word_embeddings.weight
-
-    def forward(self, input_ids: Tensor, input_mask: Tensor | None = None, targets: Tensor | None = None) -> tuple:
-        sequence, _, *rest = self.resnet(input_ids, input_mask)
-        return language_model_outputs(self.mlm(sequence), targets, rest)
-
-    def _match(self, tensors: Mapping, path: Path, require_head: bool) -> tuple[dict[str, Tensor], list[str]]:
-        """Decoder and embedding are one matrix: a file has both alike, or the embedding alone."""
-        tensors = dict(tensors)
-        if EMBEDDING in tensors and "mlm.bias" in tensors:
-            decoder = tensors.setdefault(DECODER, tensors[EMBEDDING])
-            if not torch.equal(decoder, tensors[EMBEDDING]):
-                raise InputError(f"{path}: {DECODER} differs from {EMBEDDING}; they should be one matrix")
-        state, notes = super()._match(tensors, path, require_head)
-        return state | {DECODER: state[EMBEDDING]}, notes  # a trunk's file has no decoder, and a random one came in
+class ProteinResNetForMaskedLM(kinds.MaskedLanguageModel, ProteinResNetAbstractModel):
+    trunk_class = ProteinResNetModel
 
 
-class ProteinResNetForValuePrediction(ValuePrediction, ProteinResNetAbstractModel):
-    pass
+class ProteinResNetForValuePrediction(kinds.Value, ProteinResNetAbstractModel):
+    trunk_class = ProteinResNetModel
 
 
-class ProteinResNetForSequenceClassification(SequenceClassification, ProteinResNetAbstractModel):
-    pass
+class ProteinResNetForSequenceClassification(kinds.Classification, ProteinResNetAbstractModel):
+    trunk_class = ProteinResNetModel
 
 
-class ProteinResNetForSequenceToSequenceClassification(SequenceToSequenceClassification, ProteinResNetAbstractModel):
-    pass
+class ProteinResNetForSequenceToSequenceClassification(kinds.TokenClassification, ProteinResNetAbstractModel):
+    trunk_class = ProteinResNetModel
 
 
-class ProteinResNetForContactPrediction(ContactPrediction, ProteinResNetAbstractModel):
-    pass
-
-
-MODELS = {
-    "embed": ProteinResNetModel,
-    "masked_language_modeling": ProteinResNetForMaskedLM,
-    "value": ProteinResNetForValuePrediction,
-    "classification": ProteinResNetForSequenceClassification,
-    "token_classification": ProteinResNetForSequenceToSequenceClassification,
-    "contacts": ProteinResNetForContactPrediction,
-}
+class ProteinResNetForContactPrediction(kinds.Contacts, ProteinResNetAbstractModel):
+    trunk_class = ProteinResNetModel

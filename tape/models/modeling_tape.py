@@ -15,34 +15,23 @@ Legend: B proteins, N tokens of the longest (residues + 2), T real tokens of the
 size, V vocabulary.
 """
 
-from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
+from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from proteinlm.attention import AttentionPlan, choose_backend, make_plan, packed_attention
 from proteinlm.errors import InputError
 from proteinlm.model import ACTIVATIONS
-from proteinlm.model_dir.files import check_shape_keys
-from tape.models.kinds import (
-    BaselineConfig,
-    BaselineModel,
-    ContactPrediction,
-    SequenceClassification,
-    SequenceToSequenceClassification,
-    ValuePrediction,
-    check_probability,
-)
-from tape.models.modeling_bert import check_positions, real_tokens, scatter
-from tape.models.modeling_utils import MLMHead
-from tape.models.parts import check_config, language_model_outputs, mean_of_residues
+from proteinlm.model_dir.config import check_shape_keys
+from tape.models import kinds, outputs
+from tape.models.base import WeightFile
+from tape.models.config import BaselineConfig, check
 
 PRE_LN_NAMES = (".input_ln.", ".post_attn_ln.", "encoder.final_ln.")  # only in files of model type transformer
-WORDS, DECODER = "bert.embeddings.word_embeddings.weight", "mlm.decoder.weight"
 
 
 class TapeTransformerConfig(BaselineConfig):
@@ -50,34 +39,28 @@ class TapeTransformerConfig(BaselineConfig):
 
     model_type = "tape_transformer"
 
-    def __init__(self, vocab_size: int = 30, **values):
-        defaults = {
-            "hidden_size": 768,
-            "num_hidden_layers": 12,
-            "num_attention_heads": 12,
-            "intermediate_size": 3072,
-            "hidden_act": "gelu",  # erf; of the MLP and of the masked-LM head
-            "hidden_dropout_prob": 0.1,
-            "attention_probs_dropout_prob": 0.1,
-            "max_position_embeddings": 8096,
-            "type_vocab_size": 2,  # 1 in bert-base; only row 0 is ever used
-            "initializer_range": 0.02,
-            "layer_norm_eps": 1e-12,
-            "pooling": "first",
-            "pruned_heads": {},
-        }
-        super().__init__(vocab_size=vocab_size, **(defaults | values))
-        self._check()
+    defaults: ClassVar = {
+        "vocab_size": 30,
+        "hidden_size": 768,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+        "intermediate_size": 3072,
+        "hidden_act": "gelu",  # erf; of the MLP and of the masked-LM head
+        "hidden_dropout_prob": 0.1,
+        "attention_probs_dropout_prob": 0.1,
+        "max_position_embeddings": 8096,
+        "type_vocab_size": 2,  # 1 in bert-base; only row 0 is ever used
+        "initializer_range": 0.02,
+        "layer_norm_eps": 1e-12,
+        "pooling": "first",
+        "pruned_heads": {},
+    }
 
-    def _check(self) -> None:
-        name = type(self).__name__
-        check_shape_keys(self.__dict__, name)
-        check_config(self, ("type_vocab_size",))
-        if self.hidden_act not in ACTIVATIONS:
-            raise InputError(f"{name}: hidden_act {self.hidden_act!r} is not one of {', '.join(ACTIVATIONS)}")
-        check_probability(self, "attention_probs_dropout_prob")
-        if self.output_attentions:
-            raise InputError(f"{name}: output_attentions true is not supported (attention keeps no weights)")
+    def __init__(self, *arguments, **values):
+        super().__init__(*arguments, **values)
+        check_shape_keys(self.__dict__, type(self).__name__)
+        check(self, "type_vocab_size", "hidden_act", "hidden_dropout_prob", "attention_probs_dropout_prob")
+        check(self, "initializer_range", "layer_norm_eps", "pooling", "output_attentions")
 
 
 def layer_norm(config: TapeTransformerConfig) -> nn.LayerNorm:
@@ -172,30 +155,28 @@ class TransformerEncoder(nn.Module):
             yield x
 
 
-class TapeTransformerAbstractModel(BaselineModel):
+class TapeTransformerAbstractModel(kinds.BuiltInModel):
     config_class = TapeTransformerConfig
     base_model_prefix = "bert"
 
     @classmethod
-    def _config_of(cls, values: dict, tensors: dict[str, Tensor], path: Path, overrides: dict) -> dict:
-        """Refuse a pre-LN file before anything is made."""
-        pre_ln = next((name for name in tensors if any(part in name for part in PRE_LN_NAMES)), None)
-        post_ln = next((name for name in tensors if "embeddings.LayerNorm." in name), None)
+    def _read(cls, directory: Path, values: dict, overrides: dict) -> WeightFile:
+        """Refuse a pre-LN file before anything is made; take TensorFlow's spelling of LayerNorm, as songlab does."""
+        file = super()._read(directory, values, overrides)
+        pre_ln = next((name for name in file.tensors if any(part in name for part in PRE_LN_NAMES)), None)
+        post_ln = next((name for name in file.tensors if "embeddings.LayerNorm." in name), None)
         if pre_ln and post_ln:
-            raise InputError(f"{path}: {post_ln} of a post-LN model beside {pre_ln} of a pre-LN one; a file holds one")
+            beside = f"{post_ln} of a post-LN model beside {pre_ln} of a pre-LN one"
+            raise InputError(f"{file.path}: {beside}; a file holds one")
         if pre_ln:
-            raise InputError(f"{path}: {pre_ln} is of a pre-LN model; its model type is transformer")
+            raise InputError(f"{file.path}: {pre_ln} is of a pre-LN model; its model type is transformer")
+        tensors = {
+            name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias"): value
+            for name, value in file.tensors.items()
+        }
         types = next((v for name, v in tensors.items() if name.endswith("token_type_embeddings.weight")), None)
-        if types is not None and types.dim() == 2:  # a ProteinBertConfig says 1 whatever the file has
-            values = values | {"type_vocab_size": len(types)}
-        return super()._config_of(values, tensors, path, overrides)
-
-    def _rename(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """TensorFlow's spelling of LayerNorm's parameters, which songlab reads too."""
-        spelled = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
-        for theirs, ours in spelled.items():
-            tensors = {name.replace(theirs, ours): value for name, value in tensors.items()}
-        return tensors
+        rows = {"type_vocab_size": len(types)} if types is not None and types.dim() == 2 else {}
+        return file._replace(tensors=tensors, config=file.config | rows)  # a ProteinBertConfig says 1 whatever it has
 
 
 class TapeTransformerModel(TapeTransformerAbstractModel):
@@ -215,84 +196,47 @@ class TapeTransformerModel(TapeTransformerAbstractModel):
         Without input_mask, <pad> tokens are taken as padding. With config.output_hidden_states a third element: the
         L + 1 hidden states, each [B, N, h]. A protein longer than max_position_embeddings is an InputError.
         """
-        mask = real_tokens(input_ids, input_mask)
-        check_positions(mask, self.config.max_position_embeddings)
-        where = mask.flatten().nonzero().squeeze(1)  # [T]
-        embedded = self.embeddings(input_ids.flatten()[where], (mask.cumsum(1) - 1).flatten()[where])
-        nothing = [embedded] * (len(self.encoder.layer) + 1)  # a batch of padding only
-        stream = self.encoder(embedded, self._plan(mask, embedded.dtype)) if len(where) else nothing
-        if self.config.output_hidden_states:
-            states = tuple(scatter(state, where, mask) for state in stream)
-            return states[-1], self._pool(states[-1], mask), states
-        last = scatter(deque(stream, maxlen=1).pop(), where, mask)  # one state at a time is kept
-        return last, self._pool(last, mask)
+        mask = outputs.real_tokens(input_ids, input_mask)
+        outputs.check_positions(mask, self.config.max_position_embeddings)
+        tokens, positions, bounds, where = outputs.flatten_tokens(input_ids, mask)
+        state, hidden = self.embeddings(tokens, positions), []
+        padding_only = [state] * (len(self.encoder.layer) + 1)
+        stream = self.encoder(state, self._plan(bounds, state.dtype, mask.shape[1])) if len(where) else padding_only
+        for state in stream:  # one at a time is held, unless all are asked for
+            if self.config.output_hidden_states:
+                hidden.append(outputs.scatter(state, where, mask))
+        last = hidden[-1] if hidden else outputs.scatter(state, where, mask)
+        return (last, self._pool(last, mask), *([tuple(hidden)] if hidden else []))
 
-    def _plan(self, mask: Tensor, dtype: torch.dtype) -> AttentionPlan:
+    def _plan(self, bounds: Tensor, dtype: torch.dtype, longest: int) -> AttentionPlan:
         """Where each protein begins in the stream, for the attention of this device and dtype."""
-        lengths = mask.sum(1)
-        bounds = F.pad(lengths[lengths > 0].cumsum(0), (1, 0)).to(torch.int32)
-        if torch.is_autocast_enabled(mask.device.type):
-            dtype = torch.get_autocast_dtype(mask.device.type)
+        if torch.is_autocast_enabled(bounds.device.type):
+            dtype = torch.get_autocast_dtype(bounds.device.type)
         dropout = self.config.attention_probs_dropout_prob if self.training else 0.0
-        return make_plan(bounds, choose_backend(mask.device, dtype, dropout), mask.shape[1])
+        return make_plan(bounds, choose_backend(bounds.device, dtype, dropout), longest)
 
     def _pool(self, states: Tensor, mask: Tensor) -> Tensor:
         """[B, N, h] -> [B, h]."""
         if self.config.pooling == "mean":
-            return mean_of_residues(states, mask)
-        first = mask.int().argmax(1)
-        return self.pooler(states[torch.arange(len(first), device=first.device), first])
+            return outputs.mean_of_residues(states, mask)
+        return self.pooler(outputs.first_state(states, mask))
 
 
-TapeTransformerAbstractModel.trunk = TapeTransformerModel
+class TapeTransformerForMaskedLM(kinds.MaskedLanguageModel, TapeTransformerAbstractModel):
+    trunk_class = TapeTransformerModel
 
 
-class TapeTransformerForMaskedLM(TapeTransformerAbstractModel):
-    """Masked language model. logits [B, N, V]; targets [B, N], -1 ignored."""
-
-    def __init__(self, config: TapeTransformerConfig):
-        super().__init__(config)
-        words = self._add_trunk().embeddings.word_embeddings
-        self.mlm = MLMHead(config.hidden_size, config.vocab_size, ACTIVATIONS[config.hidden_act], config.layer_norm_eps)
-        self.mlm.apply(self._init_weights)
-        self.mlm.decoder.weight = words.weight
-
-    def _match(self, tensors, path, require_head):
-        """Decoder and embedding are one matrix: a file has both alike, or the embedding alone."""
-        tensors = dict(tensors)
-        words = next((value for name, value in tensors.items() if WORDS.endswith(name)), None)
-        if words is not None and "mlm.bias" in tensors and not torch.equal(tensors.setdefault(DECODER, words), words):
-            raise InputError(f"{path}: {DECODER} differs from {WORDS}; they should be one matrix")
-        state, notes = super()._match(tensors, path, require_head)
-        return state | {DECODER: state[WORDS]}, notes  # a trunk's file has no decoder, and a random one came in
-
-    def forward(self, input_ids: Tensor, input_mask: Tensor | None = None, targets: Tensor | None = None) -> tuple:
-        hidden, _, *rest = self.bert(input_ids, input_mask)
-        return language_model_outputs(self.mlm(hidden), targets, rest)
+class TapeTransformerForValuePrediction(kinds.Value, TapeTransformerAbstractModel):
+    trunk_class = TapeTransformerModel
 
 
-class TapeTransformerForValuePrediction(ValuePrediction, TapeTransformerAbstractModel):
-    pass
+class TapeTransformerForSequenceClassification(kinds.Classification, TapeTransformerAbstractModel):
+    trunk_class = TapeTransformerModel
 
 
-class TapeTransformerForSequenceClassification(SequenceClassification, TapeTransformerAbstractModel):
-    pass
+class TapeTransformerForSequenceToSequenceClassification(kinds.TokenClassification, TapeTransformerAbstractModel):
+    trunk_class = TapeTransformerModel
 
 
-class TapeTransformerForSequenceToSequenceClassification(
-    SequenceToSequenceClassification, TapeTransformerAbstractModel
-): ...
-
-
-class TapeTransformerForContactPrediction(ContactPrediction, TapeTransformerAbstractModel):
-    pass
-
-
-MODELS = {
-    "embed": TapeTransformerModel,
-    "masked_language_modeling": TapeTransformerForMaskedLM,
-    "value": TapeTransformerForValuePrediction,
-    "classification": TapeTransformerForSequenceClassification,
-    "token_classification": TapeTransformerForSequenceToSequenceClassification,
-    "contacts": TapeTransformerForContactPrediction,
-}
+class TapeTransformerForContactPrediction(kinds.Contacts, TapeTransformerAbstractModel):
+    trunk_class = TapeTransformerModel

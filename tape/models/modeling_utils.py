@@ -12,6 +12,8 @@ What must hold: where a head convolves or normalises, `input_mask` [B, N] keeps 
 Legend: B proteins, N tokens, h hidden size, C classes.
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -19,6 +21,7 @@ from torch import Tensor, nn
 from tape import metrics
 from tape.models import heads
 from tape.models.base import ProteinConfig, ProteinModel
+from tape.models.outputs import precision_at_l5
 
 __all__ = [
     "MLMHead",
@@ -41,11 +44,18 @@ def accuracy(logits: Tensor, labels: Tensor, ignore_index: int = -100) -> Tensor
     return right.sum().float() / counted.sum().float()
 
 
-def _outputs(logits: Tensor, targets: Tensor | object | None, first) -> Tensor | tuple:
-    """songlab's return value; `first()` gives what precedes the logits."""
+def _outputs(logits: Tensor, targets: Tensor | object | None, loss: Callable[[], object]) -> Tensor | tuple:
+    """songlab's return value; `loss()` gives what precedes the logits."""
     if targets is ABSENT:
         return logits
-    return (logits,) if targets is None else (first(), logits)
+    return (logits,) if targets is None else (loss(), logits)
+
+
+def _outputs_of_classes(logits: Tensor, targets: Tensor | object | None, ignore_index: int) -> Tensor | tuple:
+    def loss() -> tuple[Tensor, dict]:
+        return _cross_entropy(logits, targets, ignore_index), {"accuracy": accuracy(logits, targets, ignore_index)}
+
+    return _outputs(logits, targets, loss)
 
 
 def _cross_entropy(logits: Tensor, targets: Tensor, ignore_index: int) -> Tensor:
@@ -74,12 +84,7 @@ class SequenceClassificationHead(nn.Module):
         self.classify = heads.SimpleMLP(hidden_size, heads.HEAD_WIDTH["tape"], num_labels)
 
     def forward(self, pooled_output: Tensor, targets: Tensor | None = ABSENT) -> Tensor | tuple:
-        logits = self.classify(pooled_output)
-
-        def first() -> tuple[Tensor, dict]:
-            return _cross_entropy(logits, targets, -100), {"accuracy": accuracy(logits, targets)}
-
-        return _outputs(logits, targets, first)
+        return _outputs_of_classes(self.classify(pooled_output), targets, -100)
 
 
 class SequenceToSequenceClassificationHead(nn.Module):
@@ -93,14 +98,9 @@ class SequenceToSequenceClassificationHead(nn.Module):
     def forward(
         self, sequence_output: Tensor, targets: Tensor | None = ABSENT, input_mask: Tensor | None = None
     ) -> Tensor | tuple:
-        mask = _mask(sequence_output, input_mask)
-        logits = self.classify(sequence_output, mask).contiguous()  # users take views of it
-
-        def first() -> tuple[Tensor, dict]:
-            measured = {"accuracy": accuracy(logits, targets, self.ignore_index)}
-            return _cross_entropy(logits, targets, self.ignore_index), measured
-
-        return _outputs(logits, targets, first)
+        mask = sequence_output.new_ones(sequence_output.shape[:2]) if input_mask is None else input_mask
+        logits = self.classify(sequence_output, mask.bool()).contiguous()  # users take views of it
+        return _outputs_of_classes(logits, targets, self.ignore_index)
 
 
 class PairwiseContactPredictionHead(nn.Module):
@@ -117,21 +117,18 @@ class PairwiseContactPredictionHead(nn.Module):
         pairs = self.predict["1"](inputs, 0.5 if self.training else 0.0)
         logits = ((pairs + pairs.transpose(2, 3)) / 2)[:, :, 1:-1, 1:-1].permute(0, 2, 3, 1).contiguous()
 
-        def first() -> tuple[Tensor, dict]:
-            loss = _cross_entropy(logits, targets, self.ignore_index)
+        def loss() -> tuple[Tensor, dict]:
+            value = _cross_entropy(logits, targets, self.ignore_index)
             if sequence_lengths is None:
-                return loss, {}
-            return loss, {"precision_at_l5": self.compute_precision_at_l5(sequence_lengths, logits, targets)}
+                return value, {}
+            return value, {"precision_at_l5": self.compute_precision_at_l5(sequence_lengths, logits, targets)}
 
-        return _outputs(logits, targets, first)
+        return _outputs(logits, targets, loss)
 
-    @torch.no_grad()
     def compute_precision_at_l5(self, sequence_lengths: Tensor, prediction: Tensor, labels: Tensor) -> Tensor:
         """P@L/5 of each protein, then the mean over the batch's proteins (tape.metrics; songlab pools the pairs)."""
-        scores = (prediction[..., 1] - prediction[..., 0]).float().cpu().numpy()
-        known = torch.where(labels == self.ignore_index, metrics.IGNORE, labels).cpu().numpy()
-        proteins = [(scores[b, :n, :n], known[b, :n, :n]) for b, n in enumerate(sequence_lengths.tolist())]
-        return torch.tensor(metrics.mean_over_proteins(metrics.precision_table(proteins)["precision_at_l5"])[0])
+        labels = torch.where(labels == self.ignore_index, metrics.IGNORE, labels)
+        return precision_at_l5(prediction, labels, sequence_lengths)
 
 
 class _Transform(nn.Module):
@@ -175,14 +172,8 @@ class MLMHead(nn.Module):
     def forward(self, hidden_states: Tensor, targets: Tensor | None = ABSENT) -> Tensor | tuple:
         logits = self.decoder(self.transform(hidden_states)) + self.bias
 
-        def first() -> tuple[Tensor, dict]:
-            loss = _cross_entropy(logits, targets, self.ignore_index)
-            return loss, {"perplexity": loss.detach().exp()}
+        def loss() -> tuple[Tensor, dict]:
+            value = _cross_entropy(logits, targets, self.ignore_index)
+            return value, {"perplexity": value.detach().exp()}
 
-        return _outputs(logits, targets, first)
-
-
-def _mask(hidden: Tensor, input_mask: Tensor | None) -> Tensor:
-    if input_mask is None:
-        return torch.ones(hidden.shape[:2], dtype=torch.bool, device=hidden.device)
-    return input_mask.bool()
+        return _outputs(logits, targets, loss)

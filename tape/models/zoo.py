@@ -1,13 +1,16 @@
-"""TAPE's own baselines, so that its column of the table can be made again: model type -> kind of task -> class.
+"""Every model of this package: model type -> kind of task -> class.
 
-Weights have songlab's names and shapes. UniRep and trRosetta are left out.
+"transformer" is this project's encoder; the others are TAPE's own baselines, so that its column of the table can be
+made again, with songlab's names and shapes of the weights. UniRep and trRosetta are left out.
 """
 
-from tape.models import modeling_lstm, modeling_onehot, modeling_resnet, modeling_tape
+from tape.models import modeling_bert, modeling_lstm, modeling_onehot, modeling_resnet, modeling_tape
+from tape.models.kinds import models_in
 
 MODELS: dict[str, dict[str, type]] = {
-    "tape_transformer": modeling_tape.MODELS,
-    "lstm": modeling_lstm.MODELS,
-    "resnet": modeling_resnet.MODELS,
-    "onehot": modeling_onehot.MODELS,
+    "transformer": models_in(modeling_bert),
+    "tape_transformer": models_in(modeling_tape),
+    "lstm": models_in(modeling_lstm),
+    "resnet": models_in(modeling_resnet),
+    "onehot": models_in(modeling_onehot),
 }

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from tape.models.modeling_bert import cross_entropy_sum
+from tape.models.outputs import cross_entropy_sum
 
 Batch = Mapping[str, object]
 

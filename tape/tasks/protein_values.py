@@ -12,7 +12,8 @@ import torch
 
 from tape import metrics
 from tape.datasets import FluorescenceDataset, StabilityDataset
-from tape.models.modeling_bert import ProteinBertForValuePrediction, squared_error_sum
+from tape.models.modeling_bert import ProteinBertForValuePrediction
+from tape.models.outputs import squared_error_sum
 from tape.tasks.base import Batch, Prediction, Task, stack_scores
 
 FUNCTIONS = {"spearmanr": metrics.spearmanr, "mse": metrics.mean_squared_error, "mae": metrics.mean_absolute_error}

@@ -14,7 +14,6 @@ from pretrain.checkpoint.state import optimizer_state
 from pretrain.config.read import parse_config
 from pretrain.data.loader import PackedLoader
 from pretrain.parallel import apply, replicas
-from pretrain.throughput import BatchCounts
 from pretrain.trainer import Trainer
 
 TINY = [
@@ -44,9 +43,9 @@ def steps(trainer: Trainer, count: int):
         trainer.counters.consumed_train_samples, dp_rank=trainer.world.dp_rank, dp_size=trainer.world.dp_size,
     )  # fmt: skip
     for _, micro_batches in zip(range(count), loader, strict=False):
-        counts = BatchCounts.of(micro_batches, trainer.world.sum_over_replicas)
+        counts = trainer.count(micro_batches)
         values = trainer.train_step(micro_batches, counts)
-        trainer._count(counts, values)
+        trainer._advance(counts, values)
         yield values
 
 
@@ -92,6 +91,7 @@ def train(flags: list[str], count: int = 3, sabotage=None) -> dict:
     loss, residues = trainer.evaluate(trainer.valid_sets["valid"])
     return {
         "loss": torch.tensor([v["lm_loss"] for v in values], dtype=torch.float64),
+        "loss on [MASK]": torch.tensor([v["mask_loss"] for v in values], dtype=torch.float64),
         "norm": torch.tensor([v["grad_norm"] for v in values], dtype=torch.float64),
         "validation": torch.tensor([loss, residues], dtype=torch.float64),
         **{f"gradient of {name}": value for name, value in gradients[0].items()},

@@ -20,10 +20,10 @@ def attack(marker: Path, how: str) -> object:
     return {"call": call, "nested": {"primary": [("M", {"deep": call})]}, "field": {"primary": "MKV", "x": call}}[how]
 
 
-def refused(main, words: list, capsys, marker: Path, told: str) -> None:
+def refused(main, words: list, capsys, marker: Path, message: str) -> None:
     assert run(main, [str(word) for word in words]) == 2
-    said = capsys.readouterr().err.strip()
-    assert len(said.splitlines()) == 1 and told in said, said
+    error = capsys.readouterr().err.strip()
+    assert len(error.splitlines()) == 1 and message in error, error
     assert not marker.exists()
 
 

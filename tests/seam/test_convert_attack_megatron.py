@@ -27,7 +27,8 @@ from damage import (
 )
 from megatron_writer import padded, random_weights, write_megatron
 
-from converter import convert, sources
+from converter import convert
+from converter.sources import read
 from proteinlm.errors import run
 
 # ---- Megatron: files
@@ -195,8 +196,8 @@ def args_cases():
         *[("args", v) for v in ([1], 7, "x")],
         *[("model", v) for v in (None, [], 5, {}, {"language_model": None}, {"language_model": {}})],
     ):
-        told = rewritten(lambda c, key=key, value=value: c.update({key: value}))
-        yield Case(f"{key} is {value!r}", "megatron", told)
+        damage = rewritten(lambda c, key=key, value=value: c.update({key: value}))
+        yield Case(f"{key} is {value!r}", "megatron", damage)
     yield Case("no model", "megatron", rewritten(lambda c: c.pop("model")), "no 'model'")
     yield Case("only the second chunk", "megatron", rewritten(lambda c: c.update(model1=c.pop("model"))), "no 'model'")
     for name, value in (
@@ -253,7 +254,7 @@ def test_refused_in_one_line(bases, tmp_path, capsys, case):
 def test_a_flipped_bit_is_refused_or_harmless(bases, tmp_path, capsys, base, file):
     """Anywhere in a file: one line and status 2, or (padding between entries) the same weights. Never a crash.
     safetensors has no checksums: there a changed number may pass for a number."""
-    expected, rng = sources.read(bases / base, None, None, None)[1].tensors, random.Random(3)
+    expected, rng = read(bases / base).tensors, random.Random(3)
     for trial in range(40):
         source, target = bases.parent / "flipped", tmp_path / f"out{trial}"
         shutil.copytree(bases / base, source)
@@ -261,14 +262,14 @@ def test_a_flipped_bit_is_refused_or_harmless(bases, tmp_path, capsys, base, fil
         content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
         (source / file).write_bytes(content)
         status = run(convert.main, ["--load", str(source), "--save", str(target), "--target", "dcp"])
-        said = capsys.readouterr().err
+        error = capsys.readouterr().err
         shutil.rmtree(source)
         assert target.exists() == (status == 0) and status in (0, 2)
-        assert len(said.strip().splitlines()) == (1 if status else 0), said
+        assert len(error.strip().splitlines()) == (1 if status else 0), error
         if status == 0 and base != "tape":
-            found = sources.read(target, None, None, None)[1].tensors
+            tensors = read(target).tensors
             known = [name for name in expected if name not in ("word_embeddings.weight", "lm_head.bias")]
-            assert all(torch.equal(found[name], expected[name]) for name in known)
+            assert all(torch.equal(tensors[name], expected[name]) for name in known)
 
 
 def test_there_are_enough_of_them():

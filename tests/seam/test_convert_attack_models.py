@@ -85,8 +85,8 @@ def attack_cases():
     for base in ("tape_bin", "hf_bin"):
         for name in kinds:
             for legacy in (False, True):
-                told = f"{name} in {base}, {'old' if legacy else 'new'} format"
-                yield Case(told, base, as_whole("pytorch_model.bin", name, legacy), "refused")
+                title = f"{name} in {base}, {'old' if legacy else 'new'} format"
+                yield Case(title, base, as_whole("pytorch_model.bin", name, legacy), "refused")
 
     def in_metadata(name: str) -> Callable:
         def damage(path: Path, marker: Path) -> None:
@@ -169,8 +169,8 @@ def weights_cases():
             yield Case(f"{base} weights cut at {i}/8", base, truncated("model.safetensors", i / 8), "safetensors")
         yield Case(f"{base} without weights", base, removed("model.safetensors"), "model.safetensors")
         for length in (0, 1, 2**40, 2**63, 2**64 - 1):
-            told = replaced("model.safetensors", struct.pack("<Q", length) + b"{}" * 50)
-            yield Case(f"{base} header of {length} bytes", base, told, "safetensors")
+            damage = replaced("model.safetensors", struct.pack("<Q", length) + b"{}" * 50)
+            yield Case(f"{base} header of {length} bytes", base, damage, "safetensors")
         for entry in (
             {"dtype": "F32", "shape": [10**9, 10**9], "data_offsets": [0, 4]},
             {"dtype": "F32", "shape": [-1], "data_offsets": [0, 4]},
@@ -191,7 +191,7 @@ def weights_cases():
         for i in range(8):
             yield Case(f"{base} cut at {i}/8", base, truncated("pytorch_model.bin", i / 8), "pytorch_model.bin")
         for name in chosen:
-            for told, change in {
+            for problem, change in {
                 "missing": lambda s, n: s.pop(n),
                 "short": lambda s, n: s.update({n: s[n][:-1].clone()}),
                 "NaN": lambda s, n: s.update({n: s[n] * float("nan")}),
@@ -200,7 +200,7 @@ def weights_cases():
                 "scalar": lambda s, n: s.update({n: torch.tensor(1.0)}),
             }.items():
                 damage = state_changed(lambda s, n=name, change=change: change(s, n))
-                yield Case(f"{base} {name} {told}", base, damage)
+                yield Case(f"{base} {name} {problem}", base, damage)
         extra = state_changed(lambda s: s.update({"bert.encoder.layer.9.x.weight": torch.ones(1)}))
         yield Case(f"{base} with an unknown tensor", base, extra)
         yield Case(f"{base} a list", base, _saved_list, "state dict")
@@ -211,13 +211,13 @@ def _saved_list(path: Path, marker: Path) -> None:
 
 
 def vocabulary_cases():
-    for told, text in (
+    for problem, text in (
         ("empty", ""),
         ("twice", "[PAD]\n" * 31),
         ("English", "\n".join(["[PAD]", "[MASK]", "[CLS]", *(f"word{i}" for i in range(20))])),
         ("longer than the rows", "\n".join(f"t{i}" for i in range(64))),
     ):
-        yield Case(f"hf vocabulary {told}", "hf", replaced("vocab.txt", text), "vocabulary")
+        yield Case(f"hf vocabulary {problem}", "hf", replaced("vocab.txt", text), "vocabulary")
     yield Case("hf vocabulary not text", "hf", replaced("vocab.txt", b"\xff\xfe"), "vocab.txt")
     for index in (
         {"weight_map": {"a": "../../secret"}},
@@ -262,8 +262,8 @@ def dcp_cases():
         ("unknown_field", 1),
         ("layernorm_epsilon", "x"),
     ):
-        told = json_changed(f"{directory}/meta.json", model_config=config | {"vocab_size": 31, name: value})
-        yield Case(f"dcp {name} {value!r}", "dcp", told, directory.removeprefix("iter_000"))
+        damage = json_changed(f"{directory}/meta.json", model_config=config | {"vocab_size": 31, name: value})
+        yield Case(f"dcp {name} {value!r}", "dcp", damage, directory.removeprefix("iter_000"))
     for tokenizer in (
         {},
         {"name": "x"},
@@ -332,14 +332,14 @@ def command_cases():
     yield Case(
         "an empty directory", "megatron", lambda path, marker: (shutil.rmtree(path), path.mkdir()), "not recognised"
     )
-    for flags, told in (
+    for flags, message in (
         (("--tensor-model-parallel-size", 2), "only --target"),
         (("--target", "megatron", "--tensor-model-parallel-size", 3), "must divide num-attention-heads 2"),
         (("--target", "megatron", "--bin"), "--bin"),
         (("--data-path", "x"), "--verify"),
         (("--target", "dcp", "--verify", "--data-path", "absent"), "absent"),
     ):
-        yield Case(f"flags {flags}", "megatron", nothing, told, flags)
+        yield Case(f"flags {flags}", "megatron", nothing, message, flags)
 
 
 CASES = [

@@ -10,6 +10,7 @@ import torch
 from megatron_writer import random_weights, write_megatron
 
 from converter import convert, sources
+from pretrain.checkpoint import files as checkpoint
 from proteinlm.errors import run
 
 POSITIONS = 128
@@ -38,7 +39,7 @@ def test_finetuning_starts_from_the_converted_weights(tmp_path, megatron_dir, ti
     words = ("--from_pretrained", tmp_path / "tape", "--data_dir", tiny_tape_data, "--output_dir", tmp_path / "run")
     command(main, "transformer", "fluorescence", *words, *flags)
     state = load_tape_dir(tmp_path / "run").state
-    source = sources.read(megatron_dir, None, None, None)[1].tensors
+    source = sources.read(megatron_dir).tensors
     for name in (
         "layers.0.attention.query_key_value.weight",
         "layers.3.mlp.dense_4h_to_h.bias",
@@ -73,6 +74,22 @@ def test_continued_pretraining_starts_at_the_predicted_loss(tmp_path, megatron_d
     fresh = first_loss(shard, tmp_path / "nothing_there", tmp_path / "fresh")
     assert abs(fresh - predicted) > 1e-2  # negative control: the loss shows which weights it is of
     assert abs(fresh - math.log(31)) < 0.2
+
+
+def test_a_converted_checkpoint_goes_on_at_its_iteration(tmp_path, megatron_dir, shard, capsys):
+    """Without --finetune: its counters go on, from its weights. What it does not hold is waived by flags, all named."""
+    command(convert.main, "--load", megatron_dir, "--save", tmp_path / "dcp", "--target", "dcp")
+    with pytest.raises(AssertionError):
+        first_loss(shard, tmp_path / "dcp", tmp_path / "plain")
+    message = "holds no optimizer and no rng state; to start afresh there: --no-load-optim --no-load-rng\n"
+    assert message in capsys.readouterr().err
+    meta = checkpoint.load_meta(tmp_path / "dcp")[1]
+    iteration, samples = (meta["counters"][name] for name in ("iteration", "consumed_train_samples"))
+    flags = ("--no-load-optim", "--no-load-rng", "--train-iters", samples // 4 + 1)
+    loss = first_loss(shard, tmp_path / "dcp", tmp_path / "run", *flags)
+    line = json.loads((tmp_path / "run/metrics.jsonl").read_text().splitlines()[0])
+    assert iteration > 0 and (line["iteration"], line["consumed_train_samples"]) == (iteration + 1, samples + 4)
+    assert abs(loss - first_loss(shard, tmp_path / "nothing_there", tmp_path / "fresh")) > 1e-2
 
 
 def test_a_megatron_directory_is_told_how_to_become_loadable(tmp_path, megatron_dir, shard, capsys):

@@ -13,9 +13,8 @@ import pytest
 import torch
 from megatron_writer import VOCABULARY, hf_state, our_tensors, random_weights, write_megatron
 
-from converter import sources
 from converter.doors import own_door
-from converter.megatron import checkpoint as megatron
+from converter.sources import read, recognise
 from proteinlm.errors import InputError
 from proteinlm.tokenizer import PRETRAIN_TOKENS
 
@@ -35,11 +34,11 @@ def assert_same(model, weights, dtype=torch.float32) -> None:
     expected = our_tensors(weights)
     assert set(model.tensors) == set(expected)
     for name, tensor in expected.items():
-        found = model.tensors[name]
+        stored = model.tensors[name]
         if name in ("word_embeddings.weight", "lm_head.bias"):
-            assert len(found) == 128 and not found[VOCABULARY:].any(), name
-            found = found[:VOCABULARY]
-        assert found.dtype == dtype and torch.equal(found, tensor.to(dtype)), name
+            assert len(stored) == 128 and not stored[VOCABULARY:].any(), name
+            stored = stored[:VOCABULARY]
+        assert stored.dtype == dtype and torch.equal(stored, tensor.to(dtype)), name
 
 
 def notes(model) -> str:
@@ -50,8 +49,8 @@ def notes(model) -> str:
 @pytest.mark.parametrize(("tp", "pp"), LAYOUTS)
 def test_every_version_and_layout(tmp_path, version, tp, pp):
     write_megatron(tmp_path, WEIGHTS, tp, pp, version)
-    assert sources.recognise(tmp_path) == "megatron"
-    assert_same(megatron.read(tmp_path), WEIGHTS)
+    assert recognise(tmp_path) == "megatron"
+    assert_same(read(tmp_path), WEIGHTS)
 
 
 @pytest.mark.parametrize("shape", [(24, 3, 2, 40), (64, 8, 6, 96), (16, 1, 1, 64)])
@@ -60,7 +59,7 @@ def test_other_shapes(tmp_path, shape):
     weights = random_weights(2, hidden, heads, layers, positions=20, ffn=ffn)
     tp = 1 if heads % 2 else 2
     write_megatron(tmp_path, weights, tp, layers, 1.0)
-    assert_same(megatron.read(tmp_path), weights)
+    assert_same(read(tmp_path), weights)
 
 
 @pytest.mark.parametrize(
@@ -77,26 +76,26 @@ def test_other_shapes(tmp_path, shape):
 )
 def test_spellings_and_companions(tmp_path, options):
     write_megatron(tmp_path, WEIGHTS, **options)
-    model = megatron.read(tmp_path)
+    model = read(tmp_path)
     assert_same(model, WEIGHTS)
     assert "lr_scheduler" in notes(model)
 
 
 def test_half_precision(tmp_path):
     write_megatron(tmp_path, WEIGHTS, 2, 2, dtype=torch.float16)
-    assert_same(megatron.read(tmp_path), WEIGHTS, torch.float16)
+    assert_same(read(tmp_path), WEIGHTS, torch.float16)
 
 
 def test_where_it_may_lie(tmp_path):
     """The run's directory, one iteration, one rank's directory, the bare file."""
     ranks = write_megatron(tmp_path, WEIGHTS)
     for path in (tmp_path, ranks, ranks / "mp_rank_00", ranks / "mp_rank_00/model_optim_rng.pt"):
-        assert sources.recognise(path) == "megatron"
-        assert_same(megatron.read(path), WEIGHTS)
-    assert_same(megatron.read(tmp_path, iteration=1000), WEIGHTS)
+        assert recognise(path) == "megatron"
+        assert_same(read(path), WEIGHTS)
+    assert_same(read(tmp_path, iteration=1000), WEIGHTS)
     write_megatron(tmp_path, random_weights(7), name="iter_0000500", tracker=None, change=_say_iteration(500))
-    assert_same(megatron.read(tmp_path, iteration=500), random_weights(7))
-    assert_same(megatron.read(tmp_path), WEIGHTS)  # the tracker's
+    assert_same(read(tmp_path, iteration=500), random_weights(7))
+    assert_same(read(tmp_path), WEIGHTS)  # the tracker's
 
 
 def _say_iteration(number: int):
@@ -110,12 +109,12 @@ def _say_iteration(number: int):
 def test_without_args(tmp_path, tp, pp):
     write_megatron(tmp_path, WEIGHTS, tp, pp, no_args=True)
     with pytest.raises(InputError, match="--num-attention-heads"):
-        megatron.read(tmp_path)
-    model = megatron.read(tmp_path, heads=4)
+        read(tmp_path)
+    model = read(tmp_path, num_attention_heads=4)
     assert_same(model, WEIGHTS)
     assert "--hidden-act overrides" in notes(model)
     assert model.config.num_attention_heads == 4 and model.config.hidden_act == "gelu_new"
-    wrong = megatron.read(tmp_path, heads=2)  # nothing shows it: version 3 rows lie otherwise, and states differ
+    wrong = read(tmp_path, num_attention_heads=2)  # nothing shows it: version 3 rows lie otherwise, and states differ
     states = [own_door(m)(["[CLS]", "M", "K", "V"])[0] for m in (model, wrong)]
     assert (states[0] - states[1]).abs().max() > 1e-3
 
@@ -131,7 +130,7 @@ def test_without_args(tmp_path, tp, pp):
 )
 def test_activations_as_args_say(tmp_path, args, acts):
     write_megatron(tmp_path, WEIGHTS, args=args)
-    config = megatron.read(tmp_path).config
+    config = read(tmp_path).config
     assert (config.hidden_act, config.lm_head_act) == acts
 
 
@@ -142,7 +141,7 @@ def test_token_types_and_next_sentence_parts_are_told(tmp_path):
 
     weights = random_weights(token_types=2)
     write_megatron(tmp_path, weights, change=change)
-    model = megatron.read(tmp_path)
+    model = read(tmp_path)
     assert "token type 0 is not zeros" in notes(model) and "types 1 to 1 left out" in notes(model)
     assert "language_model.pooler.dense.weight" in notes(model) and "binary_head.bias" in notes(model)
     expected = torch.from_numpy(weights.position + weights.token_types[0])
@@ -174,7 +173,7 @@ def hf_answers(weights, hidden_act: str, ids: list[int]) -> tuple[torch.Tensor, 
 def test_hugging_face_computes_the_same(tmp_path, fusion, act, token_types):
     weights = random_weights(3, token_types=token_types)
     write_megatron(tmp_path, weights, 2, 2, 1.0, args={"bias_gelu_fusion": fusion})
-    model, tokens = megatron.read(tmp_path), ["[CLS]", *"MKTAYIAKQRQISFVKSHFSRQ"]
+    model, tokens = read(tmp_path), ["[CLS]", *"MKTAYIAKQRQISFVKSHFSRQ"]
     hidden, logits = own_door(model)(tokens)
     expected = hf_answers(weights, act, [PRETRAIN_TOKENS.index(token) for token in tokens])
     assert (hidden - expected[0]).abs().max() < 1e-5
@@ -193,7 +192,7 @@ def fixture_layouts() -> list[str]:
 @needs_fixtures
 @pytest.mark.parametrize("name", fixture_layouts())
 def test_fixtures_are_one_model(name):
-    first, model = megatron.read(FIXTURES / "tp1_pp1_v3"), megatron.read(FIXTURES / name)
+    first, model = read(FIXTURES / "tp1_pp1_v3"), read(FIXTURES / name)
     dtype = torch.float16 if name.endswith("fp16") else torch.float32
     assert set(first.tensors) == set(model.tensors)
     for key, tensor in first.tensors.items():
@@ -206,7 +205,7 @@ def test_fixtures_are_one_model(name):
 @pytest.mark.parametrize("name", [name for name in fixture_layouts() if not name.endswith("fp16")])
 def test_fixtures_give_the_known_answers(name, act):
     expected, inputs = np.load(FIXTURES / "expected.npz"), json.loads((FIXTURES / "inputs.json").read_text())
-    model = megatron.read(FIXTURES / name)
+    model = read(FIXTURES / name)
     assert model.config.hidden_act == "gelu_new"  # tanh, as the files' args say
     if act == "erf":
         model = replace(model, config=replace(model.config, hidden_act="gelu"))

@@ -12,8 +12,9 @@ import torch
 from megatron_writer import VOCABULARY, our_tensors, random_weights, write_megatron
 from safetensors import safe_open
 
-from converter import convert, dcp, sources, tape_dir
-from converter.megatron import checkpoint as megatron
+from converter import convert
+from converter.formats import Format, WriteOptions
+from converter.sources import FORMATS, read, recognise
 from proteinlm.errors import InputError, run
 from proteinlm.tokenizer import PRETRAIN_TOKENS
 from proteinlm.untrusted.safe_load import safe_torch_load
@@ -44,10 +45,6 @@ def megatron_dir(tmp_path_factory) -> Path:
     directory = tmp_path_factory.mktemp("megatron")
     write_megatron(directory, random_weights(), 2, 2, args={"make_vocab_size_divisible_by": 128})
     return directory
-
-
-def read(path: Path):
-    return sources.read(path, None, None, None)[1]
 
 
 def assert_equal(a: dict, b: dict) -> None:
@@ -178,14 +175,14 @@ def test_hf_rows_go_by_token(megatron_dir, convert_to, tmp_path):
     (other / "vocab.txt").write_text("\n".join(tokens))
     config = json.loads((target / "config.json").read_text()) | {"vocab_size": len(tokens)}
     (other / "config.json").write_text(json.dumps(config))
-    found, expected = read(other), read(target)
-    assert any("rows of J left out" in note for note in found.notes)
-    assert any("rows of [unused1] are zeros" in note for note in found.notes)
+    model, expected = read(other), read(target)
+    assert any("rows of J left out" in note for note in model.notes)
+    assert any("rows of [unused1] are zeros" in note for note in model.notes)
     for name, tensor in expected.tensors.items():
         tensor = tensor.clone()
         if name in ("word_embeddings.weight", "lm_head.bias"):
             tensor[UNUSED] = 0
-        assert torch.equal(found.tensors[name], tensor), name
+        assert torch.equal(model.tensors[name], tensor), name
 
 
 # ---- Megatron
@@ -199,27 +196,29 @@ def flat(value: dict, prefix: str = "") -> dict[str, torch.Tensor]:
     return result
 
 
-def assert_same_files(ours: Path, theirs: Path, in_order: bool = True) -> None:
+def assert_same_files(written: Path, reference: Path, in_order: bool = True) -> None:
     """The `model` dicts are equal key for key (in the same order too), padding rows aside bit for bit."""
-    files = sorted(path.relative_to(theirs) for path in theirs.rglob("*.pt"))
-    assert sorted(path.relative_to(ours) for path in ours.rglob("*.pt")) == files
+    files = sorted(path.relative_to(reference) for path in reference.rglob("*.pt"))
+    assert sorted(path.relative_to(written) for path in written.rglob("*.pt")) == files
     for file in files:
-        a, b = safe_torch_load(ours / file), safe_torch_load(theirs / file)
+        a, b = safe_torch_load(written / file), safe_torch_load(reference / file)
         assert a["checkpoint_version"] == b["checkpoint_version"] and a["iteration"] == b["iteration"]
         for name, value in vars(b["args"]).items():
             if name not in ("seed", "consumed_valid_samples"):
                 assert getattr(a["args"], name) == value, name
-        mine, other, rank = flat(a["model"]), flat(b["model"]), int(re.search(r"rank_(\d\d)", str(file))[1])
-        assert list(mine) == list(other) if in_order else set(mine) == set(other)
+        tensors, other, rank = flat(a["model"]), flat(b["model"]), int(re.search(r"rank_(\d\d)", str(file))[1])
+        assert list(tensors) == list(other) if in_order else set(tensors) == set(other)
         for name in other:
-            found, wanted = mine[name], other[name]
-            assert found.shape == wanted.shape and found.dtype == wanted.dtype, name
+            tensor, expected = tensors[name], other[name]
+            assert tensor.shape == expected.shape and tensor.dtype == expected.dtype, name
             if "word_embeddings" in name or name == "lm_head.bias":
-                real = max(0, min(len(wanted), VOCABULARY - rank * len(wanted)))
-                assert not found[real:].any()
-                found, wanted = found[:real], wanted[:real]
-            assert torch.equal(found, wanted), name
-            assert mine[name].untyped_storage().nbytes() == mine[name].nbytes, name  # no view drags its whole along
+                real = max(0, min(len(expected), VOCABULARY - rank * len(expected)))
+                assert not tensor[real:].any()
+                tensor, expected = tensor[:real], expected[:real]
+            assert torch.equal(tensor, expected), name
+            assert tensors[name].untyped_storage().nbytes() == tensors[name].nbytes, (
+                name
+            )  # no view drags its whole along
 
 
 @pytest.mark.parametrize(("tp", "pp"), [(1, 1), (2, 1), (1, 4), (2, 2), (4, 4)])
@@ -228,8 +227,8 @@ def test_megatron_export_is_what_megatron_writes(megatron_dir, convert_to, tmp_p
     target, _ = convert_to(megatron_dir, "out", "--target", "megatron", *flags)
     write_megatron(tmp_path / "expected", random_weights(), tp, pp, 3.0)
     assert (target / "latest_checkpointed_iteration.txt").read_text() == "1000"
-    for ours in target.rglob("*.pt"):
-        assert ours.stat().st_size < 2 * (tmp_path / "expected" / ours.relative_to(target)).stat().st_size
+    for file in target.rglob("*.pt"):
+        assert file.stat().st_size < 2 * (tmp_path / "expected" / file.relative_to(target)).stat().st_size
     assert_same_files(target, tmp_path / "expected", in_order=False)
 
 
@@ -241,16 +240,16 @@ def test_megatron_export_equals_the_fixture(convert_to):
 
 
 @pytest.mark.parametrize(
-    ("tp", "pp", "told"),
+    ("tp", "pp", "message"),
     [
         (3, 1, "--tensor-model-parallel-size 3 must divide num-attention-heads 4"),
         (8, 1, "--tensor-model-parallel-size 8 must divide num-attention-heads 4"),
         (1, 3, "--pipeline-model-parallel-size 3 must divide num-layers 4"),
     ],
 )
-def test_uneven_splits_are_refused_by_name(megatron_dir, convert_to, tp, pp, told):
+def test_uneven_splits_are_refused_by_name(megatron_dir, convert_to, tp, pp, message):
     flags = ["--tensor-model-parallel-size", tp, "--pipeline-model-parallel-size", pp]
-    assert told in convert_to(megatron_dir, "out", "--target", "megatron", *flags, status=2)[1]
+    assert message in convert_to(megatron_dir, "out", "--target", "megatron", *flags, status=2)[1]
 
 
 def test_uneven_ffn_is_refused_by_name(tmp_path, convert_to):
@@ -323,14 +322,13 @@ def test_numbers_beyond_half_precision_are_refused(tmp_path, convert_to):
 
 @pytest.mark.parametrize("target", ["hf", "megatron", "dcp"])
 def test_a_source_without_head(megatron_dir, convert_to, tmp_path, target):
-    model = tape_dir.prepare(read(megatron_dir))
+    model = FORMATS["tape"].prepare(read(megatron_dir), WriteOptions())
     encoder = {name: tensor for name, tensor in model.tensors.items() if not name.startswith("lm_head.")}
     (tmp_path / "encoder").mkdir()
-    tape_dir.write(replace(model, tensors=encoder), tmp_path / "encoder")
+    FORMATS["tape"].write(replace(model, tensors=encoder), tmp_path / "encoder", WriteOptions())
     path, printed = convert_to(tmp_path / "encoder", "out", "--target", target, "--verify")
     assert "without masked-LM head" in printed
-    found = read(path)
-    assert found.has_lm_head == (target != "hf")
+    assert read(path).has_lm_head == (target != "hf")
     if target != "hf":
         assert "a fresh one was made" in printed
 
@@ -338,16 +336,14 @@ def test_a_source_without_head(megatron_dir, convert_to, tmp_path, target):
 @pytest.mark.parametrize("target", ["tape", "hf", "megatron", "dcp"])
 def test_verification_sees_a_wrong_result(megatron_dir, convert_to, monkeypatch, target):
     """Negative control: one number of one tensor is written wrongly, and nothing appears under the final name."""
-    name = {"tape": "tape_dir", "hf": "huggingface"}.get(target, target)
-    module = getattr(convert, name)
-    write = module.write
 
-    def wrong(model, *args, **kwargs):
+    def wrong(model, directory, options):
         tensors = {n: t.clone() for n, t in model.tensors.items()}
         tensors["layers.2.attention.query_key_value.weight"][5, 7] += 1e-3
-        write(replace(model, tensors=tensors), *args, **kwargs)
+        right.write(replace(model, tensors=tensors), directory, options)
 
-    monkeypatch.setattr(module, "write", wrong)
+    right = FORMATS[target]
+    monkeypatch.setitem(FORMATS, target, replace(right, write=wrong))
     printed = convert_to(megatron_dir, "out", "--target", target, "--verify", status=1)[1]
     assert "1 of 57 tensors read back differ, first layers.2.attention.query_key_value.weight" in printed
 
@@ -355,15 +351,12 @@ def test_verification_sees_a_wrong_result(megatron_dir, convert_to, monkeypatch,
 @pytest.mark.parametrize("target", ["tape", "hf"])
 def test_verification_sees_a_wrong_activation(megatron_dir, convert_to, monkeypatch, target):
     """The tensors are right and the model is not: the neighbour's own door shows it."""
-    from converter.huggingface import megatron_bert as huggingface
 
-    module = {"tape": tape_dir, "hf": huggingface}[target]
-    write = module.write
+    def wrong(model, directory, options):
+        right.write(model.with_config(hidden_act="relu"), directory, options)
 
-    def wrong(model, directory, *args, **kwargs):
-        write(replace(model, config=replace(model.config, hidden_act="relu")), directory, *args, **kwargs)
-
-    monkeypatch.setattr(module, "write", wrong)
+    right = FORMATS[target]
+    monkeypatch.setitem(FORMATS, target, replace(right, write=wrong))
     assert "that is more than 1e-05" in convert_to(megatron_dir, "out", "--target", target, "--verify", status=1)[1]
 
 
@@ -378,17 +371,58 @@ def test_final_layernorm_false_stays_in_tape(megatron_dir, convert_to):
 
 def test_source_can_be_overridden(megatron_dir, convert_to):
     tape, _ = convert_to(megatron_dir, "tape")
-    told = json.loads((tape / "config.json").read_text()) | {"model_type": "bert"}
-    (tape / "config.json").write_text(json.dumps(told))
+    config = json.loads((tape / "config.json").read_text()) | {"model_type": "bert"}
+    (tape / "config.json").write_text(json.dumps(config))
     with pytest.raises(InputError, match="model_type 'bert'"):
-        sources.recognise(tape)
+        recognise(tape)
     assert convert_to(tape, "again", "--source", "tape", "--verify")
+
+
+def test_an_activation_that_megatron_cannot_say(megatron_dir, convert_to):
+    tape, _ = convert_to(megatron_dir, "tape")
+    config = json.loads((tape / "config.json").read_text()) | {"hidden_act": "gelu", "lm_head_act": "gelu_new"}
+    (tape / "config.json").write_text(json.dumps(config))
+    path, printed = convert_to(tape, "out", "--target", "megatron", "--verify")
+    assert "Megatron cannot say hidden_act gelu with lm_head_act gelu_new" in printed
+    assert "logits are not compared" in printed
+    assert (read(path).config.hidden_act, read(path).config.lm_head_act) == ("gelu", "gelu")
+
+
+def test_two_kinds_in_one_directory_are_not_guessed_at(megatron_dir, convert_to):
+    path, _ = convert_to(megatron_dir, "both", "--target", "dcp")
+    write_megatron(path, random_weights(), name="iter_0000500", tracker=None)
+    with pytest.raises(InputError, match=r"holds checkpoints of dcp and megatron; say which with --source"):
+        recognise(path)
+    assert read(path, "dcp").counters["iteration"] == 1000
+
+
+def test_a_neighbour_is_one_row_of_the_table(megatron_dir, convert_to, monkeypatch):
+    """Everything that the command does with a format goes through its row."""
+
+    def write_toy(model, directory, options):
+        torch.save(model.rounded_to(options.dtype).tensors, directory / "toy.pt")
+        toy_models.append(model)
+
+    def read_toy(path, options):
+        return replace(toy_models[0], tensors=safe_torch_load(path / "toy.pt"))
+
+    toy_models = []
+    toy = Format("toy", lambda path: (path / "toy.pt").is_file(), read_toy, lambda model, options: model, write_toy)
+    monkeypatch.setitem(FORMATS, "toy", toy)
+    path, printed = convert_to(megatron_dir, "toy", "--target", "toy", "--verify", "--dtype", "bf16")
+    assert "all 57 tensors read back are equal" in printed and "(through pretrain)" in printed
+    assert recognise(path) == "toy" and read(path).dtype == torch.bfloat16
+    assert_equal(read(convert_to(path, "back", "--target", "dcp")[0]).tensors, read(path).tensors)
+    for flags in (("--bin",), ("--tensor-model-parallel-size", 2)):
+        assert flags[0] in convert_to(megatron_dir, "no", "--target", "toy", *flags, status=2)[1]
+    for flags in (("--iteration", 1000), ("--num-attention-heads", 4)):
+        assert f"{flags[0]} {flags[1]}: " in convert_to(path, "no", *flags, status=2)[1]
 
 
 def test_a_dcp_of_an_iteration(megatron_dir, convert_to):
     path, _ = convert_to(megatron_dir, "dcp", "--target", "dcp")
     assert (path / "iter_0001000/meta.json").is_file()
-    one, other = dcp.read(path), dcp.read(path / "iter_0001000")
+    one, other = read(path), read(path / "iter_0001000")
     assert_equal(one.tensors, other.tensors)
     assert one.counters["consumed_train_samples"] == 128000
-    assert megatron.read(megatron_dir).counters == {"iteration": 1000, "consumed_train_samples": 128000}
+    assert read(megatron_dir).counters == {"iteration": 1000, "consumed_train_samples": 128000}

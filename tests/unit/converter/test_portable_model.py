@@ -1,11 +1,11 @@
 """The portable form: its names and shapes are those of the model, and configs from files are checked before use."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 import torch
 
-from converter.model import PortableModel, expected_shapes, make_config, with_lm_head
+from converter.model import PortableModel, make_config, with_lm_head
 from proteinlm.errors import InputError
 from proteinlm.model import ModelConfig, ProteinBert, initialize
 from proteinlm.tokenizer import build_tokenizer
@@ -15,10 +15,25 @@ CONFIG = ModelConfig(hidden_size=8, num_layers=2, num_attention_heads=2, max_pos
 
 @pytest.mark.parametrize("lm_head", [True, False])
 @pytest.mark.parametrize("final_layernorm", [True, False])
-def test_expected_shapes_are_the_models(lm_head, final_layernorm):
+def test_what_is_checked_is_the_model_of_the_config(lm_head, final_layernorm):
     config = ModelConfig(**asdict(CONFIG) | {"final_layernorm": final_layernorm})
-    state = ProteinBert(config, lm_head).state_dict()
-    assert dict(expected_shapes(config, lm_head)) == {name: tuple(tensor.shape) for name, tensor in state.items()}
+    model = PortableModel(config, build_tokenizer(), ProteinBert(config, lm_head).state_dict(), "x")
+    assert model.checked() is model and model.has_lm_head == lm_head
+    more = replace(model, tensors=model.tensors | {"layers.2.mlp.dense_4h_to_h.bias": torch.zeros(8)})
+    with pytest.raises(InputError, match=r"layers\.2\.mlp\.dense_4h_to_h\.bias belongs to no part"):
+        more.checked()
+    for name, tensor in model.tensors.items():
+        with pytest.raises(InputError, match=name):
+            replace(model, tensors={n: t for n, t in model.tensors.items() if n != name}).checked()
+        with pytest.raises(InputError, match=name):
+            replace(model, tensors=model.tensors | {name: tensor[:-1]}).checked()
+
+
+@pytest.mark.parametrize("field", ["num_layers", "hidden_size", "max_position_embeddings"])
+def test_a_config_that_claims_too_much_is_refused_before_it_is_built(field):
+    model = PortableModel(CONFIG, build_tokenizer(), ProteinBert(CONFIG).state_dict(), "x")
+    with pytest.raises(InputError, match=r"^x: "):
+        model.with_config(**{field: 2**27}).checked()
 
 
 def test_a_fresh_head_is_the_one_that_pretraining_would_make():
@@ -39,6 +54,7 @@ def test_a_fresh_head_is_the_one_that_pretraining_would_make():
         ("num_layers", 0),
         ("num_attention_heads", 3),
         ("hidden_dropout", 1.0),
+        ("layernorm_epsilon", 10**400),
         ("layernorm_epsilon", float("nan")),
         ("hidden_act", "magic"),
         ("final_layernorm", 1),

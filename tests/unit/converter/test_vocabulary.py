@@ -27,8 +27,8 @@ def test_tape_to_pretraining_by_hand():
 def test_order_and_spelling_do_not_matter():
     source = [*reversed(PRETRAIN_TOKENS)]
     tensor = torch.arange(31.0)
-    found = remap_rows(tensor, source, PRETRAIN_TOKENS, 31)
-    assert found.tolist() == [*reversed(range(31))]
+    rows = remap_rows(tensor, source, PRETRAIN_TOKENS, 31)
+    assert rows.tolist() == [*reversed(range(31))]
     assert canonical(TAPE_TOKENS) == [token for token in PRETRAIN_TOKENS if token != "[unused1]"]
 
 

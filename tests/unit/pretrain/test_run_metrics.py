@@ -5,9 +5,11 @@ import math
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.summary.writer import event_file_writer
 from torch.utils.flop_counter import FlopCounterMode
 
-from pretrain.throughput import peak_flops, training_flops
+from pretrain.interval import peak_flops, training_flops
 from proteinlm import model
 from proteinlm.errors import InputError
 from proteinlm.metrics_log import MetricsLog
@@ -33,6 +35,27 @@ def test_a_resumed_run_drops_what_came_after_its_checkpoint(tmp_path):
     log.write({"iteration": 4})
     log.close()
     assert [line["iteration"] for line in read(tmp_path)] == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("torn", ["{", '{"', '{"iteration": 3, "lm_lo'])
+@pytest.mark.parametrize("resume_at", [None, 0])
+def test_a_run_that_begins_anew_leaves_one_history(tmp_path, monkeypatch, torn, resume_at):
+    """0: a finetuning run that resumes nothing, or a run from a converted checkpoint of iteration 0."""
+    # TensorBoard reads a directory's files by name, where a process's tenth of one second comes before its ninth
+    monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(0))
+    for _ in range(2):
+        log = MetricsLog(tmp_path, tmp_path / "tb", resume_at)
+        for iteration in (1, 2):
+            log.write({"iteration": iteration, "lm_loss": 2.5})
+        log.close()
+        (tmp_path / "metrics.jsonl").open("a").write(torn)
+    assert log.dropped == 3
+    log = MetricsLog(tmp_path, tmp_path / "tb", resume_at)
+    log.write({"iteration": 1, "lm_loss": 2.0})
+    log.close()
+    assert read(tmp_path) == [{"iteration": 1, "lm_loss": 2.0}]
+    events = EventAccumulator(str(tmp_path / "tb")).Reload()
+    assert [(event.step, event.value) for event in events.Scalars("lm_loss")] == [(1, 2.0)]
 
 
 def test_a_foreign_metrics_file_is_not_rewritten(tmp_path):

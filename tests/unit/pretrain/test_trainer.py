@@ -6,57 +6,13 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
+from tiny_runs import MODEL, lines, losses, steps, trainer, weights
 
 from pretrain.checkpoint import files as checkpoint
-from pretrain.config.read import parse_config
-from pretrain.data.indexed import IndexedWriter
-from pretrain.trainer import Trainer
 from proteinlm.errors import InputError
-from proteinlm.tokenizer import build_tokenizer
-
-MODEL = [
-    *("--num-layers", "2", "--hidden-size", "32", "--num-attention-heads", "4", "--max-position-embeddings", "64"),
-    *("--seq-length", "64", "--micro-batch-size", "4", "--global-batch-size", "8", "--lr", "2e-3"),
-    *("--log-interval", "1", "--num-workers", "0", "--device", "cpu", "--split", "90,10,0"),
-]
-
-
-@pytest.fixture(scope="module")
-def prefix(tmp_path_factory) -> str:
-    """Proteins that repeat a random motif of three residues: text that context, and only context, explains."""
-    path = str(tmp_path_factory.mktemp("data") / "motifs_text_document")
-    rng = np.random.default_rng(0)
-    lengths = rng.integers(9, 40, 600)
-    letters = build_tokenizer().encode("ACDEFGHIKLMNPQRSTVWY")
-    proteins = [np.resize(rng.choice(letters, 3), n) for n in lengths]
-    with IndexedWriter(path) as writer:
-        writer.add(np.concatenate(proteins), lengths)
-    return path
-
-
-def trainer(prefix, save, *flags: str) -> Trainer:
-    return Trainer(parse_config([*MODEL, "--data-path", prefix, "--save", str(save), *flags]))
-
-
-def lines(save: Path) -> list[dict]:
-    return [json.loads(line) for line in (save / "metrics.jsonl").read_text().splitlines()]
-
-
-def steps(save: Path) -> list[dict]:
-    return [line for line in lines(save) if "lm_loss" in line]
-
-
-def losses(save: Path) -> list[float]:
-    return [line["lm_loss"] for line in steps(save)]
-
-
-def weights(run: Trainer) -> torch.Tensor:
-    return torch.cat([p.detach().flatten() for p in run.model.parameters()])
 
 
 def test_a_resumed_run_is_bit_identical_to_the_uninterrupted_one(prefix, tmp_path):
@@ -128,8 +84,8 @@ def test_log_lines_have_the_promised_fields(prefix, tmp_path):
 def test_a_non_finite_loss_never_steps_the_weights(prefix, tmp_path, monkeypatch):
     run = trainer(prefix, tmp_path, "--train-iters", "2", "--log-interval", "50")
     before = weights(run)
-    honest = run._loss
-    monkeypatch.setattr(run, "_loss", lambda batch: honest(batch) * math.nan)
+    honest = run.loss
+    monkeypatch.setattr(run, "loss", lambda logits, labels: honest(logits, labels) * math.nan)
     run.run()
     assert torch.equal(weights(run), before)
     assert [line["skipped"] for line in steps(tmp_path)] == [True, True]

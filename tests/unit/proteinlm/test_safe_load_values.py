@@ -161,6 +161,15 @@ def test_megatron_fixtures_load_as_torch_loads_them():
         assert args[0] == args[1] and same(theirs, ours), path
 
 
+def load_dcp(data: bytes) -> object:
+    """`data` as SafeReader reads a checkpoint's .metadata."""
+    from proteinlm.untrusted.pickles import Unpickler, named
+    from proteinlm.untrusted.safe_dcp import find_dcp
+
+    with named("test"):
+        return Unpickler(find_dcp, io.BytesIO(data), len(data)).load()
+
+
 class ByName:
     """Pickles as the first releases of Python 3.11 pickle a member of an enumeration: getattr(class, name)."""
 
@@ -174,38 +183,30 @@ class ByName:
 def test_a_member_of_dcps_enumeration_by_value_and_by_name():
     from torch.distributed.checkpoint.metadata import _MEM_FORMAT_ENCODING as ENCODING
 
-    from proteinlm.untrusted.safe_dcp import find_dcp
-
+    name = f"c{ENCODING.__module__}\n{ENCODING.__name__}\n".encode()
     for member in ENCODING:
-        by_value = safe_pickle_loads(
-            b"\x80\x04c"
-            + f"{ENCODING.__module__}\n{ENCODING.__name__}\n".encode()
-            + pickle.dumps((member.value,), 4)[2:-1]
-            + b"R.",
-            "test",
-            find_dcp,
-        )
-        assert by_value is member
+        assert load_dcp(b"\x80\x04" + name + pickle.dumps((member.value,), 4)[2:-1] + b"R.") is member
         for protocol in (0, 2, 4):
-            assert safe_pickle_loads(pickle.dumps(ByName(ENCODING, member.name), protocol), "test", find_dcp) is member
+            assert load_dcp(pickle.dumps(ByName(ENCODING, member.name), protocol)) is member
+    with pytest.raises(InputError):  # what makes a new class where an enumeration has no members
+        load_dcp(b"\x80\x04" + name + pickle.dumps(("New", ["a", "b"]), 4)[2:-1] + b"R.")
 
 
-@pytest.mark.parametrize("in_dcp", [False, True])
-@pytest.mark.parametrize("owner, name", [(OrderedDict, "fromkeys"), (dict, "keys"), (np.ndarray, "tofile")])
-def test_getattr_gives_nothing_else(owner, name, in_dcp):
-    from proteinlm.untrusted import safe_dcp, safe_load
+GETATTR = [(OrderedDict, "fromkeys"), (dict, "keys"), (np.ndarray, "tofile")]
+READERS = [load_dcp, lambda data: safe_pickle_loads(data, "test")]
 
-    find = safe_dcp.find_dcp if in_dcp else safe_load.find
+
+@pytest.mark.parametrize("read", READERS)
+@pytest.mark.parametrize("owner, name", GETATTR)
+def test_getattr_gives_nothing_else(owner, name, read):
     with pytest.raises(InputError, match=r"names builtins\.getattr, which is not data"):
-        safe_pickle_loads(pickle.dumps(ByName(owner, name)), "test", find)
+        read(pickle.dumps(ByName(owner, name)))
 
 
+@pytest.mark.parametrize("read", READERS)
 @pytest.mark.parametrize("name", ["__class__", "_member_map_", "mro", 3])
-def test_getattr_gives_no_other_attribute_of_that_enumeration(name):
+def test_getattr_gives_no_other_attribute_of_that_enumeration(name, read):
     from torch.distributed.checkpoint.metadata import _MEM_FORMAT_ENCODING as ENCODING
 
-    from proteinlm.untrusted.safe_dcp import find_dcp
-
-    for find in ({}, {"find": find_dcp}):
-        with pytest.raises(InputError, match=r"names builtins\.getattr, which is not data"):
-            safe_pickle_loads(pickle.dumps(ByName(ENCODING, name)), "test", **find)
+    with pytest.raises(InputError, match="which is not data"):
+        read(pickle.dumps(ByName(ENCODING, name)))

@@ -7,8 +7,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from proteinlm.errors import InputError
-from tape.models.modeling_bert import ProteinBertConfig, ProteinBertForSequenceClassification, masked_mean
+from tape.models.modeling_bert import ProteinBertConfig, ProteinBertForSequenceClassification
 from tape.models.modeling_tape import TapeTransformerModel
+from tape.models.outputs import masked_mean
 from tape.models.zoo import MODELS
 
 SIZES = {

@@ -70,6 +70,16 @@ def test_absent_says_where_it_should_be(monkeypatch, tmp_path):
             find_model(path)
 
 
+@pytest.mark.parametrize("name", ["xanthomonas", "xa", "xaf"])
+def test_only_songlabs_own_names_are_left_out(name, monkeypatch, tmp_path):
+    """trRosetta's are xaa ... xae; any other name is a user's."""
+    with pytest.raises(InputError, match=rf"^{name}: no such directory; a model of that name should be at .*{name}"):
+        find_model(name)
+    monkeypatch.setenv("TAPE_MODELS", str(tmp_path / "shelf"))
+    saved = save(tmp_path / "shelf" / name)
+    assert find_model(name) == saved
+
+
 @pytest.mark.parametrize("name", ["babbler-1900", "unirep", "trrosetta", "xaa", "xae"])
 def test_left_out(name, tmp_path):
     with pytest.raises(InputError, match=f"^{name}: songlab's (UniRep|trRosetta) model is left out here$"):

@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from proteinlm.errors import InputError
-from proteinlm.model_dir.files import load_tape_dir, read_tape_dir, write_tape_dir
+from proteinlm.model_dir.config import model_config_of
+from proteinlm.model_dir.files import load_tape_dir, write_tape_dir
 from tape.models.modeling_bert import (
     ProteinBertConfig,
     ProteinBertForContactPrediction,
@@ -73,13 +74,14 @@ def test_names_on_disk_are_tapes(directory):
 
 
 def test_written_and_read_back_bit_for_bit(directory, tmp_path):
-    config, state, head = read_tape_dir(directory)
-    assert head == {} and "lm_head.bias" in state
-    write_tape_dir(tmp_path / "again", config, state, torch_file=True)
+    files = load_tape_dir(directory)
+    state = files.state
+    assert files.head == {} and "lm_head.bias" in state
+    write_tape_dir(tmp_path / "again", files.config, state, torch_file=True)
     first, second = load_file(directory / "model.safetensors"), load_file(tmp_path / "again" / "model.safetensors")
     assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
     (tmp_path / "again" / "model.safetensors").unlink()  # the torch file says the same
-    again = read_tape_dir(tmp_path / "again")[1]
+    again = load_tape_dir(tmp_path / "again").state
     assert again.keys() == state.keys() and all(torch.equal(again[name], state[name]) for name in state)
 
 
@@ -200,6 +202,33 @@ def test_wrong_directories_are_refused(directory, tmp_path):
         ProteinBertModel.from_pretrained(tmp_path / "empty")
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("num_hidden_layers", 10**6, "tensors cannot be the 1000000 layers of config.json"),
+        ("hidden_size", 10**12, "hidden_size is 1000000000000; a positive whole number is needed"),
+        ("max_position_embeddings", 2**27, r"\[32, 16\], but config.json gives \[134217728, 16\]"),
+        ("initializer_range", "0.02", "initializer_range is '0.02'"),
+        ("final_layernorm", "yes", "final_layernorm 'yes' is not one of True, False"),
+    ],
+)
+def test_a_config_is_refused_before_anything_is_made_of_it(directory, key, value, message):
+    edit_config(directory, **{key: value})
+    for read in (load_tape_dir, ProteinBertModel.from_pretrained):
+        with pytest.raises(InputError, match=message) as error:
+            read(directory)
+        assert str(directory) in str(error.value)
+
+
+def test_keys_that_a_config_lacks_have_tapes_defaults():
+    config = model_config_of(SHAPE | {"vocab_size": 30})
+    assert (config.hidden_act, config.hidden_dropout, config.layernorm_epsilon) == ("gelu", 0.1, 1e-12)
+    assert (config.num_layers, config.ffn_hidden_size, config.padded_vocab_size) == (2, 24, 30)
+    assert config == ProteinBertConfig(**SHAPE).model_config()
+    with pytest.raises(InputError, match=r"config\.json: vocab_size is missing; a positive whole number is needed"):
+        model_config_of(SHAPE)
+
+
 def test_overrides(directory):
     with pytest.raises(InputError, match="hiden_size is not a key"):
         ProteinBertModel.from_pretrained(directory, hiden_size=16)
@@ -223,8 +252,9 @@ def test_finetuned_heads_come_back(directory, tmp_path):
     ):
         ProteinBertForSequenceClassification.from_pretrained(tmp_path / "run", num_labels=7)
     for other in (ProteinBertForValuePrediction, ProteinBertForContactPrediction, ProteinBertForMaskedLM):
-        with pytest.raises(InputError, match=r"classify\.classify"):
-            other.from_pretrained(tmp_path / "run")
+        for require_head in (False, True):
+            with pytest.raises(InputError, match=r"classify\.classify.* does not belong to what ProteinBertFor"):
+                other.from_pretrained(tmp_path / "run", require_head=require_head)
     assert "heads left out" in ProteinBertModel.from_pretrained(tmp_path / "run").load_report[0]
 
 

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 import tape
 from proteinlm.errors import InputError
-from proteinlm.model_dir.names import encoder_to_tape
+from proteinlm.model_dir.names import TAPE_NAMES
 from tape.models.modeling_bert import ProteinBertConfig, ProteinBertForMaskedLM, ProteinBertModel
 
 SHAPE = {
@@ -85,7 +85,7 @@ def test_load_state_dict_takes_tapes_names():
     model = ProteinBertForMaskedLM(config)
     state = model.state_dict()
     encoder = {n.removeprefix("bert.encoder."): v for n, v in state.items() if n.startswith("bert.encoder.")}
-    theirs = {f"bert.{name}": value for name, value in encoder_to_tape(encoder, config.to_dict()).items()}
+    theirs = TAPE_NAMES.rename(encoder, config.num_attention_heads)
     theirs["bert.bert_tail_dense.weight"] = torch.ones(16, 16)
     theirs |= {
         "mlm.transform.dense.weight": state["mlm.dense.weight"],

@@ -1,7 +1,9 @@
-"""Files of weights, written and read one tensor at a time, so that a conversion needs one model's memory and no more.
+"""Weights in files, written and read one tensor at a time, so that a conversion needs one model's memory and no more.
 
-`write_safetensors(path, tensors, translate, dtype)` writes what `translate(name, tensor)` makes of each tensor. Shapes
-are worked out first on meta tensors, for a safetensors file begins with a table of all of them.
+    write_weights(directory, model.state_dict())       model.safetensors
+    weights = WeightFiles(directory)                    its tensors by name, one file or several
+
+What must hold: a file appears whole or not at all; one from elsewhere is read by safetensors or the safe reader.
 """
 
 import json
@@ -13,42 +15,59 @@ import torch
 from torch import Tensor
 
 from proteinlm.errors import InputError
+from proteinlm.files import atomic_path, read_json
 from proteinlm.untrusted.safe_load import safe_torch_load
 
+SAFE_NAME, TORCH_NAME = "model.safetensors", "pytorch_model.bin"
+
 Translate = Callable[[str, Tensor], Mapping[str, Tensor]]
-DTYPE_NAMES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+DTYPE_NAMES = {
+    **{torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"},
+    **{torch.int64: "I64", torch.int32: "I32", torch.uint8: "U8", torch.bool: "BOOL"},
+}
 
 
-def write_safetensors(
-    path: Path, tensors: Mapping[str, Tensor], translate: Translate, dtype: torch.dtype | None = None
+def write_weights(
+    directory: Path,
+    tensors: Mapping[str, Tensor],
+    translate: Translate = lambda name, tensor: {name: tensor},
+    dtype: torch.dtype | None = None,
+    torch_file: bool = False,
 ) -> None:
-    """dtype: what to round to (None: each tensor's own)."""
+    """model.safetensors, and pytorch_model.bin if `torch_file`: what `translate` makes of each tensor.
+
+    dtype: what to round to (None: each tensor's own).
+    """
+    with atomic_path(directory / SAFE_NAME) as temporary:
+        _write_safetensors(temporary, tensors, translate, dtype)
+    if torch_file:  # for neighbours that read nothing else; needs memory for a second model
+        state: dict[str, Tensor] = {}
+        for name, tensor in tensors.items():
+            parts = translate(name, tensor.detach().cpu().to(dtype or tensor.dtype))
+            state |= {key: part.clone(memory_format=torch.contiguous_format) for key, part in parts.items()}
+        with atomic_path(directory / TORCH_NAME) as temporary:
+            torch.save(state, temporary)
+
+
+def _write_safetensors(
+    path: Path, tensors: Mapping[str, Tensor], translate: Translate, dtype: torch.dtype | None
+) -> None:
+    """Shapes are worked out first on meta tensors, for the file begins with a table of all of them."""
     table, end = {"__metadata__": {"format": "pt"}}, 0
     for name, tensor in tensors.items():
         like = torch.empty_like(tensor, device="meta", dtype=dtype or tensor.dtype)
-        for theirs, shape in translate(name, like).items():
-            assert theirs not in table, theirs
-            size = shape.numel() * shape.element_size()
-            entry = {"dtype": DTYPE_NAMES[shape.dtype], "shape": list(shape.shape), "data_offsets": [end, end + size]}
-            table[theirs], end = entry, end + size
+        for key, part in translate(name, like).items():
+            assert key not in table, key
+            size = part.numel() * part.element_size()
+            entry = {"dtype": DTYPE_NAMES[part.dtype], "shape": list(part.shape), "data_offsets": [end, end + size]}
+            table[key], end = entry, end + size
     head = json.dumps(table).encode("utf-8")
     head += b" " * (-len(head) % 8)
     with open(path, "wb") as file:
         file.write(struct.pack("<Q", len(head)) + head)
         for name, tensor in tensors.items():
-            for part in translate(name, tensor.to(dtype or tensor.dtype)).values():
+            for part in translate(name, tensor.detach().cpu().to(dtype or tensor.dtype)).values():
                 file.write(memoryview(part.contiguous().reshape(-1).view(torch.uint8).numpy()))
-
-
-def write_torch_file(
-    path: Path, tensors: Mapping[str, Tensor], translate: Translate, dtype: torch.dtype | None = None
-) -> None:
-    """The same as a torch.save file, for neighbours that read nothing else; needs memory for a second model."""
-    result: dict[str, Tensor] = {}
-    for name, tensor in tensors.items():
-        parts = translate(name, tensor.to(dtype or tensor.dtype))
-        result |= {theirs: part.clone(memory_format=torch.contiguous_format) for theirs, part in parts.items()}
-    torch.save(result, path)
 
 
 class WeightFiles:
@@ -58,15 +77,16 @@ class WeightFiles:
         self.directory = directory
         self.files: dict[str, Path] = {}  # tensor's name -> the file it is in
         self._open: dict[Path, Callable[[str], Tensor]] = {}
-        for stem in ("model.safetensors", "pytorch_model.bin"):
-            whole, index = directory / stem, directory / f"{stem}.index.json"
-            if whole.is_file():
-                self.files = dict.fromkeys(self._names(whole), whole)
+        for name in (SAFE_NAME, TORCH_NAME):
+            self.path, index = directory / name, directory / f"{name}.index.json"
+            if self.path.is_file():
+                self.files = dict.fromkeys(self._names(self.path), self.path)
                 return
             if index.is_file():
+                self.path = index
                 self._read_index(index)
                 return
-        raise InputError(f"{directory}: neither model.safetensors nor pytorch_model.bin is there")
+        raise InputError(f"{directory}: neither {SAFE_NAME} nor {TORCH_NAME} is there")
 
     def get(self, name: str) -> Tensor:
         path = self.files[name]
@@ -74,6 +94,9 @@ class WeightFiles:
             return self._open[path](name)
         except Exception as error:  # safetensors' own kinds of error differ from version to version
             raise InputError(f"{path}: {name} cannot be read ({str(error)[:120]})") from None
+
+    def get_all(self) -> dict[str, Tensor]:
+        return {name: self.get(name) for name in self.files}
 
     def _read_index(self, index: Path) -> None:
         places = read_json(index).get("weight_map")
@@ -109,14 +132,3 @@ class WeightFiles:
             raise InputError(f"{path}: a state dict (name -> tensor) was expected")
         self._open[path] = content.__getitem__
         return list(content)
-
-
-def read_json(path: Path) -> dict:
-    """A JSON object from a file."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not JSON ({str(error)[:100]})") from None
-    if not isinstance(value, dict):
-        raise InputError(f"{path}: a JSON object was expected, found {type(value).__name__}")
-    return value

@@ -1,0 +1,151 @@
+"""What the steps between two lines of metrics.jsonl amount to: mean losses, tokens per second, FLOPs, MFU."""
+
+import contextlib
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from pretrain.data.dataset import Dataset
+from pretrain.data.loader import IGNORED, Batch
+from proteinlm.masking import num_to_mask
+from proteinlm.model import ModelConfig
+
+# Dense peak of the tensor cores in FLOP/s for bf16/fp16, from NVIDIA's data sheets (without sparsity). The longest name
+# that the device's own name contains decides. An unknown device has no MFU rather than a wrong one.
+PEAK_FLOPS = {
+    "V100": 125e12,
+    "A100": 312e12,
+    "A800": 312e12,
+    "A40": 149.7e12,
+    "L40S": 362e12,
+    "L4": 121e12,
+    "H100 PCIe": 756e12,
+    "H100 NVL": 835e12,
+    "H100": 989e12,
+    "H800": 989e12,
+    "H200": 989e12,
+    "GH200": 989e12,
+    "B200": 2250e12,
+}
+
+
+def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
+    """FLOP/s of the device in half precision; None where unknown (CPUs, other GPUs, fp32 arithmetic)."""
+    if device.type != "cuda" or dtype not in (torch.float16, torch.bfloat16):
+        return None
+    name = torch.cuda.get_device_name(device)
+    known = [key for key in PEAK_FLOPS if key in name]
+    return PEAK_FLOPS[max(known, key=len)] if known else None
+
+
+def training_flops(config: ModelConfig, real_tokens: int, sum_squared_lengths: int, masked: int) -> float:
+    """FLOPs of forward and backward over real tokens: matrix products only, attention per protein, no recomputation.
+
+    A product of [m, k] and [k, n] costs 2 m k n; the backward pass costs twice the forward one. Per layer and token:
+    query_key_value 6 h^2, dense 2 h^2, MLP 4 h f; per protein of n tokens: Q K^T and P V, 4 n^2 h; the LM head on
+    masked positions only: 2 h^2 + 2 h V.
+    """
+    h, ffn = config.hidden_size, config.ffn_hidden_size
+    layers = config.num_layers * (real_tokens * (8 * h * h + 4 * h * ffn) + 4 * h * sum_squared_lengths)
+    head = masked * (2 * h * h + 2 * h * config.padded_vocab_size)
+    return 3.0 * (layers + head)
+
+
+def unigram_entropy(data: Dataset, labels: int = 50_000) -> float:
+    """The entropy in nats of the residues to predict: the loss of a model that has learned their frequencies alone.
+
+    Of about so many labels in rows spread evenly over the first epoch, a function of the data order alone; to 0.002
+    nats with the 50,000.
+    """
+    reader = data.readers[0]
+    rows = min(len(data), math.ceil(labels / max(1, num_to_mask(reader.mask_prob, reader.seq_length))))
+    counts = np.zeros(reader.tokenizer.vocab_size, np.int64)
+    for number in np.linspace(0, len(data) - 1, rows).astype(int).tolist():
+        counts += np.bincount(data.sample(number).labels, minlength=len(counts))
+    shares = counts[counts > 0] / max(1, counts.sum())
+    return float(-(shares * np.log(shares)).sum())
+
+
+@dataclass(frozen=True)
+class BatchCounts:
+    """What one optimizer step is over, all replicas together."""
+
+    rows: int
+    tokens: int  # rows as fed, padding included
+    real_tokens: int
+    proteins: int
+    masked: int  # residues to predict
+    sum_squared_lengths: int
+    shown_mask: int  # residues to predict that the model is shown as [MASK]
+
+    @classmethod
+    def of(
+        cls, micro_batches: list[Batch], mask_id: int, sum_over_replicas: Callable[[list[int]], list[int]]
+    ) -> "BatchCounts":
+        """Of the micro-batches (on the CPU) that this replica reads and the others' together."""
+        rows = [
+            (len(b.tokens), b.tokens.numel(), b.num_real_tokens, b.num_proteins, b.num_masked, b.sum_squared_lengths)
+            for b in micro_batches
+        ]
+        shown_mask = sum(int((b.labels_of_masks(mask_id) != IGNORED).sum()) for b in micro_batches)
+        return cls(*sum_over_replicas([*(sum(column) for column in zip(*rows, strict=True)), shown_mask]))
+
+
+class Interval:
+    """Adds up steps from one line of metrics.jsonl to the next, over all replicas.
+
+    The clock covers all of a step, the waits for data and for other processes too; it stands still in `paused()`.
+    peak: FLOP/s of all devices together, None where unknown. means, which a checkpoint keeps: by name the mean loss so
+    far and how many residues it is over.
+    """
+
+    def __init__(self, config: ModelConfig, peak: float | None):
+        self.config, self.peak = config, peak
+        self.means: dict[str, list[float]] = {"lm_loss": [0.0, 0], "mask_loss": [0.0, 0]}
+        self.start()
+
+    def start(self) -> None:
+        """Set the clock and the tokens to 0."""
+        self._began = time.perf_counter()
+        self._tokens, self._real_tokens, self._flops = 0, 0, 0.0
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """What is not part of a step: evaluation, saving."""
+        stopped = time.perf_counter()
+        yield
+        self._began += time.perf_counter() - stopped
+
+    def add(self, counts: BatchCounts, values: dict) -> None:
+        """One step, with its own mean losses in `values`; a loss that is not finite is left out of the mean."""
+        self._tokens += counts.tokens
+        self._real_tokens += counts.real_tokens
+        self._flops += training_flops(self.config, counts.real_tokens, counts.sum_squared_lengths, counts.masked)
+        for name, residues in (("lm_loss", counts.masked), ("mask_loss", counts.shown_mask)):
+            if residues and math.isfinite(values[name]):
+                mean, before = self.means[name]
+                total = before + residues
+                # exactly the step's own value where it is the first
+                self.means[name] = [mean + (values[name] - mean) * (residues / total), total]
+
+    def take(self) -> dict:
+        """The report, and a new beginning. tokens_per_second counts rows as fed, real_tokens_per_second no padding.
+
+        mfu is null on unknown devices, a loss where no step had a finite one.
+        """
+        elapsed = time.perf_counter() - self._began
+        seconds = max(elapsed, 1e-9)
+        report = {
+            **{name: mean if residues else math.nan for name, (mean, residues) in self.means.items()},
+            "tokens_per_second": self._tokens / seconds,
+            "real_tokens_per_second": self._real_tokens / seconds,
+            "mfu": self._flops / seconds / self.peak if self.peak else None,
+            "seconds": elapsed,
+        }
+        self.means = {name: [0.0, 0] for name in self.means}
+        self.start()
+        return report
