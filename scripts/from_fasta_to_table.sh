@@ -11,7 +11,7 @@
 # CONFIG    the model and its training, a YAML file (default: pretrain/configs/proteinlm_2m.yaml: under an hour on a CPU)
 # PRESET    recipes and seeds of finetuning: cpu, full or a YAML file (default: cpu)
 #
-# Interrupted? The same line goes on where it stopped.
+# Run the same command again after an interruption: it resumes where it stopped.
 set -euo pipefail
 if [ $# -lt 2 ]; then
     echo "usage: [CONFIG=FILE] [PRESET=cpu] bash scripts/from_fasta_to_table.sh FASTA DATA_DIR [OUT] [flags]" >&2
