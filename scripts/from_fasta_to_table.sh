@@ -8,7 +8,7 @@
 # OUT       gets shards/, ckpt/, model/ and table/ (default: output)
 # flags     for the last step: --tasks stability --arms pretrained random --jobs 2 ...
 #
-# CONFIG    the model and its training, a YAML file (default: pretrain/configs/proteinlm_2m.yaml: under an hour on a CPU)
+# CONFIG    model and training, a YAML file (default: pretrain/configs/proteinlm_2m.yaml, under an hour on a CPU)
 # PRESET    recipes and seeds of finetuning: cpu, full or a YAML file (default: cpu)
 #
 # Run the same command again after an interruption: it resumes where it stopped.

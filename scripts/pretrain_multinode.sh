@@ -9,7 +9,7 @@
 #
 # MASTER_ADDR  a node that the others reach by this name (127.0.0.1)       NNODES     how many nodes (1)
 # MASTER_PORT  a free port on it, not 0 (29500)                            NODE_RANK  this node's number from 0 (0)
-# GPUS_PER_NODE  processes on each node (as many as it has GPUs)           JOB_ID     a different one per run (proteinlm)
+# GPUS_PER_NODE  processes on each node (as many as it has GPUs)           JOB_ID     differs between runs (proteinlm)
 # MAX_RESTARTS   how often a run is restarted from its last checkpoint after a process died (3)
 #
 # Ends with 0 when the run completed, and when a SIGTERM (a scheduler's notice) made it save and leave: torchrun itself

@@ -90,14 +90,12 @@ def test_picture_of_the_front_page(layout):
     (layout.model / "config.json").write_text('{"num_hidden_layers": 3, "hidden_size": 128}')
     draw = runpy.run_path(str(ROOT / "benchmarks/front_page.py"))["draw"]
     figure = draw(layout, {"seed": 7})
-    assert (
-        "seed 7" in figure.subfigs[1].get_supxlabel() and "3 layers and width 128" in figure.subfigs[1].get_supxlabel()
-    )
+    caption = figure.subfigs[1].get_supxlabel()
+    assert "seed 7" in caption and "3 layers and width 128" in caption
     curve, (true, predicted, *_) = figure.subfigs[0].axes[0], figure.subfigs[1].axes
     assert [line.get_label() for line in curve.lines][:2] == ["training", "validation"]
-    assert (
-        np.array_equal(true.images[0].get_array(), np.eye(9)) and "0.20" in predicted.get_title()
-    )  # the median: 0, 0.2, 0.5
+    assert np.array_equal(true.images[0].get_array(), np.eye(9))
+    assert "0.20" in predicted.get_title()  # the median of 0, 0.2 and 0.5
 
 
 def test_the_surest_pairs_are_those_that_the_metric_counts():
