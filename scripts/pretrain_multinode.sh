@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Pretrain on one node or several: run the same line on every node, with its own NODE_RANK.
+# Pretrain on one node or several: run the same command on every node, with its own NODE_RANK.
 #
 #   MASTER_ADDR=node0 NNODES=4 NODE_RANK=0 bash scripts/pretrain_multinode.sh DATA_PREFIX SAVE [flags]
 #
@@ -27,9 +27,9 @@ started=$(mktemp)
 trap 'rm -f "$started"' EXIT
 # Seconds in which processes save after a SIGTERM, before torchrun kills them; Slurm is asked to warn 120 s ahead.
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-110}
-# A new meeting place at every restart: torchrun's own would hold the addresses of processes that died.
+# A new rendezvous store at every restart: torchrun's own would hold the addresses of processes that died.
 export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
-# With its own number every node knows whether it is the meeting place, whatever MASTER_ADDR resolves to.
+# is_host by node number: whether this node hosts the rendezvous must not depend on what MASTER_ADDR resolves to.
 is_host=$([ "${NODE_RANK:-0}" = 0 ] && echo true || echo false)
 python -m torch.distributed.run \
     --nnodes "${NNODES:-1}" --nproc-per-node "${GPUS_PER_NODE:-gpu}" \
