@@ -74,16 +74,3 @@ def test_front_page_has_a_picture():
 
     pixels = image.imread(ROOT / picture)
     assert pixels.shape[2] == 3 or pixels[..., 3].min() == 1
-
-
-def test_the_ten_lines_run(tmp_path, monkeypatch, capsys):
-    """The README's Python, from a folder that holds `model`."""
-    from tape import ProteinBertConfig, ProteinBertForMaskedLM
-
-    config = ProteinBertConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)
-    ProteinBertForMaskedLM(config).save_pretrained(tmp_path / "model")
-    (lines,) = re.findall(r"```python\n(.+?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
-    assert len(lines.strip().splitlines()) <= 11
-    monkeypatch.chdir(tmp_path)
-    exec(compile(lines, "README.md", "exec"), {})
-    assert capsys.readouterr().out.startswith("(2, 16) [(22, 16), (36, 16)]\nK2A: ")
