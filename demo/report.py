@@ -200,16 +200,23 @@ def unigram_entropy(fasta: Path) -> float:
 
 
 def loss_curve(paths: Paths):
+    """Training and validation loss of the run."""
+    drawing, ((axis,),) = _axes(1, 1)
+    draw_loss(axis, paths)
+    return drawing
+
+
+def draw_loss(axis, paths: Paths) -> None:
     """Training and validation loss; the dashed line is the residues' frequencies alone."""
     lines = [json.loads(line) for line in (paths.checkpoint / "metrics.jsonl").read_text().splitlines()]
-    drawing, ((axis,),) = _axes(1, 1)
-    for key, style in (("lm_loss", {"lw": 1}), ("valid_loss", {"marker": "o", "ms": 4})):
+    styles = {"lm_loss": ("training", {"lw": 1}), "valid_loss": ("validation", {"marker": "o", "ms": 4})}
+    for key, (label, style) in styles.items():
         rows = [(line["iteration"], line[key]) for line in lines if line.get(key) is not None]
-        axis.plot(*zip(*rows, strict=True), label=key, **style)
-    axis.axhline(unigram_entropy(paths.data / CORPUS), ls="--", color="grey", label="frequencies alone")
-    axis.set(xlabel="iteration", ylabel="nats per masked residue")
+        axis.plot(*zip(*rows, strict=True), label=label, **style)
+    entropy = unigram_entropy(paths.data / CORPUS)
+    axis.axhline(entropy, ls="--", color="grey", label=f"amino-acid frequencies alone: {entropy:.2f}")
+    axis.set(xlabel="iteration", ylabel="loss, nats per masked residue")
     axis.legend()
-    return drawing
 
 
 def predict_contacts(paths: Paths, start: str):
@@ -221,24 +228,51 @@ def predict_contacts(paths: Paths, start: str):
 
 
 def contact_maps(paths: Paths):
-    """One test protein, the one whose pretrained P@L/5 is the median: probabilities from both starts beside the
-    truth.
+    """One test protein's true contacts and both runs' predictions."""
+    drawing, (axes,) = _axes(1, 3, 11.0)
+    draw_contacts(axes, paths)
+    return drawing
+
+
+def draw_contacts(axes, paths: Paths) -> str:
+    """The test protein whose pretrained P@L/5 is the median: true contacts on the first of three axes, then each
+    run's probabilities with the L/5 pairs it is surest of. Returns the protein's id.
     """
-    maps = {}
+    runs = {}
     for start in STARTS:
         predictions, task = predict_contacts(paths, start)
-        maps[start] = predictions, task.per_protein(predictions)
-    scores = maps["pretrained"][1]
+        runs[start] = predictions, task.per_protein(predictions)
+    scores = runs["pretrained"][1]
     chosen = int(np.argsort(np.nan_to_num(scores))[len(scores) // 2])
-    drawing, (axes,) = _axes(1, 3, 11.0)
-    for axis, start in zip(axes, STARTS, strict=False):
-        prediction = maps[start][0][chosen]
-        axis.imshow(1 / (1 + np.exp(-prediction.scores)), cmap="Greys", vmin=0, vmax=None)
-        axis.set_title(f"{start}: P@L/5 {maps[start][1][chosen]:.2f}")
-    labels = maps["pretrained"][0][chosen].labels
-    axes[2].imshow(np.where(labels < 0, 0.15, labels), cmap="Greys", vmin=0, vmax=1)
-    axes[2].set_title(f"true ({maps['pretrained'][0][chosen].id}; grey: not counted)")
-    return drawing
+    truth = runs["pretrained"][0][chosen]
+    maps = [1 / (1 + np.exp(-predictions[chosen].scores)) for predictions, _ in runs.values()]
+    _contact_map(axes[0], truth.labels, truth.labels, 1.0)
+    axes[0].set_title(f"true contacts of {truth.id}\n(blue: not counted)")
+    for axis, values, (start, (_, precision)) in zip(axes[1:], maps, runs.items(), strict=True):
+        shading = _contact_map(axis, values, truth.labels, float(np.max(maps)))
+        _mark_surest(axis, values, truth.labels)
+        axis.set_title(f"predicted, {start} weights\nP@L/5 {precision[chosen]:.2f}")
+    axes[2].legend(loc="lower left", fontsize="small", markerscale=1.5, handletextpad=0)
+    axes[0].figure.colorbar(shading, ax=axes, shrink=0.8, label="probability of a contact")
+    return truth.id
+
+
+def _contact_map(axis, values: np.ndarray, labels: np.ndarray, most: float):
+    """A map [L, L], white to black; pairs that are not counted (near in sequence, not resolved) are light blue."""
+    from matplotlib import colormaps
+
+    colours = colormaps["Greys"].with_extremes(bad="#d6e4f0")
+    axis.set(xlabel="residue", ylabel="residue")
+    return axis.imshow(np.where(labels < 0, np.nan, values), cmap=colours, vmin=0, vmax=most, interpolation="nearest")
+
+
+def _mark_surest(axis, values: np.ndarray, labels: np.ndarray) -> None:
+    """The L/5 highest pairs above the diagonal, as P@L/5 counts them: contacts green, others red."""
+    first, second = np.nonzero(np.triu(labels >= 0, k=1))
+    surest = np.argsort(-values[first, second], kind="stable")[: len(values) // 5]
+    for contact, colour, name in ((True, "#2a9d3a", "top L/5: a contact"), (False, "#d1322b", "top L/5: no contact")):
+        pairs = [k for k in surest if (labels[first[k], second[k]] == 1) == contact]
+        axis.scatter(second[pairs], first[pairs], s=12, color=colour, label=name)
 
 
 def scatter_plots(paths: Paths):

@@ -3,19 +3,19 @@
 #
 #   bash scripts/download_data.sh DATA_DIR [NAME ...] [flags]
 #
-# DATA_DIR  gets one folder a name, and archives/ with what was fetched and its SHA256SUMS
+# DATA_DIR  gets one folder per name, and archives/ with the downloads and their SHA256SUMS
 # NAME      secondary_structure proteinnet remote_homology fluorescence stability (default: these five);
 #           pfam: TAPE's pretraining corpus, 8 GB; pfam_fasta: Pfam-A.fasta.gz of the current Pfam release
 # flags     --raw               the JSON form instead of LMDB
 #           --base-url URL      another place that has NAME.tar.gz
 #           --pfam-url URL      another place that has Pfam-A.fasta.gz
-#           --checksums FILE    sha256sum's format; every file must be in it. Without it, what is fetched first is
-#                               written down in archives/SHA256SUMS and must be the same ever after
+#           --checksums FILE    sha256sum's format; every file must be in it. Without it, the sum of the first download
+#                               is recorded in archives/SHA256SUMS and later ones must equal it
 #           --retries N         after a broken connection (default 20)
 #           --delete-archives   once they are unpacked
 #
-# A file has its name only when it is whole: until then it is NAME.part, which the next call continues. What is there is
-# left alone: remove a folder or an archive to have it again.
+# A file has its name only when it is complete: until then it is NAME.part, which the next call continues. What exists
+# is skipped: remove a folder or an archive to fetch it again.
 set -euo pipefail
 base=https://s3.amazonaws.com/songlabdata/proteindata
 pfam=https://ftp.ebi.ac.uk/pub/databases/Pfam/current_release
@@ -58,13 +58,13 @@ fetch() {
         after=$(size "$2")
         case $result in
         0) return ;;
-        22) # the server said no; of a file that was whole already, that there is nothing after its end
+        22) # HTTP error; for a file that was complete already it means that nothing comes after its end
             if [ "$before" != 0 ] && [ "$before" = "$(announced "$1")" ]; then
                 return
             fi
             rm -f "$2" # of another size than what is there now
             if [ "$before" = 0 ] || [ "$tries" -gt 0 ]; then
-                fail "$1: the server does not give it (HTTP error); another place: --base-url, --pfam-url"
+                fail "$1: the server refuses it (HTTP error); another place: --base-url, --pfam-url"
             fi
             after=0
             ;;
@@ -77,9 +77,10 @@ fetch() {
         fi
         tries=$((tries + 1))
         if [ "$tries" -gt "$retries" ]; then
-            fail "$1: the connection broke $tries times without a byte more (curl $result); call again to go on"
+            fail "$1: the connection broke $tries times without progress (curl $result);" \
+                "run the command again to resume"
         fi
-        echo "$1: broken off at $after bytes (curl $result), going on" >&2
+        echo "$1: connection broke at $after bytes (curl $result), resuming" >&2
         sleep "$((tries < 10 ? tries - 1 : 10))"
     done
 }
@@ -103,7 +104,7 @@ recorded() {
     fi
 }
 
-# check FILE NAME: its content is whole and what it should be
+# check FILE NAME: the file is complete and has the expected checksum
 check() {
     local sum expected list=${checksums:-$archives/SHA256SUMS}
     sum=$(sum_of "$1")
@@ -114,7 +115,7 @@ check() {
     fi
     if ! gzip --test "$1" 2>/dev/null; then
         [ "$1" = "$archives/$2" ] || rm -f "$1"
-        fail "$archives/$2: what came is no whole gzip file; call again to fetch it anew"
+        fail "$archives/$2: not a complete gzip file; run the command again to fetch it from the start"
     fi
     if [ -z "$expected" ] && [ -z "$checksums" ]; then
         echo "$sum  $2" >>"$archives/SHA256SUMS"
@@ -184,7 +185,7 @@ for name in "${names[@]}"; do
     if [ "$name" = pfam_fasta ]; then
         file=Pfam-A.fasta.gz url=$pfam/Pfam-A.fasta.gz
     elif [ -e "$data/$name" ]; then
-        echo "$data/$name: is there, left alone"
+        echo "$data/$name: exists, skipped"
         continue
     fi
     if [ -n "$checksums" ] && [ -z "$(recorded "$file" "$checksums")" ]; then
@@ -198,7 +199,7 @@ for name in "${names[@]}"; do
         mv "$archives/$file.part" "$archives/$file"
     fi
     if [ "$name" = pfam_fasta ]; then
-        echo "$archives/$file: whole"
+        echo "$archives/$file: complete"
         continue
     fi
     unpack "$name"

@@ -3,7 +3,7 @@
 #
 #   bash scripts/finetune_fluorescence.sh MODEL_DIR DATA_DIR OUT [flags]
 #
-# What the arguments mean and what is written: scripts/finetune.sh. Flags override the recipe, tape/recipes/fluorescence.yaml.
+# Arguments and output: see scripts/finetune.sh. Flags override the recipe, tape/recipes/fluorescence.yaml.
 set -euo pipefail
 if [ $# -lt 3 ]; then
     echo "usage: bash scripts/finetune_fluorescence.sh MODEL_DIR DATA_DIR OUT [flags]" >&2

@@ -3,7 +3,7 @@
 #
 #   bash scripts/finetune_secondary_structure.sh MODEL_DIR DATA_DIR OUT [flags]
 #
-# What the arguments mean and what is written: scripts/finetune.sh. Flags override the recipe, tape/recipes/secondary_structure.yaml.
+# Arguments and output: see scripts/finetune.sh. Flags override the recipe, tape/recipes/secondary_structure.yaml.
 set -euo pipefail
 if [ $# -lt 3 ]; then
     echo "usage: bash scripts/finetune_secondary_structure.sh MODEL_DIR DATA_DIR OUT [flags]" >&2

@@ -4,11 +4,11 @@
 #   mpirun -np 16 -H node0:8,node1:8 -x MASTER_ADDR=node0 bash scripts/pretrain_mpirun.sh DATA_PREFIX SAVE [flags]
 #
 # DATA_PREFIX  what preprocessing wrote, without .bin/.idx; on a file system that every node sees
-# SAVE         where checkpoints go. The same line again goes on from the last one.
+# SAVE         where checkpoints go. The same command again resumes from the last one.
 # flags        override the configuration: --tensor-model-parallel-size 8 --use-distributed-optimizer ...
 #
-# MASTER_ADDR  the node of the first process (127.0.0.1), MASTER_PORT a free port on it (29500). mpirun does not start
-# a run again when a process dies, and after a SIGTERM it gives processes few seconds to save: --save-interval counts.
+# MASTER_ADDR  the node of the first process (127.0.0.1), MASTER_PORT a free port on it (29500). mpirun does not restart
+# a run when a process dies, and after a SIGTERM it gives processes only seconds to save: set a short --save-interval.
 set -euo pipefail
 if [ $# -lt 2 ]; then
     echo "usage: mpirun -np N bash scripts/pretrain_mpirun.sh DATA_PREFIX SAVE [flags]" >&2

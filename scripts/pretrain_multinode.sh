@@ -1,16 +1,16 @@
 #!/usr/bin/env bash
-# Pretrain on one node or several: run the same line on every node, with its own NODE_RANK.
+# Pretrain on one node or several: run the same command on every node, with its own NODE_RANK.
 #
 #   MASTER_ADDR=node0 NNODES=4 NODE_RANK=0 bash scripts/pretrain_multinode.sh DATA_PREFIX SAVE [flags]
 #
 # DATA_PREFIX  what preprocessing wrote, without .bin/.idx; on a file system that every node sees
-# SAVE         where checkpoints go, seen by every node too. The same line again goes on from the last one.
+# SAVE         where checkpoints go, seen by every node too. The same command again resumes from the last one.
 # flags        override the configuration: --tensor-model-parallel-size 8 --use-distributed-optimizer ...
 #
 # MASTER_ADDR  a node that the others reach by this name (127.0.0.1)       NNODES     how many nodes (1)
 # MASTER_PORT  a free port on it, not 0 (29500)                            NODE_RANK  this node's number from 0 (0)
-# GPUS_PER_NODE  processes on each node (as many as it has GPUs)           JOB_ID     another for every run (proteinlm)
-# MAX_RESTARTS   how often a run in which a process died goes on from its last checkpoint (3)
+# GPUS_PER_NODE  processes on each node (as many as it has GPUs)           JOB_ID     differs between runs (proteinlm)
+# MAX_RESTARTS   how often a run is restarted from its last checkpoint after a process died (3)
 #
 # Ends with 0 when the run completed, and when a SIGTERM (a scheduler's notice) made it save and leave: torchrun itself
 # ends with 1 then, so SAVE/exit_reason.json is read.
@@ -27,9 +27,9 @@ started=$(mktemp)
 trap 'rm -f "$started"' EXIT
 # Seconds in which processes save after a SIGTERM, before torchrun kills them; Slurm is asked to warn 120 s ahead.
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-110}
-# A new meeting place at every restart: torchrun's own would hold the addresses of processes that died.
+# A new rendezvous store at every restart: torchrun's own would hold the addresses of processes that died.
 export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
-# With its own number every node knows whether it is the meeting place, whatever MASTER_ADDR resolves to.
+# is_host by node number: whether this node hosts the rendezvous must not depend on what MASTER_ADDR resolves to.
 is_host=$([ "${NODE_RANK:-0}" = 0 ] && echo true || echo false)
 python -m torch.distributed.run \
     --nnodes "${NNODES:-1}" --nproc-per-node "${GPUS_PER_NODE:-gpu}" \
@@ -49,7 +49,7 @@ while kill -0 "$torchrun" 2>/dev/null; do # the signal ended the wait, not the r
 done
 reason=$save/exit_reason.json
 if [ "$status" -ne 0 ] && [ "$reason" -nt "$started" ] && grep -q '"preempted"' "$reason"; then
-    echo "preempted: saved; run the same line again to go on" >&2
+    echo "preempted: saved; run the same command again to resume" >&2
     status=0
 fi
 exit "$status"

@@ -4,7 +4,7 @@
 #   bash scripts/pretrain_single_gpu.sh DATA_PREFIX SAVE [flags]
 #
 # DATA_PREFIX  what preprocessing wrote, without .bin/.idx: DIR/pfam_text_document
-# SAVE         where checkpoints go. Run the same line again to go on from the last one.
+# SAVE         where checkpoints go. Run the same command again to resume from the last one.
 # flags        override the configuration: --config pretrain/configs/proteinlm_35m.yaml --micro-batch-size 2 ...
 set -euo pipefail
 if [ $# -lt 2 ]; then

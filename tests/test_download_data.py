@@ -61,10 +61,10 @@ class Handler(BaseHTTPRequestHandler):
 
     def _head(self) -> bytes | None:
         """Send the status line and the headers; returns the body."""
-        server, wanted = self.server, self.headers.get("Range")
-        server.asked.append((self.command, self.path, wanted))
+        server, byte_range = self.server, self.headers.get("Range")
+        server.asked.append((self.command, self.path, byte_range))
         body = server.files.get(self.path.lstrip("/"))
-        begin = int(re.fullmatch(r"bytes=(\d+)-", wanted)[1]) if wanted and server.ranges else 0
+        begin = int(re.fullmatch(r"bytes=(\d+)-", byte_range)[1]) if byte_range and server.ranges else 0
         status = 404 if body is None else 416 if begin >= len(body) else 206 if begin else 200
         self.send_response(status)
         content = body[begin:] if status in (200, 206) else b""
@@ -87,7 +87,7 @@ def server() -> Iterator[Server]:
 
 @pytest.fixture
 def fetch(server, tmp_path, run_command):
-    """Run the script; returns (status, what it said on stderr)."""
+    """Run the script; returns (status, its stderr)."""
 
     def run(*words: object, names: tuple = (TASK,), folder: str = "data_pytorch") -> tuple[int, str]:
         flags = ("--base-url", f"{server.url}/{folder}", *words)
@@ -107,9 +107,9 @@ WHOLE = ["archives/SHA256SUMS", "archives/stability.tar.gz", "stability/stabilit
 
 def test_a_cut_connection_is_gone_on_with(server, fetch, tmp_path):
     server.cuts = [50_000]
-    status, told = fetch()
-    assert status == 0 and "broken off at 50000 bytes" in told
-    ranges = [wanted for method, _, wanted in server.asked if method == "GET"]
+    status, stderr = fetch()
+    assert status == 0 and "connection broke at 50000 bytes" in stderr
+    ranges = [byte_range for method, _, byte_range in server.asked if method == "GET"]
     assert len(ranges) == 2 and ranges[1] == "bytes=50000-"  # not from the beginning
     assert files(tmp_path / "data") == WHOLE
     assert (tmp_path / "data" / WHOLE[2]).read_bytes() == NOISE
@@ -119,8 +119,8 @@ def test_a_cut_connection_is_gone_on_with(server, fetch, tmp_path):
 
 def test_what_gives_up_has_no_final_name_and_the_next_call_goes_on(server, fetch, tmp_path):
     server.cuts = [50_000, 0, 0]
-    status, told = fetch("--retries", 1)
-    assert status == 1 and "call again to go on" in told.splitlines()[-1]
+    status, stderr = fetch("--retries", 1)
+    assert status == 1 and "run the command again to resume" in stderr.splitlines()[-1]
     assert files(tmp_path / "data") == ["archives/stability.tar.gz.part"]
     assert fetch()[0] == 0
     assert files(tmp_path / "data") == WHOLE
@@ -151,8 +151,8 @@ def test_what_is_there_is_left_alone_and_checked_against_what_came_first(server,
     held.rename(tmp_path / "data/again")
     (tmp_path / "data/archives/stability.tar.gz").unlink()
     server.files[ARCHIVE] = archive(b"other proteins")
-    status, told = fetch()
-    assert status == 1 and "sha256 is" in told and "SHA256SUMS" in told
+    status, stderr = fetch()
+    assert status == 1 and "sha256 is" in stderr and "SHA256SUMS" in stderr
     assert not held.exists() and not (tmp_path / "data/archives/stability.tar.gz").exists()
 
 
@@ -161,12 +161,12 @@ def test_checksums_of_the_user_decide(server, fetch, tmp_path):
     listing.write_text(f"{hashlib.sha256(server.files[ARCHIVE]).hexdigest()} *stability.tar.gz\n")
     assert fetch("--checksums", listing, "--delete-archives")[0] == 0
     assert files(tmp_path / "data") == [WHOLE[2]]
-    status, told = fetch("--checksums", listing, names=("proteinnet",))
-    assert status == 1 and "no line for proteinnet.tar.gz" in told
+    status, stderr = fetch("--checksums", listing, names=("proteinnet",))
+    assert status == 1 and "no line for proteinnet.tar.gz" in stderr
     (tmp_path / "data/stability").rename(tmp_path / "data/old")
     listing.write_text(f"{'0' * 64}  stability.tar.gz\n")
-    status, told = fetch("--checksums", listing)
-    assert status == 1 and f"should be {'0' * 64}" in told
+    status, stderr = fetch("--checksums", listing)
+    assert status == 1 and f"should be {'0' * 64}" in stderr
     assert files(tmp_path / "data") == ["old/stability_train.lmdb/data.mdb"]
 
 
@@ -181,7 +181,7 @@ def test_the_json_form_and_pfam_have_places_of_their_own(server, fetch, tmp_path
 @pytest.mark.parametrize(
     ("words", "names", "status", "message"),
     [
-        ((), ("proteinnet",), 1, "proteinnet.tar.gz: the server does not give it"),
+        ((), ("proteinnet",), 1, "proteinnet.tar.gz: the server refuses it"),
         ((), ("protein_net",), 2, "protein_net: unknown; should be secondary_structure"),
         (("--retries", "often"), (TASK,), 2, "--retries often: should be a number"),
         (("--checksums", "absent.txt"), (TASK,), 2, "--checksums absent.txt: cannot be read"),
@@ -189,13 +189,13 @@ def test_the_json_form_and_pfam_have_places_of_their_own(server, fetch, tmp_path
     ],
 )
 def test_mistakes_are_told_in_one_line(fetch, words, names, status, message):
-    found, told = fetch(*words, names=names)
-    assert found == status
-    assert len(told.splitlines()) == 1 and message in told
+    actual, stderr = fetch(*words, names=names)
+    assert actual == status
+    assert len(stderr.splitlines()) == 1 and message in stderr
 
 
 def test_a_broken_archive_is_refused(server, fetch, tmp_path):
     server.files[ARCHIVE] = archive()[:-100]
-    status, told = fetch()
-    assert status == 1 and "no whole gzip file" in told
+    status, stderr = fetch()
+    assert status == 1 and "not a complete gzip file" in stderr
     assert files(tmp_path / "data") == []

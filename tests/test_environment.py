@@ -1,4 +1,4 @@
-"""One environment for all the stages, told four times (pyproject, requirements, two for conda): the four must agree."""
+"""One environment for all the stages, declared four times (pyproject, requirements, two for conda), equal in all."""
 
 import re
 import tomllib

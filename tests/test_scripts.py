@@ -121,11 +121,28 @@ def test_reproduce_table(model, tiny_tape_data, tmp_path, run_command):
     assert refused.returncode == 2 and "trained by another command or" in refused.stdout
 
 
+@pytest.mark.slow
+def test_from_fasta_to_table(tiny_fasta, tiny_tape_data, tmp_path, run_command):
+    """The whole pipeline in one file, on its smallest case; a second call trains and converts nothing again."""
+    config, preset, out = tmp_path / "config.yaml", tmp_path / "preset.yaml", tmp_path / "out"
+    debug = (ROOT / "pretrain/configs/debug.yaml").read_text()
+    config.write_text(debug.replace("train_iters: 50", "train_iters: 2"))
+    preset.write_text(TABLE_PRESET.splitlines()[1])
+    words = ("env", f"CONFIG={config}", f"PRESET={preset}", "bash", ROOT / "scripts/from_fasta_to_table.sh", tiny_fasta)
+    words += (tiny_tape_data, out, "--tasks", "stability", "--arms", "pretrained", "--device", "cpu")
+    run_command(*words)
+    assert "stability" in (out / "table/table.md").read_text()
+    weights = (out / "model/model.safetensors").stat().st_mtime_ns
+    run_command(*words)
+    assert (out / "model/model.safetensors").stat().st_mtime_ns == weights
+    assert (out / "ckpt/latest_checkpointed_iteration.txt").read_text().strip() == "2"
+
+
 def test_every_script_is_run():
     """Here, in tests/test_download_data.py, or (those of several processes) in tests/seam/test_launchers.py."""
     names = {path.stem for path in SCRIPTS}
     launchers = {path.stem for path in SCRIPTS if path.name in (ROOT / "tests/seam/test_launchers.py").read_text()}
     assert launchers == {"pretrain_multinode", "pretrain_slurm", "pretrain_mpirun"}
     here = {"preprocess_pfam", "pretrain_single_gpu", "convert", "finetune", *(f"finetune_{task}" for task in TASKS)}
-    here |= {"reproduce_table", "download_data"}
+    here |= {"reproduce_table", "from_fasta_to_table", "download_data"}
     assert names == here | launchers

@@ -2,6 +2,7 @@
 
 import json
 import re
+import runpy
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,6 +14,8 @@ from demo.budget import BUDGETS, TASKS, TEST_SPLIT
 from demo.paths import STARTS, Paths
 from proteinlm.errors import InputError
 from tape.runs.flags import flag_words
+
+ROOT = Path(__file__).parents[3]
 
 
 def _save(directory, task, split, kind, columns):
@@ -63,13 +66,49 @@ def test_unigram_entropy_by_hand(tmp_path):
     assert report.unigram_entropy(tmp_path / "x.fasta") == pytest.approx(1.5 * np.log(2))
 
 
-def test_report_is_one_file_that_refers_to_no_other(tmp_path, monkeypatch):
+@pytest.fixture
+def paths(tmp_path, monkeypatch) -> Paths:
+    """A run's corpus and pretraining log, and contacts that need no model."""
     paths = Paths(tmp_path)
     paths.data.mkdir()
     (paths.data / "corpus.fasta").write_text(">a\nMKVLA\n>b\nMKTLA\n")
     paths.checkpoint.mkdir()
     lines = [{"iteration": i, "lm_loss": 3.0 / (i + 1)} for i in range(5)] + [{"iteration": 4, "valid_loss": 0.7}]
     (paths.checkpoint / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    scores = np.random.default_rng(0).normal(size=(9, 9))
+    prediction = SimpleNamespace(scores=scores, labels=np.eye(9), id="p<1>")
+    task = SimpleNamespace(per_protein=lambda predictions: np.array([0.5, np.nan, 0.2]))
+    monkeypatch.setattr(report, "predict_contacts", lambda paths, start: ([prediction] * 3, task))
+    return paths
+
+
+def test_picture_of_the_front_page(paths):
+    paths.model.mkdir()
+    (paths.model / "config.json").write_text('{"num_hidden_layers": 3, "hidden_size": 128}')
+    draw = runpy.run_path(str(ROOT / "benchmarks/front_page.py"))["draw"]
+    figure = draw(paths, {"seed": 7})
+    caption = figure.subfigs[1].get_supxlabel()
+    assert "seed 7" in caption and "3 layers and width 128" in caption
+    curve, (true, predicted, *_) = figure.subfigs[0].axes[0], figure.subfigs[1].axes
+    assert [line.get_label() for line in curve.lines][:2] == ["training", "validation"]
+    assert np.array_equal(true.images[0].get_array(), np.eye(9))
+    assert "0.20" in predicted.get_title()  # the median of 0, 0.2 and 0.5
+
+
+def test_the_surest_pairs_are_those_that_the_metric_counts():
+    """Ten residues, so two pairs: the two highest above the diagonal among those that are counted."""
+    from matplotlib.figure import Figure
+
+    labels, values = np.zeros((10, 10)), np.zeros((10, 10))
+    labels[0, 8], labels[2, 3] = 1, -1
+    values[0, 8], values[1, 9], values[2, 3], values[8, 0] = 0.9, 0.8, 1.0, 1.0  # not counted; below the diagonal
+    axis = Figure().subplots()
+    report._mark_surest(axis, values, labels)
+    marked = {dots.get_label(): dots.get_offsets().tolist() for dots in axis.collections}
+    assert marked == {"top L/5: a contact": [[8, 0]], "top L/5: no contact": [[9, 1]]}
+
+
+def test_report_is_one_file_that_refers_to_no_other(paths, tmp_path):
     rng = np.random.default_rng(0)
     for task, split in TEST_SPLIT.items():
         for start in STARTS:
@@ -93,9 +132,6 @@ def test_report_is_one_file_that_refers_to_no_other(tmp_path, monkeypatch):
             }
             result |= {"checkpoint": {"from_pretrained": None}, "seed": 1, "run": start}
             (directory / f"{task}-{split}.json").write_text(json.dumps(result))
-    prediction = SimpleNamespace(scores=rng.normal(size=(9, 9)), labels=np.eye(9), id="p<1>")
-    task = SimpleNamespace(per_protein=lambda predictions: np.array([0.5, np.nan, 0.2]))
-    monkeypatch.setattr(report, "predict_contacts", lambda paths, start: ([prediction] * 3, task))
     facts = {"budget": "small", "seed": 0, "cores": 2, "counts": {"corpus.fasta": 2}, "seconds": {"pretrain": 1.25}}
     verdicts = report.write_report(paths, facts)
     text = (tmp_path / "report.html").read_text()
