@@ -12,10 +12,8 @@ import torch
 from megatron_writer import VOCABULARY, our_tensors, random_weights, write_megatron
 from safetensors import safe_open
 
-from converter import convert
-from converter.formats import Format, WriteOptions
-from converter.sources import FORMATS, read, recognise
-from proteinlm.errors import InputError, run
+from converter.formats import WriteOptions
+from converter.sources import FORMATS, read
 from proteinlm.tokenizer import PRETRAIN_TOKENS
 from proteinlm.untrusted.safe_load import safe_torch_load
 
@@ -23,28 +21,6 @@ FIXTURES = Path(__file__).parents[3] / "shared/fixtures/megatron"
 needs_fixtures = pytest.mark.skipif(not FIXTURES.is_dir(), reason="the fixtures are not beside this checkout")
 UNUSED = PRETRAIN_TOKENS.index("[unused1]")
 PROTEIN = "MKTAYIAKQRQISFVKSHFSRQ"
-
-
-@pytest.fixture
-def convert_to(tmp_path, capsys):
-    """Run the command; returns (the directory written, what it printed)."""
-
-    def run_it(source: Path, name: str, *flags: object, status: int = 0) -> tuple[Path, str]:
-        target = tmp_path / name
-        words = ["--load", source, "--save", target, *flags]
-        assert run(convert.main, [str(word) for word in words]) == status
-        printed = capsys.readouterr()
-        assert target.exists() == (status == 0)
-        return target, printed.out + printed.err
-
-    return run_it
-
-
-@pytest.fixture(scope="module")
-def megatron_dir(tmp_path_factory) -> Path:
-    directory = tmp_path_factory.mktemp("megatron")
-    write_megatron(directory, random_weights(), 2, 2, args={"make_vocab_size_divisible_by": 128})
-    return directory
 
 
 def assert_equal(a: dict, b: dict) -> None:
@@ -369,15 +345,6 @@ def test_final_layernorm_false_stays_in_tape(megatron_dir, convert_to):
     assert convert_to(tape, "again", "--verify")
 
 
-def test_source_can_be_overridden(megatron_dir, convert_to):
-    tape, _ = convert_to(megatron_dir, "tape")
-    config = json.loads((tape / "config.json").read_text()) | {"model_type": "bert"}
-    (tape / "config.json").write_text(json.dumps(config))
-    with pytest.raises(InputError, match="model_type 'bert'"):
-        recognise(tape)
-    assert convert_to(tape, "again", "--source", "tape", "--verify")
-
-
 def test_an_activation_that_megatron_cannot_say(megatron_dir, convert_to):
     tape, _ = convert_to(megatron_dir, "tape")
     config = json.loads((tape / "config.json").read_text()) | {"hidden_act": "gelu", "lm_head_act": "gelu_new"}
@@ -386,43 +353,3 @@ def test_an_activation_that_megatron_cannot_say(megatron_dir, convert_to):
     assert "Megatron cannot say hidden_act gelu with lm_head_act gelu_new" in printed
     assert "logits are not compared" in printed
     assert (read(path).config.hidden_act, read(path).config.lm_head_act) == ("gelu", "gelu")
-
-
-def test_two_kinds_in_one_directory_are_not_guessed_at(megatron_dir, convert_to):
-    path, _ = convert_to(megatron_dir, "both", "--target", "dcp")
-    write_megatron(path, random_weights(), name="iter_0000500", tracker=None)
-    with pytest.raises(InputError, match=r"holds checkpoints of dcp and megatron; say which with --source"):
-        recognise(path)
-    assert read(path, "dcp").counters["iteration"] == 1000
-
-
-def test_a_neighbour_is_one_row_of_the_table(megatron_dir, convert_to, monkeypatch):
-    """Everything that the command does with a format goes through its row."""
-
-    def write_toy(model, directory, options):
-        torch.save(model.rounded_to(options.dtype).tensors, directory / "toy.pt")
-        toy_models.append(model)
-
-    def read_toy(path, options):
-        return replace(toy_models[0], tensors=safe_torch_load(path / "toy.pt"))
-
-    toy_models = []
-    toy = Format("toy", lambda path: (path / "toy.pt").is_file(), read_toy, lambda model, options: model, write_toy)
-    monkeypatch.setitem(FORMATS, "toy", toy)
-    path, printed = convert_to(megatron_dir, "toy", "--target", "toy", "--verify", "--dtype", "bf16")
-    assert "all 57 tensors read back are equal" in printed and "(through pretrain)" in printed
-    assert recognise(path) == "toy" and read(path).dtype == torch.bfloat16
-    assert_equal(read(convert_to(path, "back", "--target", "dcp")[0]).tensors, read(path).tensors)
-    for flags in (("--bin",), ("--tensor-model-parallel-size", 2)):
-        assert flags[0] in convert_to(megatron_dir, "no", "--target", "toy", *flags, status=2)[1]
-    for flags in (("--iteration", 1000), ("--num-attention-heads", 4)):
-        assert f"{flags[0]} {flags[1]}: " in convert_to(path, "no", *flags, status=2)[1]
-
-
-def test_a_dcp_of_an_iteration(megatron_dir, convert_to):
-    path, _ = convert_to(megatron_dir, "dcp", "--target", "dcp")
-    assert (path / "iter_0001000/meta.json").is_file()
-    one, other = read(path), read(path / "iter_0001000")
-    assert_equal(one.tensors, other.tensors)
-    assert one.counters["consumed_train_samples"] == 128000
-    assert read(megatron_dir).counters == {"iteration": 1000, "consumed_train_samples": 128000}
