@@ -25,7 +25,10 @@ def one_of(choices: Collection) -> Rule:
     return lambda value: value in tuple(choices), f"{{!r}} is not one of {', '.join(map(str, choices))}"
 
 
-SIZE: Rule = (lambda v: type(v) is int and 0 < v < LARGEST_SIZE, "is {!r}; a positive whole number is needed")
+SIZE: Rule = (
+    lambda v: type(v) is int and 0 < v < LARGEST_SIZE,
+    "is {!r}; a positive whole number is needed (below 2**28)",
+)
 POSITIVE: Rule = (lambda v: _number(v) and 0 < v < LARGEST_SIZE, "is {!r}; a positive number is needed")
 NOT_NEGATIVE: Rule = (lambda v: _number(v) and 0 <= v < LARGEST_SIZE, "is {!r}; a number of 0 or more is needed")
 PROBABILITY: Rule = (lambda v: _number(v) and 0 <= v < 1, "{!r} must be at least 0 and below 1")

@@ -152,13 +152,13 @@ def check_tensors(
     """
     missing = [name for name in expected if name not in tensors]
     if missing:
-        count = f"{len(missing)} of {len(expected)} names that {who_needs}"
+        count = f"{len(missing)} of {len(expected)} names that {who_needs} are"
         raise InputError(f"{path}: {missing[0]} is missing ({count})")
     for name, value in tensors.items():
         if name not in expected and name.startswith(optional):
             continue
         if name not in expected:
-            raise InputError(f"{path}: {name} does not belong to what {who_needs}")
+            raise InputError(f"{path}: {name} does not belong to the model ({who_needs.split()[0]})")
         if value.shape != expected[name].shape:
             actual, right = list(value.shape), list(expected[name].shape)
             raise InputError(f"{path}: {name} has shape {actual}, but {who_needs} {right}")

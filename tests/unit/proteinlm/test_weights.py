@@ -6,7 +6,7 @@ from safetensors.torch import load_file, save_file
 
 from proteinlm.errors import InputError
 from proteinlm.files import write_json
-from proteinlm.model_dir.weights import WeightFiles, write_weights
+from proteinlm.model_dir.weights import DTYPE_NAMES, WeightFiles, write_weights
 
 
 def apart(name: str, tensor: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -24,6 +24,15 @@ def test_safetensors_reads_what_is_written(tmp_path, dtype):
         assert set(stored) == set(expected)
         for name, tensor in expected.items():
             assert stored[name].dtype == tensor.dtype and torch.equal(stored[name], tensor), name
+
+
+def test_the_file_is_what_safetensors_itself_writes(tmp_path):
+    """To the last byte, so that a model saved again has the checksum that its results name."""
+    tensors = {f"{name}.ü": torch.ones(3, 2).to(dtype) for name, dtype in zip("hbgfaecd", DTYPE_NAMES, strict=True)}
+    tensors |= {"z": torch.randn(5), "a": torch.randn(2), "empty": torch.zeros(0, 3), "scalar": torch.tensor(2.0)}
+    write_weights(tmp_path, tensors)
+    save_file(tensors, tmp_path / "reference", metadata={"format": "pt"})
+    assert (tmp_path / "model.safetensors").read_bytes() == (tmp_path / "reference").read_bytes()
 
 
 def test_a_state_dict_on_the_way_of_training(tmp_path):
