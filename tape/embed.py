@@ -21,6 +21,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -40,9 +41,8 @@ from tape.runs.flags import (
     DEVICE_FLAGS,
     add_flags,
     add_ignored_flags,
-    check_tokenizer,
+    check_flags,
     choose_precision,
-    note_ignored,
     positive,
 )
 from tape.runs.processes import Processes, run_together
@@ -54,23 +54,17 @@ NPZ_MANY = 100_000  # proteins from which on a notice recommends another format
 
 
 def build_parser() -> errors.ArgumentParser:
-    """The parser of tape-embed."""
     parser = errors.ArgumentParser("tape-embed", description="Embed the proteins of a FASTA file.")
     parser.add_argument("model_type", help="transformer, tape_transformer, lstm, resnet, onehot or a plugin's")
     parser.add_argument("data_file", metavar="IN.fasta", help="FASTA, also .gz")
     parser.add_argument("out_file", metavar="OUT", help=".npz (TAPE's layout), .h5 or .parquet")
     parser.add_argument("from_pretrained", metavar="MODEL_DIR", nargs="?", help="model directory (onehot needs none)")
     parser.add_argument("--embeddings", nargs="+", choices=OUTPUTS[:3], help="default: pooled avg, as TAPE")
-    parser.add_argument(
-        "--full_sequence_embed", action="store_true", help="every token's state, <cls> and <sep> too (`seq`, not `avg`)"
-    )
-    parser.add_argument(
-        "--layer", type=int, default=-1, help="0: embedding; N: after layer N; -1: last, final norm too"
-    )
+    parser.add_argument("--full_sequence_embed", action="store_true", help="every token's state (`seq`), not `avg`")
+    parser.add_argument("--layer", type=int, default=-1, help="0: embedding; N: after layer N; -1: last, with its norm")
     parser.add_argument("--format", choices=("auto", *FORMATS), default="auto", help="default: by OUT's suffix")
     parser.add_argument("--save_fp16", action="store_true", help="write float16 (default: float32)")
     parser.add_argument("--part_proteins", type=positive, default=8192, help="proteins between two part files")
-    parser.add_argument("--log_interval", type=float, default=30.0, help="seconds between lines of progress")
     add_fasta_flags(parser)
     add_flags(parser, *DEVICE_FLAGS, "tokenizer", "plugin")
     parser.add_argument("--model_config_file", help="config.json to check MODEL_DIR by")
@@ -145,7 +139,7 @@ def check(args: argparse.Namespace) -> None:
         raise InputError("--duplicates keep: the names are the keys of an .npz file; write .h5 or .parquet")
     if Path(args.out_file).resolve() == Path(args.data_file).resolve():
         raise InputError(f"{args.out_file}: is the input; give the output a name of its own")
-    note_ignored(args, IGNORED)
+    check_flags(args, IGNORED)
 
 
 def run(args: argparse.Namespace, processes: Processes, device: torch.device) -> None:
@@ -155,7 +149,6 @@ def run(args: argparse.Namespace, processes: Processes, device: torch.device) ->
     args.tokens_per_batch = args.tokens_per_batch or default_batch_tokens(device)
     precision = choose_precision(args.fp16, args.bf16, device)
     model = load_trunk(args.model_type, args.from_pretrained, args.model_config_file)
-    check_tokenizer(args.tokenizer)
     rules = Rules(residue_limit(model.config, args.max_length), args.too_long, args.duplicates)
     scan = processes.together(lambda: scan_fasta(args.data_file, rules) if processes.is_main else None)
     scan = processes.broadcast(scan)
@@ -208,9 +201,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run_together(args.device, lambda processes, device: run(args, processes, device))
 
 
-def cli() -> int:
-    """The console command."""
-    return errors.run(main)
+cli = partial(errors.run, main)  # the console command
 
 
 if __name__ == "__main__":

@@ -137,26 +137,19 @@ def device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     threads = torch.get_num_threads()
-    return f"{platform.machine()} CPU, {'1 thread' if threads == 1 else f'{threads} threads'}"
+    return f"{platform.machine()} CPU, {threads} {'thread' if threads == 1 else 'threads'}"
 
 
 def build_parser() -> errors.ArgumentParser:
-    """The parser of tape-eval: TAPE's arguments, and ours."""
     parser = errors.ArgumentParser("tape-eval", description="Score a finetuned model on whole splits.")
     parser.add_argument("model_type", help="transformer, tape_transformer, lstm, resnet, onehot or a plugin's")
     parser.add_argument("task", help="the task that RUN_DIR was finetuned on")
     parser.add_argument("run_dir", metavar="RUN_DIR", help="what tape-train wrote")
     parser.add_argument("--data_dir", default="./data", help="holds <task>/<task>_<split>.lmdb or .json")
-    parser.add_argument(
-        "--split", nargs="+", default=["test"], help="one or more, e.g. valid test; all: every evaluation split"
-    )
-    parser.add_argument(
-        "--metrics", nargs="*", help="the metrics to print (TAPE's names, L5 too); the file has all of the task's"
-    )
+    parser.add_argument("--split", nargs="+", default=["test"], help="one or more; all: every evaluation split")
+    parser.add_argument("--metrics", nargs="*", help="which to print (TAPE's names, L5 too); the file has all of them")
     parser.add_argument("--batch_size", type=positive, default=32, help="proteins at a time; changes no number")
-    parser.add_argument(
-        "--save_predictions", nargs="?", const="npz", choices=FORMS, help="also write each protein's scores (npz)"
-    )
+    parser.add_argument("--save_predictions", nargs="?", const="npz", choices=FORMS, help="each protein's scores (npz)")
     parser.add_argument("--results_pkl", action="store_true", help="also TAPE's results.pkl, of the last split")
     add_flags(parser, "tokenizer", "log_level", "plugin", "max_length", "too_long", *DEVICE_FLAGS, "num_workers")
     add_ignored_flags(parser, IGNORED)

@@ -14,6 +14,7 @@ import argparse
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -40,7 +41,6 @@ MAP_WINDOW = 16  # whose maps are in memory together
 
 
 def build_parser() -> errors.ArgumentParser:
-    """The parser of tape-predict."""
     parser = errors.ArgumentParser("tape-predict", description="Predict with a finetuned model.")
     parser.add_argument("run_dir", metavar="RUN_DIR", help="what tape-train wrote")
     parser.add_argument("data_file", metavar="IN.fasta", help="FASTA, also .gz")
@@ -49,10 +49,7 @@ def build_parser() -> errors.ArgumentParser:
     parser.add_argument("--model_type", help="default: as RUN_DIR says")
     parser.add_argument("--top_k", type=positive, default=5, help="classes a protein (remote homology)")
     parser.add_argument("--masked", action="store_true", help="masked LM: hide each residue in turn; a pass a residue")
-    parser.add_argument(
-        "--png", action=argparse.BooleanOptionalAction, help="contacts: a picture a protein, in OUT's name + _png/"
-    )
-    parser.add_argument("--log_interval", type=float, default=30.0, help="seconds between lines of progress")
+    parser.add_argument("--png", action=argparse.BooleanOptionalAction, help="contacts: a picture each, in <OUT>_png/")
     add_fasta_flags(parser)
     add_flags(parser, *DEVICE_FLAGS, "plugin")
     return parser
@@ -167,9 +164,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def cli() -> int:
-    """The console command."""
-    return errors.run(main)
+cli = partial(errors.run, main)  # the console command
 
 
 if __name__ == "__main__":

@@ -124,7 +124,6 @@ def _job(args: argparse.Namespace, arm: Arm, task: str, seed: int, recipe: dict,
 
 
 def build_parser() -> errors.ArgumentParser:
-    """The parser of python -m tape.reproduce."""
     parser = errors.ArgumentParser("reproduce_table", description="Five TAPE tasks, arms, seeds and splits: a table.")
     parser.add_argument("model_dir", metavar="MODEL_DIR", help="a TAPE model directory: the pretrained encoder")
     parser.add_argument("data_dir", metavar="DATA_DIR", help="holds the tasks' folders")

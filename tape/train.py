@@ -16,7 +16,7 @@ import shlex
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
@@ -60,12 +60,11 @@ def build_model(task: Task, options: TrainOptions) -> torch.nn.Module:
     overrides |= {key: getattr(options, key) for key in ("head", "pooling") if getattr(options, key)}
     config = None
     if options.model_config_file:
+        file = read_config(options.model_config_file)
         config_class = getattr(task.model, "config_class", ProteinBertConfig)
         if config_class is ProteinBertConfig:  # only what the file says, so that a directory's other keys stay
-            file = read_config(options.model_config_file)
             overrides = {key: value for key, value in file.items() if key in CONFIG_DEFAULTS} | overrides
         else:
-            read_config(options.model_config_file)  # for its one-line errors
             config = config_class.from_json_file(options.model_config_file)
     torch.manual_seed(options.seed)
     model = task.model.from_pretrained(options.from_pretrained, config=config, **overrides)
@@ -109,16 +108,12 @@ def expand(options: TrainOptions, directory: str) -> list[TrainOptions]:
     """One TrainOptions a run: of --seeds, each an ordinary run in <directory>/seed<S>."""
     if options.seeds is None:
         return [replace(options, output_dir=directory)]
-    return [
-        replace(
-            options,
-            seed=seed,
-            seeds=None,
-            output_dir=str(Path(directory) / f"seed{seed}"),
-            log_dir=options.log_dir and str(Path(options.log_dir) / f"seed{seed}"),
-        )
-        for seed in options.seeds
-    ]
+    runs = []
+    for seed in options.seeds:
+        output, log_dir = str(Path(directory) / f"seed{seed}"), options.log_dir
+        log_dir = log_dir and str(Path(log_dir) / f"seed{seed}")
+        runs.append(replace(options, seed=seed, seeds=None, output_dir=output, log_dir=log_dir))
+    return runs
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -178,10 +173,9 @@ def train_one(
 
     model, splits, source = processes.together(prepare)
     train, valid, validation = splits
-    parameters = sum(p.numel() for p in model.parameters())
     trainer = Trainer(task, model, options, train, valid, processes, device)
     record = {
-        "args": options.to_dict(),
+        "args": asdict(options),
         "command": command,
         "recipe": {"name": options.recipe["name"], "values": _values(options), "from": options.recipe["from"]},
         "from_pretrained": source,
@@ -189,7 +183,7 @@ def train_one(
         "truncated": {"train": train.truncated} | ({"validation": valid.truncated} if valid else {}),
         "head": getattr(model.config, "head", None),
         "pooling": getattr(model.config, "pooling", None),
-        "parameters": parameters,
+        "parameters": sum(p.numel() for p in model.parameters()),
         "trained_parameters": sum(p.numel() for p in trainer.parameters),
         "total_steps": trainer.total_steps,
         "warmup_steps": trainer.warmup,

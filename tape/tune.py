@@ -80,9 +80,8 @@ def read_grid(axes: Sequence[Sequence[str]]) -> dict[str, list]:
         if key not in BUILT_IN:
             raise InputError(f"--grid {key}: not a key of a recipe; should be one of {', '.join(BUILT_IN)}")
         if key in grid or not texts:
-            raise InputError(
-                f"--grid {key}: {'twice' if key in grid else 'without values'}; should be one, with values"
-            )
+            fault = "twice" if key in grid else "without values"
+            raise InputError(f"--grid {key}: {fault}; should be one, with values")
         grid[key] = []
         for text in texts:
             try:
@@ -210,9 +209,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     write_text(out / "recipe.yaml", recipe_text(best, task, len(trials)))
     print(f"best: {table([best], task)} -> {out / 'recipe.yaml'}")
     for key in at_the_edge(grid, best.trial.values):
-        print(
-            f"notice: {key} {best.trial.values[key]} is at the edge of the grid; a wider one might have a better value"
-        )
+        print(f"notice: {key} {best.trial.values[key]} is at the edge of the grid; a wider one might have a better one")
     return 0
 
 

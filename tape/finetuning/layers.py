@@ -19,9 +19,7 @@ def encoder_name(model: nn.Module) -> str:
     """The attribute that holds the encoder: bert, lstm, resnet, onehot ..."""
     name = getattr(model, "base_model_prefix", "") or "bert"
     if not isinstance(getattr(model, name, None), nn.Module):
-        raise InputError(
-            f"{type(model).__name__} has no encoder named {name!r}; a model class names it base_model_prefix"
-        )
+        raise InputError(f"{type(model).__name__} has no encoder named {name!r}; base_model_prefix should name it")
     return name
 
 

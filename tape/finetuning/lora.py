@@ -29,9 +29,7 @@ def add_lora(model: nn.Module, rank: int, alpha: float | None = None, dropout: f
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError as error:
-        raise InputError(
-            f"--lora needs the package peft ({error}); install this project with its extra [lora]"
-        ) from None
+        raise InputError(f"--lora needs the package peft ({error}); install this project's extra [lora]") from None
     prefix = encoder_name(model) + "."
     linear = [name for name, part in model.named_modules() if type(part) is nn.Linear and name.startswith(prefix)]
     if not linear:
@@ -45,9 +43,7 @@ def add_lora(model: nn.Module, rank: int, alpha: float | None = None, dropout: f
 
 def lora_layers(model: nn.Module) -> dict[str, nn.Module]:
     """Name -> layer with an update; {} for a model without."""
-    return {
-        name: part for name, part in model.named_modules() if hasattr(part, "lora_A") and hasattr(part, "base_layer")
-    }
+    return {name: part for name, part in model.named_modules() if hasattr(part, "lora_A")}
 
 
 @contextlib.contextmanager
@@ -93,9 +89,6 @@ def trained_state(model: nn.Module) -> dict[str, Tensor]:
 @torch.no_grad()
 def load_trained_state(model: nn.Module, state: dict[str, Tensor]) -> None:
     """The opposite of `trained_state`; a name or shape too many or too few is a ValueError."""
-    if not lora_layers(model):
-        model.load_state_dict(state)
-        return
     own = trained_state(model)
     if own.keys() != state.keys():
         raise ValueError(f"{sorted(own.keys() ^ state.keys())[0]} is on one side only")

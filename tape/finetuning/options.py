@@ -97,9 +97,7 @@ class TrainOptions:
     patience: int = recipe_flag("evaluations without improvement before stopping; -1: never", type=_patience)
 
     seed: int = run_flag("of weights, batches and dropout", type=count, default=42)
-    seeds: Sequence[int] | None = run_flag(
-        "a run for each: OUTPUT_DIR/seed0, OUTPUT_DIR/seed1 ...", type=count, nargs="+"
-    )
+    seeds: Sequence[int] | None = run_flag("a run each, in OUTPUT_DIR/seed0 ...", type=count, nargs="+")
     eval_freq: int = run_flag("epochs between evaluations; 0 or less: none at all", type=int, default=1)
     eval_steps: int | None = run_flag("optimizer steps between evaluations instead", type=positive)
     eval_batch_size: int = run_flag("proteins at a time (default: the size of a part)", type=positive)
@@ -111,18 +109,14 @@ class TrainOptions:
     time_or_name: str | None = run_flag("the run's name, shown in tables; runs of other seeds share it")
     resume: bool = run_flag("go on from <output_dir>/last", "--resume_from_checkpoint", action="store_true")
     force_save: str | None = run_flag(
-        "begin anew in a directory that holds a run; with DIR: write the untrained model there and stop",
-        nargs="?", const="TRUE", metavar="DIR",
-    )  # fmt: skip
+        "begin a run anew; with DIR: write the untrained model there, stop", nargs="?", const="TRUE", metavar="DIR"
+    )
     recompute: bool = run_flag("less memory: run the encoder again going backward", action="store_true")
     loss_scale: float = run_flag("of --fp16; 0: dynamic", type=non_negative, default=0.0)
     device: str
     bf16: bool
     fp16: bool
     num_workers: int
-
-    def to_dict(self) -> dict:
-        return asdict(self)
 
     @property
     def evaluates(self) -> bool:
@@ -131,7 +125,6 @@ class TrainOptions:
 
 
 def build_parser(model_types: Sequence[str] = MODEL_TYPES) -> ArgumentParser:
-    """The parser of tape-train."""
     parser = ArgumentParser("tape-train", description="Finetune a protein model on one TAPE task.")
     parser.add_argument("model_type", help=", ".join(model_types))
     parser.add_argument("task", help="secondary_structure, contact_prediction, remote_homology, fluorescence ...")
@@ -193,24 +186,23 @@ def _check_flags(args: argparse.Namespace) -> None:
 def recipe_checks(parser: ArgumentParser) -> dict[str, Callable[[object], object]]:
     """Key of BUILT_IN -> how its flag reads a value."""
 
-    def check(action: argparse.Action) -> Callable[[object], object]:
-        def read(value: object) -> object:
-            if isinstance(action, argparse.BooleanOptionalAction):
-                if not isinstance(value, bool):
-                    raise ValueError("should be true or false")
-                return value
-            value = action.type(str(value)) if action.type else str(value)
-            if action.choices and value not in action.choices:
-                raise ValueError(f"should be one of {', '.join(action.choices)}")
-            return value
+    return {action.dest: partial(_read, action) for action in parser._actions if action.dest in BUILT_IN}
 
-        return read
 
-    return {action.dest: check(action) for action in parser._actions if action.dest in BUILT_IN}
+def _read(action: argparse.Action, value: object) -> object:
+    """A recipe's value as the flag reads it; a ValueError says what it should be."""
+    if isinstance(action, argparse.BooleanOptionalAction):
+        if not isinstance(value, bool):
+            raise ValueError("should be true or false")
+        return value
+    value = action.type(str(value)) if action.type else str(value)
+    if action.choices and value not in action.choices:
+        raise ValueError(f"should be one of {', '.join(action.choices)}")
+    return value
 
 
 def check_resumable(options: TrainOptions, saved: dict, where: Path) -> None:
     """A resumed run must be the run that was started."""
-    for name, value in options.to_dict().items():
+    for name, value in asdict(options).items():
         if name not in MAY_CHANGE and name in saved and saved[name] != value:
             raise InputError(f"{where}: the run to resume was started with --{name} {saved[name]}, not {value}")

@@ -18,7 +18,6 @@ import math
 import sys
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -26,6 +25,7 @@ import torch
 from proteinlm.errors import InputError
 from proteinlm.metrics_log import MetricsLog, NoLog
 from proteinlm.optim import LossScaler, build_optimizer, clip_grad_norm, learning_rate, set_learning_rate
+from proteinlm.progress import Progress
 from tape.data.batching import Share, num_steps, share_step, training_steps
 from tape.data.examples import TapeBatch
 from tape.data.splits import SplitData, batches
@@ -80,17 +80,14 @@ class Trainer:
 
     def learning_rate(self, step: int) -> float:
         """Of the step that is number `step` from 1: warm-up, then a line that would reach 0 one step after the last."""
-        options, end = self.options, self.total_steps + 1
-        return learning_rate(
-            step, lr=options.learning_rate, min_lr=0.0, style="linear", warmup=self.warmup, decay_steps=end
-        )
+        peak, end = self.options.learning_rate, self.total_steps + 1
+        return learning_rate(step, lr=peak, min_lr=0.0, style="linear", warmup=self.warmup, decay_steps=end)
 
-    def train_step(self, parts: Sequence[TapeBatch], share: Share | None = None) -> tuple[float, float]:
+    def train_step(self, parts: Sequence[TapeBatch], share: Share) -> tuple[float, float]:
         """One optimizer step on the batch's parts (this process's share of them).
 
         Returns (mean loss over the whole batch, gradient norm before clipping), the same on every process.
         """
-        share = share or Share(list(parts), [False] * len(parts), False, len(parts), 0)
         step = self.progress.step + 1
         # Dropout is a function of (seed, step) and the process: a resumed run needs no generator's state.
         torch.manual_seed(self.options.seed * 1_000_003 + step + self.processes.rank * 7_368_787_000_000)
@@ -173,10 +170,9 @@ class Trainer:
         line = {"iteration": progress.step, "dataset": options.valid_split if options.holdout is None else "holdout"}
         seconds = time.perf_counter() - begin
         log.write(line | {"loss": loss, **scores, "best": progress.best, "seconds": round(seconds, 3)})
-        star = " *" if improved else ""
         if self.processes.is_main:
             score = f"{self.task.metric} {value:.4f} loss {loss:.4f}"
-            print(f"step {progress.step} {score} ({seconds:.1f} s){star}", flush=True)
+            print(f"step {progress.step} {score} ({seconds:.1f} s){' *' if improved else ''}", flush=True)
 
     def _improves(self, value: float) -> bool:
         best = self.progress.best
@@ -201,7 +197,7 @@ class Trainer:
         """Train until the steps or the patience run out."""
         if resume:
             state = (self.output, self.model, self.optimizer, self.scaler)
-            self.progress = self.processes.together(partial(load_state, *state))
+            self.progress = self.processes.together(lambda: load_state(*state))
         progress, options = self.progress, self.options
         main = self.processes.is_main
         log = MetricsLog(self.output, options.log_dir, resume_at=progress.step) if main else NoLog()
@@ -219,28 +215,26 @@ class Trainer:
         steps = enumerate(plan, progress.step)
         requests = [(step // self.steps_per_epoch, part) for step, share in steps for part in share.parts]
         prepared = batches(self.train, requests, options.num_workers)
-        bar = _bar(self.total_steps, progress.step, self.processes.is_main)
+        quiet = not (self.processes.is_main and sys.stderr.isatty())  # elsewhere evaluations print their own lines
         losses, begin, pauses = [], time.perf_counter(), 0
         self._train_mode()
-        for share in plan:
-            parts = [next(prepared) for _ in share.parts]
-            loss, norm = self.train_step(parts) if self.processes.size == 1 else self.train_step(parts, share)
-            losses.append(loss)
-            bar.update(1)
-            if progress.step % options.num_log_iter == 0 or progress.step == self.total_steps:
-                seconds = time.perf_counter() - begin
-                log.write(self._log_line(losses, norm, seconds))
-                losses, begin = [], time.perf_counter()
-            if progress.step == self.total_steps:
-                progress.finished = "all steps done"
-            if progress.finished or progress.step % self.eval_every == 0:
-                paused = time.perf_counter()
-                pauses += 1
-                self._pause(log, pauses)
-                begin += time.perf_counter() - paused
-            if progress.finished:
-                break
-        bar.close()
+        with Progress("steps", self.total_steps, progress.step, quiet=quiet) as bar:
+            for share in plan:
+                loss, norm = self.train_step([next(prepared) for _ in share.parts], share)
+                losses.append(loss)
+                bar.add(1)
+                if progress.step % options.num_log_iter == 0 or progress.step == self.total_steps:
+                    log.write(self._log_line(losses, norm, time.perf_counter() - begin))
+                    losses, begin = [], time.perf_counter()
+                if progress.step == self.total_steps:
+                    progress.finished = "all steps done"
+                if progress.finished or progress.step % self.eval_every == 0:
+                    paused = time.perf_counter()
+                    pauses += 1
+                    self._pause(log, pauses)
+                    begin += time.perf_counter() - paused
+                if progress.finished:
+                    break
 
     def _plan(self) -> list[Share]:
         """This process's share of every step that is left."""
@@ -265,22 +259,14 @@ class Trainer:
             self.save_state()
 
     def _log_line(self, losses: list[float], norm: float, seconds: float) -> dict:
-        progress = self.progress
+        step = self.progress.step
         return {
-            "iteration": progress.step,
-            "epoch": round(progress.step / self.steps_per_epoch, 4),
+            "iteration": step,
+            "epoch": round(step / self.steps_per_epoch, 4),
             "loss": sum(losses) / len(losses),
             "grad_norm": norm,
-            "learning_rate": self.learning_rate(progress.step),
+            "learning_rate": self.learning_rate(step),
             "loss_scale": self.scaler.scale if self.scaler else 1.0,
-            "skipped_steps": progress.skipped,
+            "skipped_steps": self.progress.skipped,
             "seconds_per_step": seconds / len(losses),
         }
-
-
-def _bar(total: int, done: int, visible: bool):
-    """tqdm on a terminal, silent elsewhere (evaluations print their own lines)."""
-    from tqdm import tqdm
-
-    hidden = not visible or not sys.stderr.isatty()
-    return tqdm(total=total, initial=done, unit="step", disable=hidden, dynamic_ncols=True)

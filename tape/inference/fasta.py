@@ -19,7 +19,8 @@ import numpy as np
 from proteinlm.errors import ArgumentParser, InputError
 from proteinlm.sequences import read_fasta
 from tape.data.lengths import TOO_LONG
-from tape.runs.flags import positive
+from tape.runs.flags import add_flags, positive
+from tape.runs.results import file_sha256
 
 DUPLICATES = ("error", "first", "keep")
 DIGEST = 16  # bytes of a name's digest: two of 10^9 names share one with a probability below 10^-20
@@ -73,12 +74,6 @@ class Scan:
             "cropped": f"{{}} cropped to {self.rules.max_length} residues",
         }
         return "".join(f", {words[key].format(count)}" for key, count in self.counts.items() if count)
-
-
-def file_sha256(path: str | Path) -> str:
-    """Hex digest of a file's bytes."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def protein_id(header: str, path: str, number: int) -> str:
@@ -174,11 +169,12 @@ def read_windows(scan: Scan, bounds: np.ndarray, windows: Sequence[int]) -> Iter
 
 
 def add_fasta_flags(parser: ArgumentParser) -> None:
-    """--max_length, --too_long, --duplicates, --tokens_per_batch, --batch_size."""
+    """--max_length, --too_long, --duplicates, --tokens_per_batch, --batch_size, --log_interval."""
+    add_flags(parser, "max_length")
     parser.add_argument("--tokens_per_batch", type=positive, help="residues + 2 of a batch (8192; on a GPU 65536)")
     parser.add_argument("--batch_size", type=positive, default=1024, help="at most so many proteins a batch")
-    parser.add_argument("--max_length", type=positive, help="residues the model may see (default: all it can)")
     parser.add_argument("--too_long", choices=TOO_LONG, default="error", help="what happens to a longer protein")
     parser.add_argument(
         "--duplicates", choices=DUPLICATES, default="error", help="a name met twice: stop, take the first, keep both"
     )
+    parser.add_argument("--log_interval", type=float, default=30.0, help="seconds between lines of progress")

@@ -18,6 +18,7 @@ import numpy as np
 
 from proteinlm.errors import InputError
 from proteinlm.files import atomic_path, fsync_path, write_json
+from tape.runs.results import read_json
 
 MANIFEST = "manifest.json"
 PART_BYTES = 256 << 20  # of per-residue states in one part
@@ -62,11 +63,7 @@ class PartStore:
         if self.output.is_dir():
             raise InputError(f"{self.output}: a directory; the output is one file")
         if path.is_file():
-            try:
-                saved = json.loads(path.read_text(encoding="utf-8"))
-            except ValueError as error:
-                raise InputError(f"{path}: not JSON ({error}); remove {self.directory}") from error
-            self._compare(saved)
+            self._compare(read_json(path, f"a run's manifest (or remove {self.directory})"))
             return True
         if self.directory.exists() and (not self.directory.is_dir() or any(self._entries())):
             raise InputError(f"{self.directory}: exists without {MANIFEST}; move it away or give another output name")

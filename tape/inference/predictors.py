@@ -30,10 +30,10 @@ from proteinlm.files import atomic_path
 from proteinlm.tokenizer import TAPE_TOKENS
 from tape.inference.encoding import TOKENIZER
 from tape.inference.fasta import Protein
+from tape.inference.files import ZIP_DATE
 
 # Letters of the labels 0, 1, ...: NetSurfP-2.0's order, which is TAPE's (ss8 0-2 is ss3 0, 3-4 is 1, 5-7 is 2).
 STATES = {3: "HEC", 8: "GHIBESTC"}
-ZIP_DATE = (1980, 1, 1, 0, 0, 0)
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Report:
 
     result: Callable[[Tensor, Protein, int], Any]  # logits, protein, top_k
     lines: Callable[[Protein, Any], Iterator[str]] | None = None  # None: a matrix for the .npz
-    header: Callable[[int], str] | None = None  # of the number of labels
+    header: str = ""  # {p_states}: a column for each label
 
 
 def _states(labels: int) -> list[str]:
@@ -90,21 +90,15 @@ def _contact_result(logits: Tensor, protein: Protein, top_k: int) -> np.ndarray:
 
 
 REPORTS = {
-    "token_classification": Report(
-        _token_result,
-        _token_lines,
-        lambda labels: "\t".join(["id", "position", "residue", "state", *(f"p_{s}" for s in _states(labels))]),
-    ),
+    "token_classification": Report(_token_result, _token_lines, "id\tposition\tresidue\tstate{p_states}"),
     "value": Report(
         lambda logits, protein, top_k: float(logits[0]),
         lambda protein, value: iter([f"{protein.id}\t{len(protein.residues)}\t{value:.6g}"]),
-        lambda labels: "id\tlength\tvalue",
+        "id\tlength\tvalue",
     ),
-    "classification": Report(_class_result, _class_lines, lambda labels: "id\trank\tclass\tprobability"),
+    "classification": Report(_class_result, _class_lines, "id\trank\tclass\tprobability"),
     "masked_language_modeling": Report(
-        _likelihood_result,
-        _likelihood_lines,
-        lambda labels: "id\tposition\tresidue\tlog_probability\tlikeliest\tp_likeliest",
+        _likelihood_result, _likelihood_lines, "id\tposition\tresidue\tlog_probability\tlikeliest\tp_likeliest"
     ),
     "contacts": Report(_contact_result),
 }
@@ -120,8 +114,9 @@ def kind_of_logits(logits: Tensor) -> str:
 @contextlib.contextmanager
 def open_table(path: Path, report: Report, labels: int) -> Iterator[Callable[[Protein, Any], None]]:
     """Yield write(protein, result) into a TSV file that appears when all is written."""
+    p_states = "".join(f"\tp_{state}" for state in _states(labels))
     with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8") as file:
-        file.write(report.header(labels) + "\n")
+        file.write(report.header.format(p_states=p_states) + "\n")
         yield lambda protein, result: file.writelines(line + "\n" for line in report.lines(protein, result))
 
 

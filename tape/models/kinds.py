@@ -18,7 +18,6 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from proteinlm.errors import InputError
-from proteinlm.model import ACTIVATIONS
 from proteinlm.model_dir.files import check_layers
 from tape.models import heads, outputs
 from tape.models.base import ProteinConfig, ProteinModel, WeightFile
@@ -199,7 +198,7 @@ class MaskedLanguageModel(LanguageModel):
 
     def __init__(self, config: ProteinConfig):
         super().__init__(config)
-        self.mlm = MLMHead(config.hidden_size, config.vocab_size, ACTIVATIONS[config.hidden_act], config.layer_norm_eps)
+        self.mlm = MLMHead(config.hidden_size, config.vocab_size, config.hidden_act, config.layer_norm_eps)
         self.mlm.apply(self._init_weights)
         self.mlm.decoder.weight = self.base_model.embeddings.word_embeddings.weight
 

@@ -190,12 +190,7 @@ class TapeTransformerModel(TapeTransformerAbstractModel):
         self.init_weights()
 
     def forward(self, input_ids: Tensor, input_mask: Tensor | None = None) -> tuple:
-        """sequence_output is 0 at padding; pooled_output is songlab's (tanh of a dense layer on the first token), or
-        with config.pooling "mean" the mean of the residues' states.
-
-        Without input_mask, <pad> tokens are taken as padding. With config.output_hidden_states a third element: the
-        L + 1 hidden states, each [B, N, h]. A protein longer than max_position_embeddings is an InputError.
-        """
+        """As ProteinBertModel's, but pooled_output is songlab's: tanh of a dense layer on the first token's state."""
         mask = outputs.real_tokens(input_ids, input_mask)
         outputs.check_positions(mask, self.config.max_position_embeddings)
         tokens, positions, bounds, where = outputs.flatten_tokens(input_ids, mask)

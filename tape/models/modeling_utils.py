@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from proteinlm.model import ACTIVATIONS
 from tape import metrics
 from tape.models import heads
 from tape.models.base import ProteinConfig, ProteinModel
@@ -150,8 +151,6 @@ class MLMHead(nn.Module):
     To tie the decoder: head.decoder.weight = embedding.weight.
     """
 
-    ACTIVATIONS = {"gelu": F.gelu, "relu": F.relu, "swish": F.silu}  # noqa: RUF012
-
     def __init__(
         self,
         hidden_size: int,
@@ -161,9 +160,9 @@ class MLMHead(nn.Module):
         ignore_index: int = -100,
     ):
         super().__init__()
-        activation = self.ACTIVATIONS.get(hidden_act, hidden_act)
+        activation = ACTIVATIONS.get(hidden_act, hidden_act)
         if not callable(activation):
-            raise ValueError(f"hidden_act {hidden_act!r} is not one of {', '.join(self.ACTIVATIONS)}")
+            raise ValueError(f"hidden_act {hidden_act!r} is not one of {', '.join(ACTIVATIONS)}")
         self.transform = _Transform(hidden_size, activation, layer_norm_eps)
         self.decoder = nn.Linear(hidden_size, vocab_size, bias=False)
         self.bias = nn.Parameter(torch.zeros(vocab_size))

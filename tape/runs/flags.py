@@ -31,10 +31,11 @@ def within(kind: type, low: float, high: float = math.inf) -> Callable[[str], fl
 
 count, positive, non_negative, fraction = within(int, 0), within(int, 1), within(float, 0), within(float, 0, 1)
 
-FLAGS: dict[str, dict] = {  # name -> what argparse is to know
+LOG_LEVELS = ("DEBUG", "INFO", "WARN", "WARNING", "ERROR", "10", "20", "30", "40")
+FLAGS: dict[str, dict] = {  # name -> add_argument's keywords
     "plugin": {"action": "append", "default": [], "metavar": "FILE", "help": "a .py that registers tasks, models ..."},
     "tokenizer": {"default": "iupac", "choices": ("iupac", "unirep"), "help": "iupac; unirep is left out"},
-    "log_level": {"type": str.upper, "default": "INFO", "help": "of Python's logging: DEBUG INFO WARN ERROR"},
+    "log_level": {"type": str.upper, "choices": LOG_LEVELS, "default": "INFO", "help": "of Python's logging"},
     "max_length": {"type": positive, "help": "residues of a protein the model may see (default: all it can)"},
     "too_long": {"choices": ("crop", "error"), "help": "a protein over max_length: its first residues, or stop"},
     "device": {"default": "auto", "help": "auto, cpu, cuda, cuda:1 ..."},
@@ -52,13 +53,8 @@ def add_flags(parser: argparse._ActionsContainer, *names: str) -> None:
         parser.add_argument(f"--{name}", **FLAGS[name])
 
 
-def check_tokenizer(name: str) -> None:
-    if name == "unirep":
-        raise InputError("--tokenizer unirep belongs to the model type unirep, which is left out; should be iupac")
-
-
 def start_logging(level: str) -> None:
-    """Python's logging at a --log_level that `check_flags` has passed."""
+    """Python's logging at a --log_level."""
     logging.basicConfig(level=int(level) if level.isdigit() else level, format="%(levelname)s: %(message)s")
 
 
@@ -81,19 +77,13 @@ def add_ignored_flags(parser: argparse._ActionsContainer, names: Sequence[str]) 
     parser.add_argument("--local_rank", "--local-rank", help=argparse.SUPPRESS)  # torch's launcher has used both
 
 
-def note_ignored(args: argparse.Namespace, names: Sequence[str]) -> None:
-    """A notice, from one process, of each of these flags that is on the command line."""
-    for name in names:
+def check_flags(args: argparse.Namespace, ignored: Sequence[str]) -> None:
+    """A notice, from one process, of each ignored flag on the command line; InputError for --tokenizer unirep."""
+    for name in ignored:
         if getattr(args, name) not in (None, False) and is_main_process():
             print(f"notice: --{name} means nothing here and is ignored", file=sys.stderr)
-
-
-def check_flags(args: argparse.Namespace, ignored: Sequence[str]) -> None:
-    """Refuse what --tokenizer and --log_level cannot be, and note the ignored flags."""
-    note_ignored(args, ignored)
-    check_tokenizer(args.tokenizer)
-    if args.log_level not in ("DEBUG", "INFO", "WARN", "WARNING", "ERROR", "10", "20", "30", "40"):
-        raise InputError(f"--log_level {args.log_level}: should be DEBUG, INFO, WARN or ERROR")
+    if args.tokenizer == "unirep":
+        raise InputError("--tokenizer unirep belongs to the model type unirep, which is left out; should be iupac")
 
 
 def flag_words(flags: Mapping[str, object]) -> list[str]:

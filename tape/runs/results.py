@@ -5,12 +5,12 @@ are null in a file.
 """
 
 import hashlib
-import json
 import math
 from pathlib import Path
 
 import numpy as np
 
+from proteinlm import files
 from proteinlm.errors import InputError
 from proteinlm.model_dir.files import SAFE_NAME, TORCH_NAME
 
@@ -20,12 +20,9 @@ RESULT_KEYS = ("task", "split", "metric", "value", "n_examples", "head", "checkp
 def read_json(path: Path, content: str) -> dict:
     """A file's JSON object; `content` says in an InputError what should be in it."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{path}: not a JSON file ({error}); should be {content}") from error
-    if not isinstance(value, dict):
-        raise InputError(f"{path}: holds a JSON {type(value).__name__}; should be {content}")
-    return value
+        return files.read_json(path)
+    except InputError as error:
+        raise InputError(f"{error}; should be {content}") from None
 
 
 def read_run(directory: Path) -> dict:
@@ -43,14 +40,18 @@ def read_result(path: Path) -> dict:
     return result
 
 
+def file_sha256(path: str | Path) -> str:
+    """Hex digest of a file's bytes."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def weights_identity(directory: str | Path) -> dict[str, str]:
     """Which weights a number came from: the directory, the file's name and its sha256."""
     for name in (SAFE_NAME, TORCH_NAME):
         path = Path(directory) / name
         if path.is_file():
-            with path.open("rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
-            return {"path": str(directory), "weights": name, "weights_sha256": digest}
+            return {"path": str(directory), "weights": name, "weights_sha256": file_sha256(path)}
     raise InputError(f"{directory}: holds neither {SAFE_NAME} nor {TORCH_NAME}; should be a directory of tape-train's")
 
 

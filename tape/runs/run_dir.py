@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import nn
+from torch.optim import Optimizer
 
 from proteinlm.errors import InputError
 from proteinlm.files import atomic_path
@@ -110,18 +112,14 @@ def clear(output: Path) -> None:
     (output / "last").mkdir(parents=True, exist_ok=True)
 
 
-def save_weights(model: torch.nn.Module, directory: Path) -> None:
+def save_weights(model: nn.Module, directory: Path) -> None:
     """A TAPE directory of the weights as they are now, LoRA's updates merged in."""
     with merged(model) as plain:
         plain.save_pretrained(directory)
 
 
 def save_state(
-    output: Path,
-    model: torch.nn.Module,
-    optimizer: torch.optim.Optimizer,
-    scaler: LossScaler | None,
-    progress: RunProgress,
+    output: Path, model: nn.Module, optimizer: Optimizer, scaler: LossScaler | None, progress: RunProgress
 ) -> None:
     """Replace RUN_DIR/last."""
     state = {
@@ -135,9 +133,7 @@ def save_state(
         torch.save(state, temporary)
 
 
-def load_state(
-    output: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer, scaler: LossScaler | None
-) -> RunProgress:
+def load_state(output: Path, model: nn.Module, optimizer: Optimizer, scaler: LossScaler | None) -> RunProgress:
     """Go on from last/state.pt."""
     path = output / STATE
     if not path.is_file():
@@ -149,5 +145,5 @@ def load_state(
         if scaler:
             scaler.load_state_dict(state["scaler"])
         return RunProgress(**state["progress"])
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise InputError(f"{path}: not the state of this run ({error})") from error

@@ -170,10 +170,10 @@ def test_a_lora_run_is_an_ordinary_directory_and_resumes(world, tmp_path, monkey
     run(world, tmp_path / "whole", *flags)
     step = Trainer.train_step
 
-    def killed(self, parts):
+    def killed(self, parts, share):
         if self.progress.step == 3:
             raise KeyboardInterrupt
-        return step(self, parts)
+        return step(self, parts, share)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(Trainer, "train_step", killed)

@@ -1,6 +1,7 @@
 """Recipes: which value wins, that it is told and kept, and that a wrong key is a line with the file's name."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -106,14 +107,13 @@ def test_the_line_for_the_log():
     found = options("--learning_rate", 5e-4, "--recipe", "none")
     line = recipes.describe({key: getattr(found, key) for key in recipes.BUILT_IN}, found.recipe["from"])
     assert line.startswith("recipe: learning_rate 0.0005 (flag); built-in: num_train_epochs 10, batch_size 32")
-    assert json.dumps(found.to_dict())
+    assert json.dumps(asdict(found))
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (("--tokenizer", "unirep"), "unirep"),
-        (("--log_level", "LOUD"), "should be DEBUG"),
         (("--eval_freq", 0, "--save_freq", "improvement"), "needs evaluations"),
         (("--seeds", 1, 1), "should differ"),
         (("--resume", "--force_save"), "give one"),
@@ -122,6 +122,12 @@ def test_the_line_for_the_log():
 def test_flags_that_do_not_go_together(words, message):
     with pytest.raises(InputError, match=message):
         options(*words)
+
+
+def test_a_wrong_log_level(capsys):
+    with pytest.raises(SystemExit):
+        options("--log_level", "LOUD")
+    assert "--log_level: invalid choice: 'LOUD' (choose from 'DEBUG', 'INFO'" in capsys.readouterr().err
 
 
 def test_tapes_own_flags_are_taken(capsys):

@@ -89,7 +89,7 @@ def test_masked_lm_head():
     torch.testing.assert_close(logits, expected)
     torch.testing.assert_close(loss, F.cross_entropy(expected.flatten(0, 1), labels.flatten(), ignore_index=-1))
     assert measured["perplexity"] == pytest.approx(loss.exp().item())
-    with pytest.raises(ValueError, match="hidden_act 'tanh' is not one of gelu, relu, swish"):
+    with pytest.raises(ValueError, match="hidden_act 'tanh' is not one of gelu, gelu_new, relu, swish"):
         heads.MLMHead(H, 30, "tanh")
 
 

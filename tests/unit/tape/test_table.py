@@ -133,7 +133,7 @@ def test_forms(tmp_path, capsys):
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [("{not json", "not a JSON file"), ("{}", "key 'task' is missing"), ("[1]", "holds a JSON list")],
+    [("{not json", "not JSON"), ("{}", "key 'task' is missing"), ("[1]", "a JSON object was expected, found list")],
 )
 def test_files_that_are_no_results(tmp_path, capsys, content, message):
     path = tmp_path / "stability-test.json"

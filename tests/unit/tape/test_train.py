@@ -89,10 +89,10 @@ def test_a_resumed_run_is_the_uninterrupted_one(world, tmp_path, monkeypatch, ta
 
     step = Trainer.train_step
 
-    def killed_at_12(self, parts):
+    def killed_at_12(self, parts, share):
         if self.progress.step == 12:
             raise Killed
-        return step(self, parts)
+        return step(self, parts, share)
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr(Trainer, "train_step", killed_at_12)

@@ -42,11 +42,11 @@ def test_several_seeds_are_ordinary_runs_and_resume_as_a_whole(world, tmp_path, 
     run(world, "--output_dir", tmp_path / "alone", "--seed", 5)
     step, done = Trainer.train_step, []
 
-    def killed(self, parts):
+    def killed(self, parts, share):
         done.append(0)
         if len(done) == 7:
             raise KeyboardInterrupt
-        return step(self, parts)
+        return step(self, parts, share)
 
     flags = ("--output_dir", tmp_path / "three", "--seeds", 4, 5, 6)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
