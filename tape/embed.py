@@ -37,18 +37,11 @@ from tape.inference.fasta import Rules, Scan, add_fasta_flags, read_windows, sca
 from tape.inference.files import FORMATS, WRITERS, Contents, choose_format
 from tape.inference.parts import PartStore, pack_names, plan_parts
 from tape.registry import load_plugins, resolve_task
-from tape.runs.flags import (
-    DEVICE_FLAGS,
-    add_flags,
-    add_ignored_flags,
-    check_flags,
-    choose_precision,
-    positive,
-)
+from tape.runs.flags import DEVICE_FLAGS, add_flags, add_ignored_flags, check_flags, choose_precision, positive
 from tape.runs.processes import Processes, run_together
 
-IGNORED = ("vocab_file", "output_dir", "debug")  # TAPE's; those of the next line without a word
-NO_MATTER = ("seed", "num_workers", "log_level", "task")
+IGNORED = ("vocab_file", "output_dir", "debug")  # TAPE's
+SILENTLY_IGNORED = ("seed", "num_workers", "log_level", "task")
 MANIFEST_FLAGS = ("layer", "format", "save_fp16", "tokens_per_batch", "batch_size", "part_proteins")
 NPZ_MANY = 100_000  # proteins from which on a notice recommends another format
 
@@ -68,7 +61,7 @@ def build_parser() -> errors.ArgumentParser:
     add_fasta_flags(parser)
     add_flags(parser, *DEVICE_FLAGS, "tokenizer", "plugin")
     parser.add_argument("--model_config_file", help="config.json to check MODEL_DIR by")
-    add_ignored_flags(parser, (*IGNORED, *NO_MATTER))
+    add_ignored_flags(parser, (*IGNORED, *SILENTLY_IGNORED))
     return parser
 
 
@@ -100,7 +93,7 @@ def make_manifest(args: argparse.Namespace, scan: Scan, model_sha256: str, outpu
         "model sha256": model_sha256,
         "embeddings": list(outputs),
         **{f"--{flag}": getattr(args, flag) for flag in MANIFEST_FLAGS},
-        "precision": "fp16" if args.fp16 else "bf16" if args.bf16 else "fp32",
+        "precision": next((name for name in ("fp16", "bf16") if getattr(args, name)), "fp32"),
         "device": device,
         "torch": str(torch.__version__),
     } | {f"--{name}": value for name, value in asdict(scan.rules).items()}
@@ -132,16 +125,6 @@ def peak_memory() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def check(args: argparse.Namespace) -> None:
-    """What needs no file; fills in --format."""
-    args.format = choose_format(args.out_file, args.format)
-    if args.duplicates == "keep" and args.format == "npz":
-        raise InputError("--duplicates keep: the names are the keys of an .npz file; write .h5 or .parquet")
-    if Path(args.out_file).resolve() == Path(args.data_file).resolve():
-        raise InputError(f"{args.out_file}: is the input; give the output a name of its own")
-    check_flags(args, IGNORED)
-
-
 def run(args: argparse.Namespace, processes: Processes, device: torch.device) -> None:
     """The whole command, on every process."""
     requested = args.embeddings or (["pooled"] if args.full_sequence_embed else ["pooled", "avg"])
@@ -169,11 +152,11 @@ def run(args: argparse.Namespace, processes: Processes, device: torch.device) ->
         parts = (store.load(part) for part in range(len(bounds) - 1))
         store.finish(lambda path: WRITERS[args.format](path, contents, parts))
         peaks = [max(shares[0][1], peak_memory()), *(peak for _, peak in shares[1:])]
-        report(args, scan, contents, (sum(count for count, _ in shares), seconds), peaks)
+        report(args.out_file, scan, contents, sum(count for count, _ in shares), seconds, peaks)
 
 
 def begin(store: PartStore, scan: Scan, count: int, name: str) -> None:
-    """Open the parts' directory and say what lies ahead."""
+    """Open the parts' directory; print how many parts there are and how many are done."""
     resumed = store.open()
     done = f", {sum(store.has(part) for part in range(count))} of them done" if resumed else ""
     print(f"{scan.path}: {len(scan):,} proteins in {count} parts{done}", flush=True)
@@ -181,13 +164,12 @@ def begin(store: PartStore, scan: Scan, count: int, name: str) -> None:
         print("notice: .npz needs memory for every protein's name; .h5 and .parquet are for millions", file=sys.stderr)
 
 
-def report(args: argparse.Namespace, scan: Scan, contents: Contents, work: tuple, peaks: Sequence[int]) -> None:
-    """The last line. work: (proteins embedded by this run, seconds that took); peaks: bytes, of each process."""
-    count, seconds = work
+def report(path: str, scan: Scan, contents: Contents, count: int, seconds: float, peaks: Sequence[int]) -> None:
+    """The last line. count, seconds: proteins that this run embedded, in what time; peaks: bytes, of each process."""
     outputs = ", ".join(f"{name} [{width}]" for name, width in contents.widths.items())
     memory = " + ".join(f"{peak / 2**20:,.0f}" for peak in peaks)
     print(
-        f"wrote {args.out_file}: {contents.proteins:,} proteins ({contents.tokens - 2 * contents.proteins:,} residues)"
+        f"wrote {path}: {contents.proteins:,} proteins ({contents.tokens - 2 * contents.proteins:,} residues)"
         f"{scan.summary()}; {outputs}; {count:,} embedded in {seconds:,.1f} s, {count / seconds:,.1f} proteins/s; "
         f"peak memory {memory} MiB",
         flush=True,
@@ -197,7 +179,12 @@ def report(args: argparse.Namespace, scan: Scan, contents: Contents, work: tuple
 def main(argv: Sequence[str] | None = None) -> int:
     load_plugins(argv)
     args = build_parser().parse_args(argv)
-    check(args)
+    args.format = choose_format(args.out_file, args.format)
+    if args.duplicates == "keep" and args.format == "npz":
+        raise InputError("--duplicates keep: the names are the keys of an .npz file; write .h5 or .parquet")
+    if Path(args.out_file).resolve() == Path(args.data_file).resolve():
+        raise InputError(f"{args.out_file}: is the input; give the output a name of its own")
+    check_flags(args, IGNORED)
     return run_together(args.device, lambda processes, device: run(args, processes, device))
 
 

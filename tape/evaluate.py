@@ -163,7 +163,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     check_flags(args, IGNORED)
     start_logging(args.log_level)
     for name in map(canonical_metric, args.metrics or ()):
-        # a plugin's model may bring metrics of its own, which only its outputs tell (all_metrics)
+        # a plugin's model may bring metrics of its own, known only from its outputs: all_metrics checks those
         if name not in task.metrics and task.metric != "loss":
             raise InputError(f"--metrics {name}: {task.name} has {', '.join(task.metrics)}")
     check_form(args.save_predictions)

@@ -1,4 +1,4 @@
-"""What a finetuned model says about the proteins of a FASTA file (.gz too), for every task.
+"""A finetuned model's predictions for the proteins of a FASTA file (.gz too), for every task.
 
     tape-predict RUN_DIR proteins.fasta out.tsv
     tape-predict RUN_DIR proteins.fasta maps.npz                contacts: also maps_png/000001_<id>.png ...
@@ -109,7 +109,7 @@ def load_predictor(args: argparse.Namespace) -> tuple[str, Predictor, dict]:
     task = resolve_task(name, args.model_type or flags.get("model_type") or config.get("base_model") or "transformer")
     kind = TASK_KINDS.get(name)
     if kind is not None and kind not in REPORTS:
-        raise InputError(f"task {name}: tape-predict has nothing to say; tape-embed gives embeddings")
+        raise InputError(f"task {name}: has no predictions to write; tape-embed gives embeddings")
     if args.masked and kind != "masked_language_modeling":
         raise InputError(f"--masked: is for masked_language_modeling, {directory} is a {name} model")
     model = task.model.from_pretrained(directory, require_head=True, num_labels=task.num_labels)

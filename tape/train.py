@@ -204,7 +204,7 @@ def train_one(
     progress = trainer.run(resume)
     minutes = (time.perf_counter() - begin) / 60
     if processes.is_main and "minutes" not in before:  # a run that was finished already stays as it is
-        write_json(path, finite(record | _taken(options, train, progress, minutes)))
+        write_json(path, finite(record | _summary(options, train, progress, minutes)))
     if processes.is_main:
         best = f"best {task.metric} {progress.best:.4f}" if progress.best is not None else "not evaluated, weights"
         print(
@@ -219,7 +219,7 @@ def _values(options: TrainOptions) -> dict[str, object]:
     return {key: getattr(options, key) for key in recipes.BUILT_IN}
 
 
-def _taken(options: TrainOptions, train: SplitData, progress: RunProgress, minutes: float) -> dict:
+def _summary(options: TrainOptions, train: SplitData, progress: RunProgress, minutes: float) -> dict:
     """What a finished run adds to args.json. minutes: since the last start."""
     steps = training_steps(train.lengths, options.batch_size, 1, options.seed, 0, progress.step)
     return {

@@ -89,7 +89,7 @@ def read_grid(axes: Sequence[Sequence[str]]) -> dict[str, list]:
             except (ValueError, TypeError) as error:
                 raise InputError(f"--grid {key} {text}: cannot be used ({error})") from error
             if value in grid[key]:
-                raise InputError(f"--grid {key} {text}: stands there twice")
+                raise InputError(f"--grid {key} {text}: is given twice")
             grid[key].append(value)
     return grid
 

@@ -21,7 +21,7 @@ Buffers = dict[nn.Module, tuple[Tensor, Tensor]]
 
 
 class SumOverRanks(torch.autograd.Function):
-    """y = sum of x over the processes; the loss is summed over them too, so the gradient is the sum of theirs."""
+    """y = sum of x over the processes; the loss is summed over them too, and so are the gradients."""
 
     @staticmethod
     def forward(ctx, x: Tensor, processes: Processes) -> Tensor:

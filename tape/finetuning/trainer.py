@@ -13,6 +13,7 @@ uninterrupted run bit by bit on a CPU; files are whole at every instant; a loss 
 weights.
 """
 
+import contextlib
 import itertools
 import math
 import sys
@@ -198,14 +199,12 @@ class Trainer:
         if resume:
             state = (self.output, self.model, self.optimizer, self.scaler)
             self.progress = self.processes.together(lambda: load_state(*state))
-        progress, options = self.progress, self.options
-        main = self.processes.is_main
-        log = MetricsLog(self.output, options.log_dir, resume_at=progress.step) if main else NoLog()
-        try:
+        progress, log = self.progress, NoLog()
+        if self.processes.is_main:
+            log = MetricsLog(self.output, self.options.log_dir, resume_at=progress.step)
+        with contextlib.closing(log):
             if not progress.finished:
                 self._loop(log)
-        finally:
-            log.close()
         self.processes.barrier()  # whoever reads the directory next finds it whole
         return progress
 

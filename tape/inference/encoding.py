@@ -115,11 +115,11 @@ class TrunkEncoder:
             arrays[name] = np.empty((height, width), np.float16 if args.save_fp16 else np.float32)
             for batch, tensors in batches:
                 values = tensors.pop(name).cpu().numpy()
-                if name != "seq":
+                if name == "seq":
+                    for i, tokens in zip(batch, split_rows(lengths[batch]), strict=True):
+                        arrays[name][rows[i]] = values[tokens]
+                else:
                     arrays[name][batch] = values
-                    continue
-                for i, own in zip(batch, split_rows(lengths[batch]), strict=True):
-                    arrays[name][rows[i]] = values[own]
             if args.save_fp16 and not np.isfinite(arrays[name]).all():
                 raise InputError(f"--save_fp16: {name} holds numbers beyond float16's 65504; write float32")
         return arrays

@@ -1,4 +1,4 @@
-"""Proteins of a user's FASTA file for tape-embed and tape-predict: looked through once, then streamed.
+"""Proteins of a user's FASTA file for tape-embed and tape-predict: scanned once, then streamed.
 
     scan = scan_fasta("in.fasta.gz", Rules(max_length=1022, too_long="crop"))
     for protein in read_proteins(scan): ...            # id, residues, its number in the file; input order
@@ -85,9 +85,10 @@ def protein_id(header: str, path: str, number: int) -> str:
 
 
 def scan_fasta(path: str | Path, rules: Rules) -> Scan:
-    """Look through the whole file. InputError for what `rules` refuse, a nameless record and a file of no proteins."""
+    """Scan the whole file. InputError for what `rules` refuse, a nameless record and a file of no proteins."""
     path, lengths, digests = str(path), [], []
-    for chunk in _chunks(read_fasta(path), 1 << 16):  # lists of a chunk only: arrays are smaller
+    records = read_fasta(path)
+    while chunk := list(itertools.islice(records, 1 << 16)):  # lists of a chunk only: arrays are smaller
         first = sum(len(part) for part in lengths) + 1
         names = [protein_id(header, path, first + i) for i, (header, _) in enumerate(chunk)]
         lengths.append(np.array([len(residues) for _, residues in chunk], np.int32))
@@ -132,11 +133,6 @@ def _leave_out_duplicates(path: str, selected: np.ndarray, digests: np.ndarray, 
 def _name(path: str, index: int) -> str:
     header, _ = next(itertools.islice(read_fasta(path), index, None))
     return header.split(maxsplit=1)[0]
-
-
-def _chunks(items: Iterator, size: int) -> Iterator[list]:
-    while chunk := list(itertools.islice(items, size)):
-        yield chunk
 
 
 def read_proteins(scan: Scan) -> Iterator[Protein]:

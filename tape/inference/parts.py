@@ -65,15 +65,15 @@ class PartStore:
         if path.is_file():
             self._compare(read_json(path, f"a run's manifest (or remove {self.directory})"))
             return True
-        if self.directory.exists() and (not self.directory.is_dir() or any(self._entries())):
+        # a killed run may have been just writing the manifest
+        unfinished = self.directory.is_dir() and all(
+            p.name.startswith(f".{MANIFEST}.") for p in self.directory.iterdir()
+        )
+        if self.directory.exists() and not unfinished:
             raise InputError(f"{self.directory}: exists without {MANIFEST}; move it away or give another output name")
         self.directory.mkdir(parents=True, exist_ok=True)
         write_json(path, self.manifest)
         return False
-
-    def _entries(self) -> Iterator[Path]:
-        """Files of the directory, but for a manifest that a killed run was just writing."""
-        return (path for path in self.directory.iterdir() if not path.name.startswith(f".{MANIFEST}."))
 
     def _compare(self, saved: dict) -> None:
         for name in {**self.manifest, **saved}:

@@ -1,4 +1,4 @@
-"""What a finetuned model says about one protein, and the file it goes into: one entry of REPORTS for each kind of task.
+"""A finetuned model's prediction for one protein, and the file of them: one entry of REPORTS for each kind of task.
 
   token_classification      TSV, a line a residue: id, position (from 1), residue, state, probability of each state
   value                     TSV, a line a protein: id, length, value
@@ -133,14 +133,10 @@ def open_maps(path: Path, pictures: Path | None) -> Iterator[Callable[[Protein, 
             with archive.open(entry, "w", force_zip64=True) as file:
                 np.lib.format.write_array(file, np.ascontiguousarray(contacts), allow_pickle=False)
             if pictures is not None:
-                draw_map(pictures / picture_name(protein), protein, contacts)
+                name = re.sub(r"[^A-Za-z0-9._-]", "_", protein.id)[:100]
+                draw_map(pictures / f"{protein.number:06d}_{name}.png", protein, contacts)  # the number is unique
 
         yield write
-
-
-def picture_name(protein: Protein) -> str:
-    """A file name that differs between proteins: the record's number and the tame letters of the name."""
-    return f"{protein.number:06d}_{re.sub(r'[^A-Za-z0-9._-]', '_', protein.id)[:100]}.png"
 
 
 def draw_map(path: Path, protein: Protein, contacts: np.ndarray) -> None:

@@ -1,1 +1,1 @@
-"""songlab's module paths of the models: tape.models.modeling_bert and so on. The code is elsewhere."""
+"""The models, under songlab's module paths: tape.models.modeling_bert and so on."""

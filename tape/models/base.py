@@ -32,14 +32,8 @@ class ProteinConfig:
     """The keys of config.json as attributes. Unknown keys are kept and written back."""
 
     def __init__(self, **values):
-        defaults = {
-            "finetuning_task": None,
-            "num_labels": 2,
-            "output_attentions": False,
-            "output_hidden_states": False,
-            "torchscript": False,
-        }
-        self.__dict__.update(defaults | values)
+        switches = dict.fromkeys(("output_attentions", "output_hidden_states", "torchscript"), False)
+        self.__dict__.update({"finetuning_task": None, "num_labels": 2} | switches | values)
 
     @classmethod
     def from_pretrained(cls, directory: str | Path, **overrides) -> "ProteinConfig":
@@ -70,8 +64,6 @@ class ProteinConfig:
 
     def __eq__(self, other: object) -> bool:
         return type(other) is type(self) and self.__dict__ == other.__dict__
-
-    __hash__ = None
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.to_json_string()})"
@@ -181,7 +173,7 @@ class ProteinModel(nn.Module):
         tensors = dict(tensors)
         head = [name for name in own if has_trunk_inside and not name.startswith(prefix)]
         no_head = bool(head) and not any(name in tensors for name in head)
-        if no_head and all(name in own for name in tensors):  # else the complaint is about another model's head
+        if no_head and all(name in own for name in tensors):  # else check_tensors reports the other head
             if require_head:
                 raise InputError(f"{path}: {self.missing_head}")
             notes.append(f"{path}: no task head in the file, the head starts from random weights")

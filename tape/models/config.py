@@ -1,6 +1,6 @@
 """config.json as attributes: ProteinBertConfig, and what the configurations of songlab's models share.
 
-A key that is no model's is kept and written back; the values of known ones are checked by one table of rules.
+Unknown keys are kept and written back; the values of known ones are checked by one table of rules.
 """
 
 from collections.abc import Mapping
@@ -48,7 +48,7 @@ class ProteinBertConfig(ProteinConfig):
         else:
             values = {"vocab_size": vocab_size_or_config_json_file} | values
         self.__dict__.update(CONFIG_DEFAULTS | values)
-        self.model_config()  # its complaints
+        self.model_config()  # for its checks
         check(self, "head", "pooling", "contact_dropout_prob", "output_attentions")
 
     @classmethod

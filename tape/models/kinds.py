@@ -46,7 +46,7 @@ class BuiltInModel(ProteinModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_dir=None, config=None, require_head=False, **overrides) -> "BuiltInModel":
-        """ProteinModel.from_pretrained; a key that no model of this package has is refused, as a slip of the pen."""
+        """ProteinModel.from_pretrained; a key that no model of this package has is refused, as a misspelling."""
         unknown = sorted(set(overrides) - set(vars(cls.config_class())) - set(CONFIG_DEFAULTS))
         if unknown:
             raise InputError(f"from_pretrained: {unknown[0]} is not a key of {cls.config_class.__name__}")

@@ -4,8 +4,8 @@
     sequence_output, pooled_output = model(input_ids, input_mask)[:2]
 
 What must hold: padding is dropped before the encoder (proteinlm.model.ProteinBert on the flat stream of real tokens)
-and put back as zeros, so no result depends on padding; loading checks every name and shape, and `load_report` says
-what was left out. `load_state_dict` takes our names and TAPE's.
+and put back as zeros, so no result depends on padding; loading checks every name and shape, and `load_report` lists
+what was left out. `load_state_dict` takes ProteinBert's names and TAPE's.
 
 Legend: B proteins, N tokens of the longest (residues + 2), h hidden size.
 """
@@ -97,7 +97,7 @@ class ProteinBertModel(ProteinBertAbstractModel):
 
 
 def rename_encoder(module: ProteinBertModel, state: dict[str, Tensor], prefix: str, *_: object) -> None:
-    """load_state_dict pre-hook of ProteinBertModel: TAPE's names become ours, in place."""
+    """load_state_dict pre-hook of ProteinBertModel: renames TAPE's tensors to ProteinBert's names, in place."""
     spellings = ("embeddings.", "encoder.layer.", "encoder.final_ln.", "bert_tail_dense.")
     names = [name for name in state if name.startswith(tuple(prefix + part for part in spellings))]
     tensors = {f"bert.{name.removeprefix(prefix)}": state.pop(name) for name in names}
@@ -125,8 +125,8 @@ class ProteinBertForMaskedLM(kinds.LanguageModel, ProteinBertAbstractModel):
 
 
 def rename_lm_head(module: ProteinBertForMaskedLM, state: dict[str, Tensor], prefix: str, *_: object) -> None:
-    """load_state_dict pre-hook of ProteinBertForMaskedLM: TAPE's names become ours, in place. A decoder that is not the
-    embedding drops all of mlm.*, which strict loading then reports as missing."""
+    """load_state_dict pre-hook of ProteinBertForMaskedLM: renames TAPE's mlm.* to LMHead's names, in place. A decoder
+    that is not the embedding drops all of mlm.*, which strict loading then reports as missing."""
     spellings = (f"{prefix}bert.embeddings.word_embeddings.weight", f"{prefix}bert.encoder.word_embeddings.weight")
     words = next((state[name] for name in spellings if name in state), None)
     decoder = state.pop(f"{prefix}mlm.decoder.weight", None)

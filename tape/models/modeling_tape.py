@@ -3,11 +3,11 @@
     model = TapeTransformerModel.from_pretrained("bert-base")         a directory below $TAPE_MODELS or ~/.cache/tape
     sequence_output, pooled_output = model(input_ids, input_mask)[:2]
 
-Model type tape_transformer; tape.models.modeling_bert's classes turn here when they are given such a file. Names,
-shapes, sizes and first weights are songlab's (modeling_bert.py), whose files say base_model "transformer" or nothing:
-ours say "tape_transformer". What must hold: hidden states, pooled output and masked-LM logits are those of Hugging
-Face's BERT with the same weights; padding changes nothing; every name of a file is checked, and a pre-LN file is
-refused.
+Model type tape_transformer; tape.models.modeling_bert's classes load these for a file of that architecture. Names,
+shapes, sizes and first weights are songlab's (modeling_bert.py), whose files have base_model "transformer" or nothing:
+files written here have "tape_transformer". What must hold: hidden states, pooled output and masked-LM logits are those
+of Hugging Face's BERT with the same weights; padding changes nothing; every name of a file is checked, and a pre-LN
+file is refused.
 
 Only real tokens are computed: padding is dropped before the embedding and put back as zeros.
 
@@ -201,7 +201,11 @@ class TapeTransformerModel(TapeTransformerAbstractModel):
             if self.config.output_hidden_states:
                 hidden.append(outputs.scatter(state, where, mask))
         last = hidden[-1] if hidden else outputs.scatter(state, where, mask)
-        return (last, self._pool(last, mask), *([tuple(hidden)] if hidden else []))
+        if self.config.pooling == "mean":
+            pooled = outputs.mean_of_residues(last, mask)
+        else:
+            pooled = self.pooler(outputs.first_state(last, mask))
+        return (last, pooled, *([tuple(hidden)] if hidden else []))
 
     def _plan(self, bounds: Tensor, dtype: torch.dtype, longest: int) -> AttentionPlan:
         """Where each protein begins in the stream, for the attention of this device and dtype."""
@@ -209,12 +213,6 @@ class TapeTransformerModel(TapeTransformerAbstractModel):
             dtype = torch.get_autocast_dtype(bounds.device.type)
         dropout = self.config.attention_probs_dropout_prob if self.training else 0.0
         return make_plan(bounds, choose_backend(bounds.device, dtype, dropout), longest)
-
-    def _pool(self, states: Tensor, mask: Tensor) -> Tensor:
-        """[B, N, h] -> [B, h]."""
-        if self.config.pooling == "mean":
-            return outputs.mean_of_residues(states, mask)
-        return self.pooler(outputs.first_state(states, mask))
 
 
 class TapeTransformerForMaskedLM(kinds.MaskedLanguageModel, TapeTransformerAbstractModel):

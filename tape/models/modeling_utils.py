@@ -5,7 +5,7 @@
     logits, = head(hidden_states, None)
     logits = head(hidden_states)                    # as in songlab's example of adding a model
 
-For the models of users (plugins); ours use tape.models.heads. Shapes, widths (512) and parameter names are songlab's.
+For users' models (plugins); this package's use tape.models.heads. Shapes, widths (512), parameter names are songlab's.
 What must hold: where a head convolves or normalises, `input_mask` [B, N] keeps padding out of its numbers; without it
 (songlab has none) every position counts.
 

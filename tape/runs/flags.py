@@ -16,7 +16,7 @@ from tape.runs.processes import is_main_process
 
 
 def within(kind: type, low: float, high: float = math.inf) -> Callable[[str], float]:
-    """How a flag reads a finite number from `low` to `high`."""
+    """argparse's `type` of a finite number from `low` to `high`."""
     bounds = f"at least {low}" if high == math.inf else f"between {low} and {high}"
 
     def read(text: str) -> float:
@@ -70,7 +70,7 @@ def choose_precision(fp16: bool, bf16: bool, device: torch.device) -> torch.dtyp
 
 
 def add_ignored_flags(parser: argparse._ActionsContainer, names: Sequence[str]) -> None:
-    """TAPE's flags without meaning in a command, left out of its help. Under them --local_rank, torchrun's business."""
+    """TAPE's flags without meaning in a command, and --local_rank (the environment has it); left out of its help."""
     for name in names:
         value = {"action": "store_true"} if name == "debug" else {}
         parser.add_argument(f"--{name}", help=argparse.SUPPRESS, **value)

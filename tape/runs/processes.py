@@ -1,4 +1,4 @@
-"""The processes that share one run of `tape`: who am I, what do the others have, add the gradients up.
+"""The processes that share one run of `tape`: rank and size, objects exchanged, tensors and gradients summed.
 
 torchrun starts them (`tape-train-distributed` starts torchrun); without it there is one process and torch.distributed
 is never touched. gloo between CPUs, nccl between GPUs; Python objects always travel over gloo. What must hold: every
@@ -174,7 +174,7 @@ def run_together(device_name: str, work: Callable[[Processes, torch.device], Non
     """The frame of a command: join the run, work, leave. Returns the exit status.
 
     A mistake that all ranks know of is printed by rank 0, and none leaves before that: torchrun ends the others as
-    soon as one has failed. Any other exception leaves at once, without a farewell that other ranks might not answer.
+    soon as one has failed. Any other exception leaves at once, without a barrier that other ranks might not reach.
     """
     processes, device = start(device_name)
     status = 0

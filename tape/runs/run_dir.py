@@ -75,16 +75,15 @@ def prepare_output(options: TrainOptions) -> bool:
     started = read_run(output)
     if not started:
         refuse_to_overwrite(output, "--output_dir")
-    (output / STATE.parent).mkdir(parents=True, exist_ok=True)
     if options.force_save == "TRUE":
         clear(output)
-        return False
+    elif started and not options.resume:
+        raise InputError(
+            f"{output}: already holds a run; --resume goes on with it, --force_save begins it anew, or give "
+            "another --output_dir"
+        )
+    (output / STATE.parent).mkdir(parents=True, exist_ok=True)
     if not options.resume:
-        if started:
-            raise InputError(
-                f"{output}: already holds a run; --resume goes on with it, --force_save begins it anew, or give "
-                "another --output_dir"
-            )
         return False
     if not (output / STATE).is_file():
         print(f"notice: {output} holds no saved state yet; starting afresh", flush=True)
@@ -109,7 +108,6 @@ def clear(output: Path) -> None:
     for path in output.glob(f"{task}-*.*") if task else ():
         path.unlink()
     (output / "args.json").unlink(missing_ok=True)
-    (output / "last").mkdir(parents=True, exist_ok=True)
 
 
 def save_weights(model: nn.Module, directory: Path) -> None:

@@ -88,7 +88,7 @@ def test_every_trial_is_held_out_of_train(world, tmp_path, in_process):
         (["learnin_rate", "1"], [], "learnin_rate: not a key of a recipe"),
         (["learning_rate"], [], "learning_rate: without values"),
         (["learning_rate", "fast"], [], "learning_rate fast: cannot be used"),
-        (["learning_rate", "1e-3", "0.001"], [], "0.001: stands there twice"),
+        (["learning_rate", "1e-3", "0.001"], [], "0.001: is given twice"),
         (["pooling", "median"], [], "should be one of first, mean"),
         (["freeze_encoder", "yes"], [], "true or false"),
         (["batch_size", "4"], [], "--batch_size: is in the grid"),
