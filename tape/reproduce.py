@@ -29,7 +29,7 @@ from tape.recipes import PRESETS, read_yaml
 from tape.registry import model_types, resolve_task
 from tape.reporting import collect, pages
 from tape.reporting.published import PUBLISHED
-from tape.runs.flags import flag_words
+from tape.runs.flags import flag_words, positive
 from tape.runs.jobs import Arm, Job, other_runs, run_jobs
 from tape.runs.results import weights_identity
 
@@ -133,9 +133,9 @@ def build_parser() -> errors.ArgumentParser:
     parser.add_argument("--arms", nargs="+", default=list(ARMS), metavar="ARM", help=" ".join(ARMS))
     parser.add_argument("--seeds", nargs="+", type=int, help="default: the preset's")
     parser.add_argument("--splits", nargs="+", default=["all"], help="default: all that are in DATA_DIR")
-    parser.add_argument("--jobs", type=int, default=1, help="runs side by side")
+    parser.add_argument("--jobs", type=positive, default=1, help="runs side by side")
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--batch_size", type=int, help="proteins scored at a time; changes no number")
+    parser.add_argument("--batch_size", type=positive, help="proteins scored at a time; changes no number")
     parser.add_argument("--train_flags", default="", help="further flags of tape-train, in one quoted word")
     parser.add_argument("--report_only", action="store_true", help="run nothing; write the page of what is done")
     return parser
@@ -144,8 +144,6 @@ def build_parser() -> errors.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     args = build_parser().parse_args(words)
-    if args.jobs < 1:
-        raise InputError(f"--jobs {args.jobs}: should be at least 1")
     pages.import_pyplot()  # refuse now rather than after hours
     jobs = plan(args)
     out = Path(args.out)

@@ -187,11 +187,6 @@ class Trainer:
             save_weights(self.model, self.output)
             self.on_best(self.progress)
 
-    def save_state(self) -> None:
-        """Replace RUN_DIR/last."""
-        if self.processes.is_main:
-            save_state(self.output, self.model, self.optimizer, self.scaler, self.progress)
-
     # ---- the run
 
     def run(self, resume: bool = False) -> RunProgress:
@@ -255,7 +250,8 @@ class Trainer:
             if self.valid is None:  # no evaluation says which weights are best: the newest
                 progress.best_step = progress.step
                 self.keep_weights()
-            self.save_state()
+            if self.processes.is_main:
+                save_state(self.output, self.model, self.optimizer, self.scaler, self.progress)
 
     def _log_line(self, losses: list[float], norm: float, seconds: float) -> dict:
         step = self.progress.step

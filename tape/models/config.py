@@ -43,11 +43,9 @@ class ProteinBertConfig(ProteinConfig):
 
     def __init__(self, vocab_size_or_config_json_file: int | str | Path = 30, **values):
         """TAPE's constructor: the vocabulary size, or the path of a JSON file; then any key of CONFIG_DEFAULTS."""
-        if isinstance(vocab_size_or_config_json_file, str | Path):
-            values = read_config(vocab_size_or_config_json_file) | values
-        else:
-            values = {"vocab_size": vocab_size_or_config_json_file} | values
-        self.__dict__.update(CONFIG_DEFAULTS | values)
+        first = vocab_size_or_config_json_file
+        file = read_config(first) if isinstance(first, str | Path) else {"vocab_size": first}
+        self.__dict__.update(CONFIG_DEFAULTS | file | values)
         self.model_config()  # for its checks
         check(self, "head", "pooling", "contact_dropout_prob", "output_attentions")
 
@@ -68,8 +66,7 @@ class BaselineConfig(ProteinConfig):
 
     def __init__(self, *arguments, **values):
         positional = dict(zip(list(self.defaults)[: len(arguments)], arguments, strict=True))
-        own = self.defaults | positional | values
-        super().__init__(**({"head": "proteinlm", "contact_dropout_prob": 0.5} | own))
+        super().__init__(**{"head": "proteinlm", "contact_dropout_prob": 0.5} | self.defaults | positional | values)
         self.base_model = self.model_type  # songlab's files say "transformer", or nothing
         check(self, "head", "contact_dropout_prob")
 

@@ -183,7 +183,6 @@ def test_a_failure_stops_nothing_else_and_is_reported(world, commands, capsys):
         (("--arms", "random", "random"), "each name once"),
         (("--arms", "a=nowhere"), "nowhere"),
         (("--preset", "gpu"), "should be a YAML file or cpu, full"),
-        (("--jobs", "0"), "--jobs 0: should be at least 1"),
     ],
 )
 def test_mistakes_are_told_in_one_line(world, capsys, words, message):
@@ -191,6 +190,13 @@ def test_mistakes_are_told_in_one_line(world, capsys, words, message):
     assert errors.run(reproduce.main, line) == 2
     told = capsys.readouterr().err.strip().splitlines()
     assert len(told) == 1 and message in told[0]
+
+
+@pytest.mark.parametrize("flag", ["--jobs", "--batch_size"])
+def test_a_number_below_1_is_refused(capsys, flag):
+    with pytest.raises(SystemExit):
+        reproduce.main(["model", "data", flag, "0"])
+    assert f"{flag}: 0 should be at least 1" in capsys.readouterr().err
 
 
 def test_a_preset_with_a_wrong_section_is_refused(tmp_path):
