@@ -159,7 +159,7 @@ def train_one(
     data: Splits | None,
     command: str,
 ) -> tuple[Splits, RunProgress]:
-    """One run from its model to its last weights; returns the data for the next one too."""
+    """One run, from its model to its last weights; returns the data, which the next run uses too."""
 
     def prepare() -> tuple[torch.nn.Module, Splits, dict | None]:
         model = build_model(task, options)

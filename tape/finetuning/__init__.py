@@ -1,1 +1,1 @@
-"""What tape-train is made of."""
+"""Finetuning: flags, optimizer steps, learning rates by layer, LoRA, BatchNorm over several processes."""
