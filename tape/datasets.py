@@ -106,20 +106,18 @@ class SecondaryStructureDataset(TapeDataset):
     num_labels = 3
     key: ClassVar[str] = "ss3"
 
-    def _example(self, record: dict, where: str, length: int, index: int) -> Example:
+    def _example(self, record: dict, token_ids: np.ndarray, where: str, length: int, index: int) -> Example:
         labels = array_of(record, self.key, where, (length,))
         if labels.dtype.kind not in "iu" or not ((labels >= IGNORE) & (labels < self.num_labels)).all():
             raise InputError(f"{where}: {self.key} must be whole numbers of 0-{self.num_labels - 1} (or -1, unknown)")
         whole = "valid_mask" not in record or record["valid_mask"] is None
         valid = np.ones(length, bool) if whole else array_of(record, "valid_mask", where, (length,)).astype(bool)
-        record = self._cropped(record)
-        token_ids, seen = self._encode(record, where), len(record["primary"])
+        seen = len(record["primary"])
         labels = np.pad(labels[:seen].astype(np.int64), 1, constant_values=IGNORE)
-        return Example.of((token_ids, np.ones_like(token_ids), labels), record, valid[:seen])
+        return Example.of(record, token_ids, labels, valid=valid[:seen])
 
     def collate_fn(self, batch: Sequence[Example]) -> TapeBatch:
-        known = [getattr(example, "valid", None) for example in batch]
-        rows = [np.ones(len(e[0]) - 2, bool) if v is None else v for e, v in zip(batch, known, strict=True)]
+        rows = [np.ones(len(e[0]) - 2, bool) if getattr(e, "valid", None) is None else e.valid for e in batch]
         collated = super().collate_fn(batch)
         collated.extra["valid_mask"] = torch.from_numpy(pad_sequences([np.pad(row, 1) for row in rows], False))
         return collated
@@ -131,10 +129,10 @@ class SecondaryStructure8Dataset(SecondaryStructureDataset):
     num_labels = 8
     key = "ss8"
 
-    def _example(self, record: dict, where: str, length: int, index: int) -> Example:
+    def _example(self, record: dict, token_ids: np.ndarray, where: str, length: int, index: int) -> Example:
         if record.get(self.key) is None:
             raise InputError(f"{where}: no ss8; 8-state structure needs a file with ss8 (this one has 3-state labels)")
-        return super()._example(record, where, length, index)
+        return super()._example(record, token_ids, where, length, index)
 
 
 class ProteinnetDataset(TapeDataset):
@@ -147,20 +145,17 @@ class ProteinnetDataset(TapeDataset):
     folder = "proteinnet"
     splits = ("train", "train_unfiltered", "valid", "test")
 
-    def _example(self, record: dict, where: str, length: int, index: int) -> Example:
+    def _example(self, record: dict, token_ids: np.ndarray, where: str, length: int, index: int) -> Example:
         tertiary = array_of(record, "tertiary", where, (length, 3)).astype(np.float64)
         valid = array_of(record, "valid_mask", where, (length,)).astype(bool) & np.isfinite(tertiary).all(1)
-        record = self._cropped(record)
-        token_ids, seen = self._encode(record, where), len(record["primary"])
-        contacts = contact_map(tertiary[:seen], valid[:seen])
-        return Example.of((token_ids, np.ones_like(token_ids), contacts, seen), record, valid[:seen])
+        seen = len(record["primary"])
+        return Example.of(record, token_ids, contact_map(tertiary[:seen], valid[:seen]), seen, valid=valid[:seen])
 
     def collate_fn(self, batch: Sequence[Example]) -> TapeBatch:
         """protein_length [B] is one of TAPE's keys here; beside them valid_mask [B, L]."""
         collated = super().collate_fn(batch)
         collated["protein_length"] = collated.extra.pop("protein_length")
-        known = [getattr(example, "valid", None) for example in batch]
-        rows = [(e[2] != IGNORE).any(1) if v is None else v for e, v in zip(batch, known, strict=True)]
+        rows = [(e[2] != IGNORE).any(1) if getattr(e, "valid", None) is None else e.valid for e in batch]
         collated.extra["valid_mask"] = torch.from_numpy(pad_sequences(rows, False))
         return collated
 
@@ -192,15 +187,14 @@ class MaskedLanguageModelingDataset(TapeDataset):
         """Training masks of another epoch; valid and holdout never change."""
         self.epoch = epoch if self.split == "train" else 0
 
-    def _example(self, record: dict, where: str, length: int, index: int) -> Example:
-        record = self._cropped(record)
-        token_ids, vocabulary = self._encode(record, where), self.tokenizer.tokenizer
+    def _example(self, record: dict, token_ids: np.ndarray, where: str, length: int, index: int) -> Example:
+        vocabulary = self.tokenizer.tokenizer
         maskable = np.isin(token_ids, vocabulary.residue_ids)
         rng = sample_rng(self.seed, MASK_STREAM, int(self._numbers[index]), self.epoch)
         masked, positions, hidden = mask_tokens(token_ids, maskable, vocabulary, rng, self.mask_prob)
         labels = np.full(len(token_ids), IGNORE, np.int64)
         labels[positions] = hidden
-        return Example.of((masked, np.ones_like(masked), labels, *_families(record)), record)
+        return Example.of(record, masked, labels, *_families(record))
 
 
 class LanguageModelingDataset(TapeDataset):
@@ -212,10 +206,8 @@ class LanguageModelingDataset(TapeDataset):
     folder = "pfam"
     splits = ("train", "valid", "holdout")
 
-    def _example(self, record: dict, where: str, length: int, index: int) -> Example:
-        record = self._cropped(record)
-        token_ids = self._encode(record, where)
-        return Example.of((token_ids, np.ones_like(token_ids), *_families(record)), record)
+    def _example(self, record: dict, token_ids: np.ndarray, where: str, length: int, index: int) -> Example:
+        return Example.of(record, token_ids, *_families(record))
 
     def _own_targets(self, batch: Sequence[Example]) -> list:
         return [example[0] for example in batch]

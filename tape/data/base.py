@@ -22,8 +22,9 @@ import torch
 
 from proteinlm.errors import InputError
 from tape.data.examples import Example, TapeBatch, pad_sequences
+from tape.data.files import dataset_factory
 from tape.data.lengths import TOO_LONG
-from tape.data.records import find_data_file, open_records
+from tape.data.records import find_data_file
 from tape.metrics import IGNORE
 from tape.tokenizers import TAPETokenizer
 
@@ -56,8 +57,7 @@ class TapeDataset(torch.utils.data.Dataset):
         self.tokenizer = TAPETokenizer(vocab=tokenizer) if isinstance(tokenizer, str) else tokenizer
         self.path = find_data_file(data_path, self.folder, self.folder, split)
         self.split, self.max_length, self.too_long = split, max_length, too_long
-        self.data = open_records(self.path)
-        self._cache: list[dict | None] | None = [None] * len(self.data) if in_memory else None
+        self.data = dataset_factory(self.path, in_memory)
         self._numbers = self._choose()
 
     def __len__(self) -> int:
@@ -67,37 +67,39 @@ class TapeDataset(torch.utils.data.Dataset):
         """The whole record of protein `index` as it is on disk, uncropped: primary and id are str."""
         if not 0 <= index < len(self):
             raise IndexError(index)
-        return self._read(int(self._numbers[index]))
+        return self.data[int(self._numbers[index])]
 
     def where(self, index: int) -> str:
         """File and record of protein `index`, for messages."""
         return f"{self.path} record {int(self._numbers[index])}"
 
+    @property
+    def whole_lengths(self) -> np.ndarray:
+        """int64 [len(self)]: residues of each protein as it is on disk."""
+        return self._record_lengths[self._numbers]
+
     @cached_property
     def lengths(self) -> np.ndarray:
         """int64 [len(self)]: residues of each protein as the model sees it (after cropping)."""
-        lengths = self._record_lengths[self._numbers]
-        return lengths if self.max_length is None else np.minimum(lengths, self.max_length)
+        return self.whole_lengths if self.max_length is None else np.minimum(self.whole_lengths, self.max_length)
 
     @property
     def counts(self) -> dict[str, int | str | None]:
         """What `max_length` did to this split, for a result file."""
-        lengths, cropping = self._record_lengths, self.too_long == "crop"
-        over = lengths - (self.max_length or lengths.max(initial=0))
-        over = over[over > 0]
+        cropped = self.whole_lengths - self.lengths
         return {
-            "n_records": len(lengths),
+            "n_records": len(self.data),
             "n_examples": len(self),
             "max_length": self.max_length,
             "too_long": self.too_long,
-            "n_cropped": len(over) if cropping else 0,
-            "n_residues_cropped": int(over.sum()) if cropping else 0,
-            "n_skipped": len(lengths) - len(self),
+            "n_cropped": int((cropped > 0).sum()),
+            "n_residues_cropped": int(cropped.sum()),
+            "n_skipped": len(self.data) - len(self),
         }
 
     @cached_property
     def _record_lengths(self) -> np.ndarray:
-        return np.array([len(self._read(i)["primary"]) for i in range(len(self.data))], np.int64)
+        return np.array([len(self.data[i]["primary"]) for i in range(len(self.data))], np.int64)
 
     def _choose(self) -> np.ndarray:
         """Numbers of the records that are proteins of this dataset."""
@@ -112,37 +114,24 @@ class TapeDataset(torch.utils.data.Dataset):
             )
         return np.flatnonzero(fits)
 
-    def _read(self, number: int) -> dict:
-        if self._cache is None:
-            return self.data[number]
-        if self._cache[number] is None:
-            self._cache[number] = self.data[number]
-        return self._cache[number]
-
     def __getitem__(self, index: int) -> Example:
         record, where = self.record(index), self.where(index)
-        return self._example(record, where, len(record["primary"]), index)
+        residues = record["primary"][: self.max_length]
+        token_ids = self.tokenizer.encode(residues)
+        if len(token_ids) != len(residues) + 2:
+            sizes = f"{len(token_ids)} tokens for {len(residues)} residues"
+            raise InputError(f"{where}: {sizes}; TAPE's tasks need a vocabulary of one token a residue")
+        return self._example(record | {"primary": residues}, token_ids, where, len(record["primary"]), index)
 
-    def _example(self, record: dict, where: str, length: int, index: int) -> Example:
-        """TAPE's tuple of one record of `length` residues; subclasses may make more of it."""
-        record = self._cropped(record)
-        token_ids = self._encode(record, where)
-        return Example.of((token_ids, np.ones_like(token_ids), self._target(record, where, length)), record)
+    def _example(self, record: dict, token_ids: np.ndarray, where: str, length: int, index: int) -> Example:
+        """TAPE's tuple of a record whose `primary` may be cropped (token_ids [N] are of that) and has `length` residues
+        on disk; subclasses may make more of it.
+        """
+        return Example.of(record, token_ids, self._target(record, where, length))
 
     def _target(self, record: dict, where: str, length: int):
         """The target of a record whose `primary` may be cropped; `length` residues are on disk."""
         raise NotImplementedError
-
-    def _cropped(self, record: dict) -> dict:
-        return record if self.max_length is None else {**record, "primary": record["primary"][: self.max_length]}
-
-    def _encode(self, record: dict, where: str) -> np.ndarray:
-        """int64 [N]; refuses a vocabulary that is not one id a residue."""
-        token_ids = self.tokenizer.encode(record["primary"])
-        if len(token_ids) != len(record["primary"]) + 2:
-            sizes = f"{len(token_ids)} tokens for {len(record['primary'])} residues"
-            raise InputError(f"{where}: {sizes}; TAPE's tasks need a vocabulary of one token a residue")
-        return token_ids
 
     def collate_fn(self, batch: Sequence[Example]) -> TapeBatch:
         """Examples -> input_ids [B, N], input_mask [B, N], targets; beside them ids (list of str), protein_length [B]
@@ -182,7 +171,7 @@ def field(record: dict, key: str, where: str) -> object:
 
 
 def array_of(record: dict, key: str, where: str, shape: tuple[int, ...]) -> np.ndarray:
-    """record[key] as a numeric array of `shape`, or an InputError with both shapes."""
+    """record[key] as a numeric array of `shape` (the protein's residues first), or an InputError with both shapes."""
     value = field(record, key, where)
     try:
         array = np.asarray(value)
@@ -192,7 +181,7 @@ def array_of(record: dict, key: str, where: str, shape: tuple[int, ...]) -> np.n
         raise InputError(f"{where}: {key} holds no plain numbers")
     if array.shape != shape:
         raise InputError(
-            f"{where}: {key} has shape {list(array.shape)}, but the protein has {len(record['primary'])} residues"
+            f"{where}: {key} has shape {list(array.shape)}, but the protein has {shape[0]} residues"
             f" (expected {list(shape)})"
         )
     return array

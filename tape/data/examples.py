@@ -28,8 +28,9 @@ class Example(tuple):
     valid: np.ndarray | None
 
     @classmethod
-    def of(cls, values: Sequence, record: dict, valid: np.ndarray | None = None) -> "Example":
-        example = cls(values)
+    def of(cls, record: dict, token_ids: np.ndarray, *rest: object, valid: np.ndarray | None = None) -> "Example":
+        """(token_ids [N], input_mask [N], *rest) of a record, its `primary` as the model sees it."""
+        example = cls((token_ids, np.ones_like(token_ids), *rest))
         example.id, example.length, example.valid = record["id"], len(record["primary"]), valid
         return example
 

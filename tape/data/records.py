@@ -1,6 +1,6 @@
 """TAPE's records on disk: an LMDB directory (or single .lmdb file) or a JSON list of dicts, one dict a protein.
 
-    records = open_records(find_data_file("data", "fluorescence", "fluorescence", "train"))
+    records = LMDBRecords(find_data_file("data", "fluorescence", "fluorescence", "train"))
     records[0]["primary"]
 
 What must hold: pickled values are read through proteinlm.untrusted.safe_load alone; an error names the file and the
@@ -36,11 +36,6 @@ def find_data_file(data_path: str | Path, folder: str, name: str, split: str) ->
         if place.exists():
             return place
     raise InputError(f"{places[0]}: no such LMDB directory, and no {places[1].name} beside it")
-
-
-def open_records(path: Path) -> "LMDBRecords | JSONRecords":
-    """The records of one file, by its ending."""
-    return JSONRecords(path) if path.suffix == ".json" else LMDBRecords(path)
 
 
 class LMDBRecords:

@@ -49,16 +49,14 @@ class SplitData:
     @property
     def truncated(self) -> dict:
         """What --max_length did to the proteins of this part."""
-        limit, too_long = self.dataset.max_length, self.dataset.too_long
-        over = np.zeros(0, np.int64)
-        if limit is not None and too_long == "crop":
-            lengths = np.array([len(sequence) for sequence in self.sequences])
-            over = lengths[lengths > limit] - limit
+        cropped = np.zeros(0, np.int64)
+        if self.dataset.too_long == "crop":
+            cropped = self.dataset.whole_lengths[self.indices] - self.lengths
         return {
-            "max_length": limit,
-            "too_long": too_long,
-            "proteins_cropped": len(over),
-            "residues_cropped": int(over.sum()),
+            "max_length": self.dataset.max_length,
+            "too_long": self.dataset.too_long,
+            "proteins_cropped": int((cropped > 0).sum()),
+            "residues_cropped": int(cropped.sum()),
         }
 
     def subset(self, indices: np.ndarray) -> "SplitData":

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
+from tape import metrics
 from tape.models.outputs import cross_entropy_sum
 
 Batch = Mapping[str, object]
@@ -96,9 +97,11 @@ def to_numpy(tensor: torch.Tensor) -> np.ndarray:
     return (tensor.float() if tensor.is_floating_point() else tensor).cpu().numpy()
 
 
-def stack_scores(predictions: Sequence[Prediction]) -> tuple[np.ndarray, np.ndarray]:
-    """Scores and labels of all proteins, one under the other: ([N, ...], [N])."""
-    if not predictions:
-        return np.zeros((0, 1), np.float32), np.zeros(0, np.int64)
-    scores = np.concatenate([np.atleast_1d(p.scores) if p.labels.ndim else p.scores[None] for p in predictions])
-    return scores, np.concatenate([np.atleast_1d(p.labels) for p in predictions])
+def apply_metric(function: Callable[[list, list], float], predictions: Sequence[Prediction]) -> float:
+    """A metric in TAPE's calling convention: (labels, scores), lists with an entry a protein."""
+    return float(function([p.labels for p in predictions], [p.scores for p in predictions]))
+
+
+def tape_metric(name: str, predictions: Sequence[Prediction]) -> float:
+    """TAPE's metric of that name, over a whole split."""
+    return apply_metric(metrics.TAPE_METRICS[name], predictions)

@@ -28,7 +28,7 @@ from proteinlm.errors import InputError
 from tape import metrics
 from tape.data.base import TapeDataset
 from tape.data.examples import TapeBatch
-from tape.tasks.base import Batch, Metric, Prediction, Task, to_numpy
+from tape.tasks.base import Batch, Metric, Prediction, Task, apply_metric, tape_metric, to_numpy
 from tape.tokenizers import TAPETokenizer
 
 logger = logging.getLogger(__name__)
@@ -239,7 +239,7 @@ def _tape_metric(name: str, predictions: Sequence[Prediction]) -> float:
     """TAPE's metric as a Task's; NaN where it does not fit the task's labels."""
     if not predictions or (np.asarray(predictions[0].labels).dtype.kind in "iub") != (name == "accuracy"):
         return float("nan")
-    return _call(metrics.TAPE_METRICS[name], predictions)
+    return tape_metric(name, predictions)
 
 
 def registered_metrics(functions: Mapping[str, Callable], taken: Mapping[str, Metric]) -> dict[str, Metric]:
@@ -254,13 +254,9 @@ def registered_metrics(functions: Mapping[str, Callable], taken: Mapping[str, Me
     return {name: partial(_registered, name, function) for name, function in functions.items() if name not in taken}
 
 
-def _call(function: Callable, predictions: Sequence[Prediction]) -> float:
-    return float(function([p.labels for p in predictions], [p.scores for p in predictions]))
-
-
 def _registered(name: str, function: Callable, predictions: Sequence[Prediction]) -> float:
     try:
-        return _call(function, predictions)
+        return apply_metric(function, predictions)
     except Exception as error:
         logger.warning("metric %s: %s: %s", name, type(error).__name__, error)
         return float("nan")

@@ -4,23 +4,15 @@ Fluorescence of GFP mutants (Sarkisyan et al. 2016); stability of designed minip
 et al. 2017).
 """
 
-from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
 import torch
 
-from tape import metrics
 from tape.datasets import FluorescenceDataset, StabilityDataset
 from tape.models.modeling_bert import ProteinBertForValuePrediction
 from tape.models.outputs import squared_error_sum
-from tape.tasks.base import Batch, Prediction, Task, stack_scores
-
-FUNCTIONS = {"spearmanr": metrics.spearmanr, "mse": metrics.mean_squared_error, "mae": metrics.mean_absolute_error}
-
-
-def _metric(name: str, predictions: Sequence[Prediction]) -> float:
-    return FUNCTIONS[name](*stack_scores(predictions))
+from tape.tasks.base import Batch, Prediction, Task, tape_metric
 
 
 class ValueTask(Task):
@@ -40,6 +32,6 @@ FLUORESCENCE = ValueTask(
     num_labels=1,
     splits=("test",),
     metric="spearmanr",
-    metrics={name: partial(_metric, name) for name in FUNCTIONS},
+    metrics={name: partial(tape_metric, name) for name in ("spearmanr", "mse", "mae")},
 )
 STABILITY = replace(FLUORESCENCE, name="stability", dataset=StabilityDataset)

@@ -5,6 +5,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ import torch
 from tape import metrics
 from tape.datasets import SecondaryStructure8Dataset, SecondaryStructureDataset
 from tape.models.modeling_bert import ProteinBertForSequenceToSequenceClassification
-from tape.tasks.base import Batch, Prediction, Task, to_numpy
+from tape.tasks.base import Batch, Prediction, Task, tape_metric, to_numpy
 
 
 class SecondaryStructure(Task):
@@ -28,33 +29,16 @@ class SecondaryStructure(Task):
         ]
 
     def counts(self, predictions: Sequence[Prediction]) -> dict[str, int]:
-        counted = int(_right_and_counted(predictions)[:, 1].sum())
-        return {"n_examples": len(predictions), "n_residues": counted}
+        return {"n_examples": len(predictions), "n_residues": int(self.per_protein(predictions)[:, 1].sum())}
 
     def per_protein(self, predictions: Sequence[Prediction]) -> np.ndarray:
         """[N, 2]: residues right, residues counted."""
-        return _right_and_counted(predictions)
-
-
-def _right_and_counted(predictions: Sequence[Prediction], only_valid: bool = False) -> np.ndarray:
-    rows = []
-    for p in predictions:
-        labels = np.where(p.valid, p.labels, metrics.IGNORE) if only_valid else p.labels
-        rows.append(metrics.count_right(p.scores, labels))
-    return np.array(rows, np.float64).reshape(-1, 2)
-
-
-def _ratio(table: np.ndarray) -> float:
-    right, counted = table.sum(0)
-    return float(right / counted) if counted else float("nan")
-
-
-def _accuracy(predictions: Sequence[Prediction]) -> float:
-    return _ratio(_right_and_counted(predictions))
+        return np.array([metrics.count_right(p.scores, p.labels) for p in predictions], np.float64).reshape(-1, 2)
 
 
 def _accuracy_valid(predictions: Sequence[Prediction]) -> float:
-    return _ratio(_right_and_counted(predictions, only_valid=True))
+    valid = [replace(p, labels=np.where(p.valid, p.labels, metrics.IGNORE)) for p in predictions]
+    return tape_metric("accuracy", valid)
 
 
 TASK = SecondaryStructure(
@@ -64,7 +48,7 @@ TASK = SecondaryStructure(
     num_labels=3,
     splits=("casp12", "ts115", "cb513"),
     metric="accuracy",
-    metrics={"accuracy": _accuracy, "accuracy_valid": _accuracy_valid},
+    metrics={"accuracy": partial(tape_metric, "accuracy"), "accuracy_valid": _accuracy_valid},
 )
 # 8 states; the task's name is the original project's.
 TASK_Q8 = replace(TASK, name="ss_q8", dataset=SecondaryStructure8Dataset, num_labels=8)
