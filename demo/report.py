@@ -22,12 +22,13 @@ from demo.datasets import CORPUS
 from demo.paths import STARTS, Paths
 from proteinlm.files import write_text
 from tape.data.lengths import residue_limit
-from tape.data.splits import build_tokenizer, load_split
+from tape.data.splits import load_split
 from tape.reporting.results_table import build_table, to_html
 from tape.scoring.bootstrap import confidence_interval, paired_difference
 from tape.scoring.files import load_scores
 from tape.scoring.inference import load_finetuned, predict
 from tape.tasks import TASKS
+from tape.tokenizers import TAPETokenizer
 
 MUST_EXCEED = ("contact_prediction", "remote_homology", "secondary_structure", "stability")
 METRIC = {
@@ -223,7 +224,7 @@ def predict_contacts(paths: Paths, start: str):
     """The test split's predictions of one run, in the split's order."""
     task = TASKS["contact_prediction"]
     model = load_finetuned(task, paths.run(task.name, start))
-    data = load_split(task, paths.data, "test", build_tokenizer("iupac"), residue_limit(model.config, None), "error")
+    data = load_split(task, paths.data, "test", TAPETokenizer(), residue_limit(model.config, None), "error")
     return predict(task, model, data, 8, torch.device("cpu"))[0], task
 
 

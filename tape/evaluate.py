@@ -26,7 +26,7 @@ from proteinlm import errors
 from proteinlm.errors import InputError
 from proteinlm.files import write_json
 from tape.data.lengths import residue_limit
-from tape.data.splits import build_tokenizer, choose_splits, load_split
+from tape.data.splits import choose_splits, load_split
 from tape.metrics import canonical_metric
 from tape.registry import load_plugins, resolve_trained_task
 from tape.runs.flags import (
@@ -51,6 +51,7 @@ from tape.scoring.files import (
 )
 from tape.scoring.inference import load_finetuned, predict
 from tape.tasks import Prediction, Task
+from tape.tokenizers import TAPETokenizer
 
 IGNORED = ("model_config_file", "vocab_file", "output_dir", "seed", "log_dir", "debug")  # TAPE's
 
@@ -84,7 +85,7 @@ def evaluate_split(
     device = next(model.parameters(), torch.zeros(0)).device
     precision = choose_precision(args.fp16, args.bf16, device)
     limit = residue_limit(model.config, max_length)
-    tokenizer = build_tokenizer(args.tokenizer)
+    tokenizer = TAPETokenizer(args.tokenizer)
     data = processes.together(lambda: load_split(task, args.data_dir, split, tokenizer, limit, too_long))
     predictions, loss = predict(task, model, data, args.batch_size, device, precision, args.num_workers, processes)
     if not processes.is_main:

@@ -159,9 +159,8 @@ def mean_over_proteins(values: np.ndarray) -> tuple[float, int]:
 
 def _tape_accuracy(target: Sequence, prediction: Sequence) -> float:
     """Share of the labels other than -1 at which the scores [..., C] are highest: labels of proteins or of residues."""
-    pairs = [(np.atleast_2d(score), np.atleast_1d(label)) for label, score in zip(target, prediction, strict=True)]
-    counts = np.array([count_right(*pair) for pair in pairs], np.float64).reshape(-1, 2).sum(0)
-    return float(counts[0] / counts[1]) if counts[1] else float("nan")
+    scores, labels = list(map(np.atleast_2d, prediction)), list(map(np.atleast_1d, target))
+    return accuracy(np.concatenate(scores), np.concatenate(labels)) if labels else float("nan")
 
 
 def _tape_precision_at_l5(target: Sequence, prediction: Sequence) -> float:

@@ -13,10 +13,10 @@ What must hold: registering a name twice, or a model of an unknown task, is a Ke
 unknown name in a command is an InputError in one line; a plugin that fails leaves the registry as it was.
 """
 
+import argparse
 import contextlib
 import hashlib
 import importlib.util
-import itertools
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -258,10 +258,9 @@ def _all_or_nothing() -> Iterator[None]:
 
 def parse_plugins(argv: Sequence[str] | None) -> list[str]:
     """The files of `--plugin FILE` (or --plugin=FILE), in order; the other flags may name what these register."""
-    words = list(sys.argv[1:] if argv is None else argv)
-    pairs = itertools.pairwise([*words, ""])
-    flags = [(word.partition("="), after) for word, after in pairs if word.split("=")[0] == "--plugin"]
-    files = [value if equals else after for (_, equals, value), after in flags]
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--plugin", action="append", nargs="?", const="", default=[])
+    files = parser.parse_known_args(argv)[0].plugin
     if "" in files:
         raise InputError("--plugin: should be followed by a Python file (.py)")
     return files

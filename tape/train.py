@@ -31,7 +31,7 @@ from tape import recipes
 from tape.data.batching import training_steps
 from tape.data.holdout import hold_out
 from tape.data.lengths import residue_limit
-from tape.data.splits import SplitData, build_tokenizer, load_split
+from tape.data.splits import SplitData, load_split
 from tape.finetuning.lora import add_lora
 from tape.finetuning.options import TrainOptions, parse_options
 from tape.finetuning.trainer import Trainer
@@ -50,6 +50,7 @@ from tape.runs.run_dir import (
     save_weights,
 )
 from tape.tasks import Task
+from tape.tokenizers import TAPETokenizer
 
 Splits = tuple[SplitData, SplitData | None, dict]
 
@@ -89,7 +90,7 @@ def choose_validation(task: Task, options: TrainOptions, limit: int | None) -> S
 
     Without evaluations validation is None, and the valid split is not opened.
     """
-    tokenizer = build_tokenizer(options.tokenizer)
+    tokenizer = TAPETokenizer(options.tokenizer)
     train = load_split(task, options.data_dir, "train", tokenizer, limit, options.too_long)
     if options.holdout is None:
         if not options.evaluates:

@@ -102,7 +102,7 @@ def has_split(task: Task, data_dir: str | Path, split: str) -> bool:
         if isinstance(dataset, type) and issubclass(dataset, TapeDataset):
             find_data_file(data_dir, dataset.folder, dataset.folder, split)
             return split in dataset.splits
-        dataset(data_dir, split, build_tokenizer("iupac"))  # a plugin's dataset alone knows where its files are
+        dataset(data_dir, split, TAPETokenizer())  # a plugin's dataset alone knows where its files are
     except (InputError, FileNotFoundError):
         return False
     return True
@@ -121,11 +121,6 @@ def choose_splits(task: Task, data_dir: str | Path, names: Sequence[str]) -> tup
     if not present:
         raise InputError(f"{data_dir}: --split all found none of {', '.join(absent)} of {task.name}")
     return present, absent
-
-
-def build_tokenizer(name: str) -> TAPETokenizer:
-    """TAPE's tokenizer of a --tokenizer value."""
-    return TAPETokenizer(vocab=name)
 
 
 def batches(data: SplitData, plan: Sequence[Request], num_workers: int = 0) -> Iterator[TapeBatch]:

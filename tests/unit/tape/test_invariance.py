@@ -13,7 +13,8 @@ import torch
 from torch import nn
 from toy_data import build_model
 
-from tape.data.splits import build_tokenizer, load_split
+from tape import TAPETokenizer
+from tape.data.splits import load_split
 from tape.models.heads import HEADS, MaskedBatchNorm
 from tape.registry import TASK_KINDS, registry, resolve_task
 from tape.scoring.inference import predict
@@ -116,7 +117,7 @@ def largest_difference(task, model, data, change=lambda mask: mask):
 def test_a_protein_does_not_see_its_batch(name, model_type, head, records):
     task = resolve_task(name, model_type)
     model = build(task, model_type, head)
-    data = load_split(task, records, "valid", build_tokenizer("iupac"), None, "error")
+    data = load_split(task, records, "valid", TAPETokenizer(), None, "error")
     assert largest_difference(task, model, data) < 1e-5
     if model_type != "onehot" or name != "contact_prediction" or head != "tape":  # one-hot pairs see nothing around
         assert largest_difference(task, model, data, torch.ones_like) > 1e-4, "the control was not caught"
@@ -126,7 +127,7 @@ def test_a_protein_does_not_see_its_batch(name, model_type, head, records):
 def test_scores_of_a_split_do_not_depend_on_the_batch_size(name, model_type, head, records):
     task = resolve_task(name, model_type)
     model = build(task, model_type, head).double()  # how a processor adds up may not decide a rank
-    data = load_split(task, records, "valid", build_tokenizer("iupac"), None, "error")
+    data = load_split(task, records, "valid", TAPETokenizer(), None, "error")
     results = []
     for batch_size in (1, 3, len(LENGTHS)):
         predictions, loss = predict(task, model, data, batch_size, torch.device("cpu"))
