@@ -256,19 +256,16 @@ def _all_or_nothing() -> Iterator[None]:
         raise
 
 
-def parse_plugins(argv: Sequence[str] | None) -> list[str]:
-    """The files of `--plugin FILE` (or --plugin=FILE), in order; the other flags may name what these register."""
+def load_plugins(argv: Sequence[str] | None) -> list[str]:
+    """Load the file of each `--plugin FILE` of a command line; returns the files.
+
+    Before its other flags are parsed, which may name what these files register.
+    """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--plugin", action="append", nargs="?", const="", default=[])
     files = parser.parse_known_args(argv)[0].plugin
     if "" in files:
         raise InputError("--plugin: should be followed by a Python file (.py)")
-    return files
-
-
-def load_plugins(argv: Sequence[str] | None) -> list[str]:
-    """Load every --plugin of a command line, before its other flags are checked; returns the files."""
-    files = parse_plugins(argv)
     for file in files:
         load_plugin(file)
     return files

@@ -11,7 +11,6 @@ from the per-protein scores beside them; wherever two numbers are not the same m
 """
 
 import json
-import math
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -42,11 +41,6 @@ class Measured:
     scores: tuple[Scores, ...]
     ids: tuple[str, ...]
 
-    @property
-    def values(self) -> list[float]:
-        values = [result["metrics"][self.metric] for result in self.results]
-        return [math.nan if value is None else float(value) for value in values]
-
 
 def measure(jobs: Sequence[Job], task: str, split: str, metric: str, arm: str) -> Measured | None:
     """What the finished runs of one arm say; None if there is none."""
@@ -66,7 +60,7 @@ def measure(jobs: Sequence[Job], task: str, split: str, metric: str, arm: str) -
 def row_of(measured: Measured) -> dict:
     """The row of results.json."""
     first, number = measured.results[0], len(measured.results)
-    values = measured.values
+    values = [result["metrics"][measured.metric] for result in measured.results]  # None: not finite
     mean, spread = mean_and_spread(values)
     interval = {key: value for key, value in confidence_interval(measured.scores).items() if key != "value"}
     training = [result.get("training") or {} for result in measured.results]

@@ -9,7 +9,7 @@ hold: a published number never stands without the numbers of the notes that say 
 import html
 import io
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -26,16 +26,13 @@ td { font-variant-numeric: tabular-nums }
 code { font-size: 12px; overflow-wrap: anywhere } svg { max-width: 100%; height: auto }"""
 
 
-class Notes:
-    """Reasons, numbered as they come up."""
+Notes = dict[str, int]  # reason -> its number, as they come up
 
-    def __init__(self):
-        self.lines: dict[str, int] = {}
 
-    def mark(self, reasons: Sequence[str]) -> str:
-        """' (1, 4)' for these reasons; '' for none."""
-        numbers = [self.lines.setdefault(reason, len(self.lines) + 1) for reason in reasons]
-        return f" ({', '.join(map(str, sorted(numbers)))})" if numbers else ""
+def mark(notes: Notes, reasons: Sequence[str]) -> str:
+    """' (1, 4)' for these reasons, which become notes; '' for none."""
+    numbers = [notes.setdefault(reason, len(notes) + 1) for reason in reasons]
+    return f" ({', '.join(map(str, sorted(numbers)))})" if numbers else ""
 
 
 def show(value: float | None, sign: str = "") -> str:
@@ -46,8 +43,8 @@ def measured_value(row: Mapping, notes: Notes) -> str:
     """'0.644 [0.640, 0.647] ± 0.003 (2)'."""
     interval = row["interval"]
     spread = f" ± {row['spread']:.3f}" if row["spread"] is not None else ""
-    marks = notes.mark(row["warnings"])
-    return f"{show(row['value'])} [{show(interval['low'])}, {show(interval['high'])}]{spread}{marks}"
+    ends = f"[{show(interval['low'])}, {show(interval['high'])}]"
+    return f"{show(row['value'])} {ends}{spread}{mark(notes, row['warnings'])}"
 
 
 def published_beside(rows: Sequence[Mapping], row: Mapping, system: str) -> Mapping | None:
@@ -80,7 +77,7 @@ def result_table(results: Mapping, notes: Notes) -> list[list[str]]:
         cells += [_gap(gaps.get(other), notes) for other in others]
         for system in SYSTEMS:
             entry = published_beside(rows, first, system)
-            cells.append("-" if entry is None else f"{entry['value']:.2f}{notes.mark(entry['reasons'])}")
+            cells.append("-" if entry is None else f"{entry['value']:.2f}{mark(notes, entry['reasons'])}")
         table.append(cells)
     return table
 
@@ -89,7 +86,7 @@ def _gap(difference: Mapping | None, notes: Notes) -> str:
     if difference is None:
         return "-"
     value, low, high = (show(difference[key], "+") for key in ("value", "low", "high"))
-    return f"{value} [{low}, {high}]{notes.mark(difference['warnings'])}"
+    return f"{value} [{low}, {high}]{mark(notes, difference['warnings'])}"
 
 
 def run_table(results: Mapping) -> list[list[str]]:
@@ -147,9 +144,9 @@ def commands(results: Mapping) -> list[str]:
 
 def to_markdown(results: Mapping) -> str:
     """table.md."""
-    notes = Notes()
+    notes: Notes = {}
     parts = ["# The five TAPE tasks", *intro(results), markdown_table(result_table(results, notes))]
-    parts.append("Notes\n\n" + "\n".join(f"{number}. {text}" for text, number in notes.lines.items()))
+    parts.append("Notes\n\n" + "\n".join(f"{number}. {text}" for text, number in notes.items()))
     parts += ["## Runs", markdown_table(run_table(results))]
     if results["not_run"]:
         parts += ["## Not run", "\n".join(f"- {line}" for line in missing(results))]
@@ -159,7 +156,7 @@ def to_markdown(results: Mapping) -> str:
 
 def to_html(results: Mapping) -> str:
     """table.html: one self-contained file."""
-    notes = Notes()
+    notes: Notes = {}
 
     def listing(tag: str, lines: Sequence[str]) -> str:
         return f"<{tag}>" + "".join(f"<li>{html.escape(line)}</li>\n" for line in lines) + f"</{tag}>"
@@ -167,7 +164,7 @@ def to_html(results: Mapping) -> str:
     paragraphs = "".join(f"<p>{html.escape(text)}</p>\n" for text in intro(results))
     parts = ["<h1>The five TAPE tasks</h1>", paragraphs, plots(results)]
     parts.append(html_table(result_table(results, notes)))
-    parts += ["<h2>Notes</h2>", listing("ol", list(notes.lines)), "<h2>Runs</h2>", html_table(run_table(results))]
+    parts += ["<h2>Notes</h2>", listing("ol", list(notes)), "<h2>Runs</h2>", html_table(run_table(results))]
     if results["not_run"]:
         parts += ["<h2>Not run</h2>", listing("ul", missing(results))]
     lines = html.escape("\n".join(commands(results)))
@@ -205,8 +202,8 @@ def plots(results: Mapping) -> str:
                 _panel(axis, results, *panels[place])
             else:
                 axis.axis("off")
-        colors = zip(results["arms"], _colors(), strict=False)
-        handles = [pyplot.Rectangle((0, 0), 1, 1, color=color) for _, color in colors]
+        colors = itertools.islice(itertools.cycle(COLORS), len(results["arms"]))
+        handles = [pyplot.Rectangle((0, 0), 1, 1, color=color) for color in colors]
         figure.tight_layout(rect=(0, 0, 1, 1 - 0.35 / (3.2 * lines)))
         figure.legend(handles, results["arms"], loc="upper center", ncols=len(handles), frameon=False)
         text = io.StringIO()
@@ -215,15 +212,11 @@ def plots(results: Mapping) -> str:
     return text.getvalue()[text.getvalue().index("<svg") :]  # without the XML head
 
 
-def _colors() -> Iterator[str]:
-    return itertools.cycle(COLORS)
-
-
 def _panel(axis, results: Mapping, task: str, metric: str) -> None:
     rows = [row for row in results["rows"] if (row["task"], row["metric"]) == (task, metric)]
     splits, arms = list(dict.fromkeys(row["split"] for row in rows)), results["arms"]
     width = 0.8 / len(arms)
-    for place, (arm, color) in enumerate(zip(arms, _colors(), strict=False)):
+    for place, (arm, color) in enumerate(zip(arms, itertools.cycle(COLORS), strict=False)):
         bars = [row for row in rows if row["arm"] == arm and row["value"] is not None]
         at = [splits.index(row["split"]) + (place - (len(arms) - 1) / 2) * width for row in bars]
         heights = [row["value"] for row in bars]

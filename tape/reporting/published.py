@@ -47,7 +47,6 @@ TAPE_HEADS = {  # (of which of our heads it is the like, what it was)
 class Published:
     """One number of one system on one task."""
 
-    system: str
     task: str
     value: float
     train: int  # proteins of TAPE's train
@@ -63,7 +62,7 @@ class Published:
 
 def _published(task: str, system: str, value: float) -> Published:
     train, split, proteins, metric, _ = TASKS[task]
-    entry, contacts = partial(Published, system, task, value, train, split, proteins), task == "contact_prediction"
+    entry, contacts = partial(Published, task, value, train, split, proteins), task == "contact_prediction"
     if system.startswith("TAPE"):
         head, name = TAPE_HEADS.get(task, ("tape", "TAPE's (512 hidden units)"))
         metric = "precision_at_l5_medium_long" if contacts else metric

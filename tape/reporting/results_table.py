@@ -8,10 +8,11 @@ a note says in what each published number is another measurement than ours.
 """
 
 import json
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
 
 from proteinlm.errors import InputError
 from tape.metrics import mean_and_spread
@@ -33,10 +34,6 @@ class Line:
     head: str
     weights: str  # the run's name, else "pretrained" or "random"
     results: tuple[dict, ...]
-
-    @property
-    def values(self) -> list[float]:
-        return [math.nan if result["value"] is None else float(result["value"]) for result in self.results]
 
 
 def find_results(paths: Iterable[str | Path]) -> list[Path]:
@@ -93,7 +90,7 @@ def group(results: Sequence[dict]) -> list[Line]:
 
 
 def _value_of(line: Line) -> str:
-    values = line.values
+    values = np.array([result["value"] for result in line.results], np.float64)  # None (not finite) becomes NaN
     if len(values) > 1:
         return "{:.3f} ± {:.3f}".format(*mean_and_spread(values))
     interval = line.results[0].get("interval") or {"low": None, "high": None}

@@ -118,12 +118,7 @@ def check_form(form: str | None) -> None:
 
 def load_ids(path: str | Path) -> list[str]:
     """The proteins of a file of `save_predictions`, in order."""
-    if Path(path).suffix == ".parquet":
-        import pyarrow.parquet
-
-        return pyarrow.parquet.read_table(path, columns=["id"])["id"].to_pylist()
-    with np.load(path) as stored:
-        return stored["ids"].tolist()
+    return _read_arrays(Path(path), "id" if Path(path).suffix == ".parquet" else "ids")[0].tolist()
 
 
 def save_results_pkl(path: str | Path, values: dict[str, float], predictions: Sequence[Prediction]) -> None:
@@ -136,26 +131,26 @@ def save_results_pkl(path: str | Path, values: dict[str, float], predictions: Se
 def load_scores(path: str | Path, metric: str | None = None) -> Scores:
     """The columns of a file of `tape-eval --save_predictions` (npz or parquet); `metric`: of one of its per_protein
     means, such as precision_at_l5_long, instead of the primary metric's."""
-    read = _read_parquet if Path(path).suffix == ".parquet" else _read_npz
+    path = Path(path)
     try:
-        return read(Path(path), metric)
+        if metric is not None:
+            return mean_of(*_read_arrays(path, f"per_protein_{metric}"))
+        if path.suffix == ".parquet":
+            import pyarrow.parquet
+
+            about = json.loads(pyarrow.parquet.read_schema(path).metadata[b"tape"])
+            return Scores(about["kind"], np.stack(_read_arrays(path, *PARQUET_COLUMNS), axis=1))
+        kind, columns = _read_arrays(path, "kind", "columns")
+        return Scores(str(kind), columns)
     except (KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise InputError(f"{path}: not the per-protein scores of tape-eval --save_predictions ({error})") from error
 
 
-def _read_npz(path: Path, metric: str | None) -> Scores:
+def _read_arrays(path: Path, *names: str) -> list[np.ndarray]:
+    if path.suffix == ".parquet":
+        import pyarrow.parquet
+
+        table = pyarrow.parquet.read_table(path, columns=list(names))
+        return [table[name].to_numpy() for name in names]
     with np.load(path) as stored:
-        if metric is not None:
-            return mean_of(stored[f"per_protein_{metric}"])
-        return Scores(str(stored["kind"]), stored["columns"])
-
-
-def _read_parquet(path: Path, metric: str | None) -> Scores:
-    import pyarrow.parquet
-
-    names = PARQUET_COLUMNS if metric is None else (f"per_protein_{metric}",)
-    table = pyarrow.parquet.read_table(path, columns=list(names))
-    values = [table[name].to_numpy() for name in names]
-    if metric is not None:
-        return mean_of(values[0])
-    return Scores(json.loads(table.schema.metadata[b"tape"])["kind"], np.stack(values, axis=1))
+        return [stored[name] for name in names]

@@ -1,6 +1,7 @@
 """The registry: songlab's methods and errors, what the commands ask of it, and plugins."""
 
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +15,6 @@ from tape.registry import (
     load_plugin,
     load_plugins,
     model_types,
-    parse_plugins,
     registry,
     resolve_task,
     task_names,
@@ -198,8 +198,11 @@ def test_a_plugin_that_fails_leaves_nothing(tmp_path, text, message):
 
 
 def test_plugins_of_a_command_line(tmp_path):
-    assert parse_plugins(["a", "--plugin", "x.py", "--seed", "1", "--plugin=y.py"]) == ["x.py", "y.py"]
-    assert parse_plugins(["transformer", "stability"]) == []
+    files = [str(tmp_path / name) for name in ("x.py", "y.py")]
+    for file in files:
+        Path(file).write_text("")
+    assert load_plugins(["a", "--plugin", files[0], "--seed", "1", f"--plugin={files[1]}"]) == files
+    assert load_plugins(["transformer", "stability"]) == []
     for argv, message in ((["--plugin"], "should be followed"), (["--plugin", "no.py"], "should be a Python file")):
         with pytest.raises(InputError, match=message):
             load_plugins(argv)
