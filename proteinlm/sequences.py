@@ -113,7 +113,8 @@ def read_chunks(path: str, json_key: str = "text", chunk_bytes: int = CHUNK_BYTE
         raise InputError(f"{path}: no such file")
     kind = input_kind(path)
     if kind == "lmdb":
-        count, step = _lmdb_count(path), 2048
+        with open_lmdb(path) as environment:
+            count, step = lmdb_count(environment, path), 2048
         yield from (Chunk(path, kind, records=(i, min(i + step, count))) for i in range(0, count, step))
         return
     offset = 0
@@ -251,28 +252,43 @@ def open_lmdb(path: str):
     return environment
 
 
-def _lmdb_count(path: str) -> int:
-    from proteinlm.untrusted.safe_load import safe_pickle_loads
-
-    with open_lmdb(path) as environment, environment.begin() as transaction:
-        value = transaction.get(b"num_examples")
-    if value is None:
-        raise InputError(f"{path}: no key num_examples; not a TAPE LMDB")
-    count = safe_pickle_loads(value, f"{path}, key num_examples")
-    if not isinstance(count, (int, np.integer)) or count < 0:
-        raise InputError(f"{path}: num_examples is {count!r}; it must be a number of records")
+def lmdb_count(environment, path: str | os.PathLike) -> int:
+    """How many records a TAPE LMDB has, by its key num_examples."""
+    count = _lmdb_value(environment, "num_examples", f"{path} key num_examples")
+    if count is None:
+        raise InputError(f"{path}: no key num_examples; a TAPE LMDB has the number of its records there")
+    if isinstance(count, bool) or not hasattr(count, "__index__") or count < 0:
+        raise InputError(f"{path}: num_examples is {count!r}, a whole number of records was expected")
     return int(count)
 
 
-def _lmdb_texts(chunk: Chunk) -> Iterator[tuple[int, bytes]]:
+def lmdb_record(environment, path: str | os.PathLike, index: int) -> object:
+    """Record `index` of a TAPE LMDB, unpickled."""
+    record = _lmdb_value(environment, str(index), f"{path} record {index}")
+    if record is None:
+        count = lmdb_count(environment, path)
+        raise InputError(f"{path} record {index}: missing, though num_examples says {count}")
+    return record
+
+
+def _lmdb_value(environment, key: str, where: str) -> object:
+    """The unpickled value of a key; None where there is no such key."""
+    import lmdb
+
     from proteinlm.untrusted.safe_load import safe_pickle_loads
 
-    with open_lmdb(chunk.path) as environment, environment.begin() as transaction:
+    try:
+        with environment.begin() as transaction:
+            value = transaction.get(key.encode())
+    except lmdb.Error as error:
+        raise InputError(f"{where}: the LMDB is damaged ({error})") from None
+    return None if value is None else safe_pickle_loads(value, where)
+
+
+def _lmdb_texts(chunk: Chunk) -> Iterator[tuple[int, bytes]]:
+    with open_lmdb(chunk.path) as environment:
         for i in range(*chunk.records):
-            value = transaction.get(str(i).encode())
-            if value is None:
-                raise InputError(f"{_place(chunk, i)}: missing, though num_examples is above it")
-            record = safe_pickle_loads(value, _place(chunk, i))
+            record = lmdb_record(environment, chunk.path, i)
             primary = record.get("primary") if isinstance(record, dict) else None
             if not isinstance(primary, str):
                 raise InputError(f"{_place(chunk, i)}: no 'primary' string of residues")

@@ -37,7 +37,6 @@ LEFT_OUT = ("unirep", "trrosetta", "bepler")  # songlab's model types that have 
 BUILT_IN = TASKS | MORE_TASKS
 # Task -> which of a model type's classes it needs (keys of tape.models.zoo.MODELS[model_type]).
 TASK_KINDS = {name: getattr(task.model, "kind", name) for name, task in BUILT_IN.items()}
-NUM_LABELS = {"secondary_structure": 3, "ss_q8": 8, "remote_homology": 1195}  # in TAPE; -1 elsewhere
 
 
 class TAPETaskSpec:
@@ -146,7 +145,7 @@ def _register_built_in() -> None:
         models = {
             model_type: kinds[TASK_KINDS[name]] for model_type, kinds in MODELS.items() if TASK_KINDS[name] in kinds
         }
-        registry.register_task(name, NUM_LABELS.get(name, -1), task.dataset, models)
+        registry.register_task(name, getattr(task.dataset, "num_labels", -1), task.dataset, models)
     for name, function in metrics.TAPE_METRICS.items():
         registry.register_metric(name)(function)
 

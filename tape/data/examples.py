@@ -21,17 +21,16 @@ def pad_sequences(sequences: Sequence, constant_value: float = 0, dtype=None) ->
 
 
 class Example(tuple):
-    """One protein as TAPE's tuple, which also knows its name, its residues and their valid_mask (bool [L] or None)."""
+    """One protein as TAPE's tuple; beside it, the protein's name and its valid_mask (bool [L] or None)."""
 
     id: str
-    length: int
     valid: np.ndarray | None
 
     @classmethod
     def of(cls, record: dict, token_ids: np.ndarray, *rest: object, valid: np.ndarray | None = None) -> "Example":
         """(token_ids [N], input_mask [N], *rest) of a record, its `primary` as the model sees it."""
         example = cls((token_ids, np.ones_like(token_ids), *rest))
-        example.id, example.length, example.valid = record["id"], len(record["primary"]), valid
+        example.id, example.valid = record["id"], valid
         return example
 
 

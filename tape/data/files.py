@@ -3,11 +3,11 @@
     data = dataset_factory("proteins.fasta")        # .lmdb, .json, .fasta (.faa .fna ..., .gz), or a folder of .npz
     data[0]["primary"], data[0]["id"]
 
-Names, constructors, items and errors (FileNotFoundError, TypeError, IndexError, ValueError) are songlab's. What must
-hold: pickled values are read through proteinlm.untrusted.safe_load alone (tape.data.records).
+Names, constructors, items and errors (FileNotFoundError, TypeError, IndexError, ValueError) are songlab's.
 """
 
 import errno
+import json
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 from proteinlm.errors import InputError
 from proteinlm.sequences import read_fasta
 from tape.data.examples import pad_sequences
-from tape.data.records import JSONRecords, LMDBRecords
+from tape.data.records import LMDBRecords, WrongTypeError, as_record
 from tape.tokenizers import TAPETokenizer
 
 FASTA = (".fasta", ".fa", ".faa", ".fna", ".ffn", ".frn", ".gz")
@@ -83,7 +83,17 @@ class JSONDataset(_Records):
     """A JSON list of dicts, in memory. TypeError where the file or a record has another type."""
 
     def __init__(self, data_file: str | Path, in_memory: bool = True):
-        self._records = JSONRecords(_existing(data_file))
+        self.path = _existing(data_file)
+        try:
+            self._records = json.loads(self.path.read_text(encoding="utf-8"))
+        except (UnicodeDecodeError, json.JSONDecodeError) as error:
+            raise InputError(f"{self.path}: not JSON ({error})") from None
+        if not isinstance(self._records, list):
+            kind = type(self._records).__name__
+            raise WrongTypeError(f"{self.path}: a JSON list of records was expected, found {kind}")
+
+    def __getitem__(self, index: int) -> dict:
+        return as_record(super().__getitem__(index), self.path, index)
 
 
 class NPZDataset(Dataset):

@@ -1,21 +1,18 @@
-"""TAPE's records on disk: an LMDB directory (or single .lmdb file) or a JSON list of dicts, one dict a protein.
+"""TAPE's records on disk: where a split's file is, and the records of an LMDB, one dict a protein.
 
     records = LMDBRecords(find_data_file("data", "fluorescence", "fluorescence", "train"))
     records[0]["primary"]
 
-What must hold: pickled values are read through proteinlm.untrusted.safe_load alone; an error names the file and the
-record; reading works in DataLoader workers, forked or spawned.
+What must hold: an error names the file and the record; reading works in DataLoader workers, forked or spawned.
 """
 
-import json
 import weakref
 from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar
 
 from proteinlm.errors import InputError
-from proteinlm.sequences import open_lmdb
-from proteinlm.untrusted.safe_load import safe_pickle_loads
+from proteinlm.sequences import lmdb_count, lmdb_record, open_lmdb
 
 SUFFIXES = (".lmdb", ".json")
 
@@ -39,7 +36,7 @@ def find_data_file(data_path: str | Path, folder: str, name: str, split: str) ->
 
 
 class LMDBRecords:
-    """Records of an LMDB: key b"num_examples" and keys b"0", b"1" ... of pickled dicts."""
+    """Records of an LMDB directory or single file: key b"num_examples" and keys b"0", b"1" ... of pickled dicts."""
 
     # LMDB allows one environment per file and process, so records of one file share it (train and a holdout of it do).
     # Read-only and without its lock file, an environment is also good after a fork.
@@ -48,16 +45,13 @@ class LMDBRecords:
     def __init__(self, path: Path):
         self.path = path
         self._environment = self._open()
-        self._length = self._count()
+        self._length = lmdb_count(self._environment, path)
 
     def __len__(self) -> int:
         return self._length
 
     def __getitem__(self, index: int) -> dict:
-        value = self._value(str(index).encode())
-        if value is None:
-            raise InputError(f"{self.path} record {index}: missing, though num_examples says {len(self)}")
-        return as_record(safe_pickle_loads(value, f"{self.path} record {index}"), self.path, index)
+        return as_record(lmdb_record(self._environment, self.path, index), self.path, index)
 
     def __getstate__(self) -> dict:
         return {"path": self.path, "_length": self._length}
@@ -74,43 +68,6 @@ class LMDBRecords:
                 raise InputError(f"{self.path}: a directory without data.mdb is no LMDB")
             environment = self._environments[key] = open_lmdb(str(self.path))
         return environment
-
-    def _value(self, key: bytes) -> bytes | None:
-        import lmdb
-
-        try:
-            with self._environment.begin(write=False) as transaction:
-                return transaction.get(key)
-        except lmdb.Error as error:
-            raise InputError(f"{self.path} key {key!r}: the LMDB is damaged ({error})") from None
-
-    def _count(self) -> int:
-        value = self._value(b"num_examples")
-        if value is None:
-            raise InputError(f"{self.path}: no key num_examples; a TAPE LMDB has the number of its records there")
-        count = safe_pickle_loads(value, f"{self.path} key num_examples")
-        if isinstance(count, bool) or not hasattr(count, "__index__") or count < 0:
-            raise InputError(f"{self.path}: num_examples is {count!r}, a whole number of records was expected")
-        return int(count)
-
-
-class JSONRecords:
-    """Records of TAPE's raw form: one JSON list of dicts, held in memory."""
-
-    def __init__(self, path: Path):
-        self.path = path
-        try:
-            self._records = json.loads(path.read_text(encoding="utf-8"))
-        except (UnicodeDecodeError, json.JSONDecodeError) as error:
-            raise InputError(f"{path}: not JSON ({error})") from None
-        if not isinstance(self._records, list):
-            raise WrongTypeError(f"{path}: a JSON list of records was expected, found {type(self._records).__name__}")
-
-    def __len__(self) -> int:
-        return len(self._records)
-
-    def __getitem__(self, index: int) -> dict:
-        return as_record(self._records[index], self.path, index)
 
 
 def as_record(value: object, path: Path, index: int) -> dict:

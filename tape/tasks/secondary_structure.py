@@ -45,10 +45,12 @@ TASK = SecondaryStructure(
     name="secondary_structure",
     dataset=SecondaryStructureDataset,
     model=ProteinBertForSequenceToSequenceClassification,
-    num_labels=3,
+    num_labels=SecondaryStructureDataset.num_labels,
     splits=("casp12", "ts115", "cb513"),
     metric="accuracy",
     metrics={"accuracy": partial(tape_metric, "accuracy"), "accuracy_valid": _accuracy_valid},
 )
 # 8 states; the task's name is the original project's.
-TASK_Q8 = replace(TASK, name="ss_q8", dataset=SecondaryStructure8Dataset, num_labels=8)
+TASK_Q8 = replace(
+    TASK, name="ss_q8", dataset=SecondaryStructure8Dataset, num_labels=SecondaryStructure8Dataset.num_labels
+)
