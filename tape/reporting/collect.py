@@ -100,8 +100,8 @@ def row_of(measured: Measured) -> dict:
         "recipe": measured.records[0].get("recipe"),
         "recipe_values": training[0].get("recipe") or first["args"],
         "checkpoints": [result["checkpoint"] for result in measured.results],
-        "warnings": _own_warnings(measured),
     }
+    row["warnings"] = _warnings(row, measured)
     steps = first["args"].get("max_steps")
     row["early"] = f"{steps} steps of {row['batch_size']} proteins, not to convergence" if steps else None
     row["published"] = _comparisons(row)
@@ -117,26 +117,25 @@ def _train_proteins(validation: Mapping) -> int | None:
     """Proteins of the train split, those held out of it included."""
     if "train" not in validation:
         return None
-    own = str(validation.get("method", "")).startswith("split ")
-    return validation["train"] + (0 if own else validation.get("held_out", 0))
+    whole = str(validation.get("method", "")).startswith("split ")
+    return validation["train"] + (0 if whole else validation.get("held_out", 0))
 
 
-def _own_warnings(measured: Measured) -> list[str]:
+def _warnings(row: dict, measured: Measured) -> list[str]:
+    """What a reader should know of the row's number."""
     warnings = []
-    first = measured.results[0]
     if len({json.dumps(result["head"]) for result in measured.results}) > 1:
         warnings.append("seeds have different heads")
-    if len(measured.results) == 1:
+    if row["n_seeds"] == 1:
         warnings.append("one seed: the interval is over proteins only")
     if any(record.get("resumed") for record in measured.records):
         warnings.append("resumed: minutes are those of the last call")
-    cropped = first["truncated"]["proteins_cropped"]
-    if cropped:
-        warnings.append(f"{cropped} proteins cropped to {first['truncated']['max_length']} residues")
-    left = first["metrics"].get(f"n_left_{measured.metric}", 0)
-    if left:
-        warnings.append(f"{left} proteins have no value and leave the mean")
-    if measured.split == "valid" and "split valid" in str((first.get("validation") or {}).get("method")):
+    truncated = row["truncated"]
+    if truncated["proteins_cropped"]:
+        warnings.append(f"{truncated['proteins_cropped']} proteins cropped to {truncated['max_length']} residues")
+    if row["n_left"]:
+        warnings.append(f"{row['n_left']} proteins have no value and leave the mean")
+    if row["split"] == "valid" and "split valid" in str(row["validation"].get("method")):
         warnings.append("valid chose the best evaluation: the number is optimistic")
     return warnings
 
@@ -153,14 +152,9 @@ def _comparisons(row: dict) -> dict[str, dict]:
 def difference_of(first: Measured, second: Measured) -> dict:
     """first minus second on the same proteins, paired, with what keeps it from being one change alone."""
     pair = {"task": first.task, "split": first.split, "metric": first.metric, "arm": first.arm, "minus": second.arm}
-    warnings = []
-    for key in ("head", "precision"):
-        values = [measured.results[0][key] for measured in (first, second)]
-        if values[0] != values[1]:
-            warnings.append(f"{key}: {first.arm} {values[0]}, {second.arm} {values[1]}")
-    seeds = [[result["seed"] for result in measured.results] for measured in (first, second)]
-    if seeds[0] != seeds[1]:
-        warnings.append(f"seeds: {first.arm} {seeds[0]}, {second.arm} {seeds[1]}")
+    compared = {key: (first.results[0][key], second.results[0][key]) for key in ("head", "precision")}
+    compared["seeds"] = tuple([result["seed"] for result in measured.results] for measured in (first, second))
+    warnings = [f"{key}: {first.arm} {a}, {second.arm} {b}" for key, (a, b) in compared.items() if a != b]
     a, b = (dict(measured.records[0].get("recipe") or {}) for measured in (first, second))
     changed = sorted(key for key in {*a, *b} - {"seeds"} if a.get(key) != b.get(key))
     if changed:

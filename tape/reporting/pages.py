@@ -50,13 +50,11 @@ def measured_value(row: Mapping, notes: Notes) -> str:
 def published_beside(rows: Sequence[Mapping], row: Mapping, system: str) -> Mapping | None:
     """The system's number, if it belongs to this line: its metric, and its split (or valid, if that is not there)."""
     entry = row["published"].get(system)
-    if entry is None:
+    if entry is None or entry["metric"] != row["metric"]:
         return None
-    metrics = {other["metric"] for other in rows if other["task"] == row["task"]}
-    metric = entry["metric"] if entry["metric"] in metrics else rows[0]["metric"]
     splits = {other["split"] for other in rows if other["task"] == row["task"]}
     split = entry["split"] if entry["split"] in splits else "valid"
-    return entry if (row["metric"], row["split"]) == (metric, split) else None
+    return entry if row["split"] == split else None
 
 
 def result_table(results: Mapping, notes: Notes) -> list[list[str]]:
