@@ -1,5 +1,4 @@
-"""What the demo spends: the size of the world, of the labelled sets, of the model and of every run. Two budgets,
-literal.
+"""What the demo spends: the size of the world, of the labelled sets, of the model and of every run, for two budgets.
 
 `full` is `make demo`: under ten minutes on two cores. `small` proves that every part works, in about a minute; its
 models learn next to nothing and its report says so.

@@ -9,8 +9,9 @@ are in its train. Fluorescence mutates one wild type: train has up to three muta
 
 import itertools
 import pickle
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import lmdb
@@ -92,23 +93,22 @@ def _per_family(proteins: Proteins, count: int, skip: int = 0) -> Proteins:
     return proteins[np.sort(order[(number >= skip) & (number < skip + count)])]
 
 
-def _records(world: ProteinWorld, proteins: Proteins) -> list[dict]:
-    texts = world.text(proteins.sequences, proteins.family)
-    return [
-        {"primary": text, "protein_length": len(text), "id": f"f{family}_{n}".encode()}
-        for n, (text, family) in enumerate(zip(texts, proteins.family, strict=True))
-    ]
+def _records(world: ProteinWorld, proteins: Proteins, fields: Callable[[int, int], dict] | None = None) -> list[dict]:
+    """One record a protein; `fields`: (family, length) -> what a task adds to it."""
+    records = []
+    for n, text in enumerate(world.text(proteins.sequences, proteins.family)):
+        family, length = proteins.family[n], len(text)
+        record = {"primary": text, "protein_length": length, "id": f"f{family}_{n}".encode()}
+        records.append(record | (fields(family, length) if fields else {}))
+    return records
 
 
 def _secondary_structure(world, seen, unseen, sizes):
-    def records(proteins):
-        rows = _records(world, proteins)
-        for row, family in zip(rows, proteins.family, strict=True):
-            ss3 = world.secondary[family, : row["protein_length"]].astype(np.int64)
-            row |= {"ss3": ss3, "ss8": _eight_states(ss3), "valid_mask": np.ones(len(ss3), bool)}
-        return rows
+    def labels(family: int, length: int) -> dict:
+        ss3 = world.secondary[family, :length].astype(np.int64)
+        return {"ss3": ss3, "ss8": _eight_states(ss3), "valid_mask": np.ones(length, bool)}
 
-    name = "secondary_structure/secondary_structure_"
+    name, records = "secondary_structure/secondary_structure_", partial(_records, world, fields=labels)
     return {
         name + "train": records(_per_family(seen, sizes.secondary_train)),
         name + "valid": records(_per_family(seen, 1, skip=sizes.secondary_train)),
@@ -129,17 +129,13 @@ def _eight_states(ss3: np.ndarray) -> np.ndarray:
 
 
 def _contacts(world, seen, unseen, sizes, rng):
-    def records(proteins):
-        rows = _records(world, proteins)
-        for row, family in zip(rows, proteins.family, strict=True):
-            points = world.points[family, : row["protein_length"]]
-            valid = np.ones(len(points), bool)
-            valid[: rng.integers(0, 3)] = False  # disordered ends without coordinates, as in ProteinNet
-            tertiary = (points + rng.normal(0, 0.2, points.shape)).astype(np.float32)
-            row |= {"tertiary": np.where(valid[:, None], tertiary, 0), "valid_mask": valid}
-        return rows
+    def coordinates(family: int, length: int) -> dict:
+        points, valid = world.points[family, :length], np.ones(length, bool)
+        valid[: rng.integers(0, 3)] = False  # disordered ends without coordinates, as in ProteinNet
+        tertiary = (points + rng.normal(0, 0.2, points.shape)).astype(np.float32)
+        return {"tertiary": np.where(valid[:, None], tertiary, 0), "valid_mask": valid}
 
-    name = "proteinnet/proteinnet_"
+    name, records = "proteinnet/proteinnet_", partial(_records, world, fields=coordinates)
     train = records(_per_family(seen, sizes.contact_train))
     return {
         name + "train": train,
@@ -150,18 +146,15 @@ def _contacts(world, seen, unseen, sizes, rng):
 
 
 def _homology(world, pool, far, held_out, sizes):
-    def records(proteins):
-        rows = _records(world, proteins)
-        for row, family in zip(rows, proteins.family, strict=True):
-            row |= {
-                "fold_label": int(world.fold[family]),
-                "class_": int(np.bincount(world.secondary[family, : row["protein_length"]], minlength=3)[:2].argmax()),
-                "superfamily_label": int(world.superfamily[family]),
-                "family_label": int(family),
-            }
-        return rows
+    def labels(family: int, length: int) -> dict:
+        return {
+            "fold_label": int(world.fold[family]),
+            "class_": int(np.bincount(world.secondary[family, :length], minlength=3)[:2].argmax()),
+            "superfamily_label": int(world.superfamily[family]),
+            "family_label": int(family),
+        }
 
-    name = "remote_homology/remote_homology_"
+    name, records = "remote_homology/remote_homology_", partial(_records, world, fields=labels)
     near, sister, distant = (pool[rows[pool.family]] for rows in (~far & ~held_out, ~far & held_out, far))
     count = sizes.homology_train
     return {
@@ -186,8 +179,8 @@ def mutate(world: ProteinWorld, parents: Proteins, counts: np.ndarray, rng: np.r
 
 
 def _fluorescence(world, seen, sizes, rng):
-    """log fluorescence = 1.3 + 2.5 sigmoid(fitness lost): flat near the wild type, a floor for the dead (as in
-    Sarkisyan 2016).
+    """log fluorescence = 1.3 + 2.5 sigmoid(fitness lost): flat near the wild type, a floor for the dead (as measured by
+    Sarkisyan et al. 2016).
     """
     strands = (world.secondary == STRAND).sum(axis=1)
     family = seen.family[np.argmax(strands[seen.family])]

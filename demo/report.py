@@ -38,6 +38,17 @@ METRIC = {
     "fluorescence": "Spearman's ρ",
     "stability": "Spearman's ρ",
 }
+COMPARISON_COLUMNS = (
+    "task",
+    "metric",
+    "split",
+    "proteins",
+    "pretrained",
+    "random weights",
+    "difference",
+    "must exceed 0",
+    "verdict",
+)
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #1c1c1c }
 table { border-collapse: collapse; margin: 1rem 0; font-size: 13px } td, th { border: 1px solid #ccc; padding: 4px
@@ -140,11 +151,8 @@ def comparison_table(comparisons: list[Comparison]) -> str:
         colour = "yes" if c.excludes_zero else "no"
         body = "".join(f"<td>{html.escape(cell)}</td>" for cell in cells[:-1])
         rows.append(f'<tr>{body}<td class="{colour}">{html.escape(cells[-1])}</td></tr>')
-    names = (
-        *("task", "metric", "split", "proteins", "pretrained", "random weights"),
-        *("difference", "must exceed 0", "verdict"),
-    )
-    return f"<table><tr>{''.join(f'<th>{name}</th>' for name in names)}</tr>{''.join(rows)}</table>"
+    header = "".join(f"<th>{name}</th>" for name in COMPARISON_COLUMNS)
+    return f"<table><tr>{header}</tr>{''.join(rows)}</table>"
 
 
 def facts_table(facts: dict) -> str:
@@ -173,8 +181,7 @@ def _signed(interval: dict) -> str:
     return f"{interval['value']:+.3f} [{interval['low']:+.3f}, {interval['high']:+.3f}]"
 
 
-# --- figures
-# ---------------------------------------------------------------------------------------------------------
+# ---- figures
 
 
 def figure(drawing, caption: str) -> str:
