@@ -1,4 +1,4 @@
-"""TAPE's registry (songlab's names), and what the commands ask of it: which Task is meant by a task and a model type.
+"""TAPE's registry (songlab's names), and the Task that a command line's task and model type name.
 
     from tape.registry import registry
 
@@ -10,7 +10,7 @@
     load_plugin("my_task.py")                                     the flag --plugin, repeatable
 
 What must hold: registering a name twice, or a model of an unknown task, is a KeyError, as in songlab's package; an
-unknown name in a command is an InputError in one line; a plugin that fails leaves the registry as it was.
+unknown name in a command is an InputError; a plugin that fails leaves the registry as it was.
 """
 
 import argparse

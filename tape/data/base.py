@@ -6,8 +6,8 @@
         def _target(self, record, where, length):
             return float(field(record, "my_key", where))
 
-What must hold: no protein is dropped or cut silently. `max_length` (residues) with `too_long` says what happens to a
-longer one, and `counts` says to how many it did. A record that is wrong is an InputError with its file and number.
+What must hold: no protein is dropped or cut silently. `too_long` decides what happens to one of more than `max_length`
+residues, and `counts` has their numbers. A record that is wrong is an InputError with its file and number.
 
 Legend: L residues, N = L + 2 tokens (<cls> residues <sep>), B proteins of a batch.
 """
@@ -30,7 +30,7 @@ from tape.tokenizers import TAPETokenizer
 
 
 class TapeDataset(torch.utils.data.Dataset):
-    """What the datasets share. Subclasses say where the records are and make the target of one."""
+    """What the datasets share. Subclasses give the folder and make the target of a record."""
 
     folder: ClassVar[str]
     splits: ClassVar[tuple[str, ...]] = ("train", "valid", "test")
@@ -85,7 +85,7 @@ class TapeDataset(torch.utils.data.Dataset):
 
     @property
     def counts(self) -> dict[str, int | str | None]:
-        """What `max_length` did to this split, for a result file."""
+        """How many proteins of this split `max_length` cropped or skipped."""
         cropped = self.whole_lengths - self.lengths
         return {
             "n_records": len(self.data),
@@ -164,7 +164,7 @@ class TapeDataset(torch.utils.data.Dataset):
 
 
 def field(record: dict, key: str, where: str) -> object:
-    """record[key], or an InputError that says what the record has."""
+    """record[key], or an InputError with the record's keys."""
     if record.get(key) is None:
         raise InputError(f"{where}: no {key}; the record has {', '.join(sorted(map(str, record)))}")
     return record[key]

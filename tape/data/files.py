@@ -1,4 +1,4 @@
-"""TAPE's raw datasets: the records of one file as dicts, whatever the form, and the dataset that tape-embed had.
+"""songlab's raw datasets: the records of one file as dicts, whatever its format, and EmbedDataset.
 
     data = dataset_factory("proteins.fasta")        # .lmdb, .json, .fasta (.faa .fna ..., .gz), or a folder of .npz
     data[0]["primary"], data[0]["id"]

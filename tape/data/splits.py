@@ -1,7 +1,7 @@
 """One split held in memory for training or evaluation: examples tokenised once, batches collated as they are asked for.
 
-What must hold: a batch is a function of (epoch, indices); nothing is left out of a split, and `truncated` says how much
-of which proteins was cut.
+What must hold: a batch is a function of (epoch, indices); nothing is left out of a split, and `truncated` counts what
+was cut.
 """
 
 from collections.abc import Iterator, Sequence

@@ -6,8 +6,8 @@
     results["not_run"]       what is missing, and why
 
 Several seeds: each bootstrap draw of proteins is scored by every seed and the scores averaged; the spread is the
-sample standard deviation over seeds. What must hold: every number is what the result files of tape-eval say or follows
-from the per-protein scores beside them; wherever two numbers are not the same measurement, a reason stands with them.
+sample standard deviation over seeds. What must hold: every number is in the result files of tape-eval or follows from
+the per-protein scores beside them; wherever two numbers are not the same measurement, the reason is given with them.
 """
 
 import json
@@ -43,7 +43,7 @@ class Measured:
 
 
 def measure(jobs: Sequence[Job], task: str, split: str, metric: str, arm: str) -> Measured | None:
-    """What the finished runs of one arm say; None if there is none."""
+    """The finished runs of one arm; None if there is none."""
     scored = [job for job in jobs if (job.task, job.arm.name) == (task, arm) and split in job.splits]
     directories = [job.directory for job in scored if split not in job.missing()]
     if not directories:

@@ -3,7 +3,7 @@
     write_pages(results, Path("OUT"))
 
 Bars are ours with their 95% intervals over proteins; hatched bars are published values, which have none. What must
-hold: a published number never stands without the numbers of the notes that say why it is another measurement.
+hold: a published number never stands without its notes on how it was measured differently.
 """
 
 import html

@@ -1,4 +1,4 @@
-"""The published numbers, and in what each of them is another measurement than ours. Pure data and comparisons.
+"""The published numbers, and how the measurement of each differs from ours. Pure data and comparisons.
 
     reasons(result, PUBLISHED["stability"]["ProteinLM-3B"])     ["split: ours valid, published test", ...]
 

@@ -3,8 +3,8 @@
     rows = build_table(["runs/"])           # the text of each cell, see COLUMNS
     to_text(rows), to_markdown(rows), to_html(rows)
 
-Numbers are what the files say; nothing is recomputed. What must hold: different experiments never share a line, and
-a note says in what each published number is another measurement than ours.
+Numbers are those of the files; nothing is recomputed. What must hold: different experiments never share a line, and
+a note names how each published number was measured differently.
 """
 
 import json
@@ -50,13 +50,13 @@ def find_results(paths: Iterable[str | Path]) -> list[Path]:
 
 
 def _is_result(file: Path) -> bool:
-    """Whether a JSON file says what the table needs; a plugin's task may have any name."""
+    """Whether a JSON file has the keys of a result; a plugin's task may have any name."""
     if "-" not in file.name:
         return False
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return any(file.name.startswith(f"{task}-") for task in PUBLISHED)  # read_result says what is wrong with it
+        return any(file.name.startswith(f"{task}-") for task in PUBLISHED)  # read_result names the fault
     return isinstance(content, dict) and {"task", "split", "metric"} <= content.keys()
 
 

@@ -1,4 +1,4 @@
-"""What `tape-eval` keeps of each protein, in files that need none of our code to be read: npz or parquet.
+"""The prediction files of `tape-eval`, npz or parquet: scores and labels of each protein, readable without our code.
 
     with np.load("RUN_DIR/stability-test.npz") as stored:           # no pickle in it
         stored["ids"], stored["lengths"], stored["scores"], stored["labels"], stored["per_protein_squared_error"]
@@ -41,7 +41,7 @@ def per_protein_scores(task: Task, predictions: Sequence[Prediction]) -> Scores:
         sums = [[p.scores.sum(dtype=np.float64), p.scores.size] for p in predictions]
         return Scores("perplexity", np.array(sums, np.float64))
     values = task.per_protein(predictions)
-    assert values is not None, f"{task.name}: per_protein gives nothing for {task.metric}"
+    assert values is not None, f"{task.name}: {task.metric} has no per-protein values"
     return Scores("ratio", values.astype(np.float64)) if values.ndim == 2 else mean_of(values)
 
 
@@ -63,12 +63,12 @@ def per_protein_metrics(task: Task, predictions: Sequence[Prediction], scores: S
 def save_predictions(path: str | Path, task: Task, split: str, predictions: Sequence[Prediction]) -> None:
     """Write one split's predictions; the suffix says the form (.npz or .parquet)."""
     columns = per_protein_scores(task, predictions)
-    own = {f"per_protein_{n}": v for n, v in per_protein_metrics(task, predictions, columns).items()}
-    about = {"task": task.name, "split": split, "metric": task.metric, "kind": columns.kind}
+    per_protein = {f"per_protein_{n}": v for n, v in per_protein_metrics(task, predictions, columns).items()}
+    metadata = {"task": task.name, "split": split, "metric": task.metric, "kind": columns.kind}
     ids, lengths = [p.id for p in predictions], np.array([p.length for p in predictions], np.int64)
     rows = [_rows(task, p) for p in predictions]
     write = _write_parquet if Path(path).suffix == ".parquet" else _write_npz
-    write(Path(path), about, ids, lengths, rows, columns.columns, own)
+    write(Path(path), metadata, ids, lengths, rows, columns.columns, per_protein)
 
 
 def _rows(task: Task, prediction: Prediction) -> tuple[np.ndarray, np.ndarray]:
@@ -80,9 +80,9 @@ def _rows(task: Task, prediction: Prediction) -> tuple[np.ndarray, np.ndarray]:
     return scores, labels
 
 
-def _write_npz(path, about, ids, lengths, rows, columns, own) -> None:
-    arrays = {name: np.array(text) for name, text in about.items()}
-    arrays |= {"ids": np.array(ids, dtype=np.str_), "lengths": lengths, "columns": columns} | own
+def _write_npz(path, metadata, ids, lengths, rows, columns, per_protein) -> None:
+    arrays = {name: np.array(text) for name, text in metadata.items()}
+    arrays |= {"ids": np.array(ids, dtype=np.str_), "lengths": lengths, "columns": columns} | per_protein
     for place, (name, offsets) in enumerate((("scores", "offsets"), ("labels", "label_offsets"))):
         parts = [row[place] for row in rows]
         if len({part.shape for part in parts}) == 1:
@@ -94,7 +94,7 @@ def _write_npz(path, about, ids, lengths, rows, columns, own) -> None:
         np.savez_compressed(file, **arrays)
 
 
-def _write_parquet(path, about, ids, lengths, rows, columns, own) -> None:
+def _write_parquet(path, metadata, ids, lengths, rows, columns, per_protein) -> None:
     import pyarrow.parquet
 
     table = {"id": ids, "length": lengths}
@@ -102,10 +102,10 @@ def _write_parquet(path, about, ids, lengths, rows, columns, own) -> None:
         parts = [row[place] for row in rows]
         scalar = all(part.ndim == 0 for part in parts)
         table[name] = np.array(parts) if scalar else pyarrow.array([part.ravel() for part in parts])
-    table |= own | dict(zip(PARQUET_COLUMNS, columns.T, strict=True))
+    table |= per_protein | dict(zip(PARQUET_COLUMNS, columns.T, strict=True))
     classes = sorted({row[0].shape[-1] for row in rows if row[0].ndim > row[1].ndim})
-    about = about | {"classes": classes[0] if len(classes) == 1 else None}
-    content = pyarrow.table(table).replace_schema_metadata({"tape": json.dumps(about)})
+    metadata = metadata | {"classes": classes[0] if len(classes) == 1 else None}
+    content = pyarrow.table(table).replace_schema_metadata({"tape": json.dumps(metadata)})
     with atomic_path(path) as temporary:
         pyarrow.parquet.write_table(content, temporary, compression="zstd")
 
@@ -138,8 +138,8 @@ def load_scores(path: str | Path, metric: str | None = None) -> Scores:
         if path.suffix == ".parquet":
             import pyarrow.parquet
 
-            about = json.loads(pyarrow.parquet.read_schema(path).metadata[b"tape"])
-            return Scores(about["kind"], np.stack(_read_arrays(path, *PARQUET_COLUMNS), axis=1))
+            metadata = json.loads(pyarrow.parquet.read_schema(path).metadata[b"tape"])
+            return Scores(metadata["kind"], np.stack(_read_arrays(path, *PARQUET_COLUMNS), axis=1))
         kind, columns = _read_arrays(path, "kind", "columns")
         return Scores(str(kind), columns)
     except (KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
@@ -147,6 +147,7 @@ def load_scores(path: str | Path, metric: str | None = None) -> Scores:
 
 
 def _read_arrays(path: Path, *names: str) -> list[np.ndarray]:
+    """Arrays of a file of `save_predictions`, by name; KeyError for one that it lacks."""
     if path.suffix == ".parquet":
         import pyarrow.parquet
 

@@ -154,7 +154,7 @@ class PluginTask(Task):
         if shapes is None:
             raise InputError(
                 f"task {self.name}: its dataset's collate_fn should return what TapeDataset.collate_fn does, changed "
-                "as you like: a dict of its own does not say what of the targets is padding"
+                "as you like: a plain dict does not tell padding from targets"
             )
         targets, scores, loss = to_numpy(batch["targets"]), to_numpy(outputs.logits), float(outputs.mean_loss.detach())
         measured = {name: float(torch.as_tensor(value).detach()) for name, value in outputs.measured.items()}
@@ -162,8 +162,8 @@ class PluginTask(Task):
         tokens, weights = token_counts(batch).tolist(), _weights(batch["targets"]).tolist()
         predictions = []
         for b, (name, shape, n, weight) in enumerate(zip(batch["ids"], shapes, tokens, weights, strict=True)):
-            own = tuple(map(slice, shape))
-            score, label = scores[b][own[:shared]].copy(), targets[b][own].copy()
+            real = tuple(map(slice, shape))
+            score, label = scores[b][real[:shared]].copy(), targets[b][real].copy()
             predictions.append(PluginPrediction(name, n - 2, score, label, loss=loss, weight=weight, measured=measured))
         return predictions
 
@@ -171,8 +171,7 @@ class PluginTask(Task):
         """Every metric, the model's own (weighted as the loss) under the model's names, and the counts."""
         table = super().score(predictions)
         names = dict.fromkeys(name for p in predictions for name in p.measured)
-        own = {name: _weighted(predictions, lambda p, name=name: p.measured[name]) for name in names}
-        return own | table
+        return {name: _weighted(predictions, lambda p, name=name: p.measured[name]) for name in names} | table
 
     def per_protein(self, predictions: Sequence[PluginPrediction]) -> np.ndarray:
         """[N, 2]: loss times weight, weight. The loss is the mean of a protein's batch, so that an interval of a
@@ -204,12 +203,13 @@ def _weights(targets: torch.Tensor) -> torch.Tensor:
 
 
 def _leading_dims(scores: np.ndarray, targets: np.ndarray) -> int:
-    """How many dimensions after the batch's scores [B, ...] and targets [B, ...] have in common, counted from there."""
+    """How many dimensions scores [B, ...] and targets [B, ...] share, from the second on, until one differs."""
     pairs = zip(scores.shape[1:], targets.shape[1:], strict=False)
-    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
+    return len(list(itertools.takewhile(lambda pair: pair[0] == pair[1], pairs)))
 
 
 def _weighted(predictions: Sequence[PluginPrediction], value: Callable[[PluginPrediction], float]) -> float:
+    """The mean of a value of each protein, weighted by its targets; NaN where there are none."""
     total = sum(p.weight for p in predictions)
     return sum(value(p) * p.weight for p in predictions if p.weight) / total if total else float("nan")
 
