@@ -21,9 +21,7 @@ SHEET, LAYER = 4.8, 10.0  # Angstrom between strands of a sheet, between layers
 
 @dataclass(frozen=True)
 class Segment:
-    """One helix or strand: its kind, its length in residues, its slot (x, y) in Angstrom and how far it is shifted
-    along z.
-    """
+    """One helix or strand: kind, length in residues, slot (x, y) in Angstrom and shift along z in Angstrom."""
 
     kind: int
     length: int
@@ -50,9 +48,7 @@ class Fold:
         return np.concatenate(parts)
 
     def columns(self) -> np.ndarray:
-        """int64 [L]: a key per residue that names its place (which segment or loop, how far along), shared by
-        relatives.
-        """
+        """int64 [L]: a key per residue for its place (segment or loop, and how far along), shared by relatives."""
         parts = [np.arange(self.loops[0])]
         for number, (segment, loop) in enumerate(zip(self.segments, self.loops[1:], strict=True)):
             base = 200 * (number + 1)
@@ -61,9 +57,7 @@ class Fold:
 
 
 def random_fold(rng: np.random.Generator) -> Fold:
-    """Draw a topology: all-alpha bundle, beta sandwich, alternating alpha/beta, or alpha+beta; 45 to about 100
-    residues.
-    """
+    """Draw a topology of 45 to about 100 residues: alpha bundle, beta sandwich, alternating alpha/beta, alpha+beta."""
     slots = (_bundle, _sandwich, _alternating, _split)[rng.integers(4)](rng)
     segments = tuple(
         Segment(
@@ -125,9 +119,7 @@ def _spread_helices(slots):
 
 
 def _walk(places, rng, reach):
-    """Visit every place once in a random order whose steps are no longer than `reach` (drawn again until they
-    are).
-    """
+    """Visit every place once in a random order whose steps are no longer than `reach` (drawn until they are)."""
     while True:
         order = [places[i] for i in rng.permutation(len(places))]
         if all(np.hypot(a[0] - b[0], a[1] - b[1]) <= reach for a, b in itertools.pairwise(order)):

@@ -81,8 +81,7 @@ def rate_matrix() -> np.ndarray:
 
 
 def proposal_matrix() -> tuple[np.ndarray, float]:
-    """WAG as a jump chain (uniformisation): transition probabilities [20, 20] and the number of jumps per unit of
-    time.
+    """WAG as a jump chain (uniformisation): transition probabilities [20, 20] and jumps per unit of time.
 
     exp(Q t) equals a Poisson(rate * t) number of these jumps, self-jumps included; the chain keeps WAG's detailed
     balance.

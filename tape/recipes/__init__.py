@@ -74,20 +74,14 @@ def read_recipe(path: str | Path, checks: Mapping[str, Callable[[object], object
     return recipe
 
 
-def task_recipe(task: str) -> Path | None:
-    """The file of a task's own recipe, if it has one."""
-    path = FOLDER / f"{task}.yaml"
-    return path if path.is_file() else None
-
-
 def resolve(
     task: str, recipe: str, flags: Mapping[str, object], checks: Mapping[str, Callable[[object], object]]
 ) -> tuple[dict[str, object], dict[str, str]]:
-    """(value, where it came from) of every key of BUILT_IN. flags: what the command line gave, None where nothing."""
+    """(value, where it came from) of every key of BUILT_IN. flags: of the command line, None where there was none."""
     levels: list[tuple[str, Mapping[str, object]]] = [("built-in", BUILT_IN)]
-    own = task_recipe(task)
-    if recipe != "none" and own is not None:
-        levels.append((f"recipe of {task}", read_recipe(own, checks)))
+    path = FOLDER / f"{task}.yaml"
+    if recipe != "none" and path.is_file():
+        levels.append((f"recipe of {task}", read_recipe(path, checks)))
     if recipe not in ("default", "none"):
         levels.append((recipe, read_recipe(recipe, checks)))
     levels.append(("flag", {key: value for key, value in flags.items() if value is not None}))
@@ -104,7 +98,7 @@ def resolve(
 
 def describe(values: Mapping[str, object], sources: Mapping[str, str]) -> str:
     """One line for the log: every value that is on, and where it came from."""
-    known = {key: value for key, value in values.items() if value is not None and value is not False}
-    chosen = [f"{key} {value} ({sources[key]})" for key, value in known.items() if sources[key] != "built-in"]
-    rest = [f"{key} {value}" for key, value in known.items() if sources[key] == "built-in"]
+    active = {key: value for key, value in values.items() if value is not None and value is not False}
+    chosen = [f"{key} {value} ({sources[key]})" for key, value in active.items() if sources[key] != "built-in"]
+    rest = [f"{key} {value}" for key, value in active.items() if sources[key] == "built-in"]
     return f"recipe: {', '.join(chosen) or 'nothing but built-in values'}; built-in: {', '.join(rest)}"

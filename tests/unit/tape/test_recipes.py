@@ -34,8 +34,8 @@ def test_every_recipe_is_read_and_says_where_its_values_come_from(path):
 
 def test_the_five_tasks_have_recipes():
     five = ("contact_prediction", "remote_homology", "secondary_structure", "fluorescence", "stability")
-    assert all(recipes.task_recipe(task) for task in five)
-    assert recipes.task_recipe("masked_language_modeling") is None
+    assert all((recipes.FOLDER / f"{task}.yaml").is_file() for task in five)
+    assert not (recipes.FOLDER / "masked_language_modeling.yaml").exists()
 
 
 def test_precedence(tmp_path):
@@ -43,7 +43,7 @@ def test_precedence(tmp_path):
     file = recipe(tmp_path / "mine.yaml", learning_rate="3e-4", batch_size=16, layer_decay=0.9)
     found = options("--recipe", file, "--batch_size", 4)
     assert (found.batch_size, found.learning_rate, found.layer_decay) == (4, 3e-4, 0.9)
-    own = yaml.safe_load(recipes.task_recipe("stability").read_text())
+    own = yaml.safe_load((recipes.FOLDER / "stability.yaml").read_text())
     assert found.num_train_epochs == own["num_train_epochs"] and found.max_grad_norm == 1.0
     sources = {key: found.recipe["from"][key] for key in ("batch_size", "learning_rate", "warmup_fraction", "patience")}
     assert sources == {
