@@ -25,7 +25,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import ClassVar
 
-from torch import nn
+import torch
 
 from proteinlm.errors import InputError
 from tape import metrics
@@ -117,13 +117,11 @@ class Registry:
         task_name: str,
         config_file: str | Path | None = None,
         load_dir: str | Path | None = None,
-    ) -> nn.Module:
+    ) -> torch.nn.Module:
         """The model of a task: a directory's weights, or random ones (of `config_file`, or of the default shape).
 
         On the GPU where there is one (songlab's needs one).
         """
-        import torch
-
         spec = cls.get_task_spec(task_name)
         model_cls = spec.get_model(model_name)
         if load_dir is not None:
@@ -142,9 +140,8 @@ registry = Registry()
 def _register_built_in() -> None:
     """TAPE's tasks with their models, and TAPE's metrics."""
     for name, task in BUILT_IN.items():
-        models = {
-            model_type: kinds[TASK_KINDS[name]] for model_type, kinds in MODELS.items() if TASK_KINDS[name] in kinds
-        }
+        kind = TASK_KINDS[name]
+        models = {model_type: classes[kind] for model_type, classes in MODELS.items() if kind in classes}
         registry.register_task(name, getattr(task.dataset, "num_labels", -1), task.dataset, models)
     for name, function in metrics.TAPE_METRICS.items():
         registry.register_metric(name)(function)

@@ -16,7 +16,7 @@ Legend: B proteins, N tokens of the longest (residues + 2), C classes.
 import inspect
 import itertools
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -104,13 +104,13 @@ class PluginData(torch.utils.data.Dataset):
 
 @dataclass(frozen=True)
 class NumberedItem:
-    """A user's item and its place in the dataset; iteration sees the item's parts."""
+    """A user's item and its place in the dataset; indexing and iteration give the item's parts."""
 
     number: int
     item: object
 
-    def __iter__(self) -> Iterator:
-        return iter(self.item if isinstance(self.item, tuple) else (self.item,))
+    def __getitem__(self, place: int) -> object:
+        return (self.item if isinstance(self.item, tuple) else (self.item,))[place]
 
 
 @dataclass(frozen=True)
