@@ -24,6 +24,7 @@ from tape.runs.jobs import RECORD, Job
 from tape.runs.results import finite, read_json, read_result
 from tape.scoring.bootstrap import Scores, confidence_interval, paired_difference
 from tape.scoring.files import load_ids, load_scores
+from tape.tasks import TASKS
 
 EXTRA_METRICS = {"contact_prediction": ("precision_at_l5_medium_long",)}  # TAPE's published definition
 
@@ -177,7 +178,7 @@ def collect(jobs: Sequence[Job], failed: Mapping[str, str], about: Mapping[str, 
     arms = list(dict.fromkeys(job.arm.name for job in done))
     for task, splits in {job.task: job.splits for job in done}.items():
         for split in splits:
-            for metric in _metrics(done, task, split):
+            for metric in (TASKS[task].metric, *EXTRA_METRICS.get(task, ())):
                 measured = [m for arm in arms if (m := measure(done, task, split, metric, arm)) is not None]
                 rows += [row_of(one) for one in measured]
                 differences += [difference_of(measured[0], m) for m in measured[1:] if measured[0].arm == arms[0]]
@@ -191,14 +192,6 @@ def collect(jobs: Sequence[Job], failed: Mapping[str, str], about: Mapping[str, 
             "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
         }
     )
-
-
-def _metrics(jobs: Sequence[Job], task: str, split: str) -> list[str]:
-    for job in jobs:
-        path = job.directory / f"{task}-{split}.json"
-        if job.task == task and path.exists():
-            return [read_result(path)["metric"], *EXTRA_METRICS.get(task, ())]
-    return []
 
 
 def _missing(job: Job, failed: Mapping[str, str]) -> dict | None:
