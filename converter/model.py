@@ -13,6 +13,7 @@ from torch import Tensor
 from proteinlm.errors import InputError
 from proteinlm.model import ModelConfig, ProteinBert, initialize
 from proteinlm.model_dir.config import CONFIG_KEYS, RULES, SIZE, check_values
+from proteinlm.model_dir.files import check_tensors, same
 from proteinlm.model_dir.names import parameters_without_memory
 from proteinlm.tokenizer import Tokenizer
 
@@ -70,25 +71,16 @@ class PortableModel:
         if self.config.num_layers > len(self.tensors):  # before anything is made for each that a config claims
             layers = self.config.num_layers
             raise InputError(f"{self.origin}: {len(self.tensors)} tensors cannot be the {layers} layers of its config")
-        shapes = {name: like.shape for name, like in parameters_without_memory(self.config, self.has_lm_head).items()}
-        missing = next((name for name in shapes if name not in self.tensors), None)
-        if missing:
-            raise InputError(f"{self.origin}: tensor {missing} is missing")
+        expected = parameters_without_memory(self.config, self.has_lm_head)
+        check_tensors(self.tensors, expected, self.origin, who_needs="its config asks for")
         for name, tensor in self.tensors.items():
-            if name not in shapes:
-                raise InputError(f"{self.origin}: tensor {name} belongs to no part of the model its config describes")
-            if tensor.shape != shapes[name]:
-                stored, expected = tuple(tensor.shape), tuple(shapes[name])
-                raise InputError(f"{self.origin}: {name} has shape {stored}, its config asks for {expected}")
             _check_numbers(tensor, name, self.origin)
         return self
 
 
 def same_tensor(one: Tensor | None, other: Tensor | None) -> bool:
     """Whether both are there with the same dtype, shape and bits."""
-    if one is None or other is None:
-        return False
-    return one.dtype == other.dtype and one.shape == other.shape and torch.equal(one, other)
+    return one is not None and other is not None and same(one, other)
 
 
 def _check_numbers(tensor: Tensor, name: str, where: str) -> None:

@@ -8,13 +8,12 @@ from converter.doors import tape_door
 from converter.formats import Format, ReadOptions, WriteOptions, model_dir_config
 from converter.model import PortableModel
 from converter.vocabulary import to_tokenizer
-from proteinlm.errors import InputError
 from proteinlm.files import write_json
-from proteinlm.model_dir.config import CONFIG_KEYS, TAPE_EXTRAS, model_config_of
-from proteinlm.model_dir.files import CONFIG_NAME, load_tape_dir
+from proteinlm.model_dir.config import CONFIG_KEYS, TAPE_EXTRAS
+from proteinlm.model_dir.files import CONFIG_NAME, read_config
+from proteinlm.model_dir.load import READERS
 from proteinlm.model_dir.names import DECODER, TAPE_NAMES, TOKEN_TYPES
 from proteinlm.model_dir.weights import write_weights
-from proteinlm.tokenizer import TAPE_TOKENS, build_tokenizer
 
 
 def recognises_tape(path: Path) -> bool:
@@ -24,20 +23,14 @@ def recognises_tape(path: Path) -> bool:
 
 def read_tape(directory: Path, options: ReadOptions) -> PortableModel:
     """A directory that this project, the original project's converter or its finetuning wrote."""
-    files = load_tape_dir(directory)
-    where = str(directory / CONFIG_NAME)
-    config = model_config_of(files.config, where)
-    if config.vocab_size != len(TAPE_TOKENS):
-        raise InputError(f"{where}: vocab_size {config.vocab_size}; TAPE's vocabulary has {len(TAPE_TOKENS)} tokens")
-    notes = [*files.notes]
-    if files.head:
-        notes.append(f"{', '.join(sorted(files.head))} left out: the head of a finetuned task")
-    if "lm_head_act" not in files.config and config.hidden_act == "gelu":
-        notes.append(
-            f"{where} says hidden_act gelu (erf), which the original project's converter wrote for every model, also "
-            "for those trained with tanh; if this one was, add --hidden-act gelu_new"
+    files = READERS["tape"](directory)
+    model = PortableModel(files.config, files.tokenizer, files.state, str(directory), files.notes).checked()
+    if "lm_head_act" not in read_config(directory) and model.config.hidden_act == "gelu":
+        model = model.noted(
+            f"{directory / CONFIG_NAME} says hidden_act gelu (erf), which the original project's converter wrote for "
+            "every model, also for those trained with tanh; if this one was, add --hidden-act gelu_new"
         )
-    return PortableModel(config, build_tokenizer("tape"), files.state, str(directory), tuple(notes)).checked()
+    return model
 
 
 def prepare_tape(model: PortableModel, options: WriteOptions) -> PortableModel:

@@ -28,9 +28,10 @@ from pretrain.data.loader import Batch, PackedLoader, evaluation_batches
 from pretrain.data.sources import parse_valid_data_path
 from pretrain.interval import BatchCounts, Interval, peak_flops, unigram_entropy
 from pretrain.parallel.apply import build_model, compute_dtype, reduce_dtype
-from pretrain.parallel.mesh import World, local_device
+from pretrain.parallel.mesh import World, local_rank_of_launcher
 from pretrain.parallel.replicas import Gradients, communicate, release
 from pretrain.shutdown import stop_signal
+from proteinlm.devices import choose_device
 from proteinlm.errors import InputError
 from proteinlm.files import write_json
 from proteinlm.metrics_log import MetricsLog, NoLog
@@ -63,9 +64,8 @@ class Trainer:
         self.interval = Interval(self.model_config, peak and peak * self.world.size)
         self.saver = Saver(config.checkpoint, self.world.side_group)
         self.state = RunState(
-            config, self.world, self.model, self.model_config, self.tokenizer, self.train_data,
-            self.optimizer, self.scaler, self.interval,
-        )  # fmt: skip
+            config, self.world, self.model, self.tokenizer, self.train_data, self.optimizer, self.scaler, self.interval
+        )
         self.counters = self.state.counters
         self.resumed = self.state.load(self.say) if config.checkpoint.load else None
         self.config = self.state.config  # loading may settle the schedule
@@ -327,14 +327,8 @@ def _described(name: str, data: Dataset, seq_length: int) -> str:
 
 
 def _device(config: Config) -> torch.device:
-    name = config.training.device
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and not torch.cuda.is_available():
-        raise InputError("--device cuda: this PyTorch sees no CUDA device; use --device cpu or auto")
-    device = local_device(name, config.parallel.local_rank)
-    if device.type == "cuda" and device.index >= torch.cuda.device_count():
-        raise InputError(f"process {device.index} of this node has no GPU: the node shows {torch.cuda.device_count()}")
+    local_rank = config.parallel.local_rank
+    device = choose_device(config.training.device, local_rank_of_launcher() if local_rank is None else local_rank)
     if device.type == "cpu" and config.parallel.distributed_backend == "nccl":
         raise InputError("--distributed-backend nccl needs GPUs, but this run computes on the CPU; use gloo")
     return device

@@ -12,7 +12,7 @@ import functools
 import io
 import random
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +27,14 @@ TAPE_TOKENS = (*TAPE_SPECIALS, *RESIDUES)
 # The original's flag values; there is one upper-cased protein alphabet, so "case" and "lower case" are the same.
 IUPAC_TYPES = ("iupac", "BertWordPieceCase", "BertWordPieceLowerCase")
 TOKENIZER_TYPES = (*IUPAC_TYPES, "SentencePiece", "tape")
+# How a SentencePiece model is trained. [MASK] is a control symbol and takes the first free id, 1.
+SENTENCEPIECE = {
+    **{"pad_id": 0, "pad_piece": "[PAD]", "bos_id": 2, "bos_piece": "[CLS]", "eos_id": 3, "eos_piece": "[SEP]"},
+    **{"unk_id": 4, "unk_piece": "[UNK]", "control_symbols": ["[MASK]"]},
+    **{"model_type": "unigram", "required_chars": RESIDUES, "character_coverage": 1.0},
+    **{"normalization_rule_name": "identity", "add_dummy_prefix": False, "remove_extra_whitespaces": False},
+    **{"max_sentence_length": 1_000_000, "num_threads": 1, "minloglevel": 2},
+}
 
 
 @dataclass(frozen=True)
@@ -37,28 +45,16 @@ class Tokenizer:
     tokens: tuple[str, ...]
     model: bytes | None = None
 
-    def _special(self, place: int) -> int:
-        return self.tokens.index((TAPE_SPECIALS if self.name == "tape" else PRETRAIN_SPECIALS)[place])
+    pad_id: int = field(init=False)
+    mask_id: int = field(init=False)
+    cls_id: int = field(init=False)
+    sep_id: int = field(init=False)
+    unk_id: int = field(init=False)
 
-    @functools.cached_property
-    def pad_id(self) -> int:
-        return self._special(0)
-
-    @functools.cached_property
-    def mask_id(self) -> int:
-        return self._special(1)
-
-    @functools.cached_property
-    def cls_id(self) -> int:
-        return self._special(2)
-
-    @functools.cached_property
-    def sep_id(self) -> int:
-        return self._special(3)
-
-    @functools.cached_property
-    def unk_id(self) -> int:
-        return self._special(4)
+    def __post_init__(self):
+        specials = TAPE_SPECIALS if self.name == "tape" else PRETRAIN_SPECIALS
+        for name, token in zip(("pad_id", "mask_id", "cls_id", "sep_id", "unk_id"), specials, strict=True):
+            object.__setattr__(self, name, self.tokens.index(token))
 
     @property
     def vocab_size(self) -> int:
@@ -93,10 +89,6 @@ class Tokenizer:
         table.setflags(write=False)
         return table
 
-    @functools.cached_property
-    def _translation(self) -> bytes:
-        return self.table.tobytes()
-
     def encode(self, text: str | bytes) -> np.ndarray:
         """Ids of one protein's residues, without special tokens; one per character unless SentencePiece."""
         residues = text.encode("latin-1", "replace") if isinstance(text, str) else bytes(text)
@@ -108,7 +100,7 @@ class Tokenizer:
         residues: the proteins' residues, joined; lengths [N]: residues of each. Returns (ids [T], tokens of each [N]).
         """
         if self.one_to_one:
-            return np.frombuffer(residues.translate(self._translation), np.uint8), np.asarray(lengths)
+            return np.frombuffer(residues.translate(self.table), np.uint8), np.asarray(lengths)
         letters = residues.upper().decode("latin-1")  # latin-1: one character a byte, whatever the byte
         ends = np.cumsum(lengths).tolist()
         proteins = [letters[end - length : end] for end, length in zip(ends, np.asarray(lengths).tolist(), strict=True)]
@@ -151,7 +143,7 @@ def _processor(model: bytes):
 
 def build_tokenizer(tokenizer_type: str = "iupac", vocab_file: str | None = None) -> Tokenizer:
     """The tokenizer of a flag value (TOKENIZER_TYPES, any case). `vocab_file`: a SentencePiece model, or for the
-    fixed vocabularies a list of tokens that must agree with ours."""
+    fixed vocabularies a list of tokens, to be compared with the built-in one."""
     kind = {known.lower(): known for known in TOKENIZER_TYPES}.get(tokenizer_type.lower())
     if kind is None:
         raise InputError(f"--tokenizer-type {tokenizer_type}: unknown; choose one of {', '.join(TOKENIZER_TYPES)}")
@@ -214,16 +206,10 @@ def train_sentencepiece(proteins: Iterable[str], vocab_size: int, seed: int = 12
             # The alphabet is a sentence too: `required_chars` alone does not bring in a letter that no protein has.
             sentence_iterator=iter([RESIDUES, *sentences]),
             model_writer=model,
-            model_type="unigram",
             vocab_size=vocab_size,
-            # [MASK] is a control symbol and takes the first free id, 1.
-            pad_id=0, pad_piece="[PAD]", bos_id=2, bos_piece="[CLS]", eos_id=3, eos_piece="[SEP]",
-            unk_id=4, unk_piece="[UNK]", control_symbols=["[MASK]"],
-            required_chars=RESIDUES, character_coverage=1.0,
-            normalization_rule_name="identity", add_dummy_prefix=False, remove_extra_whitespaces=False,
-            seed_sentencepiece_size=max(10_000, 20 * vocab_size), max_sentence_length=1_000_000,
-            num_threads=1, minloglevel=2,
-        )  # fmt: skip
+            seed_sentencepiece_size=max(10_000, 20 * vocab_size),
+            **SENTENCEPIECE,
+        )
     except RuntimeError as error:  # its message opens with a C++ file name; the reason is the last sentence(s)
         raise InputError(f"--vocab-size {vocab_size}: SentencePiece: {str(error).rsplit('] ', 1)[-1]}") from error
     return model.getvalue()

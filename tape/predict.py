@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from proteinlm import errors
+from proteinlm.devices import choose_device
 from proteinlm.encoder import Stream, computing, default_batch_tokens, make_stream, to_device, token_batches
 from proteinlm.errors import InputError
 from proteinlm.model_dir.files import read_config
@@ -33,7 +34,6 @@ from tape.inference.parts import plan_parts
 from tape.inference.predictors import REPORTS, kind_of_logits, open_maps, open_table
 from tape.registry import TASK_KINDS, load_plugins, resolve_task
 from tape.runs.flags import DEVICE_FLAGS, add_flags, choose_precision, positive
-from tape.runs.processes import choose_device
 from tape.runs.results import read_run
 
 WINDOW = 1024  # proteins; sorted by length within

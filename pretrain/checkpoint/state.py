@@ -23,7 +23,6 @@ from pretrain.interval import Interval
 from pretrain.parallel.apply import seed_generators
 from pretrain.parallel.mesh import Layout, World
 from proteinlm.errors import InputError
-from proteinlm.model import ModelConfig
 from proteinlm.optim import LossScaler
 from proteinlm.tokenizer import Tokenizer
 
@@ -63,7 +62,6 @@ class RunState:
     config: Config
     world: World
     model: nn.Module
-    model_config: ModelConfig
     tokenizer: Tokenizer
     train_data: Dataset
     optimizer: torch.optim.Optimizer
@@ -85,7 +83,7 @@ class RunState:
     def meta(self) -> dict:
         """What `meta.json` says beside the files and versions."""
         return {
-            "model_config": asdict(self.model_config),
+            "model_config": asdict(self.config.model_config(self.tokenizer)),
             "tokenizer": self.tokenizer.to_dict(),
             "config": self.config.to_dict(),
             "proteins": self._proteins(),
@@ -154,7 +152,8 @@ class RunState:
             set_rng_state(state["rng"] if self.world.alone else next(iter(state["rng"].values())), rng)
 
     def _check_model(self, meta: dict, where: str) -> None:
-        for change in _changed(meta["model_config"], asdict(self.model_config), ARCHITECTURE).values():
+        current = asdict(self.config.model_config(self.tokenizer))
+        for change in _changed(meta["model_config"], current, ARCHITECTURE).values():
             raise InputError(f"{where}: the checkpoint has {change}")
         if self.tokenizer.to_dict() != meta["tokenizer"]:
             raise InputError(f"{where}: the checkpoint was trained with another vocabulary; use its --tokenizer-type")

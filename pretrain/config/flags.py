@@ -68,9 +68,7 @@ NO_EFFECT = {
     ),
 }
 OBSOLETE = {flag.rstrip("="): (flag[-1] == "=", why) for why, flags in NO_EFFECT.items() for flag in flags.split()}
-REFUSED = {
-    "apply-residual-connection-post-layernorm": "the model is Megatron's pre-LayerNorm BERT, as ProteinLM is",
-}
+REFUSED = {"apply-residual-connection-post-layernorm": "the model is Megatron's pre-LayerNorm BERT, as ProteinLM is"}
 # flag -> (values that mean what is done here anyway, what is)
 ONE_WAY = {
     "data-impl": (("mmap", "infer"), "shards are memory-mapped: --data-impl mmap"),

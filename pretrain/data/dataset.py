@@ -21,14 +21,7 @@ import numpy as np
 from pretrain.data.indexed import IndexedDataset
 from pretrain.data.packing import pack, utilisation
 from proteinlm.errors import InputError
-from proteinlm.masking import (
-    CROP_STREAM,
-    EPOCH_STREAM,
-    MASK_STREAM,
-    mask_tokens,
-    permutation,
-    sample_rng,
-)
+from proteinlm.masking import CROP_STREAM, EPOCH_STREAM, MASK_STREAM, mask_tokens, permutation, sample_rng
 from proteinlm.tokenizer import Tokenizer
 
 CLS_PROBES = 1024  # proteins looked at to learn whether a shard's proteins begin with [CLS]

@@ -53,13 +53,9 @@ def world_size_of_launcher() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def local_device(name: str, local_rank: int | None = None) -> torch.device:
-    """This process's device: `name` is cpu or cuda; the GPU is --local-rank's, else LOCAL_RANK's."""
-    if name != "cuda":
-        return torch.device(name)
-    if local_rank is None:
-        local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-    return torch.device("cuda", local_rank)
+def local_rank_of_launcher() -> int:
+    """This process's number on its machine, as torchrun gives it."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
 
 
 def _meeting_place(timeout: timedelta) -> dict:

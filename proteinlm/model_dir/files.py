@@ -19,16 +19,9 @@ from torch import Tensor
 
 from proteinlm.errors import InputError
 from proteinlm.files import read_json, write_json
+from proteinlm.model import ModelConfig
 from proteinlm.model_dir.config import TAPE_EXTRAS, model_config_of
-from proteinlm.model_dir.names import (
-    DECODER,
-    FINAL_NORM,
-    TAPE_NAMES,
-    TOKEN_TYPES,
-    UNUSED,
-    WORDS,
-    from_tape,
-)
+from proteinlm.model_dir.names import DECODER, FINAL_NORM, TAPE_NAMES, TOKEN_TYPES, UNUSED, WORDS, from_tape
 from proteinlm.model_dir.weights import SAFE_NAME, TORCH_NAME, WeightFiles, write_weights
 
 CONFIG_NAME = "config.json"
@@ -44,6 +37,7 @@ class TapeFiles:
     """What a TAPE directory holds, its names checked and the encoder's names those of ProteinBert."""
 
     config: dict
+    model_config: ModelConfig
     state: dict[str, Tensor]  # names of ProteinBert, lm_head.* only where the file has a usable masked-LM head
     head: dict[str, Tensor]  # predict.* / classify.* of a finetuned run, as in the file
     notes: tuple[str, ...]  # what was left out or changed, one sentence each
@@ -81,7 +75,7 @@ def load_tape_dir(directory: str | Path, overrides: Mapping | None = None) -> Ta
         expected[TOKEN_TYPES] = torch.empty(len(types) if types.dim() else 1, model_config.hidden_size, device="meta")
     check_tensors(tensors, expected, path, OPTIONAL)
     state, more = from_tape(tensors, model_config)
-    return TapeFiles(config, state, head, tuple(f"{path}: {note}" for note in (*notes, *more)), path)
+    return TapeFiles(config, model_config, state, head, tuple(f"{path}: {note}" for note in (*notes, *more)), path)
 
 
 def write_tape_dir(
@@ -142,7 +136,7 @@ def _sort_names(tensors: Mapping[str, Tensor], path: Path) -> tuple[dict[str, Te
 def check_tensors(
     tensors: Mapping[str, Tensor],
     expected: Mapping[str, Tensor],
-    path: Path,
+    path: Path | str,
     optional: tuple[str, ...] = (),
     who_needs: str = "config.json gives",
 ) -> None:

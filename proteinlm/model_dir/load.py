@@ -1,7 +1,7 @@
 """`proteinlm.load(path)`: opens a model directory for Python, whatever form it has.
 
-What must hold: the form is told by what lies in the directory, never by its name; one that cannot be opened is answered
-in one line with what to do. A form is a name in READERS; `recognise` says which one a directory has.
+What must hold: the form is recognised by the contents of the directory, never by its name; one that cannot be opened is
+answered in one line with what to do. A form is a name in READERS; `recognise` says which one a directory has.
 """
 
 import logging
@@ -13,10 +13,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from proteinlm.devices import choose_device
 from proteinlm.encoder import Encoder
 from proteinlm.errors import InputError
 from proteinlm.model import ModelConfig, ProteinBert
-from proteinlm.model_dir.config import model_config_of
 from proteinlm.model_dir.files import CONFIG_NAME, load_tape_dir, read_config
 from proteinlm.model_dir.find import find_model
 from proteinlm.tokenizer import Tokenizer, build_tokenizer
@@ -47,7 +47,7 @@ def load(path: str | Path, dtype: str | torch.dtype = "fp32", device: str | torc
     precision = DTYPES.get(dtype, dtype)
     if precision not in DTYPES.values():
         raise InputError(f"dtype {dtype!r}: should be one of {', '.join(DTYPES)}")
-    target, directory = _device(device), find_model(path)
+    target, directory = choose_device(device), find_model(path)
     files = READERS[recognise(directory)](directory)
     for note in files.notes:
         logger.warning("%s", note)
@@ -77,25 +77,13 @@ def _conversion(path: Path) -> str:
 
 
 def _read_tape(directory: Path) -> ModelFiles:
-    files, tokenizer, where = load_tape_dir(directory), build_tokenizer("tape"), directory / CONFIG_NAME
-    config, notes = model_config_of(files.config, str(where)), files.notes
-    if config.vocab_size != tokenizer.vocab_size:
-        raise InputError(f"{where}: vocab_size {config.vocab_size}; TAPE's vocabulary has {tokenizer.vocab_size}")
+    files, tokenizer = load_tape_dir(directory), build_tokenizer("tape")
+    size, expected, notes = files.model_config.vocab_size, tokenizer.vocab_size, files.notes
+    if size != expected:
+        raise InputError(f"{directory / CONFIG_NAME}: vocab_size {size}; TAPE's vocabulary has {expected} tokens")
     if files.head:
         notes += (f"{files.source}: {', '.join(sorted(files.head))} left out: the head of a finetuned task",)
-    return ModelFiles(config, tokenizer, files.state, notes)
+    return ModelFiles(files.model_config, tokenizer, files.state, notes)
 
 
 READERS: dict[str, Callable[[Path], ModelFiles]] = {"tape": _read_tape}
-
-
-def _device(name: str | torch.device) -> torch.device:
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise InputError(f"device {name!r}: should be auto, cpu or cuda (cuda:1 ...)") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise InputError(f"device {str(name)!r}: this machine has no CUDA device; should be cpu")
-    return device

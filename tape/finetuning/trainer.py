@@ -23,6 +23,7 @@ from pathlib import Path
 
 import torch
 
+from proteinlm.devices import choose_device
 from proteinlm.errors import InputError
 from proteinlm.metrics_log import MetricsLog, NoLog
 from proteinlm.optim import LossScaler, build_optimizer, clip_grad_norm, learning_rate, set_learning_rate
@@ -34,7 +35,7 @@ from tape.finetuning.layers import freeze, learning_rate_scales
 from tape.finetuning.norms import NormKeeper
 from tape.finetuning.options import TrainOptions
 from tape.runs.flags import choose_precision
-from tape.runs.processes import Processes, choose_device
+from tape.runs.processes import Processes
 from tape.runs.run_dir import RunProgress, load_state, save_state, save_weights
 from tape.scoring.inference import predict
 from tape.tasks import Task

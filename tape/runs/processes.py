@@ -16,6 +16,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from proteinlm import errors
+from proteinlm.devices import choose_device
 from proteinlm.errors import InputError
 
 TIMEOUT = timedelta(hours=2)  # rank 0 may read a large data set or write results while the others wait
@@ -185,24 +186,3 @@ def run_together(device_name: str, work: Callable[[Processes, torch.device], Non
         processes.barrier()
     processes.close()
     return status
-
-
-def choose_device(name: str, local_rank: int | None = None) -> torch.device:
-    """The device of a --device value; `local_rank`: which GPU `cuda` without a number means."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise InputError(f"--device {name}: should be auto, cpu or cuda (cuda:1 ...)") from error
-    if device.type != "cuda":
-        return device
-    if not torch.cuda.is_available():
-        raise InputError(f"--device {name}: this machine has no CUDA device; should be cpu")
-    if local_rank is None:
-        return device
-    if device.index is not None:
-        raise InputError(f"--device {name}: several processes would share one GPU; give --device cuda")
-    if local_rank >= torch.cuda.device_count():
-        raise InputError(f"process {local_rank} of this machine has no GPU: there are {torch.cuda.device_count()}")
-    return torch.device("cuda", local_rank)

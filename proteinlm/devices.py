@@ -1,0 +1,29 @@
+"""Which device a `device` argument or a --device flag means."""
+
+import torch
+
+from proteinlm.errors import InputError
+
+
+def choose_device(name: str | torch.device, local_rank: int | None = None) -> torch.device:
+    """The device of "auto" (a GPU if there is one), "cpu", "cuda", "cuda:1" ...; InputError where it is not there.
+
+    local_rank: of a process that may share its machine with others, the GPU that `cuda` means.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise InputError(f"device {name!r}: should be auto, cpu or cuda (cuda:1 ...)") from error
+    if device.type != "cuda":
+        return device
+    if not torch.cuda.is_available():
+        raise InputError(f"device {str(name)!r}: this machine has no CUDA device; should be cpu")
+    if local_rank is None:
+        return device
+    if device.index is not None:
+        raise InputError(f"device {str(name)!r}: several processes would share one GPU; should be cuda")
+    if local_rank >= torch.cuda.device_count():
+        raise InputError(f"process {local_rank} of this machine has no GPU: there are {torch.cuda.device_count()}")
+    return torch.device("cuda", local_rank)
