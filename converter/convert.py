@@ -18,6 +18,7 @@ from converter.verify import first_step_loss, verify
 from proteinlm.errors import ArgumentParser, InputError
 from proteinlm.files import fsync_path, write_text
 from proteinlm.model import ACTIVATIONS
+from tape.runs.flags import count, positive
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 REPORT = "conversion_report.txt"
@@ -30,33 +31,22 @@ def parser() -> ArgumentParser:
     p.add_argument("--save", required=True, type=Path, help="directory to write; must be absent or empty")
     p.add_argument("--target", default="tape", choices=FORMATS, help="format to write (default: tape)")
     p.add_argument("--source", choices=FORMATS, help="what --load is (default: recognised by its contents)")
-    p.add_argument("--iteration", type=_at_least(0), help="checkpoint of a run to read (default: the latest)")
+    p.add_argument("--iteration", type=count, help="checkpoint of a run to read (default: the latest)")
     p.add_argument("--dtype", choices=DTYPES, help="dtype of the written tensors (default: as they are stored)")
-    size = _at_least(1)
-    p.add_argument("--tensor-model-parallel-size", type=size, default=1, help="--target megatron: TP (default 1)")
-    p.add_argument("--pipeline-model-parallel-size", type=size, default=1, help="--target megatron: PP (default 1)")
-    p.add_argument("--num-attention-heads", type=size, help="for Megatron files without args: no tensor shows it")
+    p.add_argument("--tensor-model-parallel-size", type=positive, default=1, help="--target megatron: TP (default 1)")
+    p.add_argument("--pipeline-model-parallel-size", type=positive, default=1, help="--target megatron: PP (default 1)")
+    p.add_argument("--num-attention-heads", type=positive, help="for Megatron files without args: no tensor shows it")
     p.add_argument("--hidden-act", choices=ACTIVATIONS, help="the MLP's activation, where the source says it wrongly")
     p.add_argument("--bin", action="store_true", help="--target tape or hf: write pytorch_model.bin too")
     p.add_argument("--verify", action="store_true", help="read the result back, run proteins through both and compare")
     data = p.add_argument_group("--verify with data: predicts the loss that continued pretraining starts from")
     data.add_argument("--data-path", nargs="+", help="token shards, as pretrain takes them")
-    data.add_argument("--seq-length", type=size, help="(default: the model's positions)")
-    data.add_argument("--global-batch-size", type=size, default=1, help="rows of the first step (default 1)")
+    data.add_argument("--seq-length", type=positive, help="(default: the model's positions)")
+    data.add_argument("--global-batch-size", type=positive, default=1, help="rows of the first step (default 1)")
     data.add_argument("--split", default="969,30,1", help="(default 969,30,1)")
     data.add_argument("--mask-prob", type=float, default=0.15, help="(default 0.15)")
     data.add_argument("--seed", type=int, default=1234, help="(default 1234)")
     return p
-
-
-def _at_least(least: int) -> Callable[[str], int]:
-    def whole_number(text: str) -> int:
-        if int(text) < least:
-            raise ValueError
-        return int(text)
-
-    whole_number.__name__ = f"whole number of at least {least}"
-    return whole_number
 
 
 def main(argv: Sequence[str] | None = None) -> int:

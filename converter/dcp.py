@@ -33,7 +33,10 @@ def read_dcp(directory: Path, options: ReadOptions) -> PortableModel:
     if not isinstance(meta.get("model_config"), dict) or not isinstance(meta.get("tokenizer"), dict):
         raise InputError(f"{origin}: meta.json lacks model_config or tokenizer")
     config = make_config(meta["model_config"], f"{origin}: meta.json")
-    tokenizer = _tokenizer(meta["tokenizer"], origin)
+    try:
+        tokenizer = Tokenizer.from_dict(meta["tokenizer"])
+    except (InputError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(f"{origin}: meta.json: {error}") from None
     if config.vocab_size != tokenizer.vocab_size:
         sizes = f"vocab_size {config.vocab_size}, its tokenizer has {tokenizer.vocab_size} tokens"
         raise InputError(f"{origin}: meta.json says {sizes}")
@@ -45,13 +48,6 @@ def read_dcp(directory: Path, options: ReadOptions) -> PortableModel:
     padding = config.make_vocab_size_divisible_by
     tensors, dropped = take_rows(tensors, tokenizer.tokens, tokenizer, padding, origin)  # only clears padding rows
     return replace(model, tensors=tensors).noted(*dropped)
-
-
-def _tokenizer(value: dict, origin: str) -> Tokenizer:
-    try:
-        return Tokenizer.from_dict(value)
-    except (InputError, TypeError, ValueError, AttributeError) as error:
-        raise InputError(f"{origin}: meta.json: {error}") from None
 
 
 def prepare_dcp(model: PortableModel, options: WriteOptions) -> PortableModel:

@@ -45,7 +45,7 @@ def own_door(model: PortableModel) -> Door:
         hidden = bert(ids, torch.arange(len(ids)), bounds)
         return hidden, bert.lm_logits(hidden) if model.has_lm_head else None
 
-    return Door("pretrain", canonical(model.vocabulary), states)
+    return Door("pretrain", canonical(model.tokenizer.tokens), states)
 
 
 def tape_door(directory: Path, model: PortableModel) -> Door:

@@ -36,10 +36,6 @@ class PortableModel:
     counters: Mapping[str, int] = field(default_factory=dict)  # iteration, consumed_train_samples, ... if known
 
     @property
-    def vocabulary(self) -> tuple[str, ...]:
-        return self.tokenizer.tokens
-
-    @property
     def has_lm_head(self) -> bool:
         return any(name.startswith("lm_head.") for name in self.tensors)
 

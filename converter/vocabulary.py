@@ -69,7 +69,7 @@ def to_tokenizer(model: PortableModel, name: str, divisible_by: int) -> Portable
             "target needs; pretrain with --tokenizer-type iupac, or convert with --target dcp"
         )
     tokenizer = build_tokenizer(name)
-    tensors, notes = take_rows(model.tensors, model.vocabulary, tokenizer, divisible_by, model.origin)
+    tensors, notes = take_rows(model.tensors, model.tokenizer.tokens, tokenizer, divisible_by, model.origin)
     model = replace(model, tokenizer=tokenizer, tensors=tensors).noted(*notes)
     return model.with_config(vocab_size=tokenizer.vocab_size, make_vocab_size_divisible_by=divisible_by)
 

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 
 from pretrain.data.dataset import Dataset
-from pretrain.data.loader import IGNORED, Batch
+from pretrain.data.loader import Batch
+from proteinlm.loss import IGNORE
 from proteinlm.masking import num_to_mask
 from proteinlm.model import ModelConfig
 
@@ -91,7 +92,7 @@ class BatchCounts:
             (len(b.tokens), b.tokens.numel(), b.num_real_tokens, b.num_proteins, b.num_masked, b.sum_squared_lengths)
             for b in micro_batches
         ]
-        shown_mask = sum(int((b.labels_of_masks(mask_id) != IGNORED).sum()) for b in micro_batches)
+        shown_mask = sum(int((b.labels_of_masks(mask_id) != IGNORE).sum()) for b in micro_batches)
         return cls(*sum_over_replicas([*(sum(column) for column in zip(*rows, strict=True)), shown_mask]))
 
 

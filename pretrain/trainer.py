@@ -59,7 +59,8 @@ class Trainer:
         self.gradients = Gradients(self.model, self.world, reduce_dtype(config.parallel))
         o = config.optim
         self.optimizer = build_optimizer(self.model, o.lr, o.weight_decay, (o.adam_beta1, o.adam_beta2), o.adam_eps)
-        self.scaler = _loss_scaler(config) if config.training.fp16 else None
+        scaling = (o.initial_loss_scale, o.loss_scale, o.loss_scale_window, o.hysteresis, o.min_loss_scale)
+        self.scaler = LossScaler(*scaling) if config.training.fp16 else None
         peak = peak_flops(self.device, self.dtype)
         self.interval = Interval(self.model_config, peak and peak * self.world.size)
         self.saver = Saver(config.checkpoint, self.world.side_group)
@@ -116,15 +117,9 @@ class Trainer:
             self.say(
                 f"notice: nothing left to train on: the schedule ends at sample {total:,}, {consumed:,} are consumed"
             )
+        rows, share = c.training.micro_batch_size, (self.world.dp_rank, self.world.dp_size)
         return PackedLoader(
-            self.train_data,
-            c.training.micro_batch_size,
-            self.schedule.batch_size,
-            consumed,
-            total,
-            dp_rank=self.world.dp_rank,
-            dp_size=self.world.dp_size,
-            num_workers=c.data.num_workers,
+            self.train_data, rows, self.schedule.batch_size, consumed, total, *share, num_workers=c.data.num_workers
         )
 
     def count(self, micro_batches: list[Batch]) -> BatchCounts:
@@ -332,11 +327,6 @@ def _device(config: Config) -> torch.device:
     if device.type == "cpu" and config.parallel.distributed_backend == "nccl":
         raise InputError("--distributed-backend nccl needs GPUs, but this run computes on the CPU; use gloo")
     return device
-
-
-def _loss_scaler(config: Config) -> LossScaler:
-    o = config.optim
-    return LossScaler(o.initial_loss_scale, o.loss_scale, o.loss_scale_window, o.hysteresis, o.min_loss_scale)
 
 
 def _datasets(config: Config, tokenizer: Tokenizer) -> tuple[Dataset, Dataset | None, dict[str, Dataset]]:

@@ -183,7 +183,8 @@ class Encoder:
         """
         depth = layer_number(layer, self.config.num_layers)
         if pooling is None:
-            return self._rows(sequences, lambda stream: self.states(stream, depth), batch_tokens, tensors, quiet)
+            compute = functools.partial(self.model.state_after, depth)
+            return self._rows(compute, sequences, batch_tokens, tensors, quiet)
         if pooling not in POOLINGS:
             raise InputError(f"pooling {pooling!r}: should be one of {', '.join(POOLINGS)}, or None")
         proteins = self._checked(sequences)
@@ -201,7 +202,7 @@ class Encoder:
             states = self.model.state_after(self.config.num_layers, *inputs)
             return self.model.lm_logits(states)[:, : self.config.vocab_size]  # no padding rows
 
-        return self._rows(sequences, lambda stream: self._run(compute, stream), batch_tokens, tensors, quiet)
+        return self._rows(compute, sequences, batch_tokens, tensors, quiet)
 
     def hidden_states(
         self, sequences: Proteins, *, batch_tokens: int | None = None, tensors=False, quiet=False
@@ -211,7 +212,7 @@ class Encoder:
         def compute(*inputs: Tensor) -> Tensor:
             return torch.stack(self.model.hidden_states(*inputs))
 
-        return self._rows(sequences, lambda stream: self._run(compute, stream), batch_tokens, tensors, quiet)
+        return self._rows(compute, sequences, batch_tokens, tensors, quiet)
 
     def states(self, stream: Stream, depth: int) -> Tensor:
         """[T, h] on the device: the states of one batch after `depth` layers; no more are computed."""
@@ -225,18 +226,13 @@ class Encoder:
         return values.to(torch.promote_types(values.dtype, torch.float32))
 
     def _rows(
-        self,
-        sequences: Proteins,
-        compute: Callable[[Stream], Tensor],
-        batch_tokens: int | None,
-        tensors: bool,
-        quiet: bool,
+        self, compute: Callable[..., Tensor], sequences: Proteins, batch_tokens: int | None, tensors: bool, quiet: bool
     ) -> list:
-        """Each protein's part [..., L, width] of compute(stream), which is [..., T, width]."""
+        """Each protein's part [..., L, width] of what `compute` makes of a batch, [..., T, width]."""
         proteins = self._checked(sequences)
         rows: list = [None] * len(proteins)
         for indices, stream in self._batches(proteins, batch_tokens, quiet):
-            values = compute(stream).cpu()
+            values = self._run(compute, stream).cpu()
             for i, begin, end in zip(indices, stream.starts + 1, stream.ends - 1, strict=True):
                 own = values[..., begin:end, :].clone()  # a view would keep the whole batch in memory
                 rows[i] = own if tensors else own.numpy()

@@ -7,13 +7,19 @@ and keeps its traceback. `ArgumentParser` prints one line instead of a usage blo
 import argparse
 import difflib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 EXIT_USAGE = 2
 
 
 class InputError(ValueError):
     """Bad input from the user. One line: the file, the line or key, what was wrong and what would be right."""
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """The end of a complaint about an unknown word: the nearest known one, where one is near."""
+    near = difflib.get_close_matches(word, known, n=1)
+    return f"; did you mean {near[0]}?" if near else ""
 
 
 class ArgumentParser(argparse.ArgumentParser):
@@ -27,12 +33,8 @@ class ArgumentParser(argparse.ArgumentParser):
         parsed, unknown = self.parse_known_args(args, namespace)
         if unknown:
             flag = next((word for word in unknown if word.startswith("-")), unknown[0]).split("=")[0]
-            self.error(f"unknown argument {flag}{self._nearest(flag)}")
+            self.error(f"unknown argument {flag}{did_you_mean(flag, self._option_string_actions)}")
         return parsed
-
-    def _nearest(self, flag: str) -> str:
-        near = difflib.get_close_matches(flag, self._option_string_actions, n=1)
-        return f"; did you mean {near[0]}?" if near else ""
 
     def error(self, message: str):
         self.exit(EXIT_USAGE, f"{self.prog}: error: {message} (--help lists the flags)\n")

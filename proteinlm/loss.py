@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-IGNORE = -100
+IGNORE = -100  # the label of a place that has nothing to predict, torch's default ignore_index
 
 
 def masked_lm_loss(logits: Tensor, labels: Tensor) -> Tensor:

@@ -34,7 +34,6 @@ UPPER = bytes(range(256)).upper()
 # Line ends are "\n" by the time this is used, so "\r" is free to mark where each protein begins.
 RECORD = b"\r"
 HEADER = re.compile(rb"\n>[^\n]*")
-FORMATS = {"fasta": "FASTA", "jsonl": "JSON lines", "text": "plain text, one protein a line", "lmdb": "TAPE LMDB"}
 SUFFIXES = {
     **dict.fromkeys((".fasta", ".fa", ".faa", ".fas", ".fsa", ".pep"), "fasta"),
     **dict.fromkeys((".jsonl", ".ndjson", ".json"), "jsonl"),
@@ -49,7 +48,7 @@ class Chunk:
     """A piece of one file that begins and ends at record boundaries."""
 
     path: str
-    kind: str  # a key of FORMATS
+    kind: str  # fasta | jsonl | text (a protein a line) | lmdb (TAPE's)
     text: bytes = b""  # line ends normalised; empty for LMDB
     offset: int = 0  # of `text` in the normalised file
     json_key: str = "text"
@@ -85,7 +84,7 @@ def _letter(code: int) -> str:
 
 
 def input_kind(path: str) -> str:
-    """A key of FORMATS, from the name (.gz aside), else from the first character; InputError where neither says."""
+    """The kind of a file, from its name (.gz aside), else its first character; InputError where neither says."""
     if os.path.isdir(path):
         if os.path.isfile(os.path.join(path, "data.mdb")):
             return "lmdb"

@@ -68,7 +68,7 @@ def write_megatron_bert(model: PortableModel, directory: Path, options: WriteOpt
         return parts
 
     write_weights(directory, model.tensors, translate, options.dtype, options.torch_file)
-    write_tokenizer(directory, model.vocabulary, model.config.max_position_embeddings)
+    write_tokenizer(directory, model.tokenizer.tokens, model.config.max_position_embeddings)
     write_json(directory / CONFIG_NAME, _config_json(model, options.dtype or model.dtype))
 
 

@@ -10,7 +10,6 @@ With a process group every rank writes its own shards and rank 0 renames; with n
 """
 
 import contextlib
-import json
 import os
 import re
 import shutil
@@ -27,7 +26,7 @@ from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadat
 
 from pretrain.torch_internals import flatten_state_dict
 from proteinlm.errors import InputError
-from proteinlm.files import fsync_path, write_json, write_text
+from proteinlm.files import fsync_path, read_json, write_json, write_text
 from proteinlm.untrusted.safe_dcp import SafePlanner, SafeReader
 
 TRACKER = "latest_checkpointed_iteration.txt"
@@ -185,11 +184,8 @@ def _read_meta(path: Path) -> dict:
     for missing in (path, path / META):
         if not missing.exists():
             raise InputError(f"{missing} is missing")
-    try:
-        meta = json.loads((path / META).read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path / META}: not readable JSON ({str(error)[:80]})") from None
-    if not isinstance(meta, dict) or not isinstance(meta.get("iteration"), int):
+    meta = read_json(path / META)
+    if not isinstance(meta.get("iteration"), int):
         raise InputError(f"{path / META}: not this project's checkpoint description (no iteration number)")
     if meta.get("format") != META_FORMAT or not isinstance(meta.get("files"), dict):
         raise InputError(f"{path / META}: format {meta.get('format')!r} is not {META_FORMAT}, which this version reads")

@@ -13,6 +13,7 @@ from proteinlm.model import ACTIVATIONS, ModelConfig
 from proteinlm.tokenizer import TOKENIZER_TYPES, Tokenizer
 
 ACTS = tuple(ACTIVATIONS)
+SCHEDULES = ("1f1b", "interleaved", "zero-bubble")
 
 
 def opt(default: object, doc: str, *, choices: tuple = (), **bounds: float):
@@ -57,9 +58,7 @@ class Training:
     """Batches, length, precision."""
 
     micro_batch_size: int = opt(4, "rows in one forward pass", low=1)
-    global_batch_size: int | None = opt(
-        None, "rows of one optimizer step (micro-batch-size x replicas if unset)", low=1
-    )
+    global_batch_size: int | None = opt(None, "rows of an optimizer step (default micro-batch-size x replicas)", low=1)
     rampup_batch_size: tuple[int, ...] | None = opt(None, "START INCREMENT SAMPLES: grow the global batch", low=0)
     train_iters: int | None = opt(None, "optimizer steps in all; this or train-samples", low=1)
     train_samples: int | None = opt(None, "packed rows in all; this or train-iters", low=1)
@@ -114,9 +113,8 @@ class Parallel:
     num_distributed_optimizer_instances: int = opt(1, "groups of replicas that each shard the whole model", low=1)
     grad_reduce_in_bf16: bool = opt(False, "send gradients between replicas in bf16 (fp32 unless given)")
     pipeline_schedule: str | None = opt(
-        None, "order of a pipeline's micro-batches (1f1b, or interleaved where that flag is given)",
-        choices=("1f1b", "interleaved", "zero-bubble"),
-    )  # fmt: skip
+        None, "order of micro-batches (default 1f1b or interleaved)", choices=SCHEDULES
+    )
     distributed_backend: str | None = opt(None, "nccl on GPUs, gloo on CPUs unless given", choices=("nccl", "gloo"))
     local_rank: int | None = opt(None, "this process's GPU on its node, as old launchers pass it", low=0)
     distributed_timeout_minutes: float = opt(10.0, "how long a silent peer is waited for", above=0)

@@ -6,7 +6,6 @@ Built from the defaults of `pretrain.config.options`, then the file, then flags.
 under their section's name (`model:`, `data:`, ...); dashes and underscores are one. What cannot work is refused here.
 """
 
-import difflib
 import math
 import types
 import typing
@@ -18,7 +17,7 @@ import yaml
 from pretrain.config.flags import read_flags
 from pretrain.config.options import OPTIONS, SECTIONS, Config
 from pretrain.config.validate import check, for_world, with_global_batch
-from proteinlm.errors import InputError
+from proteinlm.errors import InputError, did_you_mean
 
 # A flag drops what the file says to the contrary, so that `--bf16` works with a file that says fp16.
 RIVALS = {
@@ -53,12 +52,10 @@ def parse_config(
     for unit in ("iters", "samples"):  # the decay is as long as the run unless its length is given
         if (length := options.get(f"train_{unit}")) and options.get(f"lr_decay_{unit}") is None:
             options[f"lr_decay_{unit}"] = length
-    config = Config(
-        **{
-            name: section(**{key: value for key, value in options.items() if OPTIONS[key][0] == name})
-            for name, section in SECTIONS.items()
-        }
-    )
+    by_section: dict[str, dict] = {section: {} for section in SECTIONS}
+    for name, value in options.items():
+        by_section[OPTIONS[name][0]][name] = value
+    config = Config(**{name: section(**by_section[name]) for name, section in SECTIONS.items()})
     check(config, required)
     config = with_global_batch(config) if world_size is None else for_world(config, world_size)
     for notice in line.notices:
@@ -117,8 +114,7 @@ def _options(loader: yaml.SafeLoader, root: yaml.Node, path: str | Path) -> dict
 
 def _check_key(name: str, section: str | None, where: str) -> None:
     if name not in OPTIONS:
-        near = difflib.get_close_matches(name, [*OPTIONS, *SECTIONS], n=1)
-        raise InputError(f"{where} is not an option" + (f"; did you mean {near[0]}?" if near else ""))
+        raise InputError(f"{where} is not an option{did_you_mean(name, [*OPTIONS, *SECTIONS])}")
     if section and OPTIONS[name][0] != section:
         raise InputError(f"{where} belongs to section {OPTIONS[name][0]}, not {section}")
 

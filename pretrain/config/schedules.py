@@ -58,11 +58,7 @@ class Schedule:
 
     def learning_rate(self, iteration: int, consumed_samples: int) -> float:
         """The learning rate of the update that completes `iteration` and `consumed_samples`."""
+        step, o = consumed_samples if self.by_samples else iteration, self.optim
         return learning_rate(
-            consumed_samples if self.by_samples else iteration,
-            lr=self.optim.lr,
-            min_lr=self.optim.min_lr,
-            style=self.optim.lr_decay_style,
-            warmup=self._warmup,
-            decay_steps=self._decay,
+            step, lr=o.lr, min_lr=o.min_lr, style=o.lr_decay_style, warmup=self._warmup, decay_steps=self._decay
         )

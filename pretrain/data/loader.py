@@ -25,9 +25,9 @@ from torch.utils.data import DataLoader, get_worker_info
 from pretrain.data.dataset import Dataset, Request, Row, RowReader
 from pretrain.torch_internals import stop_workers
 from proteinlm.errors import InputError
+from proteinlm.loss import IGNORE
 from proteinlm.masking import num_to_mask
 
-IGNORED = -100  # the label of an unused place, torch's default ignore_index
 SHUTDOWN_GRACE_S = 60
 
 
@@ -44,11 +44,10 @@ class Batch:
     num_real_tokens: int  # [CLS] included, padding not
     num_proteins: int
     sum_squared_lengths: int  # over the proteins, in tokens: what attention costs
-    num_cropped: int
 
     def labels_of_masks(self, mask_id: int) -> Tensor:
         """`labels` where the model is shown [MASK], -100 where it is shown a residue, the true one or another."""
-        return torch.where(self.tokens.flatten()[self.masked_positions] == mask_id, self.labels, IGNORED)
+        return torch.where(self.tokens.flatten()[self.masked_positions] == mask_id, self.labels, IGNORE)
 
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch on `device`, copied without waiting where the memory is pinned."""
@@ -69,7 +68,7 @@ def collate(rows: list[Row], mask_prob: float) -> Batch:
     s = len(rows[0].tokens)
     most = num_to_mask(mask_prob, s)
     masked_positions = np.repeat(np.arange(len(rows)) * s, most).reshape(len(rows), most)
-    labels = np.full((len(rows), most), IGNORED, np.int64)
+    labels = np.full((len(rows), most), IGNORE, np.int64)
     for i, row in enumerate(rows):
         masked_positions[i, : len(row.labels)] += row.masked_positions
         labels[i, : len(row.labels)] = row.labels
@@ -84,7 +83,6 @@ def collate(rows: list[Row], mask_prob: float) -> Batch:
         num_real_tokens=sum(row.num_real_tokens for row in rows),
         num_proteins=sum(row.num_proteins for row in rows),
         sum_squared_lengths=sum(row.sum_squared_lengths for row in rows),
-        num_cropped=sum(row.num_cropped for row in rows),
     )
 
 

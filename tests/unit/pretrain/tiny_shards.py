@@ -65,7 +65,7 @@ def merge(batches) -> dict:
     result = {name: torch.cat([getattr(b, name) for b in batches]) for name in ("tokens", "position_ids", "labels")}
     result["masked"] = torch.cat([b.masked_positions + o for b, o in zip(batches, offsets, strict=True)])
     result["bounds"] = torch.cat([b.cu_seqlens[:-1] + o for b, o in zip(batches, offsets, strict=True)])
-    for name in ("num_masked", "num_real_tokens", "num_proteins", "sum_squared_lengths", "num_cropped"):
+    for name in ("num_masked", "num_real_tokens", "num_proteins", "sum_squared_lengths"):
         result[name] = torch.tensor(sum(getattr(batch, name) for batch in batches))
     return result
 
