@@ -2,12 +2,11 @@
 
 import sys
 
+from converter.convert import main
 from proteinlm.errors import run
 
 
 def cli() -> None:
-    from converter.convert import main
-
     sys.exit(run(main))
 
 

@@ -18,9 +18,9 @@ from converter.verify import first_step_loss, verify
 from proteinlm.errors import ArgumentParser, InputError
 from proteinlm.files import fsync_path, write_text
 from proteinlm.model import ACTIVATIONS
+from proteinlm.model_dir.load import DTYPES
 from tape.runs.flags import count, positive
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 REPORT = "conversion_report.txt"
 Say = Callable[[str], None]  # prints a line, which is in the report too
 

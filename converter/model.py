@@ -1,6 +1,6 @@
 """The one form every checkpoint passes through: a config, a vocabulary and tensors under `ProteinBert`'s names.
 
-What must hold of a `PortableModel` that a reader hands out (`checked`): every tensor that its config asks for is there
+What must hold of a `PortableModel` that a reader returns (`checked`): every tensor that its config asks for is there
 with that shape, no other is, all are finite floating-point numbers, and the padding rows of the vocabulary are zeros.
 """
 
@@ -58,9 +58,7 @@ class PortableModel:
 
     def rounded_to(self, dtype: torch.dtype | None) -> "PortableModel":
         """The same model after rounding to `dtype` (None: as it is)."""
-        if dtype is None:
-            return self
-        return replace(self, tensors={name: tensor.to(dtype) for name, tensor in self.tensors.items()})
+        return replace(self, tensors={name: tensor.to(dtype or tensor.dtype) for name, tensor in self.tensors.items()})
 
     def checked(self) -> "PortableModel":
         """Self, after comparing names, shapes and numbers with what the config asks for."""
@@ -70,21 +68,19 @@ class PortableModel:
         expected = parameters_without_memory(self.config, self.has_lm_head)
         check_tensors(self.tensors, expected, self.origin, who_needs="its config asks for")
         for name, tensor in self.tensors.items():
-            _check_numbers(tensor, name, self.origin)
+            if tensor.dtype not in (torch.float32, torch.float16, torch.bfloat16, torch.float64):
+                kind = str(tensor.dtype).removeprefix("torch.")
+                raise InputError(f"{self.origin}: {name} holds {kind}, not floating-point numbers")
+            if not torch.isfinite(tensor).all():
+                raise InputError(
+                    f"{self.origin}: {name} holds NaN or infinity: the run diverged or the file is damaged"
+                )
         return self
 
 
 def same_tensor(one: Tensor | None, other: Tensor | None) -> bool:
     """Whether both are there with the same dtype, shape and bits."""
     return one is not None and other is not None and same(one, other)
-
-
-def _check_numbers(tensor: Tensor, name: str, where: str) -> None:
-    if tensor.dtype not in (torch.float32, torch.float16, torch.bfloat16, torch.float64):
-        kind = str(tensor.dtype).removeprefix("torch.")
-        raise InputError(f"{where}: {name} holds {kind}, not floating-point numbers")
-    if not torch.isfinite(tensor).all():
-        raise InputError(f"{where}: {name} holds NaN or infinity: the run diverged or the file is damaged")
 
 
 def make_config(values: Mapping[str, object], where: str) -> ModelConfig:

@@ -1,4 +1,4 @@
-"""The kinds of checkpoint that are known, and which of them lies at a path: judged by its contents, or `--source`."""
+"""The formats that are known, and which of them a path holds, judged by its contents or given by `--source`."""
 
 from pathlib import Path
 
@@ -15,11 +15,11 @@ FORMATS = {known.name: known for known in (TAPE, MEGATRON_BERT, MEGATRON, DCP)}
 
 
 def recognise(path: Path) -> str:
-    """A name of FORMATS, or an InputError that says what is there instead."""
+    """A name of FORMATS, or an InputError that names what is there instead."""
     if not path.exists():
         raise InputError(f"{path}: no such checkpoint")
     if path.is_file() and path.suffix in (".safetensors", ".bin", ".json"):
-        raise InputError(f"{path}: give --load the directory that it lies in, with its config.json")
+        raise InputError(f"{path}: give --load its directory, with its config.json")
     names = [known.name for known in FORMATS.values() if known.recognises(path)]
     if len(names) == 1:
         return names[0]
@@ -47,7 +47,5 @@ def read(path: Path, name: str | None = None, **options: int | None) -> Portable
     if path.is_file() and not source.reads_files:
         raise InputError(f"{path}: a file; give --load the directory of a {source.name} checkpoint")
     if requested.iteration is not None and not source.has_iterations:
-        raise InputError(
-            f"--iteration {requested.iteration}: {path} is a {source.name} directory, which holds one model"
-        )
+        raise InputError(f"--iteration {requested.iteration}: {path} is a {source.name} directory; it holds one model")
     return source.read(path, requested)

@@ -12,7 +12,7 @@ from torch.distributed.device_mesh import DeviceMesh
 
 
 def copy_to_cpu(state: dict) -> dict:
-    """A copy of a state dict whose tensors lie in memory."""
+    """A copy of a state dict whose tensors are in CPU memory."""
     from torch.distributed._state_dict_utils import _copy_state_dict, _create_cpu_state_dict
 
     return _copy_state_dict(state, _create_cpu_state_dict(state))

@@ -81,7 +81,7 @@ class Trainer:
     # ---- the loop
 
     def run(self) -> str:
-        """Train to the end of the schedule or until told to stop. Returns the reason, also in exit_reason.json."""
+        """Train to the end of the schedule or until asked to stop. Returns the reason, also in exit_reason.json."""
         c = self.config
         reason, started = "completed", time.monotonic()
         with stop_signal() as stop, contextlib.closing(self._open_log()) as log, self._progress() as bar:
@@ -112,22 +112,18 @@ class Trainer:
         return reason
 
     def _loader(self) -> PackedLoader:
-        c, consumed, total = self.config, self.counters.consumed_train_samples, self.schedule.total_samples
-        if total is not None and consumed >= total:
-            self.say(
-                f"notice: nothing left to train on: the schedule ends at sample {total:,}, {consumed:,} are consumed"
-            )
+        c, consumed, end = self.config, self.counters.consumed_train_samples, self.schedule.total_samples
+        if end is not None and consumed >= end:
+            self.say(f"notice: nothing left to train on: the schedule ends at sample {end:,}; {consumed:,} consumed")
         rows, share = c.training.micro_batch_size, (self.world.dp_rank, self.world.dp_size)
-        return PackedLoader(
-            self.train_data, rows, self.schedule.batch_size, consumed, total, *share, num_workers=c.data.num_workers
-        )
+        return PackedLoader(self.train_data, rows, self.schedule.batch_size, consumed, end, *share, c.data.num_workers)
 
     def count(self, micro_batches: list[Batch]) -> BatchCounts:
         """What the step on a global batch is over, of which this replica has `micro_batches`."""
         return BatchCounts.of(micro_batches, self.tokenizer.mask_id, self.world.sum_over_replicas)
 
     def train_step(self, micro_batches: list[Batch], counts: BatchCounts) -> dict:
-        """One optimizer step on a global batch, of which this replica has `micro_batches` and `counts` tells the whole.
+        """One optimizer step on a global batch, of which this replica has `micro_batches`; `counts` is of the whole.
 
         Returns lm_loss, mask_loss, grad_norm, learning_rate, loss_scale, skipped, the same on every process.
         """
@@ -266,8 +262,7 @@ class Trainer:
 
     def _eval_limit(self) -> int | None:
         """--eval-iters counts global batches, as Megatron does; evaluation runs micro-batches. 0: the whole split."""
-        training = self.config.training
-        iters = self.config.logging.eval_iters
+        training, iters = self.config.training, self.config.logging.eval_iters
         return iters * (training.global_batch_size // training.micro_batch_size) if iters else None
 
     def _progress(self) -> Progress:

@@ -247,9 +247,7 @@ class Encoder:
                 value = "empty" if protein == "" else f"a {type(protein).__name__}"
                 raise InputError(f"sequence {i}: {value}; should be a string of one residue or more")
             if len(protein) > limit:
-                raise InputError(
-                    f"sequence {i}: {len(protein)} residues, the model takes {limit}; crop or leave it out"
-                )
+                raise InputError(f"sequence {i}: {len(protein)} residues, the model takes {limit}; crop or omit it")
         return proteins
 
     def _batches(self, proteins: list[str], batch_tokens: int | None, quiet: bool) -> Iterator[tuple]:

@@ -2,7 +2,7 @@
 
 `metrics.jsonl` has one line per logged iteration and one per evaluation. A line is written in one piece, and a run
 drops the lines after the checkpoint that it resumes from (all lines where it resumes from none) and what a kill cut
-short, so that the file always tells one history.
+short, so that the file is always one history.
 """
 
 import json

@@ -168,9 +168,7 @@ def _check_vocab_file(vocab_file: str, expected: Sequence[str]) -> None:
         if token != right:
             raise InputError(f"{vocab_file}, line {number}: token {token!r} where the vocabulary has {right!r}")
     if len(tokens) != len(expected):
-        raise InputError(
-            f"{vocab_file}: {len(tokens)} tokens; the vocabulary has {len(expected)}, from [PAD] or <pad> to Z"
-        )
+        raise InputError(f"{vocab_file}: {len(tokens)} tokens; the vocabulary has {len(expected)}, [PAD] or <pad> to Z")
 
 
 def _from_model(model: bytes, what: str) -> Tokenizer:

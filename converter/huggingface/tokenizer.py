@@ -22,9 +22,9 @@ def write_tokenizer(directory: Path, tokens: Sequence[str], longest: int) -> Non
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": longest,
         "clean_up_tokenization_spaces": False,
+        "model_input_names": ["input_ids", "token_type_ids", "attention_mask"],
     }
-    inputs = {"model_input_names": ["input_ids", "token_type_ids", "attention_mask"]}
-    write_json(directory / "tokenizer_config.json", config | inputs | names)
+    write_json(directory / "tokenizer_config.json", config | names)
     write_text(directory / "vocab.txt", "\n".join(tokens) + "\n")
 
 

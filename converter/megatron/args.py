@@ -26,7 +26,7 @@ RUN_FIELDS = (
     *("seed", "lr", "train_iters", "global_batch_size", "consumed_train_samples"),
     *("bias_gelu_fusion", "openai_gelu", "fp16"),
 )
-RANK_FIELDS = ("rank", "local_rank", "node_rank", "hostname")  # differ in every honest checkpoint
+RANK_FIELDS = ("rank", "local_rank", "node_rank", "hostname")  # differ between the ranks of one run
 LARGEST_SIZE = 10**4  # processes in one direction; a size beyond is a damaged file
 
 
@@ -59,7 +59,7 @@ def _as_text(args: Mapping, name: str) -> str:
 
 
 def parallel_sizes(first: Shard, files: ShardFiles) -> tuple[int, int, str]:
-    """(TP, PP, who says so): as args have it, else as the shape of query_key_value gives TP away."""
+    """(TP, PP, their source): from args, else TP from the shape of query_key_value."""
     args = first.args
     if args is None:
         tensor, source = _tensor_parallel_of(first, files)
@@ -164,10 +164,8 @@ def _check_vocabulary(
     if stored is not None and stored != rows:
         raise InputError(f"{where}: args.padded_vocab_size is {ascii(stored)[:40]}, the embedding has {rows} rows")
     expected = padded_vocabulary(config.vocab_size, config.make_vocab_size_divisible_by, files.tensor_parallel)
-    known = rows == expected or (
-        "make_vocab_size_divisible_by" not in args and config.vocab_size <= rows <= WIDEST_PADDING
-    )
-    if not known:
+    plausible = "make_vocab_size_divisible_by" not in args and config.vocab_size <= rows <= WIDEST_PADDING
+    if rows != expected and not plausible:
         raise InputError(
             f"{where}: the embedding has {rows} rows; the {config.vocab_size} tokens of iupac_vocab.txt, padded for "
             f"TP {files.tensor_parallel}, have {expected}: this model has another vocabulary"

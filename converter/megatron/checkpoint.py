@@ -75,8 +75,8 @@ def _counters(first: Shard) -> dict[str, int]:
 def prepare_megatron(model: PortableModel, options: WriteOptions) -> PortableModel:
     """The model as `write_megatron` stores it: on the pretraining vocabulary with Megatron's padding, with an LM head.
 
-    Megatron's args say two activations at once: the LM head is the erf GELU, or tanh together with the MLP's
-    (openai_gelu). Where they cannot say the model's, its LM head changes, with a note.
+    Megatron's args set two activations at once: the LM head is the erf GELU, or tanh together with the MLP's
+    (openai_gelu). Where they cannot express the model's, its LM head changes, with a note.
     """
     require_final_layernorm(model, "Megatron always applies")
     hidden_act, lm_head_act = model.config.hidden_act, model.config.lm_head_act
@@ -86,7 +86,7 @@ def prepare_megatron(model: PortableModel, options: WriteOptions) -> PortableMod
     model = with_lm_head(to_pretraining(model))
     if lm_head_act not in ("gelu", "gelu_new") or (hidden_act, lm_head_act) == ("gelu", "gelu_new"):
         pair = f"hidden_act {hidden_act} with lm_head_act {lm_head_act}"
-        model = model.noted(f"Megatron cannot say {pair}: its LM head will compute gelu there")
+        model = model.noted(f"Megatron cannot express {pair}: its LM head will compute gelu there")
         model = model.with_config(lm_head_act="gelu")
     return model
 

@@ -1,4 +1,4 @@
-"""Finds the shards of a Megatron checkpoint and opens them: which files there are, and what each says of itself.
+"""Finds the shards of a Megatron checkpoint and opens them: which files there are, and what each contains.
 
     files = find_shards(path, iteration)       # every shard present, or an InputError that names the missing one
     shard = open_shard(files.paths[tp, pp])    # `model` as dotted names, `args` as a dict; tensors are mapped
@@ -171,9 +171,7 @@ def _flat(value: object, prefix: str, path: Path, depth: int) -> Iterator[tuple[
     """Nested dicts as (dotted name, tensor)."""
     if isinstance(value, Tensor):
         if value.layout != torch.strided or value.dim() > 2:
-            raise InputError(
-                f"{path}: model.{prefix} has shape {tuple(value.shape)}; vectors and matrices are expected"
-            )
+            raise InputError(f"{path}: model.{prefix} has shape {tuple(value.shape)}; a vector or matrix is expected")
         yield prefix, value
         return
     if not isinstance(value, Mapping) or depth == 0:

@@ -79,9 +79,7 @@ class Merger:
         if rest:
             raise InputError(f"{what}: {self.heads} attention heads cannot lie on {self.tensor_parallel} ranks evenly")
         if tensor.dim() == 0 or tensor.shape[0] == 0 or tensor.shape[0] % (3 * heads):
-            raise InputError(
-                f"{what} has shape {tuple(tensor.shape)}; its rows must be a multiple of 3 x {heads} heads of a rank"
-            )
+            raise InputError(f"{what} has shape {tuple(tensor.shape)}; rows must be a multiple of 3 x {heads} heads")
         return to_our_rows(tensor, self.version, heads, tensor.shape[0] // (3 * heads))
 
     def finish(self) -> tuple[dict[str, Tensor], list[str]]:

@@ -93,9 +93,8 @@ def _make_room(directory: Path, temporary: Path) -> None:
 def _publish(temporary: Path, final: Path, iteration: int, meta: dict) -> None:
     files = {path.name: path.stat().st_size for path in sorted(temporary.iterdir())}
     versions = {"torch": torch.__version__}
-    write_json(
-        temporary / META, {**meta, "format": META_FORMAT, "iteration": iteration, "versions": versions, "files": files}
-    )
+    own = {"format": META_FORMAT, "iteration": iteration, "versions": versions, "files": files}
+    write_json(temporary / META, {**meta, **own})
     fsync_path(temporary)
     replaced = final.parent / f".{final.name}.replaced"
     if final.exists():
@@ -115,9 +114,9 @@ def _prune(directory: Path, newest: int, keep_last: int | None) -> None:
     abandoned = [iteration for iteration in _iterations(directory) if iteration not in history]
     by_worth = [*history, *reversed(abandoned)]
     for iteration in by_worth[keep_last:]:
-        doomed = directory / f".{checkpoint_name(iteration)}.tmp"  # hidden first: never half a checkpoint in sight
-        os.replace(directory / checkpoint_name(iteration), doomed)
-        shutil.rmtree(doomed)
+        removed = directory / f".{checkpoint_name(iteration)}.tmp"  # hidden first: never half a checkpoint in sight
+        os.replace(directory / checkpoint_name(iteration), removed)
+        shutil.rmtree(removed)
 
 
 def _history(directory: Path, newest: int) -> list[int]:

@@ -26,10 +26,10 @@ class Saver:
         """Write a checkpoint, or begin to. Every process calls it, each with its part of `state`."""
         self.wait()
         if not self.options.async_save:
-            self._write(iteration, state, meta, keep_last)
+            save_checkpoint(self.options.save, iteration, state, meta, keep_last, self.group)
             return
-        copied = copy_to_cpu(state)
-        self._thread = threading.Thread(target=self._try, args=(iteration, copied, meta, keep_last), daemon=True)
+        arguments = (self.options.save, iteration, copy_to_cpu(state), meta, keep_last, self.group)
+        self._thread = threading.Thread(target=self._try, args=arguments, daemon=True)
         self._thread.start()
 
     def wait(self) -> None:
@@ -41,11 +41,8 @@ class Saver:
         if failure is not None:
             raise failure
 
-    def _try(self, *args) -> None:
+    def _try(self, *arguments) -> None:
         try:
-            self._write(*args)
+            save_checkpoint(*arguments)
         except BaseException as failure:
             self._failure = failure
-
-    def _write(self, iteration: int, state: dict, meta: dict, keep_last: int | None) -> None:
-        save_checkpoint(self.options.save, iteration, state, meta, keep_last, self.group)

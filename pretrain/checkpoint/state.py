@@ -4,7 +4,7 @@ Tensors by name (weights, Adam's moments, the generators' states; no pickled obj
 
 What must hold: a run goes on with the experiment that it began. Another model, vocabulary or schedule is refused, and
 so is whatever makes sample n of the training data another row (--seed, --seq-length, other proteins by --data-path or
---split), since the samples consumed so far would say nothing; --override-data reads on in the new data all the same,
+--split), since the samples consumed so far would mean nothing; --override-data reads on in the new data all the same,
 from the same sample number, and --finetune starts a new run from the weights. --mask-prob and moved files may change;
 a notice names old and new.
 """
@@ -33,7 +33,7 @@ ARCHITECTURE = (
     *("vocab_size", "make_vocab_size_divisible_by", "hidden_act", "lm_head_act", "layernorm_epsilon"),
     "final_layernorm",
 )
-# A resumed run must go on with the schedule it began with, unless a flag says which of the two counts.
+# A resumed run must go on with the schedule it began with, unless a flag chooses between the two.
 SCHEDULE = (
     *("lr", "min_lr", "lr_decay_style", "lr_decay_iters", "lr_decay_samples"),
     *("lr_warmup_fraction", "lr_warmup_iters", "lr_warmup_samples"),
@@ -81,7 +81,7 @@ class RunState:
         return state
 
     def meta(self) -> dict:
-        """What `meta.json` says beside the files and versions."""
+        """meta.json, but for the files and versions."""
         return {
             "model_config": asdict(self.config.model_config(self.tokenizer)),
             "tokenizer": self.tokenizer.to_dict(),
@@ -96,7 +96,7 @@ class RunState:
         }
 
     def _proteins(self) -> dict:
-        """What tells one training set from another: shards may have moved or been made anew under the same name."""
+        """What identifies a training set: shards may have moved or been made anew under the same name."""
         shards = [[len(r.indexed.documents) - 1, r.indexed.num_tokens] for r in self.train_data.readers]
         weights = [source.weight for source in parse_data_path(self.config.data.data_path)]
         return {"shards": shards, "weights": weights, "train": self.train_data.num_proteins}
@@ -159,7 +159,7 @@ class RunState:
             raise InputError(f"{where}: the checkpoint was trained with another vocabulary; use its --tokenizer-type")
 
     def _settle_schedule(self, saved: dict, where: str) -> None:
-        """--override-lr-scheduler: ours; --use-checkpoint-lr-scheduler: the checkpoint's; neither: refused."""
+        """--override-lr-scheduler: the flags'; --use-checkpoint-lr-scheduler: the checkpoint's; else refused."""
         optim = self.config.optim
         changed = _changed(saved, asdict(optim), SCHEDULE)
         if optim.override_lr_scheduler:

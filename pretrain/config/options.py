@@ -112,9 +112,7 @@ class Parallel:
     use_torch_fsdp2: bool = opt(False, "its full form: also free gathered weights after each layer's use")
     num_distributed_optimizer_instances: int = opt(1, "groups of replicas that each shard the whole model", low=1)
     grad_reduce_in_bf16: bool = opt(False, "send gradients between replicas in bf16 (fp32 unless given)")
-    pipeline_schedule: str | None = opt(
-        None, "order of micro-batches (default 1f1b or interleaved)", choices=SCHEDULES
-    )
+    pipeline_schedule: str | None = opt(None, "order of micro-batches (default 1f1b or interleaved)", choices=SCHEDULES)
     distributed_backend: str | None = opt(None, "nccl on GPUs, gloo on CPUs unless given", choices=("nccl", "gloo"))
     local_rank: int | None = opt(None, "this process's GPU on its node, as old launchers pass it", low=0)
     distributed_timeout_minutes: float = opt(10.0, "how long a silent peer is waited for", above=0)

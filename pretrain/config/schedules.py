@@ -21,9 +21,7 @@ def batch_sizes(training: Training) -> range:
         raise InputError(f"--rampup-batch-size takes START INCREMENT SAMPLES, not {' '.join(map(str, ramp))}")
     start, increment, _ = ramp
     if final is None or final < start or (final - start) % increment:
-        raise InputError(
-            f"rampup-batch-size {start} in steps of {increment} does not arrive at global-batch-size {final}"
-        )
+        raise InputError(f"rampup-batch-size {start} in steps of {increment} does not reach global-batch-size {final}")
     return range(start, final + 1, increment)
 
 

@@ -146,7 +146,7 @@ class PackedLoader:
         if len(self.dataset) == 0:
             raise InputError("the training set holds no protein")
         assert 0 <= self.dp_rank < self.dp_size, (self.dp_rank, self.dp_size)
-        self._check(self.consumed_samples, self.batch_schedule(self.consumed_samples))  # said before the first step
+        self._check(self.consumed_samples, self.batch_schedule(self.consumed_samples))  # an error before the first step
 
     def __iter__(self) -> Iterator[list[Batch]]:
         batches = iter(self._data_loader())

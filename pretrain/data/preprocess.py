@@ -84,13 +84,11 @@ class Summary:
         self.empty += part.empty
         self.removed += part.removed
         self.unknown += part.unknown
-        if len(part.residues) == 0:
-            return
         self.proteins[part.path] += len(part.residues)
         self.residues += int(part.residues.sum(dtype=np.int64))
         self.tokens += len(part.ids)
-        self.shortest = min(self.shortest, int(part.residues.min()))
-        self.longest = max(self.longest, int(part.residues.max()))
+        self.shortest = int(part.residues.min(initial=self.shortest))
+        self.longest = int(part.residues.max(initial=self.longest))
         bars = np.searchsorted(LENGTH_EDGES, part.residues)
         self.histogram += np.bincount(bars, minlength=len(LENGTH_EDGES) + 1)
 
@@ -204,7 +202,7 @@ def preprocess(args: argparse.Namespace, tokenizer: Tokenizer, started: float) -
             writer.add(part.ids, part.lengths)
             summary.add(part)
             progress.add(len(part.lengths))
-        if not summary.proteins:
+        if not summary.proteins.total():
             empty = f", {summary.empty} empty records" if summary.empty else ""
             empty += f", {summary.longer} longer than --max-length {args.max_length}" if summary.longer else ""
             raise InputError(f"{', '.join(args.input)}: no proteins{empty}; nothing written")

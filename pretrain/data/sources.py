@@ -1,4 +1,4 @@
-"""What --data-path, --valid-data-path and --split say, as values: read here, for the flags' check and for the datasets.
+"""The values of --data-path, --valid-data-path and --split, parsed here for the flags' check and for the datasets.
 
 parse_data_path(["0.7", "pfam", "0.3", "uniref"])    # [Source(0.7, "pfam"), Source(0.3, "uniref")]
 Split.parse("969,30,1").ranges(50)                   # ((0, 48), (48, 50), (50, 50))
@@ -84,9 +84,7 @@ def parse_valid_data_path(entries: Iterable[str]) -> dict[str, str]:
     for entry in entries:
         name, prefix = _name_and_prefix(entry)
         if name in prefixes:
-            raise InputError(
-                f"--valid-data-path: {prefixes[name]} and {prefix} are both named {name}; name one with NAME=PREFIX"
-            )
+            raise InputError(f"--valid-data-path: {prefixes[name]} and {prefix} are both named {name}; use NAME=PREFIX")
         prefixes[name] = prefix
     return prefixes
 

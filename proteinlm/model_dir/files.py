@@ -49,9 +49,7 @@ def read_config(directory: str | Path) -> dict:
     path = Path(directory)
     path = path / CONFIG_NAME if path.is_dir() else path
     if not path.is_file():
-        raise InputError(
-            f"{path}: no such file; a TAPE model directory holds {CONFIG_NAME} and {SAFE_NAME} or {TORCH_NAME}"
-        )
+        raise InputError(f"{path}: no such file; a model directory holds {CONFIG_NAME} and {SAFE_NAME} or {TORCH_NAME}")
     return read_json(path)
 
 

@@ -350,6 +350,6 @@ def test_an_activation_that_megatron_cannot_say(megatron_dir, convert_to):
     config = json.loads((tape / "config.json").read_text()) | {"hidden_act": "gelu", "lm_head_act": "gelu_new"}
     (tape / "config.json").write_text(json.dumps(config))
     path, printed = convert_to(tape, "out", "--target", "megatron", "--verify")
-    assert "Megatron cannot say hidden_act gelu with lm_head_act gelu_new" in printed
+    assert "Megatron cannot express hidden_act gelu with lm_head_act gelu_new" in printed
     assert "logits are not compared" in printed
     assert (read(path).config.hidden_act, read(path).config.lm_head_act) == ("gelu", "gelu")

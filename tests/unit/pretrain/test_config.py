@@ -186,7 +186,7 @@ WRONG = [
     ("--lr-warmup-fraction 0.1 --lr-warmup-iters 5", "lr-warmup-fraction 0.1 and lr-warmup-iters 5: give one"),
     ("--lr-warmup-iters 200", "lr-warmup-iters 200 is more than lr-decay-iters 100"),
     ("--rampup-batch-size 4 4", "takes START INCREMENT SAMPLES, not 4 4"),
-    ("--rampup-batch-size 4 12 100 --global-batch-size 32", "4 in steps of 12 does not arrive at global-batch-size 32"),
+    ("--rampup-batch-size 4 12 100 --global-batch-size 32", "4 in steps of 12 does not reach global-batch-size 32"),
     ("--split 1,2,3,4", "--split 1,2,3,4 is not one to three shares"),
     ("--split 0,0,0", "is not one to three shares"),
     ("--split a,b,c", "is not one to three shares"),

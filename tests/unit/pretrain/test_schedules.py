@@ -30,7 +30,7 @@ def test_ramp_up_grows_in_equal_steps():
 
 
 def test_ramp_up_that_cannot_arrive_is_refused():
-    with pytest.raises(InputError, match="4 in steps of 5 does not arrive at global-batch-size 16"):
+    with pytest.raises(InputError, match="4 in steps of 5 does not reach global-batch-size 16"):
         schedule(rampup_batch_size=(4, 5, 48))
 
 

@@ -69,6 +69,6 @@ def test_a_prefix_that_exists_is_no_name(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("entries", [["a/valid", "b/valid"], ["x=a", "x=b"], ["x=a", "b/x"]])
 def test_two_validation_sets_of_one_name_are_refused(entries):
-    with pytest.raises(InputError, match=r"are both named .*; name one with NAME=PREFIX") as error:
+    with pytest.raises(InputError, match=r"are both named .*; use NAME=PREFIX") as error:
         parse_valid_data_path(entries)
     assert "a" in str(error.value) and "b" in str(error.value)

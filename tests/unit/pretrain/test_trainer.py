@@ -209,4 +209,4 @@ def test_a_run_with_nothing_left_to_do_says_so(prefix, tmp_path, capsys):
     capsys.readouterr()
     assert again.run() == "completed" and again.counters.iteration == 2
     said = capsys.readouterr().out
-    assert "notice: nothing left to train on: the schedule ends at sample 16, 16 are consumed" in said
+    assert "notice: nothing left to train on: the schedule ends at sample 16; 16 consumed" in said
