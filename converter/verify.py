@@ -119,15 +119,9 @@ def _compare_tokens(source: PortableModel, door: Door) -> str | None:
 
 @torch.no_grad()
 def first_step_loss(
-    model: PortableModel,
-    data_path: Sequence[str],
-    seq_length: int,
-    global_batch_size: int,
-    split: str,
-    mask_prob: float,
-    seed: int,
+    model: PortableModel, data_path: Sequence[str], seq_length: int, rows: int, split: str, mask_prob: float, seed: int
 ) -> tuple[float, int]:
-    """(mean masked-LM cross-entropy in nats, masked residues) of the first global batch that `pretrain` would draw.
+    """(mean masked-LM cross-entropy in nats, masked residues) of the first global batch, of `rows` rows, in `pretrain`.
 
     The same rows, masks and sums as `python -m pretrain --load X --finetune` with the same arguments, without dropout:
     with --hidden-dropout 0 --attention-dropout 0 the first lm_loss of that run is this number.
@@ -137,7 +131,7 @@ def first_step_loss(
         raise InputError(f"--seq-length {seq_length}: the model has max-position-embeddings {longest}")
     train, _, _ = build_datasets(data_path, split, model.tokenizer, seq_length, mask_prob, seed)
     bert = model.build()
-    loader = PackedLoader(train, 1, lambda consumed: global_batch_size, num_samples=global_batch_size)
+    loader = PackedLoader(train, 1, lambda consumed: rows, num_samples=rows)
     total, masked = 0.0, 0
     for batch in next(iter(loader)):
         logits = bert(batch.tokens, batch.position_ids, batch.cu_seqlens, batch.masked_positions)

@@ -101,9 +101,7 @@ class Tokenizer:
         """
         if self.one_to_one:
             return np.frombuffer(residues.translate(self.table), np.uint8), np.asarray(lengths)
-        letters = residues.upper().decode("latin-1")  # latin-1: one character a byte, whatever the byte
-        ends = np.cumsum(lengths).tolist()
-        proteins = [letters[end - length : end] for end, length in zip(ends, np.asarray(lengths).tolist(), strict=True)]
+        proteins = split_residues(residues.upper(), lengths)
         pieces = _processor(self.model).encode(proteins, out_type=int, num_threads=1)
         counts = np.fromiter(map(len, pieces), np.int32, len(pieces))
         flat = np.fromiter((i for ids in pieces for i in ids), self.dtype, int(counts.sum()))
@@ -134,6 +132,12 @@ class Tokenizer:
         return tokenizer
 
 
+def split_residues(residues: bytes, lengths: np.ndarray) -> list[str]:
+    """N proteins as text, of their residues joined and the residues of each, [N]; one character a byte."""
+    text, ends = residues.decode("latin-1"), np.cumsum(lengths).tolist()
+    return [text[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+
+
 @functools.lru_cache(maxsize=4)
 def _processor(model: bytes):
     import sentencepiece
@@ -157,13 +161,16 @@ def build_tokenizer(tokenizer_type: str = "iupac", vocab_file: str | None = None
     return tokenizer
 
 
-def _check_vocab_file(vocab_file: str, expected: Sequence[str]) -> None:
+def read_tokens(vocab_file: str | Path, advice: str = "") -> list[str]:
+    """The tokens of a vocabulary in plain text. advice: ends the InputError for another file."""
     try:
-        tokens = Path(vocab_file).read_text(encoding="utf-8").split()
+        return Path(vocab_file).read_text(encoding="utf-8").split()
     except UnicodeDecodeError as error:
-        raise InputError(
-            f"{vocab_file}: not a text vocabulary; a SentencePiece model needs --tokenizer-type SentencePiece"
-        ) from error
+        raise InputError(f"{vocab_file}: not a text vocabulary{advice}") from error
+
+
+def _check_vocab_file(vocab_file: str, expected: Sequence[str]) -> None:
+    tokens = read_tokens(vocab_file, "; a SentencePiece model needs --tokenizer-type SentencePiece")
     for number, (token, right) in enumerate(zip(tokens, expected, strict=False), start=1):
         if token != right:
             raise InputError(f"{vocab_file}, line {number}: token {token!r} where the vocabulary has {right!r}")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from proteinlm.errors import InputError
 from proteinlm.files import read_json, write_json, write_text
-from proteinlm.tokenizer import PRETRAIN_SPECIALS, RESIDUES
+from proteinlm.tokenizer import PRETRAIN_SPECIALS, RESIDUES, read_tokens
 
 
 def write_tokenizer(directory: Path, tokens: Sequence[str], longest: int) -> None:
@@ -59,7 +59,7 @@ def read_vocabulary(directory: Path) -> list[str] | None:
     """The tokens of a directory's vocab.txt or tokenizer.json in the order of their ids; None without either."""
     text, fast = directory / "vocab.txt", directory / "tokenizer.json"
     if text.is_file():
-        path, tokens = text, _read_lines(text)
+        path, tokens = text, read_tokens(text)
     elif fast.is_file():
         path, tokens = fast, _read_fast_tokenizer(fast)
     else:
@@ -67,13 +67,6 @@ def read_vocabulary(directory: Path) -> list[str] | None:
     if len(set(tokens)) != len(tokens) or not tokens:
         raise InputError(f"{path}: the vocabulary is empty or names a token twice")
     return tokens
-
-
-def _read_lines(path: Path) -> list[str]:
-    try:
-        return path.read_text(encoding="utf-8").split()
-    except UnicodeDecodeError:
-        raise InputError(f"{path}: not text") from None
 
 
 def _read_fast_tokenizer(path: Path) -> list[str]:

@@ -36,7 +36,6 @@ VERSION = 3.0
 
 
 def read_megatron(path: Path, options: ReadOptions) -> PortableModel:
-    """One checkpoint as a whole model."""
     files = find_shards(path, options.iteration)
     first = open_shard(files.paths[0, 0])
     files.check_complete(*parallel_sizes(first, files))

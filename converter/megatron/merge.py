@@ -62,7 +62,6 @@ class Merger:
             raise InputError(f"{what} differs from that of tensor-parallel rank {ranks[0]}; it must be equal on all")
 
     def _take_part(self, whole: dict[str, Tensor], name: str, tensor: Tensor, dim: int, tp: int, what: str) -> None:
-        """Copy one rank's part into its place."""
         if tensor.dim() <= dim:
             raise InputError(f"{what} has shape {tuple(tensor.shape)}; tensor parallelism cuts its dimension {dim}")
         shape, size = list(tensor.shape), tensor.shape[dim]

@@ -19,7 +19,7 @@ import sys
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -27,8 +27,8 @@ from pretrain.data.indexed import IndexedWriter
 from proteinlm.errors import ArgumentParser, InputError, run
 from proteinlm.files import atomic_path, write_json
 from proteinlm.progress import Progress
-from proteinlm.sequences import Chunk, find_unknown, input_kind, parse_chunk, read_chunks
-from proteinlm.tokenizer import TOKENIZER_TYPES, Tokenizer, build_tokenizer, train_sentencepiece
+from proteinlm.sequences import Chunk, Proteins, find_unknown, input_kind, parse_chunk, read_chunks
+from proteinlm.tokenizer import TOKENIZER_TYPES, Tokenizer, build_tokenizer, split_residues, train_sentencepiece
 
 # Upper ends of the length histogram's bars, residues; the last bar is open.
 LENGTH_EDGES = (64, 128, 256, 512, 1024, 2048, 4096, 8192)
@@ -41,11 +41,8 @@ class Encoded:
     path: str
     ids: np.ndarray  # [T], the tokenizer's dtype
     lengths: np.ndarray  # [N], tokens
-    residues: np.ndarray  # [N]
+    proteins: Proteins  # as read, without the residues themselves; lengths [N] are in residues
     longer: int  # proteins left out for their length
-    empty: int
-    removed: Counter
-    unknown: Counter
 
 
 def encode_chunk(chunk: Chunk, tokenizer: Tokenizer, strict: bool, max_length: int | None = None) -> Encoded:
@@ -60,7 +57,7 @@ def encode_chunk(chunk: Chunk, tokenizer: Tokenizer, strict: bool, max_length: i
         counts = counts[short]
     ids, lengths = tokenizer.encode_many(residues, counts)
     longer = len(proteins.lengths) - len(counts)
-    return Encoded(chunk.path, ids, lengths, counts, longer, proteins.empty, proteins.removed, proteins.unknown)
+    return Encoded(chunk.path, ids, lengths, replace(proteins, residues=b"", lengths=counts), longer)
 
 
 @dataclass
@@ -80,16 +77,17 @@ class Summary:
     histogram: np.ndarray = field(default_factory=lambda: np.zeros(len(LENGTH_EDGES) + 1, np.int64))
 
     def add(self, part: Encoded) -> None:
+        lengths = part.proteins.lengths
         self.longer += part.longer
-        self.empty += part.empty
-        self.removed += part.removed
-        self.unknown += part.unknown
-        self.proteins[part.path] += len(part.residues)
-        self.residues += int(part.residues.sum(dtype=np.int64))
+        self.empty += part.proteins.empty
+        self.removed += part.proteins.removed
+        self.unknown += part.proteins.unknown
+        self.proteins[part.path] += len(lengths)
+        self.residues += int(lengths.sum(dtype=np.int64))
         self.tokens += len(part.ids)
-        self.shortest = int(part.residues.min(initial=self.shortest))
-        self.longest = int(part.residues.max(initial=self.longest))
-        bars = np.searchsorted(LENGTH_EDGES, part.residues)
+        self.shortest = int(lengths.min(initial=self.shortest))
+        self.longest = int(lengths.max(initial=self.longest))
+        bars = np.searchsorted(LENGTH_EDGES, lengths)
         self.histogram += np.bincount(bars, minlength=len(LENGTH_EDGES) + 1)
 
     def to_dict(self, tokenizer: Tokenizer, seconds: float) -> dict:
@@ -177,9 +175,7 @@ def train_tokenizer(args: argparse.Namespace) -> str:
     def proteins() -> Iterator[str]:
         for chunk in read_inputs(args):
             parsed = parse_chunk(chunk)
-            ends = np.cumsum(parsed.lengths).tolist()
-            residues = parsed.residues.decode("latin-1")
-            yield from (residues[start:end] for start, end in zip([0, *ends], ends, strict=False))
+            yield from split_residues(parsed.residues, parsed.lengths)
 
     first = next(stream := proteins(), None)
     if first is None:

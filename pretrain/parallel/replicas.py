@@ -120,7 +120,6 @@ class Gradients:
         return isinstance(parameter.placements[axis], Shard)
 
     def scale(self, factor: float) -> None:
-        """Multiply every gradient."""
         scale_in_place([_local(p.grad) for p in self._with_gradient()], factor)
 
 

@@ -29,13 +29,13 @@ def find_model(name: str | Path) -> Path:
         raise InputError(f"{name}: songlab's {LEFT_OUT[str(name)]} model is left out here")
     if len(path.parts) != 1 or path.suffix:
         raise InputError(f"{path}: no such directory; a TAPE model directory holds config.json and model.safetensors")
-    shelf = os.environ.get("TAPE_MODELS")
-    places = [Path(shelf) / name] if shelf else []
+    models_dir = os.environ.get("TAPE_MODELS")
+    places = [Path(models_dir) / name] if models_dir else []
     places.append(Path.home() / ".cache" / "tape" / name)
     for place in places:
         if place.is_dir():
             return place
-    hint = "" if shelf else ", or set TAPE_MODELS to the directory that holds it"
+    hint = "" if models_dir else ", or set TAPE_MODELS to the directory that holds it"
     raise InputError(
         f"{name}: no such directory; a model of that name should be at {places[0]} (config.json and its weights){hint}"
     )
