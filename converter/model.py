@@ -66,7 +66,7 @@ class PortableModel:
             layers = self.config.num_layers
             raise InputError(f"{self.origin}: {len(self.tensors)} tensors cannot be the {layers} layers of its config")
         expected = parameters_without_memory(self.config, self.has_lm_head)
-        check_tensors(self.tensors, expected, self.origin, who_needs="its config asks for")
+        check_tensors(self.tensors, expected, self.origin, who_needs="config asks for")
         for name, tensor in self.tensors.items():
             if tensor.dtype not in (torch.float32, torch.float16, torch.bfloat16, torch.float64):
                 kind = str(tensor.dtype).removeprefix("torch.")
