@@ -20,9 +20,7 @@ def test_what_is_checked_is_the_model_of_the_config(lm_head, final_layernorm):
     model = PortableModel(config, build_tokenizer(), ProteinBert(config, lm_head).state_dict(), "x")
     assert model.checked() is model and model.has_lm_head == lm_head
     more = replace(model, tensors=model.tensors | {"layers.2.mlp.dense_4h_to_h.bias": torch.zeros(8)})
-    with pytest.raises(
-        InputError, match=r"layers\.2\.mlp\.dense_4h_to_h\.bias does not belong to the model \(config\)"
-    ):
+    with pytest.raises(InputError, match=r"layers\.2\.mlp\.dense_4h_to_h\.bias does not belong to the model \(conf"):
         more.checked()
     for name, tensor in model.tensors.items():
         with pytest.raises(InputError, match=name):

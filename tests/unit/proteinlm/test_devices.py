@@ -1,0 +1,51 @@
+"""Which device a name means, on a machine without GPUs and on one (pretended) with two."""
+
+import pytest
+import torch
+
+from proteinlm.devices import choose_device
+from proteinlm.errors import InputError
+
+
+@pytest.fixture
+def gpus(monkeypatch):
+    """Sets how many GPUs torch reports."""
+
+    def set_count(count: int) -> None:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+
+    return set_count
+
+
+@pytest.mark.parametrize(
+    ("name", "local_rank", "count", "device"),
+    [
+        ("auto", None, 0, "cpu"),
+        ("auto", 1, 0, "cpu"),
+        ("auto", None, 2, "cuda"),
+        ("auto", 1, 2, "cuda:1"),
+        ("cpu", 1, 2, "cpu"),
+        ("cuda:1", None, 2, "cuda:1"),
+        ("cuda", 0, 2, "cuda:0"),
+        (torch.device("cuda", 1), None, 2, "cuda:1"),
+    ],
+)
+def test_a_name_and_a_local_rank_choose_the_device(gpus, name, local_rank, count, device):
+    gpus(count)
+    assert choose_device(name, local_rank) == torch.device(device)
+
+
+@pytest.mark.parametrize(
+    ("name", "local_rank", "count", "message"),
+    [
+        ("abacus", None, 2, "^device 'abacus': should be auto, cpu or cuda"),
+        ("cuda", None, 0, "^device 'cuda': this machine has no CUDA device; should be cpu$"),
+        ("cuda:1", 1, 2, "^device 'cuda:1': several processes would share one GPU; should be cuda$"),
+        ("auto", 2, 2, "^process 2 of this machine has no GPU: there are 2$"),
+    ],
+)
+def test_a_device_that_is_not_there_is_refused(gpus, name, local_rank, count, message):
+    gpus(count)
+    with pytest.raises(InputError, match=message):
+        choose_device(name, local_rank)
