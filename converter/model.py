@@ -72,9 +72,7 @@ class PortableModel:
                 kind = str(tensor.dtype).removeprefix("torch.")
                 raise InputError(f"{self.origin}: {name} holds {kind}, not floating-point numbers")
             if not torch.isfinite(tensor).all():
-                raise InputError(
-                    f"{self.origin}: {name} holds NaN or infinity: the run diverged or the file is damaged"
-                )
+                raise InputError(f"{self.origin}: {name} holds NaN or infinity: a diverged run or a damaged file")
         return self
 
 

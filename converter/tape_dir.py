@@ -2,18 +2,13 @@
 
 from pathlib import Path
 
-from torch import Tensor
-
 from converter.doors import tape_door
 from converter.formats import Format, ReadOptions, WriteOptions, model_dir_config
 from converter.model import PortableModel
 from converter.vocabulary import to_tokenizer
-from proteinlm.files import write_json
-from proteinlm.model_dir.config import CONFIG_KEYS, TAPE_EXTRAS
-from proteinlm.model_dir.files import CONFIG_NAME, read_config
+from proteinlm.model_dir.config import CONFIG_KEYS
+from proteinlm.model_dir.files import CONFIG_NAME, read_config, write_tape_dir
 from proteinlm.model_dir.load import READERS
-from proteinlm.model_dir.names import DECODER, TAPE_NAMES, TOKEN_TYPES
-from proteinlm.model_dir.weights import write_weights
 
 
 def recognises_tape(path: Path) -> bool:
@@ -39,20 +34,10 @@ def prepare_tape(model: PortableModel, options: WriteOptions) -> PortableModel:
 
 
 def write_tape(model: PortableModel, directory: Path, options: WriteOptions) -> None:
-    """Write encoder and masked-LM head, weights first: a directory with a config.json is complete."""
-    values = {key: getattr(model.config, field) for field, key in CONFIG_KEYS.items()}
-    config = TAPE_EXTRAS | values | {"converted_from": model.origin}
-
-    def translate(name: str, tensor: Tensor) -> dict[str, Tensor]:
-        parts = TAPE_NAMES.rename({name: tensor}, model.config.num_attention_heads)
-        if name == "word_embeddings.weight":
-            parts[TOKEN_TYPES] = tensor.new_zeros(1, model.config.hidden_size)
-            if model.has_lm_head:
-                parts[DECODER] = tensor
-        return parts
-
-    write_weights(directory, model.tensors, translate, options.dtype, options.torch_file)
-    write_json(directory / CONFIG_NAME, config)
+    """Write encoder and masked-LM head."""
+    config = {key: getattr(model.config, field) for field, key in CONFIG_KEYS.items()}
+    config["converted_from"] = model.origin
+    write_tape_dir(directory, config, model.tensors, torch_file=options.torch_file, dtype=options.dtype)
 
 
 TAPE = Format("tape", recognises_tape, read_tape, prepare_tape, write_tape, tape_door, has_torch_file=True)

@@ -92,8 +92,7 @@ def _make_room(directory: Path, temporary: Path) -> None:
 
 def _publish(temporary: Path, final: Path, iteration: int, meta: dict) -> None:
     files = {path.name: path.stat().st_size for path in sorted(temporary.iterdir())}
-    versions = {"torch": torch.__version__}
-    own = {"format": META_FORMAT, "iteration": iteration, "versions": versions, "files": files}
+    own = {"format": META_FORMAT, "iteration": iteration, "versions": {"torch": torch.__version__}, "files": files}
     write_json(temporary / META, {**meta, **own})
     fsync_path(temporary)
     replaced = final.parent / f".{final.name}.replaced"

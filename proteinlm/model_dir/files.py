@@ -82,21 +82,30 @@ def write_tape_dir(
     state: Mapping[str, Tensor],
     head: Mapping[str, Tensor] | None = None,
     torch_file: bool = False,
+    dtype: torch.dtype | None = None,
 ) -> None:
     """Write config.json and model.safetensors (also pytorch_model.bin if `torch_file`) with TAPE's names.
 
     state: names and shapes of ProteinBert with TAPE's 30 rows, lm_head.* allowed; head: predict.* or classify.* as the
-    model names them. Weights come first and config.json last: a directory with a config is complete.
+    model names them. dtype: what to round to (None: each tensor's own). Weights come first and config.json last: a
+    directory with a config is complete.
     """
     directory = Path(directory)
     config = TAPE_EXTRAS | dict(config)
     model_config = model_config_of(config, str(directory / CONFIG_NAME))
-    tensors = TAPE_NAMES.rename(state, model_config.num_attention_heads)
-    lm_head = {name: tensors.pop(name) for name in list(tensors) if name.startswith("mlm.")}
-    check_tensors(tensors | lm_head, TAPE_NAMES.expected(model_config, bool(lm_head)), directory)
-    tensors[TOKEN_TYPES] = torch.zeros(config["type_vocab_size"], model_config.hidden_size)
-    tensors |= lm_head | ({DECODER: tensors[WORDS]} if lm_head else {}) | dict(head or {})
-    write_weights(directory, tensors, torch_file=torch_file)
+    heads, has_lm_head = model_config.num_attention_heads, any(name.startswith("lm_head.") for name in state)
+    renamed = TAPE_NAMES.rename({name: tensor.to("meta") for name, tensor in state.items()}, heads)
+    check_tensors(renamed, TAPE_NAMES.expected(model_config, has_lm_head), directory)
+
+    def translate(name: str, tensor: Tensor) -> dict[str, Tensor]:
+        parts = TAPE_NAMES.rename({name: tensor}, heads)
+        if name == "word_embeddings.weight":
+            parts[TOKEN_TYPES] = tensor.new_zeros(config["type_vocab_size"], model_config.hidden_size)
+            if has_lm_head:
+                parts[DECODER] = tensor
+        return parts
+
+    write_weights(directory, {**state, **(head or {})}, translate, dtype, torch_file)
     write_json(directory / CONFIG_NAME, config)
 
 
