@@ -12,6 +12,7 @@ import math
 import threading
 import time
 from dataclasses import asdict
+from pathlib import Path
 
 import torch
 
@@ -206,11 +207,12 @@ class Trainer:
             return
         self.saver.wait()
         self._record_exit("non-finite")
-        saved_at = self.state.saved_at
+        options, saved_at = self.config.checkpoint, self.state.saved_at
+        directory = options.load if saved_at == self.resumed else options.save
         raise InputError(
-            f"{self.config.checkpoint.save}: loss or gradients were not finite in {number} iterations in a row, up to "
+            f"{options.save}: loss or gradients were not finite in {number} iterations in a row, up to "
             f"{self.counters.iteration} (--max-skipped-iterations {most}); the checkpoint before them: "
-            f"{'none' if saved_at is None else checkpoint_name(saved_at)}; a lower --lr may help"
+            f"{'none' if saved_at is None else f'{directory}/{checkpoint_name(saved_at)}'}; a lower --lr may help"
         )
 
     def _due(self, interval: int | None) -> bool:
@@ -232,11 +234,10 @@ class Trainer:
         self.unigram_entropy = unigram_entropy(self.train_data) if self.world.is_main else None
         if not self.world.is_main:
             return NoLog()
-        c = self.config
-        log = MetricsLog(c.checkpoint.save, c.logging.tensorboard_dir, resume_at=self.resumed)
-        if log.dropped and self.resumed is None:
-            self.say(f"notice: {log.path}: removed {log.dropped:,} lines of a run that this one does not resume")
-        return log
+        c = self.config.checkpoint
+        self.say(f"train: frequencies of the residues alone give a loss of {self.unigram_entropy:.3f}")
+        same_run = c.load is not None and Path(c.load).resolve() == Path(c.save).resolve()
+        return MetricsLog(c.save, self.config.logging.tensorboard_dir, self.resumed, same_run)
 
     def _log_step(self, log: MetricsLog | NoLog, values: dict) -> str:
         line = {**asdict(self.counters), **values, **self.interval.take(), "unigram_entropy": self.unigram_entropy}

@@ -1,12 +1,13 @@
 """The log of a run, of pretraining or finetuning: JSON lines, and TensorBoard where it is asked for.
 
-`metrics.jsonl` has one line per logged iteration and one per evaluation. A line is written in one piece, and a run
-drops the lines after the checkpoint that it resumes from (all lines where it resumes from none) and what a kill cut
-short, so that the file is always one history.
+`metrics.jsonl` has one line per logged iteration and one per evaluation, and is always one history: a run that goes on
+from a checkpoint drops the lines after it and a last line that a kill cut short; any other run moves an earlier log
+aside to `metrics.jsonl.1` or the next free number.
 """
 
 import json
 import math
+from itertools import count
 from pathlib import Path
 
 from proteinlm.errors import InputError
@@ -16,15 +17,25 @@ from proteinlm.files import write_text
 class MetricsLog:
     """The log of one run: `<directory>/metrics.jsonl`, and TensorBoard when a directory for it is given.
 
-    resume_at: the iteration resumed from, None where the run starts at its beginning. dropped: the earlier lines that
-    this removed.
+    resume_at: the iteration resumed from, None or 0 where the run starts at its beginning. same_run: whether the log
+    in the directory is that of the run resumed. A notice says where any other log went.
     """
 
-    def __init__(self, directory: str | Path, tensorboard_dir: str | Path | None = None, resume_at: int | None = None):
+    def __init__(
+        self,
+        directory: str | Path,
+        tensorboard_dir: str | Path | None = None,
+        resume_at: int | None = None,
+        same_run: bool = True,
+    ):
         self.path = Path(directory) / "metrics.jsonl"
         self.path.parent.mkdir(parents=True, exist_ok=True)
         last = -1 if resume_at is None else resume_at
-        self.dropped = self._drop_after(last) if self.path.exists() else 0
+        if self.path.exists() and self.path.stat().st_size:
+            if resume_at and same_run:
+                self._drop_after(resume_at)
+            else:
+                print(f"notice: {self.path}: the log of an earlier run is now {self._move_aside()}", flush=True)
         self._file = self.path.open("a", encoding="utf-8")
         self._writer = None
         if tensorboard_dir:
@@ -32,19 +43,26 @@ class MetricsLog:
 
             self._writer = SummaryWriter(str(tensorboard_dir), purge_step=last + 1)
 
-    def _drop_after(self, iteration: int) -> int:
-        lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines()
+    def _move_aside(self) -> Path:
+        paths = (self.path.with_suffix(f".jsonl.{number}") for number in count(1))
+        return self.path.rename(next(path for path in paths if not path.exists()))
+
+    def _drop_after(self, iteration: int) -> None:
+        # A power cut may leave NUL bytes or spaces where the last lines were to be.
+        lines = self.path.read_text(encoding="utf-8", errors="replace").rstrip("\0 \t\r\n").split("\n")
         history = []
         for number, line in enumerate(lines, 1):
             try:
-                if json.loads(line)["iteration"] <= iteration:
-                    history.append(line + "\n")
-            except (json.JSONDecodeError, KeyError, TypeError) as error:
-                # A line cut short by a kill belongs after the checkpoint; anything else is not our file.
-                if not '{"'.startswith(line[:2]):
-                    raise InputError(f"{self.path}: line {number} is not a metrics line; move the file away") from error
+                values = json.loads(line)
+            except ValueError:
+                if number == len(lines) and '{"'.startswith(line[:2]):  # cut short: it belongs after the checkpoint
+                    break
+                values = None
+            if not isinstance(values, dict) or not isinstance(values.get("iteration"), int):
+                raise InputError(f"{self.path}: line {number} is not a metrics line; move the file away")
+            if values["iteration"] <= iteration:
+                history.append(line + "\n")
         write_text(self.path, "".join(history))
-        return len(lines) - len(history)
 
     def write(self, values: dict) -> None:
         """Append one line. `iteration` is required; a NaN or an infinity becomes null, which JSON can carry."""

@@ -5,13 +5,17 @@ Tensors by name (weights, Adam's moments, the generators' states; no pickled obj
 What must hold: a run goes on with the experiment that it began. Another model, vocabulary or schedule is refused, and
 so is whatever makes sample n of the training data another row (--seed, --seq-length, other proteins by --data-path or
 --split), since the samples consumed so far would mean nothing; --override-data reads on in the new data all the same,
-from the same sample number, and --finetune starts a new run from the weights. --mask-prob and moved files may change;
-a notice names old and new.
+from the same sample number, and --finetune starts a new run from the weights. --mask-prob, moved files and what is
+listed in `NOTICED` may change; a notice names old and new.
 """
 
-from collections.abc import Callable, Sequence
+import math
+import zlib
+from collections import ChainMap
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -41,6 +45,11 @@ SCHEDULE = (
 # Options that say what sample n is: the first two always, the others where they change which proteins there are.
 ORDER = ("seed", "seq_length")
 SAMPLES = (*ORDER, "data_path", "split", "mask_prob")
+# Options that may change while a run goes on, though its numbers are then others.
+NOTICED = (
+    *("hidden_dropout", "attention_dropout", "weight_decay", "clip_grad", "adam_beta1", "adam_beta2", "adam_eps"),
+    *("global_batch_size", "fp16", "bf16"),
+)
 
 
 @dataclass
@@ -97,9 +106,12 @@ class RunState:
 
     def _proteins(self) -> dict:
         """What identifies a training set: shards may have moved or been made anew under the same name."""
-        shards = [[len(r.indexed.documents) - 1, r.indexed.num_tokens] for r in self.train_data.readers]
-        weights = [source.weight for source in parse_data_path(self.config.data.data_path)]
-        return {"shards": shards, "weights": weights, "train": self.train_data.num_proteins}
+        indexes = [reader.indexed for reader in self.train_data.readers]
+        return {
+            "shards": [[len(index.documents) - 1, index.num_tokens] for index in indexes],
+            "lengths": [zlib.crc32(index.lengths.view(np.uint8)) for index in indexes],  # tells their order
+            "train": self.train_data.num_proteins,
+        }
 
     def load(self, say: Callable[[str], None]) -> int | None:
         """Take over `--load`. Returns the iteration resumed from, None when the run starts at iteration 0.
@@ -175,9 +187,11 @@ class RunState:
 
     def _check_data(self, meta: dict, where: str) -> list[str]:
         """Notices of what is not as it was; an InputError where samples are others, unless --override-data."""
-        saved, current = ({**c["data"], **c["training"]} for c in (meta["config"], self.config.to_dict()))
-        changed = _changed(saved, current, SAMPLES)
-        other_proteins = meta.get("proteins", self._proteins()) != self._proteins()
+        saved, current = (ChainMap(*config.values()) for config in (meta["config"], self.config.to_dict()))
+        changed, proteins = _changed(saved, current, SAMPLES), self._proteins()
+        # older checkpoints hold no lengths
+        other_proteins = any(value != proteins.get(name, value) for name, value in meta.get("proteins", {}).items())
+        other_proteins |= _shares(saved["data_path"]) != _shares(current["data_path"])
         if other_proteins and not changed:
             changed = {"data_path": "other proteins in the files of --data-path"}
         if (other_proteins or changed.keys() & set(ORDER)) and not self.config.checkpoint.override_data:
@@ -186,10 +200,17 @@ class RunState:
                 f"{where} was trained with {'; '.join(changed.values())}: {consumed}; say --override-data to read on "
                 "in the new data, or --finetune to start anew from these weights"
             )
+        changed |= _changed(saved, current, NOTICED)
         return [f"{where} was trained with {change}" for change in changed.values()]
 
 
-def _changed(saved: dict, current: dict, names: Sequence[str]) -> dict[str, str]:
+def _shares(data_path: Sequence[str]) -> list[float]:
+    """The mixture of --data-path: only the ratio of its weights counts."""
+    weights = [source.weight for source in parse_data_path(data_path)]
+    return [round(weight / math.fsum(weights), 12) for weight in weights]
+
+
+def _changed(saved: Mapping, current: Mapping, names: Sequence[str]) -> dict[str, str]:
     """By name, old and new value of the options that are not what they were."""
 
     def text(value: object) -> str:

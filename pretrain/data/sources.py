@@ -79,10 +79,14 @@ def _weight(word: str, prefix: str) -> float:
 
 
 def parse_valid_data_path(entries: Iterable[str]) -> dict[str, str]:
-    """--valid-data-path: name -> prefix. InputError where two have one name."""
+    """--valid-data-path: name -> prefix. InputError where two have one name, or one has the training set's."""
     prefixes: dict[str, str] = {}
     for entry in entries:
         name, prefix = _name_and_prefix(entry)
+        if not prefix:
+            raise InputError(f"--valid-data-path {entry!r} has no prefix; give PREFIX or NAME=PREFIX")
+        if name == "train":
+            raise InputError(f"--valid-data-path {prefix} is named train, as the training set is; give another NAME=")
         if name in prefixes:
             raise InputError(f"--valid-data-path: {prefixes[name]} and {prefix} are both named {name}; use NAME=PREFIX")
         prefixes[name] = prefix
@@ -94,4 +98,4 @@ def _name_and_prefix(entry: str) -> tuple[str, str]:
     name, equals, prefix = entry.partition("=")
     if equals and NAME.fullmatch(name) and not os.path.isfile(f"{strip_suffix(entry)}.idx"):
         return name, prefix
-    return entry.rsplit("/", 1)[-1], entry
+    return strip_suffix(entry).rsplit("/", 1)[-1], entry

@@ -40,7 +40,9 @@ def test_a_run_killed_before_its_first_checkpoint_leaves_one_history(prefix, tmp
         log.write('{"iteration": 4, "lm_')
     trainer(prefix, tmp_path, *flags).run()
     assert [line["iteration"] for line in steps(tmp_path)] == [1, 2, 3]
-    assert "metrics.jsonl: removed 5 lines of a run that this one does not resume" in capsys.readouterr().out
+    assert f"notice: {tmp_path}/metrics.jsonl: the log of an earlier run is now" in capsys.readouterr().out
+    before = (tmp_path / "metrics.jsonl.1").read_text().splitlines()
+    assert len(before) == 5 and before[-1] == '{"iteration": 4, "lm_'
 
 
 def test_lines_between_two_saves_come_out_the_same_after_a_kill(prefix, tmp_path):
@@ -52,6 +54,26 @@ def test_lines_between_two_saves_come_out_the_same_after_a_kill(prefix, tmp_path
     assert len(losses(tmp_path / "whole")) == 1
     for name in ("lm_loss", "mask_loss", "unigram_entropy"):
         assert [line[name] for line in steps(tmp_path / "half")] == [line[name] for line in steps(tmp_path / "whole")]
+
+
+def test_a_log_is_continued_only_where_its_run_is(prefix, begun, tmp_path, capsys):
+    """Lines in --save are of another run than that of --load; those of --load == --save, by any spelling, stay."""
+    lines_before = '{"iteration": 1, "lm_loss": 9.0}\n'
+    (tmp_path / "metrics.jsonl").write_text(lines_before)
+    resumed(prefix, begun, tmp_path).run()
+    assert [line["iteration"] for line in steps(tmp_path)] == [3, 4]
+    assert (tmp_path / "metrics.jsonl.1").read_text() == lines_before
+    assert f"is now {tmp_path}/metrics.jsonl.1" in capsys.readouterr().out
+    same = shutil.copytree(begun, tmp_path / "same")
+    trainer(prefix, same, "--train-iters", "4", "--load", str(same / ".." / "same")).run()
+    assert [line["iteration"] for line in steps(same)] == [1, 2, 3, 4] and not list(same.glob("metrics.jsonl.*"))
+
+
+def test_the_loss_of_frequencies_alone_is_printed_at_the_start(prefix, tmp_path, capsys):
+    trainer(prefix, tmp_path, "--train-iters", "1").run()
+    entropy = steps(tmp_path)[0]["unigram_entropy"]
+    expected = f"train: frequencies of the residues alone give a loss of {entropy:.3f}\n"
+    assert capsys.readouterr().out.count(expected) == 1
 
 
 # ---- options that are not what they were
@@ -105,6 +127,62 @@ def test_moved_data_is_known_by_what_it_holds(prefix, begun, tmp_path, capsys):
         resumed(moved, begun, tmp_path / "a")
     with pytest.raises(InputError, match="trained with other proteins in the files of --data-path: the 16 samples"):
         resumed(moved, tmp_path / "b", tmp_path / "b")
+
+
+def test_options_that_change_only_the_numbers_get_a_notice_each(prefix, begun, tmp_path, capsys):
+    changes = {
+        "hidden-dropout": "0.0", "attention-dropout": "0.2", "weight-decay": "0.1", "clip-grad": "0.5",
+        "adam-beta1": "0.8", "adam-beta2": "0.9", "adam-eps": "1e-06", "global-batch-size": "16",
+    }  # fmt: skip
+    flags = [word for name, value in changes.items() for word in (f"--{name}", value)]
+    assert resumed(prefix, begun, tmp_path, *flags, "--bf16").counters.iteration == 2
+    notices = [line for line in capsys.readouterr().out.splitlines() if "was trained with" in line]
+    assert len(notices) == len(changes) + 1
+    for name, value in {**changes, "bf16": "True"}.items():
+        assert any(f" {name} " in line and line.endswith(f"this run asks for {value}") for line in notices), name
+    assert any("weight-decay 0.01, this run asks for 0.1" in line for line in notices)
+
+
+@pytest.mark.parametrize(("before", "after"), [("0.5 {} 0.5 {}", "1 {} 1 {}"), ("0.1 {} 0.2 {}", "1 {} 2 {}")])
+def test_only_the_ratio_of_the_weights_of_a_blend_counts(prefix, tmp_path, before, after):
+    assert blend_resumed(prefix, tmp_path, before, after).counters.iteration == 1
+    with pytest.raises(InputError, match="samples consumed are others"):
+        blend_resumed(prefix, tmp_path / "other", before, "3 {} 1 {}")
+
+
+def test_the_weight_of_a_single_shard_does_not_count(prefix, tmp_path):
+    assert blend_resumed(prefix, tmp_path, "2 {}", "{}").counters.iteration == 1
+
+
+def blend_resumed(prefix, save: Path, before: str, after: str):
+    """A run resumed after its first iteration, --data-path with `prefix` in the places of {}."""
+    flags = ("--train-iters", "2", "--exit-interval", "1", "--eval-interval", "100")
+    for number, words in enumerate((before, after)):
+        data_path = words.replace("{}", prefix).split()
+        run = trainer(prefix, save, *flags, "--data-path", *data_path, *("--load", str(save)) * number)
+        if number == 0:
+            run.run()
+    return run
+
+
+def test_proteins_in_another_order_are_other_proteins(prefix, begun, tmp_path):
+    """As many proteins and tokens under the old name; a checkpoint from before lengths were recorded cannot tell."""
+    shard = IndexedDataset(prefix)
+    copy = str(tmp_path / "copy")
+    for end in (".bin", ".idx"):
+        shutil.copy(prefix + end, copy + end)
+    trainer(copy, tmp_path / "a", "--train-iters", "4", "--exit-interval", "2").run()
+    with IndexedWriter(copy) as writer:
+        for number in reversed(range(len(shard))):
+            writer.add(shard.read(number), [len(shard.read(number))])
+    with pytest.raises(InputError, match="trained with other proteins in the files of --data-path: the 16 samples"):
+        resumed(copy, tmp_path / "a", tmp_path / "a")
+    path = tmp_path / "a" / "iter_0000002" / "meta.json"
+    meta = json.loads(path.read_text())
+    del meta["proteins"]["lengths"]
+    meta["proteins"]["weights"] = [1.0]
+    path.write_text(json.dumps(meta))
+    assert resumed(copy, tmp_path / "a", tmp_path / "a").counters.iteration == 2
 
 
 # ---- generators of another device
@@ -177,7 +255,9 @@ def test_a_run_that_skips_every_step_stops_and_names_the_checkpoint_before(prefi
     run = trainer(prefix, tmp_path, *flags, "--load", str(tmp_path))
     assert run.counters.skipped_in_a_row == 2
     spoil(run, monkeypatch, first=6)
-    with pytest.raises(InputError, match=r"not finite in 4 iterations in a row, up to 7 .* before them: iter_0000005"):
+    with pytest.raises(
+        InputError, match=r"not finite in 4 iterations in a row, up to 7 .* before them: .*iter_0000005"
+    ):
         run.run()
     assert saved(tmp_path) == [3, 5] and [line["iteration"] for line in steps(tmp_path)] == [1, 2, 3, 4, 5, 6, 7]
     assert json.loads((tmp_path / "exit_reason.json").read_text())["reason"] == "non-finite"
@@ -203,3 +283,11 @@ def test_the_search_for_a_loss_scale_is_no_row_of_skipped_steps(prefix, tmp_path
     with pytest.raises(InputError, match=r"in 2 iterations in a row, up to 4 .* before them: none"):
         trainer(prefix, tmp_path / "floor", *flags, "--min-loss-scale", str(2.0**38)).run()
     assert lines(tmp_path / "floor")[-1]["loss_scale"] == 2.0**38
+
+
+def test_the_checkpoint_before_skipped_steps_is_named_where_it_lies(prefix, begun, tmp_path, monkeypatch):
+    """Nothing is in --save yet: the one to go back to is that of --load."""
+    run = resumed(prefix, begun, tmp_path, "--max-skipped-iterations", "2")
+    spoil(run, monkeypatch, first=3)
+    with pytest.raises(InputError, match=rf"before them: {begun}/iter_0000002; "):
+        run.run()

@@ -43,13 +43,14 @@ def test_a_run_that_begins_anew_leaves_one_history(tmp_path, monkeypatch, torn, 
     """0: a finetuning run that resumes nothing, or a run from a converted checkpoint of iteration 0."""
     # TensorBoard reads a directory's files by name, where a process's tenth of one second comes before its ninth
     monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(0))
-    for _ in range(2):
+    for run in range(2):
         log = MetricsLog(tmp_path, tmp_path / "tb", resume_at)
         for iteration in (1, 2):
             log.write({"iteration": iteration, "lm_loss": 2.5})
         log.close()
         (tmp_path / "metrics.jsonl").open("a").write(torn)
-    assert log.dropped == 3
+        if run:
+            assert (tmp_path / f"metrics.jsonl.{run}").read_text().endswith("}\n" + torn)
     log = MetricsLog(tmp_path, tmp_path / "tb", resume_at)
     log.write({"iteration": 1, "lm_loss": 2.0})
     log.close()
@@ -93,3 +94,46 @@ def test_training_flops_equal_pytorchs_own_counter(monkeypatch):
 
 def test_unknown_devices_have_no_peak():
     assert peak_flops(torch.device("cpu"), torch.bfloat16) is None
+
+
+LINE = '{"iteration": 2}'
+
+
+@pytest.mark.parametrize(
+    "tail", ["", "\n", "\0" * 5, "\n\0\0\0", "\n   \n", '\n{"iteration": 3, "l\0\0', "\n{\0", " \0\n"]
+)
+def test_what_a_power_cut_leaves_is_dropped(tmp_path, tail):
+    (tmp_path / "metrics.jsonl").write_text(LINE + tail)
+    MetricsLog(tmp_path, resume_at=3).close()
+    assert (tmp_path / "metrics.jsonl").read_text() == LINE + "\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ('{"iteration": 1, "lm\n{"iteration": 2}\n', 1),  # only the last line can have been cut short
+        ('{"iteration": 1}\n\n{"iteration": 2}\n', 2),
+        ('{"iteration": 1}\n{"step": 2}\n', 2),
+        ('{"iteration": "1"}\n', 1),
+        ('{"iteration": 1.5}\n', 1),
+        ("[1]\n", 1),
+        ("{}\n", 1),
+    ],
+)
+def test_lines_that_are_no_metrics_are_refused(tmp_path, text, number):
+    (tmp_path / "metrics.jsonl").write_text(text)
+    with pytest.raises(InputError, match=rf"metrics\.jsonl: line {number} is not a metrics line"):
+        MetricsLog(tmp_path, resume_at=3)
+    assert (tmp_path / "metrics.jsonl").read_text() == text
+
+
+def test_an_earlier_log_is_moved_to_the_next_free_name(tmp_path, capsys):
+    (tmp_path / "metrics.jsonl").write_text("epoch,loss\n1,2\n")
+    (tmp_path / "metrics.jsonl.1").write_text("older")
+    MetricsLog(tmp_path, resume_at=3, same_run=False).close()
+    assert (tmp_path / "metrics.jsonl.1").read_text() == "older"
+    assert (tmp_path / "metrics.jsonl.2").read_text() == "epoch,loss\n1,2\n"
+    path = tmp_path / "metrics.jsonl"
+    assert capsys.readouterr().out == f"notice: {path}: the log of an earlier run is now {path}.2\n"
+    MetricsLog(tmp_path).close()  # an empty log is nothing to keep
+    assert not (tmp_path / "metrics.jsonl.3").exists()

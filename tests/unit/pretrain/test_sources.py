@@ -72,3 +72,24 @@ def test_two_validation_sets_of_one_name_are_refused(entries):
     with pytest.raises(InputError, match=r"are both named .*; use NAME=PREFIX") as error:
         parse_valid_data_path(entries)
     assert "a" in str(error.value) and "b" in str(error.value)
+
+
+def test_a_validation_set_is_named_without_the_end_of_its_files(tmp_path):
+    assert parse_valid_data_path(["x/heldout.bin", "y/other.idx"]) == {
+        "heldout": "x/heldout.bin",
+        "other": "y/other.idx",
+    }
+    with pytest.raises(InputError, match=r"p and p\.bin are both named p"):
+        parse_valid_data_path(["p", "p.bin"])
+
+
+@pytest.mark.parametrize("entry", ["train=p", "x/train", "x/train.bin"])
+def test_no_validation_set_is_named_train(entry):
+    with pytest.raises(InputError, match="is named train, as the training set is; give another NAME="):
+        parse_valid_data_path([entry])
+
+
+@pytest.mark.parametrize("entry", ["x=", ""])
+def test_a_validation_set_without_a_prefix_is_refused(entry):
+    with pytest.raises(InputError, match=f"--valid-data-path '{entry}' has no prefix"):
+        parse_valid_data_path([entry])
