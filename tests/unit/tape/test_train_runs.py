@@ -156,3 +156,15 @@ def test_recomputation_changes_nothing(world, tmp_path):
     for name, flags in (("plain", ()), ("again", ("--recompute",))):
         run(world, "--output_dir", tmp_path / name, "--model_config_file", off, *flags)
     assert same(tmp_path / "plain", tmp_path / "again")
+
+
+def test_a_run_that_starts_afresh_moves_the_earlier_log_aside(world, tmp_path, capsys):
+    """--resume where a kill came before the first saved state: nothing is gone on from, and nothing is lost."""
+    out = tmp_path / "run"
+    run(world, "--output_dir", out)
+    before = (out / "metrics.jsonl").read_text()
+    (out / "last" / "state.pt").unlink()
+    run(world, "--output_dir", out, "--resume")
+    assert f"the log of an earlier run is now {out}/metrics.jsonl.1" in capsys.readouterr().out
+    assert (out / "metrics.jsonl.1").read_text() == before
+    assert len((out / "metrics.jsonl").read_text().splitlines()) == len(before.splitlines())
