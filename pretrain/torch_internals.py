@@ -6,7 +6,6 @@ start a second and a half later.
 
 from datetime import timedelta
 
-import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
 
@@ -28,11 +27,6 @@ def flatten_state_dict(state: dict) -> tuple[dict[str, object], dict[str, tuple]
 def joined_axes(mesh: DeviceMesh, axes: tuple[str, ...], name: str) -> DeviceMesh:
     """Several axes of a mesh as one axis `name`."""
     return mesh[axes]._flatten(name)
-
-
-def scale_in_place(tensors: list[torch.Tensor], factor: float) -> None:
-    """Multiply every tensor, in few kernels."""
-    torch._foreach_mul_(tensors, factor)
 
 
 def set_timeout(group: dist.ProcessGroup, timeout: timedelta) -> None:

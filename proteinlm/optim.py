@@ -73,6 +73,16 @@ def global_norm(gradients: Iterable[Tensor]) -> Tensor:
     return torch.linalg.vector_norm(torch.stack(norms))
 
 
+def scale_in_place(tensors: list[Tensor], factor: float) -> None:
+    """Multiply every tensor, in few kernels."""
+    torch._foreach_mul_(tensors, factor)
+
+
+def copy_in_place(tensors: list[Tensor], sources: list[Tensor]) -> None:
+    """Overwrite every tensor by its source, in few kernels."""
+    torch._foreach_copy_(tensors, sources)
+
+
 def clip_factor(norm: float, max_norm: float) -> float | None:
     """What to multiply gradients of this norm by; None to leave them (also when the norm is not finite)."""
     return max_norm / (norm + 1e-6) if 0 < max_norm < norm < math.inf else None
@@ -83,7 +93,7 @@ def clip_grad_norm(parameters: Iterable[nn.Parameter], max_norm: float) -> float
     gradients = [p.grad for p in parameters if p.grad is not None]
     norm = float(global_norm(gradients))
     if factor := clip_factor(norm, max_norm):
-        torch._foreach_mul_(gradients, factor)
+        scale_in_place(gradients, factor)
     return norm
 
 

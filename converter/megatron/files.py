@@ -133,7 +133,9 @@ def _iterations(path: Path) -> Iterator[Path]:
 
 def _listed(path: Path) -> str:
     names = [entry.name for entry in _iterations(path)]
-    return ", ".join(names[:8]) + (" ..." if len(names) > 8 else "") if names else "no iter_* directory"
+    if not names:
+        return "no iter_* directory"
+    return ", ".join(names[:8]) + (" ..." if len(names) > 8 else "")
 
 
 def _shards_in(directory: Path) -> ShardFiles:

@@ -21,8 +21,7 @@ from torch.distributed.tensor import DTensor, Replicate, Shard
 
 from pretrain.parallel.mesh import World
 from pretrain.parallel.tensor import is_partial
-from pretrain.torch_internals import scale_in_place
-from proteinlm.optim import global_norm
+from proteinlm.optim import global_norm, scale_in_place
 
 BUCKET = 1 << 25  # elements summed in one message; a copy of so many lives meanwhile
 

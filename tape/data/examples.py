@@ -4,10 +4,12 @@ What must hold: a batch's keys are TAPE's, so that `model(**batch)` works as in 
 beside them (`ids`, `protein_length`, `valid_mask`) is found by `batch[key]` all the same.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
+
+from proteinlm.errors import InputError
 
 
 def pad_sequences(sequences: Sequence, constant_value: float = 0, dtype=None) -> np.ndarray | torch.Tensor:
@@ -54,3 +56,12 @@ class TapeBatch(dict):
             return {k: v.to(device, non_blocking=True) if torch.is_tensor(v) else v for k, v in values.items()}
 
         return TapeBatch(move(self), move(self.extra))
+
+
+def collate_with(collate_fn: Callable, examples: Sequence) -> Mapping:
+    """The batch that a user's collate_fn makes; InputError unless it is a dict with what every model needs."""
+    batch = collate_fn(examples)
+    if not isinstance(batch, Mapping) or not {"input_ids", "targets"} <= set(batch):
+        name = getattr(collate_fn, "__qualname__", "collate_fn")
+        raise InputError(f"{name} should return a dict with input_ids, input_mask and targets")
+    return batch

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from proteinlm.errors import InputError
-from tape.data.examples import TapeBatch
+from tape.data.examples import TapeBatch, collate_with
 from tape.data.records import find_data_file
 from tape.datasets import RemoteHomologyDataset, TapeDataset
 from tape.tasks import Task
@@ -69,19 +69,32 @@ class SplitData:
         example = self._cache.get(index)
         if example is None:
             example = self.dataset[index]
-            size = sum(value.nbytes for value in example if isinstance(value, np.ndarray))
+            parts = example if isinstance(example, tuple) else (example,)
+            size = sum(value.nbytes for value in parts if isinstance(value, np.ndarray))
             if self._room >= size and not hasattr(self.dataset, "set_epoch"):
                 self._cache[index] = example
                 self._room -= size
         return example
 
     def __getitem__(self, request: Request) -> TapeBatch:
-        """The batch of (epoch, indices): input_ids, input_mask, targets, ids, protein_length ..."""
+        """The batch of (epoch, indices): input_ids, input_mask, targets, ids, protein_length ...
+
+        To what a user's collate_fn makes come `ids` and `target_shapes`: each target's shape in a batch of one, where
+        nothing is padded.
+        """
         epoch, indices = request
         if hasattr(self.dataset, "set_epoch"):  # masked residues change with the epoch
             self.dataset.set_epoch(epoch)
-        batch = self.dataset.collate_fn([self._example(int(index)) for index in self.indices[indices]])
-        return batch if isinstance(batch, TapeBatch) else TapeBatch(batch, {})
+        numbers, collate_fn = self.indices[indices].tolist(), self.dataset.collate_fn
+        examples = [self._example(number) for number in numbers]
+        if collate_fn.__module__.startswith("tape."):
+            return collate_fn(examples)
+        batch = collate_with(collate_fn, examples)
+        extra = {
+            "ids": [getattr(example, "id", str(n)) for n, example in zip(numbers, examples, strict=True)],
+            "target_shapes": [tuple(collate_with(collate_fn, [e])["targets"].shape[1:]) for e in examples],
+        }
+        return TapeBatch(dict(batch), getattr(batch, "extra", {}) | extra)
 
 
 def load_split(

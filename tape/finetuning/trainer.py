@@ -26,7 +26,14 @@ import torch
 from proteinlm.devices import choose_device
 from proteinlm.errors import InputError
 from proteinlm.metrics_log import MetricsLog, NoLog
-from proteinlm.optim import LossScaler, build_optimizer, clip_grad_norm, learning_rate, set_learning_rate
+from proteinlm.optim import (
+    LossScaler,
+    build_optimizer,
+    clip_grad_norm,
+    learning_rate,
+    scale_in_place,
+    set_learning_rate,
+)
 from proteinlm.progress import Progress
 from tape.data.batching import Share, num_steps, share_step, training_steps
 from tape.data.examples import TapeBatch
@@ -113,7 +120,7 @@ class Trainer:
         correction = divisor / (max(1, numbers) * scale)
         gradients = [p.grad for p in self.parameters if p.grad is not None]
         if correction != 1.0:
-            torch._foreach_mul_(gradients, correction)
+            scale_in_place(gradients, correction)
         norm = clip_grad_norm(self.parameters, self.options.max_grad_norm)
         loss = total / max(1, numbers)
         self._update(math.isfinite(norm) and math.isfinite(loss))

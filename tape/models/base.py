@@ -172,12 +172,13 @@ class ProteinModel(nn.Module):
             tensors = {name: value for name, value in tensors.items() if name not in left_out}
         tensors = dict(tensors)
         head = [name for name in own if has_trunk_inside and not name.startswith(prefix)]
-        no_head = bool(head) and not any(name in tensors for name in head)
-        if no_head and all(name in own for name in tensors):  # else check_tensors reports the other head
-            if require_head:
+        other = next((name for name in tensors if name not in own), None)
+        if head and not any(name in tensors for name in head):
+            if other and not other.startswith(prefix):
+                raise InputError(f"{path}: {head[0]} of {type(self).__name__} is missing; the file has {other}")
+            if require_head and not other:
                 raise InputError(f"{path}: {self.missing_head}")
             notes.append(f"{path}: no task head in the file, the head starts from random weights")
-        if no_head:
             tensors |= {name: own[name] for name in head if name not in tied}
         for name, earlier in tied.items():
             if earlier in tensors and not same(tensors.setdefault(name, tensors[earlier]), tensors[earlier]):

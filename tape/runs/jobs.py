@@ -20,6 +20,9 @@ from proteinlm.files import write_json
 from tape.runs.results import read_json
 
 RECORD = "reproduce.json"
+# What is in it; texts always are, the others once that part is done.
+RECORD_KEYS = {"train_command": str, "source": str, "eval_commands": list}
+RECORD_KEYS |= dict.fromkeys(("train_minutes", "eval_minutes"), int | float)
 
 
 def call(module: str, words: Sequence[str], log: Path) -> float:
@@ -73,11 +76,20 @@ class Job:
         return [s for s, p in paths.items() if not (p.with_suffix(".json").exists() and p.with_suffix(".npz").exists())]
 
     def record(self) -> dict:
-        """The content of RECORD, {} where there is none. InputError where it is another run's than this one."""
+        """The content of RECORD, {} where there is none. InputError where it is damaged or another run's than this."""
         path = self.directory / RECORD
-        record = read_json(path, "what tape.reproduce wrote") if path.exists() else {}
-        expected = (_identity(self.train_command), self.arm.source)
-        if record and (_identity(record["train_command"]), record["source"]) != expected:
+        if not path.exists():
+            return {}
+        record = read_json(path, "what tape.reproduce wrote")
+        for key, kind in RECORD_KEYS.items():
+            if (key in record or kind is str) and not isinstance(record.get(key), kind):
+                problem = f"is {repr(record[key])[:60]}" if key in record else "is missing"
+                raise InputError(f"{path}: key {key!r} {problem}; should be what tape.reproduce wrote")
+        try:
+            actual = (_identity(record["train_command"], self.arm), record["source"])
+        except ValueError as error:  # an open quote
+            raise InputError(f"{path}: key 'train_command' is no command line ({error})") from None
+        if actual != (_identity(self.train_command, self.arm), self.arm.source):
             raise InputError(
                 f"{self.directory}: trained by another command or from other weights ({record['train_command']}); "
                 "remove it or give another OUT"
@@ -85,10 +97,13 @@ class Job:
         return record
 
 
-def _identity(command: str) -> list[str]:
-    """A command's words but for those that change nothing in a run: where it reads, writes and computes."""
+def _identity(command: str, arm: Arm) -> list[str]:
+    """A command's words but for those that change nothing in a run: where it reads, writes and computes.
+
+    Nor does it matter where the arm's weights or shape lie: `source` says which they are.
+    """
     words = shlex.split(command)
-    for flag in ("--data_dir", "--device", "--output_dir"):
+    for flag in ("--data_dir", "--device", "--output_dir", *arm.flags[:1]):
         if flag in words:
             place = words.index(flag)
             del words[place : place + 2]

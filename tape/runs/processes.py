@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from proteinlm import errors
 from proteinlm.devices import choose_device
 from proteinlm.errors import InputError
+from proteinlm.optim import copy_in_place
 
 TIMEOUT = timedelta(hours=2)  # rank 0 may read a large data set or write results while the others wait
 BUCKET_BYTES = 64 << 20  # gradients are summed in pieces of about this size
@@ -122,7 +123,7 @@ class Processes:
         for bucket in _buckets([p.grad for p in live]):
             flat = self.all_reduce(torch.cat([gradient.reshape(-1) for gradient in bucket]))
             parts = flat.split([gradient.numel() for gradient in bucket])
-            torch._foreach_copy_(bucket, [part.view_as(g) for part, g in zip(parts, bucket, strict=True)])
+            copy_in_place(bucket, [part.view_as(g) for part, g in zip(parts, bucket, strict=True)])
 
     def barrier(self) -> None:
         """Wait for every rank."""

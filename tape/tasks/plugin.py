@@ -3,7 +3,8 @@
     task = plugin_task(registry.get_task_spec("my_task"), MyModel)      # tape.registry.resolve_task does this
 
 The dataset is TAPE's: constructor (data_path, split, tokenizer, in_memory), items, `collate_fn` giving a dict with
-input_ids, input_mask and targets, which the model's forward takes by name. PluginData adds what our trainer asks for.
+input_ids, input_mask and targets, which the model's forward takes by name. PluginData adds what our trainer asks for,
+and a split (tape.data.splits) the `ids` and `target_shapes` of a batch.
 
 What must hold: a mean loss is weighted by the targets it was taken over (those other than -1), so the sum over batches
 is that of the whole split; a Prediction holds one protein: its targets have the shape they have in a batch of one, so
@@ -27,7 +28,7 @@ import torch
 from proteinlm.errors import InputError
 from tape import metrics
 from tape.data.base import TapeDataset
-from tape.data.examples import TapeBatch
+from tape.data.examples import collate_with
 from tape.tasks.base import Batch, Metric, Prediction, Task, apply_metric, tape_metric, to_numpy
 from tape.tokenizers import TAPETokenizer
 
@@ -35,7 +36,7 @@ logger = logging.getLogger(__name__)
 
 
 class PluginData(torch.utils.data.Dataset):
-    """A TAPE dataset with the length, residues and target's shape of each protein, read off its batches of one."""
+    """A TAPE dataset with the length and residues of each protein, read off its batches of one."""
 
     def __init__(
         self,
@@ -53,6 +54,7 @@ class PluginData(torch.utils.data.Dataset):
         self.path, self.split, self.max_length, self.too_long = Path(data_path), split, max_length, "error"
         if not hasattr(self.data, "collate_fn"):
             raise InputError(f"{dataset.__name__}: no collate_fn; a TAPE dataset makes its own batches")
+        self.collate_fn = self.data.collate_fn
         if max_length is not None and len(self) and self.lengths.max() > max_length:
             longest, number = int(self.lengths.max()), int(self.lengths.argmax())
             raise InputError(
@@ -63,54 +65,29 @@ class PluginData(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return len(self.data)
 
-    def __getitem__(self, index: int) -> "NumberedItem":
-        return NumberedItem(index, self.data[index])
+    def __getitem__(self, index: int) -> object:
+        return self.data[index]
 
     @cached_property
     def lengths(self) -> np.ndarray:
         """int64 [len(self)]: residues of each protein."""
-        return np.array([len(tokens) - 2 for tokens, _ in self._alone], np.int64)
+        return np.array([len(tokens) - 2 for tokens in self._tokens], np.int64)
 
     @cached_property
-    def _alone(self) -> list[tuple[np.ndarray, tuple[int, ...]]]:
-        """(token ids [N], shape of the target) of each protein in a batch of its own, where nothing is padded."""
+    def _tokens(self) -> list[np.ndarray]:
+        """Token ids [N] of each protein, from a batch of its own, where nothing is padded."""
         proteins = []
         for index in range(len(self)):
-            batch = self._collate([self.data[index]])
+            batch = collate_with(self.collate_fn, [self.data[index]])
             tokens = batch["input_ids"][0]
-            tokens = tokens[batch["input_mask"][0].bool()] if "input_mask" in batch else tokens
-            proteins.append((tokens.numpy(), tuple(batch["targets"].shape[1:])))
+            proteins.append((tokens[batch["input_mask"][0].bool()] if "input_mask" in batch else tokens).numpy())
         return proteins
 
     def record(self, index: int) -> dict:
         """{'primary': residues, 'id': number} of protein `index`."""
         tokenizer = getattr(self.data, "tokenizer", None) or TAPETokenizer()
-        letters = tokenizer.convert_ids_to_tokens(self._alone[index][0][1:-1])
+        letters = tokenizer.convert_ids_to_tokens(self._tokens[index][1:-1])
         return {"primary": "".join(letters), "id": str(index)}
-
-    def _collate(self, items: list) -> Mapping:
-        batch = self.data.collate_fn(items)
-        if not isinstance(batch, Mapping) or not {"input_ids", "targets"} <= set(batch):
-            name = type(self.data).__name__
-            raise InputError(f"{name}: collate_fn should return a dict with input_ids, input_mask and targets")
-        return batch
-
-    def collate_fn(self, items: Sequence["NumberedItem"]) -> TapeBatch:
-        """The user's batch; beside its keys `ids`, the proteins' numbers, and `target_shapes`, without padding."""
-        batch = self._collate([item.item for item in items])
-        shapes = [self._alone[item.number][1] for item in items]
-        return TapeBatch(dict(batch), {"ids": [str(item.number) for item in items], "target_shapes": shapes})
-
-
-@dataclass(frozen=True)
-class NumberedItem:
-    """A user's item and its place in the dataset; indexing and iteration give the item's parts."""
-
-    number: int
-    item: object
-
-    def __getitem__(self, place: int) -> object:
-        return (self.item if isinstance(self.item, tuple) else (self.item,))[place]
 
 
 @dataclass(frozen=True)
@@ -150,18 +127,13 @@ class PluginTask(Task):
 
     def predictions(self, outputs: PluginOutputs, batch: Batch) -> list[Prediction]:
         """What is beyond a protein's own target is padding; so it is in those leading dimensions that scores share."""
-        shapes = batch.get("target_shapes")
-        if shapes is None:
-            raise InputError(
-                f"task {self.name}: its dataset's collate_fn should return what TapeDataset.collate_fn does, changed "
-                "as you like: a plain dict does not tell padding from targets"
-            )
         targets, scores, loss = to_numpy(batch["targets"]), to_numpy(outputs.logits), float(outputs.mean_loss.detach())
         measured = {name: float(torch.as_tensor(value).detach()) for name, value in outputs.measured.items()}
         shared = _leading_dims(scores, targets)
         tokens, weights = token_counts(batch).tolist(), _weights(batch["targets"]).tolist()
+        rows = enumerate(zip(batch["ids"], batch["target_shapes"], tokens, weights, strict=True))
         predictions = []
-        for b, (name, shape, n, weight) in enumerate(zip(batch["ids"], shapes, tokens, weights, strict=True)):
+        for b, (name, shape, n, weight) in rows:
             real = tuple(map(slice, shape))
             score, label = scores[b][real[:shared]].copy(), targets[b][real].copy()
             predictions.append(PluginPrediction(name, n - 2, score, label, loss=loss, weight=weight, measured=measured))
@@ -221,6 +193,9 @@ def _loss(predictions: Sequence[PluginPrediction]) -> float:
 def plugin_task(spec, model: type) -> PluginTask:
     """The Task of a TAPETaskSpec and one of its model classes."""
     is_tape_dataset = isinstance(spec.dataset, type) and issubclass(spec.dataset, TapeDataset)
+    if is_tape_dataset:  # a subclass may have songlab's constructor, which cannot crop
+        parameters = inspect.signature(spec.dataset).parameters.values()
+        is_tape_dataset = any(p.name == "max_length" or p.kind is p.VAR_KEYWORD for p in parameters)
     splits = tuple(s for s in getattr(spec.dataset, "splits", ("test",)) if s not in ("train", "valid"))
     return PluginTask(
         name=spec.name,

@@ -1,19 +1,21 @@
 """Tasks that users register: a dataset and a model in songlab's form become a Task whose numbers ignore batching."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
 from tape_lmdb import write_lmdb
 from torch import nn
 from torch.utils.data import Dataset
-from toy_data import TINY, build_model, write_data, write_split
+from toy_data import TINY, build_model, write_config, write_data, write_split
 
 from proteinlm.errors import InputError
-from tape import TAPETokenizer
+from tape import TAPETokenizer, evaluate, train
 from tape.data.splits import load_split
-from tape.datasets import LMDBDataset, SecondaryStructureDataset, pad_sequences
+from tape.datasets import LMDBDataset, MaskedLanguageModelingDataset, SecondaryStructureDataset, pad_sequences
 from tape.models.modeling_bert import ProteinBertConfig, ProteinBertForSequenceToSequenceClassification
-from tape.registry import TAPETaskSpec
+from tape.registry import TAPETaskSpec, registry
 from tape.tasks.plugin import plugin_task
 
 CONFIG = ProteinBertConfig(**TINY)
@@ -141,19 +143,6 @@ def test_a_vector_as_wide_as_the_longest_protein_is_never_cut(tmp_path, monkeypa
         assert np.array_equal(one.labels, other.labels)
 
 
-def test_a_batch_that_hides_what_is_padding_is_refused(tmp_path):
-    write_split(tmp_path, "secondary_structure", "valid", 3, seed=0)
-
-    class Plain(SecondaryStructureDataset):
-        def collate_fn(self, batch):
-            return dict(super().collate_fn(batch))
-
-    task = plugin_task(TAPETaskSpec("plain", Plain, 3), ProteinBertForSequenceToSequenceClassification)
-    split = load_split(task, tmp_path, "valid", TAPETokenizer(), None, "error")
-    with pytest.raises(InputError, match=r"task plain: its dataset's collate_fn should return what TapeDataset"):
-        results(task, build_model(task, config=CONFIG, head="tape"), split, 3)
-
-
 def test_a_long_protein_is_named_not_dropped(data):
     task = plugin_task(TAPETaskSpec("letters", Hydrophobic, 2), Letters)
     with pytest.raises(InputError, match=r"Hydrophobic valid protein .* residues, but the model sees 25"):
@@ -185,3 +174,108 @@ def test_a_model_that_returns_no_loss_is_named(data):
     split = load_split(task, data, "valid", TAPETokenizer(), None, "error")
     with pytest.raises(InputError, match=r"Mute: forward with targets should return \(\(loss, metrics\), logits\)"):
         task.forward(Mute(), split[(0, np.arange(2))])
+
+
+class PlainStructure(SecondaryStructureDataset):
+    """A dataset of ours with songlab's usual collate_fn: a dict, and nothing of which target is padding."""
+
+    def collate_fn(self, batch):
+        token_ids, masks, labels = zip(*batch, strict=True)
+        columns = {"input_ids": (token_ids, 0), "input_mask": (masks, 0), "targets": (labels, -1)}
+        return {name: torch.from_numpy(pad_sequences(rows, fill)) for name, (rows, fill) in columns.items()}
+
+
+class ShortConstructor(PlainStructure):
+    def __init__(self, data_path, split, tokenizer="iupac", in_memory=False):
+        super().__init__(data_path, split, tokenizer, in_memory)
+
+
+class Reshaped(SecondaryStructureDataset):
+    """What our collate_fn returns, but the target is a vector, wider than the proteins are long."""
+
+    def collate_fn(self, batch):
+        collated = super().collate_fn(batch)
+        shares = [np.bincount(example[0], minlength=40) / len(example[0]) for example in batch]
+        collated["targets"] = torch.tensor(np.array(shares)).float()
+        return collated
+
+
+class Classes(Letters):
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Embedding(30, 3)
+
+
+class MaskedShares(nn.Module):
+    """A vector a protein, the mean over its tokens without padding; the loss is a squared error."""
+
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Embedding(30, 40)
+
+    def forward(self, input_ids, input_mask, targets):
+        guess = (self.table(input_ids) * input_mask[..., None]).sum(1) / input_mask.sum(1, keepdim=True)
+        return (nn.functional.mse_loss(guess, targets), {}), guess
+
+
+@pytest.mark.parametrize(("dataset", "limit"), [(PlainStructure, 30), (ShortConstructor, None), (Reshaped, 30)])
+def test_a_collate_fn_of_the_users_on_a_dataset_of_ours(dataset, limit, tmp_path):
+    """Labels and scores are those of the protein alone, whatever the batch; what our datasets can do stays."""
+    write_split(tmp_path, "secondary_structure", "valid", 5, seed=0)
+    model = MaskedShares() if dataset is Reshaped else Classes()
+    task = plugin_task(TAPETaskSpec("own", dataset, 3), type(model))
+    split = load_split(task, tmp_path, "valid", TAPETokenizer(), limit, "crop")
+    assert (split.truncated["proteins_cropped"] > 0) == (limit is not None)
+    (alone, loss, count), (together, other_loss, other_count) = (results(task, model, split, size) for size in (1, 5))
+    assert count == other_count and other_loss == pytest.approx(loss, rel=1e-5)
+    assert task.score(together) == pytest.approx(task.score(alone), rel=1e-5, nan_ok=True)
+    whole = SecondaryStructureDataset(tmp_path, "valid", max_length=limit, too_long="crop")
+    for place, (one, other) in enumerate(zip(alone, together, strict=True)):
+        assert one.id == other.id == str(place) and np.array_equal(one.labels, other.labels)
+        assert one.labels.shape == ((40,) if dataset is Reshaped else whole[place][2].shape)
+        np.testing.assert_allclose(one.scores, other.scores, atol=1e-6)
+
+
+def test_masks_still_change_with_the_epoch(tmp_path):
+    """A collate_fn of the user's does not hide what else a dataset of ours can do."""
+    write_split(tmp_path, "masked_language_modeling", "train", 4, seed=0)
+
+    class Plain(MaskedLanguageModelingDataset):
+        def collate_fn(self, batch):
+            return dict(super().collate_fn(batch))
+
+    task = plugin_task(TAPETaskSpec("own_mlm", Plain), Letters)
+    split = load_split(task, tmp_path, "train", TAPETokenizer(), None, "error")
+    first, again, later = (split[(epoch, np.arange(4))]["targets"] for epoch in (0, 0, 1))
+    assert torch.equal(first, again) and not torch.equal(first, later)
+
+
+def test_a_collate_fn_that_returns_no_dict_is_named(tmp_path):
+    write_split(tmp_path, "secondary_structure", "valid", 2, seed=0)
+
+    class Tuples(SecondaryStructureDataset):
+        def collate_fn(self, batch):
+            return tuple(super().collate_fn(batch).values())
+
+    task = plugin_task(TAPETaskSpec("tuples", Tuples), Letters)
+    split = load_split(task, tmp_path, "valid", TAPETokenizer(), None, "error")
+    with pytest.raises(InputError, match=r"Tuples\.collate_fn should return a dict with input_ids"):
+        split[(0, np.arange(2))]
+
+
+def test_a_dataset_of_ours_with_a_collate_fn_of_the_users_trains_and_scores(tmp_path, monkeypatch):
+    """End to end through the commands; the batch size changes no number."""
+    monkeypatch.setattr(type(registry), "task_name_mapping", dict(registry.task_name_mapping))
+    models = {"transformer": ProteinBertForSequenceToSequenceClassification}
+    registry.register_task("own_structure", 3, PlainStructure, models)
+    write_data(tmp_path, "secondary_structure", train=6, valid=5)
+    config, run = write_config(tmp_path / "config.json"), str(tmp_path / "run")
+    common = ["transformer", "own_structure"], ["--data_dir", str(tmp_path), "--device", "cpu"]
+    shape = ["--model_config_file", str(config), "--batch_size", "3", "--num_train_epochs", "1"]
+    train.main([*common[0], *common[1], *shape, "--output_dir", run])
+    scores = []
+    for size in (1, 5):
+        evaluate.main([*common[0], run, *common[1], "--split", "valid", "--batch_size", str(size)])
+        metrics = json.loads((tmp_path / "run/own_structure-valid.json").read_text())["metrics"]
+        scores.append([metrics[name] for name in ("loss", "accuracy", "n_examples")])
+    assert scores[0][2] == 5 and scores[1] == pytest.approx(scores[0], rel=1e-4)

@@ -217,3 +217,50 @@ def test_proteins_are_cropped_to_what_the_encoder_has_positions_for(tmp_path, mo
     words = [str(model), str(data), str(tmp_path / "out"), "--preset", str(preset), "--tasks", "stability"]
     jobs = reproduce.plan(reproduce.build_parser().parse_args([*words, "--arms", "random", "onehot"]))
     assert {job.train[job.train.index("--max_length") + 1] for job in jobs} == {"510"}
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        ({}, "key 'train_command' is missing"),
+        ({"train_command": "x"}, "key 'source' is missing"),
+        ({"train_command": "x 'y", "source": ""}, "key 'train_command' is no command line (No closing quotation)"),
+        ({"train_command": 5, "source": ""}, "key 'train_command' is 5; should be what tape.reproduce wrote"),
+        ({"train_command": "x", "source": "", "eval_commands": 5}, "key 'eval_commands' is 5"),
+        ({"train_command": "x", "source": "", "eval_minutes": "3"}, "key 'eval_minutes' is '3'"),
+    ],
+)
+@pytest.mark.parametrize("report_only", [(), ("--report_only",)])
+def test_a_damaged_record_is_named_with_its_key(world, commands, monkeypatch, capsys, record, message, report_only):
+    job = jobs(world)[0]
+    run_job(job)
+    (job.directory / RECORD).write_text(json.dumps(record))
+    monkeypatch.setattr("tape.reporting.pages.write_pages", lambda results, out: None)
+    line = [world / "model", world, world / "out", "--preset", world / "preset.yaml", "--tasks", "stability"]
+    words = [str(word) for word in [*line, "--arms", "pretrained", "--seeds", 0, *report_only]]
+    assert errors.run(reproduce.main, words) == 2
+    reason = json.loads((world / "out/results.json").read_text())["not_run"][0]["why"]
+    assert reason.startswith(f"{job.directory / RECORD}: {message}") and "\n" not in reason
+
+
+@pytest.mark.parametrize("arm", ["pretrained", "random"])
+def test_a_model_that_was_moved_is_the_same_model(world, commands, arm):
+    """The sha256 of its weights (of its shape) says whether it is, not its path."""
+    run_job(jobs(world, "--arms", arm)[0])
+    (world / "model").rename(world / "moved")
+    words = [world / "moved", world, world / "out", "--preset", world / "preset.yaml", "--tasks", "stability"]
+    job = plan(build_parser().parse_args([str(word) for word in [*words, "--arms", arm]]))[0]
+    assert run_job(job) == "was done"
+    (world / "moved/model.safetensors").write_bytes(b"other weights")
+    write_config(world / "moved/config.json", intermediate_size=36)
+    job = plan(build_parser().parse_args([str(word) for word in [*words, "--arms", arm]]))[0]
+    with pytest.raises(InputError, match="another command or from other weights"):
+        run_job(job)
+
+
+def test_a_shape_given_by_a_flag_is_compared(world, commands):
+    """An arm without weights or shape of its own has no sha256: its flags are all there is."""
+    shapes = [f"--model_config_file {world}/{name}.json" for name in "ab"]
+    run_job(jobs(world, "--arms", "onehot", "--train_flags", shapes[0])[0])
+    with pytest.raises(InputError, match="another command or from other weights"):
+        run_job(jobs(world, "--arms", "onehot", "--train_flags", shapes[1])[0])
