@@ -5,8 +5,9 @@
     encoder = proteinlm.load("model")                # what `python -m converter --target tape` wrote
     vectors = encoder.embed(["MKV", "MKVLA"])        # numpy float32 [2, h]
 
-The rest of this package is the ground floor that pretraining, conversion and finetuning stand on. A name below is
-imported when it is first used, so that what needs no torch does not wait for it.
+The modules of this package are also what pretraining, conversion and finetuning have in common: the network, the
+tokenizers, readers of files. A name below is imported when it is first used, so that what needs no torch does not wait
+for it.
 """
 
 import importlib

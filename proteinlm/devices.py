@@ -5,21 +5,26 @@ import torch
 from proteinlm.errors import InputError
 
 
-def choose_device(name: str | torch.device, local_rank: int | None = None) -> torch.device:
-    """The device of "auto" (a GPU if there is one), "cpu", "cuda", "cuda:1" ...; InputError where it is not there.
+def choose_device(name: str | torch.device | None, local_rank: int | None = None) -> torch.device:
+    """The device of "auto" or None (a GPU if there is one), "cpu", "cuda", "cuda:1" ...; InputError if it is not there.
 
     local_rank: of a process that may share its machine with others, the GPU that `cuda` means.
     """
-    if name == "auto":
+    if name is None or name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
-    except RuntimeError as error:
-        raise InputError(f"device {name!r}: should be auto, cpu or cuda (cuda:1 ...)") from error
+    except (RuntimeError, TypeError):
+        device = None
+    types = ("cpu", "cuda", "mps") if torch.backends.mps.is_available() else ("cpu", "cuda")
+    if device is None or device.type not in types:
+        raise InputError(f"device {str(name)!r}: should be auto, cpu or cuda (cuda:1 ...)")
     if device.type != "cuda":
         return device
     if not torch.cuda.is_available():
         raise InputError(f"device {str(name)!r}: this machine has no CUDA device; should be cpu")
+    if device.index is not None and device.index >= torch.cuda.device_count():
+        raise InputError(f"device {str(name)!r}: there are {torch.cuda.device_count()} CUDA devices, from cuda:0")
     if local_rank is None:
         return device
     if device.index is not None:

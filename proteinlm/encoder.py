@@ -15,7 +15,8 @@ Legend: B proteins, T tokens of a batch (residues + 2 each), L residues of a pro
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import numbers
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -141,8 +142,16 @@ def first_token(states: Tensor, stream: Stream) -> Tensor:
 POOLINGS = {"mean": residue_mean, "cls": first_token, "avg": token_mean}
 
 
+def whole_number(value: object, name: str) -> int:
+    """`value` (numpy's integers too) as an int; InputError for another thing. name: of the argument."""
+    if not isinstance(value, numbers.Integral) or isinstance(value, bool):
+        raise InputError(f"{name} {value!r}: should be a whole number")
+    return int(value)
+
+
 def layer_number(layer: int, depth: int, name: str = "layer") -> int:
     """0 ... depth of a layer asked for; negative ones count from the last. `name`: of the argument, for the error."""
+    layer = whole_number(layer, name)
     number = layer + depth + 1 if layer < 0 else layer
     if not 0 <= number <= depth:
         raise InputError(f"{name} {layer}: the model has {depth} layers; 0 (embedding) to {depth}, or -1 (the last)")
@@ -185,7 +194,7 @@ class Encoder:
         if pooling is None:
             compute = functools.partial(self.model.state_after, depth)
             return self._rows(compute, sequences, batch_tokens, tensors, quiet)
-        if pooling not in POOLINGS:
+        if not isinstance(pooling, str) or pooling not in POOLINGS:
             raise InputError(f"pooling {pooling!r}: should be one of {', '.join(POOLINGS)}, or None")
         proteins = self._checked(sequences)
         vectors = torch.empty(len(proteins), self.config.hidden_size)
@@ -239,7 +248,9 @@ class Encoder:
         return rows
 
     def _checked(self, sequences: Proteins) -> list[str]:
-        """The proteins as a list; InputError for one that the model cannot take."""
+        """The proteins as a list; InputError for one that the model cannot take, and for what has no order."""
+        if isinstance(sequences, Mapping | set | frozenset | bytes) or not np.iterable(sequences):
+            raise InputError(f"sequences: a {type(sequences).__name__}; should be a string, or a list of strings")
         proteins = [sequences] if isinstance(sequences, str) else list(sequences)
         limit = self.config.max_position_embeddings - 2
         for i, protein in enumerate(proteins):
@@ -252,7 +263,7 @@ class Encoder:
 
     def _batches(self, proteins: list[str], batch_tokens: int | None, quiet: bool) -> Iterator[tuple]:
         """(which proteins int64 [B], their Stream) of each batch."""
-        if batch_tokens is not None and batch_tokens < 1:
+        if batch_tokens is not None and whole_number(batch_tokens, "batch_tokens") < 1:
             raise InputError(f"batch_tokens {batch_tokens}: should be 1 or more")
         lengths = np.fromiter(map(len, proteins), np.int64, len(proteins))
         with Progress("proteins", len(proteins), quiet=quiet) as progress:

@@ -68,7 +68,8 @@ class Tokenizer:
     @property
     def dtype(self) -> np.dtype:
         """The smallest dtype that holds every id."""
-        return np.dtype(np.uint8 if self.vocab_size <= 2**8 else np.uint16 if self.vocab_size <= 2**16 else np.int32)
+        small = [kind for kind in (np.uint8, np.uint16) if self.vocab_size - 1 <= np.iinfo(kind).max]
+        return np.dtype(small[0] if small else np.int32)
 
     @functools.cached_property
     def residue_ids(self) -> np.ndarray:

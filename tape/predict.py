@@ -97,7 +97,7 @@ class Predictor:
 def load_predictor(args: argparse.Namespace) -> tuple[str, Predictor, dict]:
     """(task's name, Predictor, the run's flags)."""
     directory = Path(args.run_dir)
-    if not directory.is_dir():
+    if not directory.exists():
         raise InputError(f"{directory}: no such directory; should be one that tape-train wrote")
     flags, config = read_run(directory).get("args", {}), read_config(directory)
     name = args.task or flags.get("task") or config.get("finetuning_task")

@@ -24,6 +24,7 @@ from proteinlm import errors
 from proteinlm.errors import InputError
 from proteinlm.files import write_json
 from proteinlm.model_dir.files import read_config
+from proteinlm.model_dir.recognise import model_type_of
 from tape.data.splits import evaluation_splits, has_split
 from tape.recipes import PRESETS, read_yaml
 from tape.registry import model_types, resolve_task
@@ -65,15 +66,15 @@ def parse_arm(word: str, model: Path) -> Arm:
         return Arm(word, _model_type(model), ("--model_config_file", str(model / "config.json")), digest)
     if word == "pretrained" or directory:
         source = Path(directory) if directory else model
-        weights = weights_identity(source)["weights_sha256"]
-        return Arm(name, _model_type(source), ("--from_pretrained", str(source)), weights)
+        model_type, weights = _model_type(source), weights_identity(source)["weights_sha256"]
+        return Arm(name, model_type, ("--from_pretrained", str(source)), weights)
     if word not in model_types():
         raise InputError(f"--arms {word}: should be pretrained, random, NAME=DIR or one of {', '.join(model_types())}")
     return Arm(word, word, ())
 
 
 def _model_type(directory: Path) -> str:
-    return str(read_config(directory).get("base_model", "transformer"))
+    return model_type_of(read_config(directory), directory)
 
 
 def plan(args: argparse.Namespace) -> list[Job]:

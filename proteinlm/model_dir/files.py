@@ -22,9 +22,10 @@ from proteinlm.files import read_json, write_json
 from proteinlm.model import ModelConfig
 from proteinlm.model_dir.config import TAPE_EXTRAS, model_config_of
 from proteinlm.model_dir.names import DECODER, FINAL_NORM, TAPE_NAMES, TOKEN_TYPES, UNUSED, WORDS, from_tape
-from proteinlm.model_dir.weights import SAFE_NAME, TORCH_NAME, WeightFiles, write_weights
+from proteinlm.model_dir.recognise import model_type_of, no_model_directory
+from proteinlm.model_dir.weights import CONFIG_NAME, WeightFiles, write_weights
 
-CONFIG_NAME = "config.json"
+WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt")
 OPTIONAL = (TOKEN_TYPES, FINAL_NORM, UNUSED)  # a file may have these where the model does not
 
 
@@ -45,20 +46,20 @@ class TapeFiles:
 
 
 def read_config(directory: str | Path) -> dict:
-    """config.json of `directory` (or a JSON file itself) as a dict."""
+    """config.json of `directory` (or a JSON file itself) as a dict; InputError with what to do for another thing."""
     path = Path(directory)
-    path = path / CONFIG_NAME if path.is_dir() else path
-    if not path.is_file():
-        raise InputError(f"{path}: no such file; a model directory holds {CONFIG_NAME} and {SAFE_NAME} or {TORCH_NAME}")
-    return read_json(path)
+    file = path / CONFIG_NAME if path.is_dir() else path
+    if not file.is_file() or file.suffix in WEIGHT_SUFFIXES:
+        raise no_model_directory(path)
+    return read_json(file)
 
 
 def load_tape_dir(directory: str | Path, overrides: Mapping | None = None) -> TapeFiles:
     """Read and check a TAPE directory; `overrides` replace keys of config.json before the shapes are checked."""
     directory = Path(directory)
-    if not directory.is_dir():
-        raise InputError(f"{directory}: no such directory; --from_pretrained takes a TAPE model directory")
-    config = read_config(directory) | dict(overrides or {})
+    config = read_config(directory)
+    model_type_of(config, directory)  # refuses Hugging Face's
+    config |= dict(overrides or {})
     model_config = model_config_of(config, str(directory / CONFIG_NAME))
     weights = WeightFiles(directory)
     path, (tensors, head) = weights.path, _sort_names(weights.get_all(), weights.path)

@@ -22,6 +22,8 @@ def find_model(name: str | Path) -> Path:
 
     InputError if there is none, with the place where it should be.
     """
+    if not isinstance(name, str | os.PathLike):
+        raise InputError(f"model {name!r}: should be the path of a model directory, or its name")
     path = Path(name)
     if path.exists():
         return path

@@ -5,7 +5,6 @@ answered in one line with what to do. A form is a name in READERS; `recognise` s
 """
 
 import logging
-import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,13 +18,12 @@ from proteinlm.errors import InputError
 from proteinlm.model import ModelConfig, ProteinBert
 from proteinlm.model_dir.files import CONFIG_NAME, load_tape_dir, read_config
 from proteinlm.model_dir.find import find_model
+from proteinlm.model_dir.recognise import model_type_of
 from proteinlm.tokenizer import Tokenizer, build_tokenizer
 
 logger = logging.getLogger(__name__)
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-# What pretraining and Megatron leave in a directory of checkpoints.
-CHECKPOINT_FILES = ("latest_checkpointed_iteration.txt", "iter_*", "meta.json", "mp_rank_*", "model_optim_rng.pt")
 
 
 @dataclass(frozen=True)
@@ -38,13 +36,14 @@ class ModelFiles:
     notes: tuple[str, ...]  # what was left out or changed, one sentence each
 
 
-def load(path: str | Path, dtype: str | torch.dtype = "fp32", device: str | torch.device = "auto") -> Encoder:
+def load(path: str | Path, dtype: str | torch.dtype = "fp32", device: str | torch.device | None = "auto") -> Encoder:
     """The encoder of a model directory, or of its name (proteinlm.model_dir.find).
 
     dtype: "fp32", or "bf16" or "fp16" for autocast to it (the weights stay fp32); a torch dtype does too. device:
-    "auto", "cpu", "cuda", "cuda:1" ... InputError for a training checkpoint, with the line that makes a model of it.
+    "auto" or None, "cpu", "cuda", "cuda:1" ... InputError for a training checkpoint, with the line that makes a model
+    of it.
     """
-    precision = DTYPES.get(dtype, dtype)
+    precision = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
     if precision not in DTYPES.values():
         raise InputError(f"dtype {dtype!r}: should be one of {', '.join(DTYPES)}")
     target, directory = choose_device(device), find_model(path)
@@ -60,20 +59,10 @@ def load(path: str | Path, dtype: str | torch.dtype = "fp32", device: str | torc
 
 def recognise(path: Path) -> str:
     """A key of READERS; InputError for what is no model, or another one."""
-    if path.is_dir() and (path / CONFIG_NAME).is_file():
-        config = read_config(path)
-        if kind := config.get("model_type"):
-            raise InputError(f"{path}: Hugging Face's {kind}; if megatron-bert, {_conversion(path)} converts it")
-        if (kind := config.get("base_model", "transformer")) not in ("transformer", None):
-            raise InputError(f"{path}: TAPE's {kind}, which has no such encoder; tape-embed {kind} IN.fasta OUT {path}")
-        return "tape"
-    if path.suffix == ".pt" or any(next(path.glob(pattern), None) for pattern in CHECKPOINT_FILES):
-        raise InputError(f"{path}: a training checkpoint; {_conversion(path)} makes a model of it")
-    raise InputError(f"{path}: no model directory; one holds {CONFIG_NAME} and model.safetensors")
-
-
-def _conversion(path: Path) -> str:
-    return f"python -m converter --load {shlex.quote(str(path))} --save DIR --target tape"
+    kind = model_type_of(read_config(path), path)
+    if kind != "transformer":
+        raise InputError(f"{path}: TAPE's {kind}, which has no such encoder; tape-embed {kind} IN.fasta OUT {path}")
+    return "tape"
 
 
 def _read_tape(directory: Path) -> ModelFiles:

@@ -18,7 +18,7 @@ from proteinlm.errors import InputError
 from proteinlm.files import atomic_path, read_json
 from proteinlm.untrusted.safe_load import safe_torch_load
 
-SAFE_NAME, TORCH_NAME = "model.safetensors", "pytorch_model.bin"
+CONFIG_NAME, SAFE_NAME, TORCH_NAME = "config.json", "model.safetensors", "pytorch_model.bin"
 
 Translate = Callable[[str, Tensor], Mapping[str, Tensor]]
 DTYPE_NAMES = {  # in the order in which a file has them, the widest first
@@ -93,6 +93,8 @@ class WeightFiles:
                 self.path = index
                 self._read_index(index)
                 return
+        if directory.is_file():
+            raise InputError(f"{directory}: a file of a model directory; give the directory, {directory.parent}")
         raise InputError(f"{directory}: neither {SAFE_NAME} nor {TORCH_NAME} is there")
 
     def get(self, name: str) -> Tensor:

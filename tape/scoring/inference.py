@@ -18,7 +18,7 @@ from tape.tasks import Prediction, Task
 
 def load_finetuned(task: Task, directory: Path) -> torch.nn.Module:
     """The finetuned model, its head included; a directory of another task or without a head is refused."""
-    if not directory.is_dir():
+    if not directory.exists():
         raise InputError(f"{directory}: no such directory; should be one that tape-train wrote")
     model = task.model.from_pretrained(directory, require_head=True, num_labels=task.num_labels)
     made_for = getattr(model.config, "finetuning_task", None)

@@ -37,14 +37,16 @@ import importlib.metadata, json, os, runpy, sys
 import converter, pretrain, proteinlm, tape
 homes = {os.path.dirname(os.path.dirname(package.__file__)) for package in (converter, pretrain, proteinlm, tape)}
 scripts = {entry.name: entry for entry in importlib.metadata.distribution("proteinlm").entry_points}
-for kind, name, *words in json.loads(sys.argv[1]):
+lines, model = json.loads(sys.argv[1]), sys.argv[2]
+for kind, name, *words in lines:
     sys.argv = [name, *words]
     try:
         status = scripts[name].load()() if kind == "script" else runpy.run_module(name, run_name="__main__")
     except SystemExit as end:
         status = end.code
     assert not isinstance(status, int) or status == 0, (name, words)
-print(json.dumps({"homes": sorted(homes), "scripts": sorted(scripts)}))
+vectors = proteinlm.load(model, device="cpu").embed(["MKV", "MKVLA"])
+print(json.dumps({"homes": sorted(homes), "scripts": sorted(scripts), "vectors": vectors.shape}))
 """
 
 
@@ -93,16 +95,17 @@ def test_every_command_of_the_wheel(python, tmp_path, tiny_fasta, tiny_tape_data
         ["script", "tape-eval", "transformer", "stability", finetuned, *common, "--split", "test"],
         ["script", "tape-embed", "transformer", proteins, "few.npz", model],
         ["script", "tape-predict", finetuned, proteins, "few.tsv"],
-        ["script", "tape-train-distributed", "--help"],
+        ["script", "tape-train-distributed", "transformer", "stability", *train, "--output_dir", "runs/two"],
         ["script", "tape-table", "runs", "--output", "table.txt"],
         ["module", "tape.tune", "tuned", "--grid", "pooling", "mean", "--", "transformer", "stability", *train],
         ["module", "tape.reproduce", model, tiny_tape_data, "all", *table, "--train_flags", flags],
     ]
     words = [[str(word) for word in line] for line in lines]
-    output = run(python, "-c", DRIVER, json.dumps(words), cwd=tmp_path)
+    output = run(python, "-c", DRIVER, json.dumps(words), model, cwd=tmp_path)
     facts = json.loads(output.splitlines()[-1])
     assert facts["homes"] == [str(site)], "a package came from elsewhere than the wheel"
     assert set(facts["scripts"]) == SCRIPTS and all((python.parent / name).exists() for name in SCRIPTS)
+    assert facts["vectors"] == [2, 16]
     assert "Spearman" in (tmp_path / "table.txt").read_text()
-    for name in ("few.npz", "few.tsv", "tuned/recipe.yaml", "all/table.html"):
+    for name in ("few.npz", "few.tsv", "tuned/recipe.yaml", "all/table.html", "runs/two/model.safetensors"):
         assert (tmp_path / name).stat().st_size > 0

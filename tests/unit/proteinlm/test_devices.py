@@ -49,3 +49,28 @@ def test_a_device_that_is_not_there_is_refused(gpus, name, local_rank, count, me
     gpus(count)
     with pytest.raises(InputError, match=message):
         choose_device(name, local_rank)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("meta", "^device 'meta': should be auto, cpu or cuda"),
+        ("xpu", "^device 'xpu': should be auto, cpu or cuda"),
+        ("mps", "^device 'mps': should be auto, cpu or cuda"),
+        (torch.device("meta"), "^device 'meta': should be auto, cpu or cuda"),
+        (["cpu"], "^device .*'cpu'.*: should be auto, cpu or cuda"),
+        (True, "^device 'True': should be auto, cpu or cuda"),
+        ("cuda:2", "^device 'cuda:2': there are 2 CUDA devices, from cuda:0$"),
+    ],
+)
+def test_what_cannot_compute_here_is_refused(gpus, monkeypatch, name, message):
+    gpus(2)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    with pytest.raises(InputError, match=message):
+        choose_device(name)
+
+
+def test_none_is_auto(gpus):
+    for count in (0, 2):
+        gpus(count)
+        assert choose_device(None) == choose_device("auto")

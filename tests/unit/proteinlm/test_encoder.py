@@ -212,10 +212,13 @@ CONVERTER = r"python -m converter --load \S+ --save DIR --target tape"
         (lambda path: (path / "iter_0000005").mkdir(), f"a training checkpoint; {CONVERTER}"),
         (lambda path: (path / "meta.json").write_text("{}"), f"a training checkpoint; {CONVERTER}"),
         (lambda path: (path / "mp_rank_00").mkdir(), f"a training checkpoint; {CONVERTER}"),
-        (lambda path: (path / "readme").write_text("?"), "no model directory; one holds config.json and model.safe"),
+        (
+            lambda path: (path / "readme").write_text("?"),
+            "config.json: no such file; a model directory holds config.json",
+        ),
         (
             lambda path: write_config(path, model_type="esm"),
-            f"Hugging Face's esm; if megatron-bert, {CONVERTER} converts it",
+            "Hugging Face's 'esm'; of Hugging Face's models only a megatron-bert can be opened, after conversion$",
         ),
         (lambda path: write_config(path, base_model="lstm"), "TAPE's lstm, .*; tape-embed lstm IN.fasta OUT "),
         (lambda path: write_config(path, hidden_size=16), "config.json: vocab_size is missing"),
