@@ -1,5 +1,5 @@
 # One environment (.venv, made here and reused), six commands:
-#   make demo       the whole road on synthetic proteins, to demo_output/report.html
+#   make demo       every stage on synthetic proteins, to demo_output/report.html
 #   make test       every test
 #   make test-fast  those that take seconds
 #   make test-kill  processes of runs killed at random: KILLS=50 of them

@@ -45,8 +45,8 @@ def test_tape_ids_by_hand():
 
 def test_tape_row_of_each_letter_is_the_pretraining_row_less_one():
     letters = "ABCDEFGHIKLMNOPQRSTUVWXYZ"
-    ours, tape = build_tokenizer("iupac").encode(letters), build_tokenizer("tape").encode(letters)
-    assert (ours.astype(int) - tape == 1).all()
+    iupac, tape = build_tokenizer("iupac").encode(letters), build_tokenizer("tape").encode(letters)
+    assert (iupac.astype(int) - tape == 1).all()
 
 
 def test_tape_tokenizer_has_the_songlab_interface():
