@@ -141,7 +141,7 @@ def test_each_task_ends_in_a_number(task, results):
     assert metric in json.dumps(report)
 
 
-def test_the_table_shows_ours_beside_the_published(results, run_command):
+def test_the_table_shows_our_numbers_beside_the_published(results, run_command):
     table = run_command("tape-table", results, "--markdown").stdout
     assert all(task in table for task in METRICS)
     assert "0.75" in table and "0.36" in table

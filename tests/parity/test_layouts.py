@@ -62,7 +62,7 @@ def differences(actual: dict[str, torch.Tensor], expected: dict[str, torch.Tenso
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_layout_trains_the_same_model(layout, ranks, corpus, one_process):
     size, flags = LAYOUTS[layout]
-    for actual in ranks.run(size, jobs.train, [*corpus, *flags]):  # every process tells the same
+    for actual in ranks.run(size, jobs.train, [*corpus, *flags]):  # every process reports the same
         wrong = {name: d for name, d in differences(actual, one_process).items() if not d <= TOLERANCE}
         assert not wrong, wrong
 

@@ -134,7 +134,7 @@ def test_activations_as_args_say(tmp_path, args, acts):
     assert (config.hidden_act, config.lm_head_act) == acts
 
 
-def test_token_types_and_next_sentence_parts_are_told(tmp_path):
+def test_token_types_and_next_sentence_parts_are_reported(tmp_path):
     def change(content, tp, pp):
         content["model"]["language_model"]["pooler"] = {"dense.weight": torch.ones(32, 32)}
         content["model"]["binary_head"] = {"bias": torch.ones(2)}

@@ -43,7 +43,7 @@ def test_a_clear_gain_excludes_zero(tmp_path):
 @pytest.mark.parametrize(
     ("pretrained", "baseline", "word"), [(0.52, 0.5, "includes 0"), (0.5, 0.5, "includes 0"), (0.4, 0.8, "WORSE")]
 )
-def test_no_gain_is_said_so(tmp_path, pretrained, baseline, word):
+def test_no_gain_is_reported(tmp_path, pretrained, baseline, word):
     comparison = _accuracy(tmp_path, pretrained, baseline)
     assert not comparison.excludes_zero and word in comparison.verdict
 

@@ -209,7 +209,7 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("words", "message"), WRONG)
-def test_wrong_values_are_told_with_both_numbers(words, message):
+def test_wrong_values_are_reported_with_both_numbers(words, message):
     with pytest.raises(InputError) as error:
         parse(*words.split())
     assert message in str(error.value) and "\n" not in str(error.value)

@@ -1,4 +1,4 @@
-"""What a line of metrics.jsonl says of the steps since the last one: mean losses, and seconds."""
+"""What a line of metrics.jsonl reports of the steps since the last one: mean losses, and seconds."""
 
 from types import SimpleNamespace
 

@@ -193,7 +193,7 @@ def test_sigterm_saves_and_exits_cleanly(prefix, tmp_path):
     assert checkpoint.latest_iteration(tmp_path) == reason["iteration"]
 
 
-def test_a_resumed_run_keeps_its_schedule_unless_told_otherwise(prefix, tmp_path):
+def test_a_resumed_run_keeps_its_schedule_unless_overridden(prefix, tmp_path):
     save = str(tmp_path)
     trainer(prefix, tmp_path, "--train-iters", "4", "--exit-interval", "2").run()
     with pytest.raises(InputError, match=r"began with lr-decay-iters 4, this run asks for 8"):

@@ -95,7 +95,7 @@ def to_hugging_face(model: ProteinBert):
 
 @torch.no_grad()
 def largest_difference(model, reference, positions_override=None) -> tuple[float, float]:
-    """Hidden states and logits, each protein run alone through the reference and packed through ours."""
+    """Hidden states and logits, each protein run alone through the reference and packed through this model."""
     tokens, positions, bounds = packed()
     hidden = model(tokens, positions if positions_override is None else positions_override, bounds)
     logits = model.lm_logits(hidden)[:, : model.config.vocab_size]

@@ -97,7 +97,7 @@ def test_dict_and_pickle_round_trip(name):
     assert again == tokenizer == pickle.loads(pickle.dumps(tokenizer))
 
 
-def test_stored_vocabulary_that_is_not_ours_is_refused():
+def test_a_foreign_stored_vocabulary_is_refused():
     stored = build_tokenizer().to_dict()
     with pytest.raises(InputError, match="30 tokens, 31 expected"):
         Tokenizer.from_dict({**stored, "tokens": stored["tokens"][:-1]})

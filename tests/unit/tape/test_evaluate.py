@@ -210,7 +210,7 @@ def test_a_plugins_metric(world, tmp_path):
         ("stabilty", (), "did you mean stability"),
     ],
 )
-def test_mistakes_are_told_in_one_line(world, capsys, task, flags, message):
+def test_mistakes_are_reported_in_one_line(world, capsys, task, flags, message):
     run = world / "runs" / "stability"
     assert score(world, task, *flags, run=run) == 2
     lines = capsys.readouterr().err.strip().splitlines()

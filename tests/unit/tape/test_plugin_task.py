@@ -160,7 +160,7 @@ def test_a_long_protein_is_named_not_dropped(data):
         load_split(task, data, "valid", TAPETokenizer(), 25, "crop")
 
 
-def test_a_subclass_of_ours_needs_no_wrapping(tmp_path):
+def test_a_subclass_of_a_built_in_model_needs_no_wrapping(tmp_path):
     write_split(tmp_path, "secondary_structure", "valid", 5, seed=0)
 
     class Halves(SecondaryStructureDataset):

@@ -1,4 +1,4 @@
-"""The published numbers and the reasons that keep them apart from ours, against hand-written cases."""
+"""The published numbers and the reasons that keep them apart from our numbers, against hand-written cases."""
 
 import pytest
 
@@ -17,7 +17,7 @@ def test_the_published_table():
     assert columns["TAPE one-hot"] == [0.29, 0.09, 0.69, 0.14, 0.19]
 
 
-def test_the_same_measurement_has_only_the_reasons_that_are_theirs():
+def test_the_same_measurement_has_only_the_remaining_reasons():
     differences = reasons(LIKE, PUBLISHED["secondary_structure"]["ProteinLM-200M"])
     assert [reason.split(":")[0] for reason in differences] == ["length", "seeds", "encoder"]
     result = LIKE | {"head": "tape", "task": "stability", "metric": "spearmanr", "split": "test"}

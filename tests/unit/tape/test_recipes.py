@@ -94,7 +94,7 @@ def test_switching_off(tmp_path):
         ("a: [", "not YAML"),
     ],
 )
-def test_a_wrong_recipe_is_told_with_its_file(tmp_path, text, message):
+def test_a_wrong_recipe_is_reported_with_its_file(tmp_path, text, message):
     file = tmp_path / "mine.yaml"
     file.write_text(text)
     with pytest.raises(InputError, match=r"mine.yaml: .*") as error:

@@ -86,7 +86,7 @@ def test_unknown_names_in_a_command(task, model, message):
     assert "\n" not in str(error.value)
 
 
-def test_a_task_of_ours_with_another_model():
+def test_a_built_in_task_with_another_model():
     class Mine(ProteinBertForSequenceToSequenceClassification):
         pass
 

@@ -185,7 +185,7 @@ def test_a_failure_stops_nothing_else_and_is_reported(world, commands, capsys):
         (("--preset", "gpu"), "should be a YAML file or cpu, full"),
     ],
 )
-def test_mistakes_are_told_in_one_line(world, capsys, words, message):
+def test_mistakes_are_reported_in_one_line(world, capsys, words, message):
     line = [str(world / "model"), str(world), str(world / "out"), "--tasks", "stability", *words]
     assert errors.run(reproduce.main, line) == 2
     lines = capsys.readouterr().err.strip().splitlines()

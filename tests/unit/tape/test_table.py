@@ -82,7 +82,7 @@ def test_model_types_and_recipes_are_not_mixed(tmp_path):
     assert table == {("onehot", "0.100", "1"), ("random", "0.500", "1"), ("random", "0.800", "2")}
 
 
-def test_what_is_not_comparable_is_said(tmp_path):
+def test_what_is_not_comparable_is_reported(tmp_path):
     result(tmp_path, 0.3, split="valid", task="contact_prediction")
     result(tmp_path, 0.7, truncated={"max_length": 30, "proteins_cropped": 4})
     result(tmp_path, 0.7, seed=0)

@@ -93,7 +93,7 @@ def test_one_run_agrees_with_the_plain_paired_difference(tmp_path):
     assert {key: difference[key] for key in expected} == pytest.approx(expected)
 
 
-def test_what_makes_two_numbers_incomparable_is_said(tmp_path):
+def test_what_makes_two_numbers_incomparable_is_reported(tmp_path):
     jobs = [fake(tmp_path, "pretrained", 0, 0.5, cropped=4), fake(tmp_path, "random", 1, 1.0, learning_rate=0.1)]
     results = collect(jobs)
     assert "4 proteins cropped to 30 residues" in results["rows"][0]["warnings"]

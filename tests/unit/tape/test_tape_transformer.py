@@ -158,7 +158,7 @@ def test_our_classes_turn_to_it(directory, kind, tmp_path, caplog):
     assert torch.equal(again(IDS)[0], model(IDS)[0])
 
 
-def test_a_configuration_of_ours_and_no_key_base_model(directory):
+def test_a_built_in_configuration_and_no_key_base_model(directory):
     config = modeling_bert.ProteinBertConfig(**SHAPE | {"type_vocab_size": 3}, output_hidden_states=True)
     model = modeling_bert.ProteinBertModel.from_pretrained(directory, config=config)
     assert len(model(IDS)) == 3 and (model.config.base_model, model.config.type_vocab_size) == ("tape_transformer", 1)

@@ -1,4 +1,4 @@
-"""tape-train on toy tasks: it learns, it resumes bit by bit, it stops in time, and it tells mistakes in one line."""
+"""tape-train on toy tasks: it learns, it resumes bit by bit, it stops in time, and it reports mistakes in one line."""
 
 import json
 from pathlib import Path
@@ -262,7 +262,7 @@ def test_masks_change_with_the_epoch(world, tmp_path):
         ("stability", ("--model_config_file", "missing.json"), "missing.json"),
     ],
 )
-def test_mistakes_are_told_in_one_line(world, tmp_path, capsys, monkeypatch, task, flags, message):
+def test_mistakes_are_reported_in_one_line(world, tmp_path, capsys, monkeypatch, task, flags, message):
     monkeypatch.chdir(tmp_path)
     assert run(world, task, tmp_path / "run", "--max_steps", 1, *flags) == 2
     messages = capsys.readouterr().err.strip().splitlines()
@@ -272,7 +272,7 @@ def test_mistakes_are_told_in_one_line(world, tmp_path, capsys, monkeypatch, tas
 
 
 @pytest.mark.parametrize("flags", [("--batchsize", "8"), ("--patience", "0"), ("--head", "other")])
-def test_wrong_flags_are_told_in_one_line(world, tmp_path, capsys, flags):
+def test_wrong_flags_are_reported_in_one_line(world, tmp_path, capsys, flags):
     with pytest.raises(SystemExit) as stopped:
         run(world, "stability", tmp_path / "run", *flags)
     assert stopped.value.code == 2

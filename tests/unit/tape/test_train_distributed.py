@@ -102,7 +102,7 @@ def test_a_run_whose_process_dies_resumes_bit_by_bit(world, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_mistake_of_all_processes_is_told_once(world, tmp_path):
+def test_a_mistake_of_all_processes_is_reported_once(world, tmp_path):
     (tmp_path / "slow.py").write_text(TELLS_LATE)  # torchrun ends the others when the first has failed
     flags = ("--data_dir", tmp_path, "--plugin", tmp_path / "slow.py")
     done = run(world, "fluorescence", tmp_path / "run", 2, *flags)
@@ -111,7 +111,7 @@ def test_a_mistake_of_all_processes_is_told_once(world, tmp_path):
     assert len(errors) == 1 and "fluorescence_train.lmdb" in errors[0] and "Traceback" not in done.stderr
 
 
-def test_wrong_flags_are_told_before_any_process_starts(monkeypatch, capsys):
+def test_wrong_flags_are_reported_before_any_process_starts(monkeypatch, capsys):
     def never(words):
         raise AssertionError("processes were started")
 

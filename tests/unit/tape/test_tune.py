@@ -97,7 +97,7 @@ def test_every_trial_is_held_out_of_train(world, tmp_path, in_process):
         (["learning_rate", "1"], ["--max_step", "3"], "did you mean --max_steps"),
     ],
 )
-def test_mistakes_are_told_before_a_trial_starts(world, tmp_path, in_process, capsys, grid, more, message):
+def test_mistakes_are_reported_before_a_trial_starts(world, tmp_path, in_process, capsys, grid, more, message):
     try:
         status = errors.run(tune.main, [tmp_path / "out", "--grid", *grid, "--", *words(world, *more)])
     except SystemExit as end:  # tape-train's parser
