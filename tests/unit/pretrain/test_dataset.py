@@ -143,7 +143,7 @@ def test_replicas_share_an_evaluation_in_batches_of_one_shape(shard, limit):
 
 
 def test_crops(tmp_path):
-    """Each residue's id is its place, so a crop shows where it was taken."""
+    """Each residue's id depends on its place, so a crop shows where it was taken."""
     long = np.concatenate([np.full(9, 6), np.full(10, 7), np.full(10, 8)])  # 29 residues: three runs
     prefix = write(tmp_path / "long", [long, np.array([9, 9])])
     train, valid = dataset(prefix, seq_length=20), dataset(prefix, seq_length=20, train=False)
