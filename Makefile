@@ -1,5 +1,5 @@
 # One environment (.venv, made here and reused), six commands:
-#   make demo       the whole road on synthetic proteins, to demo_output/report.html
+#   make demo       every stage on synthetic proteins, to demo_output/report.html
 #   make test       every test
 #   make test-fast  those that take seconds
 #   make test-kill  processes of runs killed at random: KILLS=50 of them
@@ -22,7 +22,7 @@ PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscop
 help:
 	@sed -n '2,7s/^# *//p' Makefile
 
-# The demo writes to a new folder; what an earlier one left behind makes room.
+# The demo writes to a new folder; what an earlier run left is removed.
 demo: $(READY)
 	@[ -n "$(ARGS)" ] || rm -rf demo_output
 	$(BIN)/python -m demo.run $(ARGS)

@@ -113,7 +113,7 @@ def cases(options: argparse.Namespace) -> list[dict]:
     """What is measured, the small first."""
     batches = [options.proteins] if options.proteins else [[length] for length in sorted(options.lengths)]
     common = {"hidden": options.hidden, "segment": heads.SEGMENT}
-    found = [
+    results = [
         {"lengths": lengths, "job": job, "precision": precision, "way": way} | common
         for lengths in batches
         for job in options.jobs
@@ -122,7 +122,7 @@ def cases(options: argparse.Namespace) -> list[dict]:
     ]
     longest = max((lengths for lengths in batches if max(lengths) <= SWEEP_LENGTH), default=batches[0])
     swept = {"lengths": longest, "job": "training", "precision": "fp32", "way": "saving"} | common
-    return found + [swept | {"segment": segment} for segment in options.segments]
+    return results + [swept | {"segment": segment} for segment in options.segments]
 
 
 def table(rows: list[dict]) -> str:

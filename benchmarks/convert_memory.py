@@ -84,8 +84,8 @@ def measure(source: Path, target: Path, flags: list[str], limit_gb: float | None
 
     words = [sys.executable, "-m", "converter", "--load", str(source), "--save", str(target), *flags]
     started, own = time.monotonic(), 0
-    with tempfile.TemporaryFile() as said:
-        process = subprocess.Popen(words, cwd=ROOT, stdout=said, stderr=subprocess.STDOUT, preexec_fn=limited)
+    with tempfile.TemporaryFile() as output:
+        process = subprocess.Popen(words, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT, preexec_fn=limited)
         while True:
             done, status, usage = os.wait4(process.pid, os.WNOHANG)
             if done:
@@ -94,8 +94,8 @@ def measure(source: Path, target: Path, flags: list[str], limit_gb: float | None
             time.sleep(0.05)
         process.returncode = os.waitstatus_to_exitcode(status)
         if process.returncode:
-            said.seek(0)
-            raise SystemExit(f"{' '.join(words)}\nstatus {process.returncode}\n{said.read().decode()[-2000:]}")
+            output.seek(0)
+            raise SystemExit(f"{' '.join(words)}\nstatus {process.returncode}\n{output.read().decode()[-2000:]}")
     return time.monotonic() - started, usage.ru_maxrss * 1024 / 1e9, own / 1e9
 
 

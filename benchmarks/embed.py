@@ -87,7 +87,7 @@ class HuggingFace:
 
     @torch.no_grad()
     def __call__(self, proteins: Sequence[Protein], precision: torch.dtype) -> np.ndarray:
-        found = np.empty((len(proteins), self.model.config.hidden_size), np.float32)
+        outputs = np.empty((len(proteins), self.model.config.hidden_size), np.float32)
         waiting = []
         for batch in self.batches(np.array([len(p.residues) for p in proteins])):
             ids, mask = pad(make_stream([proteins[i].residues for i in batch], TOKENIZER))
@@ -97,8 +97,8 @@ class HuggingFace:
                 states = self.model(input_ids=ids, attention_mask=mask.long()).last_hidden_state.float()
             waiting.append((batch, (states * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)))
         for batch, vectors in waiting:
-            found[batch] = vectors.cpu().numpy()
-        return found
+            outputs[batch] = vectors.cpu().numpy()
+        return outputs
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -178,10 +178,10 @@ def summarise(seconds: dict[str, list], proteins: Sequence[Protein], arms: dict[
             "cpu_seconds": round(cpu, 3),
             "padding": round(1 - tokens / fed, 4),
         }
-    ours = table["ours"]
+    this_project = table["ours"]
     for name, row in table.items():
-        row["ours_faster_wall"] = round(row["wall_seconds"] / ours["wall_seconds"], 3)
-        row["ours_faster_cpu"] = round(row["cpu_seconds"] / ours["cpu_seconds"], 3)
+        row["ours_faster_wall"] = round(row["wall_seconds"] / this_project["wall_seconds"], 3)
+        row["ours_faster_cpu"] = round(row["cpu_seconds"] / this_project["cpu_seconds"], 3)
         print(
             f"{name:10} {row['proteins_per_second']:10.1f} proteins/s  {row['wall_seconds']:8.2f} s  padding "
             f"{row['padding']:6.1%}  ours is {row['ours_faster_wall']:.2f} times as fast ({row['ours_faster_cpu']:.2f} "
@@ -224,19 +224,19 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         toy_inputs(Path(folder), args)
         convert(["--load", str(args.model), "--save", f"{folder}/hf", "--target", "hf"])
-        theirs = transformers.MegatronBertModel.from_pretrained(f"{folder}/hf", add_pooling_layer=False)
-        theirs = theirs.to(device).eval()
+        reference = transformers.MegatronBertModel.from_pretrained(f"{folder}/hf", add_pooling_layer=False)
+        reference = reference.to(device).eval()
         arms: dict[str, Arm] = {"ours": Ours(args.model, device, settings)}
-        arms |= {way: HuggingFace(theirs, way, device, args) for way in args.arms if way != "ours"}
+        arms |= {way: HuggingFace(reference, way, device, args) for way in args.arms if way != "ours"}
         config = ProteinBertConfig.from_pretrained(args.model)
         proteins = read(args, config.max_position_embeddings)
         difference = check(arms, proteins if args.precision == "fp32" else proteins[:256])
         print(f"{len(proteins)} proteins; fp32 embeddings agree to {difference:.1e}", flush=True)
         table = summarise(measure(arms, proteins, args), proteins, arms, args)
-    result = describe(args, device, theirs.config._attn_implementation) | {
+    result = describe(args, device, reference.config._attn_implementation) | {
         "proteins": len(proteins),
         "residues": sum(len(p.residues) for p in proteins),
-        "parameters": sum(p.numel() for p in theirs.parameters()),
+        "parameters": sum(p.numel() for p in reference.parameters()),
         "largest_difference_fp32": difference,
         "arms": table,
     }

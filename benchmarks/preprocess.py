@@ -88,8 +88,8 @@ def measure(fasta: Path, folder: Path, runs: int) -> list[dict]:
     proteins = [sequence for _, sequence in itertools.islice(read_fasta(str(fasta)), PEER_PROTEINS)]
     spaced = [" ".join(protein) for protein in proteins if protein]
     for name, encode in peers(folder).items():
-        ours = [shard.read(i).tolist() for i in range(20)]
-        assert [encode(text) for text in spaced[:20]] == ours, f"{name} gives other ids"
+        token_ids = [shard.read(i).tolist() for i in range(20)]
+        assert [encode(text) for text in spaced[:20]] == token_ids, f"{name} gives other ids"
         rows.append(rate(name, len(spaced), lambda f=encode: [f(text) for text in spaced], runs))
     return rows
 

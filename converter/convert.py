@@ -6,7 +6,7 @@ What was left out, changed or assumed is printed and stays beside the result in 
 
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -14,7 +14,7 @@ import torch
 from converter.formats import Format, WriteOptions
 from converter.model import PortableModel
 from converter.sources import FORMATS, read, recognise
-from converter.verify import first_step_loss, verify
+from converter.verify import Say, first_step_loss, verify
 from proteinlm.errors import ArgumentParser, InputError
 from proteinlm.files import fsync_path, write_text
 from proteinlm.model import ACTIVATIONS
@@ -22,7 +22,6 @@ from proteinlm.model_dir.load import DTYPES
 from tape.runs.flags import count, positive
 
 REPORT = "conversion_report.txt"
-Say = Callable[[str], None]  # prints a line, which is in the report too
 
 
 def parser() -> ArgumentParser:

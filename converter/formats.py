@@ -1,5 +1,5 @@
-"""What a conversion needs to know of a kind of checkpoint. A neighbour is one module that makes a `Format` of its
-functions, and one line in the table of `converter/sources.py`.
+"""What a conversion needs to know of a kind of checkpoint. Another format is one module that makes a `Format` of
+its functions, and one line in the table of `converter/sources.py`.
 """
 
 from collections.abc import Callable
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from converter.doors import Door
+from converter.loaders import LoadedModel
 from converter.model import PortableModel
 from proteinlm.files import read_json
 from proteinlm.model_dir.files import CONFIG_NAME
@@ -39,8 +39,8 @@ class Format:
 
     recognises: whether a path (that exists) holds it, judged by what is in it. read: a checked model, or an InputError.
     prepare: the model as `write` stores it (vocabulary, LM head), or an InputError that names what the format cannot
-    hold; tensors are not rounded yet. write: into an empty directory. door: the result (a directory, and the model read
-    back from it) as the neighbour's own software opens it, which gives None where it is not installed.
+    hold; tensors are not rounded yet. write: into an empty directory. load: the result (a directory, and the model read
+    back from it) opened by the format's own software; None where that is not installed.
     """
 
     name: str
@@ -48,7 +48,7 @@ class Format:
     read: Callable[[Path, ReadOptions], PortableModel]
     prepare: Callable[[PortableModel, WriteOptions], PortableModel]
     write: Callable[[PortableModel, Path, WriteOptions], None]
-    door: Callable[[Path, PortableModel], Door | None] | None = None  # None: only this project's own model runs it
+    load: Callable[[Path, PortableModel], LoadedModel | None] | None = None  # None: only this project's model runs it
     model_type: str | None = None  # in config.json, where the format has one
     reads_files: bool = False  # --load may be a file
     has_iterations: bool = False  # --iteration

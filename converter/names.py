@@ -1,4 +1,4 @@
-"""What a tensor or a setting is called in each neighbour's files: tables only. TAPE's are in `proteinlm/model_dir`."""
+"""What a tensor or a setting is called in each format's files: tables only. TAPE's are in `proteinlm/model_dir`."""
 
 import re
 

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from converter.doors import tape_door
 from converter.formats import Format, ReadOptions, WriteOptions, model_dir_config
+from converter.loaders import load_tape
 from converter.model import PortableModel
 from converter.vocabulary import to_tokenizer
 from proteinlm.model_dir.config import CONFIG_KEYS
@@ -40,4 +40,4 @@ def write_tape(model: PortableModel, directory: Path, options: WriteOptions) -> 
     write_tape_dir(directory, config, model.tensors, torch_file=options.torch_file, dtype=options.dtype)
 
 
-TAPE = Format("tape", recognises_tape, read_tape, prepare_tape, write_tape, tape_door, has_torch_file=True)
+TAPE = Format("tape", recognises_tape, read_tape, prepare_tape, write_tape, load_tape, has_torch_file=True)

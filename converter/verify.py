@@ -1,7 +1,7 @@
 """Judges a written result by what is on disk: every tensor, and what proteins look like through source and result.
 
 The result is opened twice. This project's reader gives its tensors, which must be those of the source bit for bit,
-rounded to --dtype where one was asked for. The neighbour's own door (for `tape`: `ProteinBertForMaskedLM`; for `hf`:
+rounded to --dtype where one was asked for. The format's own software (for `tape`: `ProteinBertForMaskedLM`; for `hf`:
 `transformers`) gives hidden states and logits, which must agree to TOLERANCE.
 
 `first_step_loss` goes one step further: the loss that continued pretraining must start from.
@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from converter.doors import Door, own_door
 from converter.formats import Format, ReadOptions
+from converter.loaders import LoadedModel, load_own
 from converter.model import PortableModel, same_tensor
 from pretrain.data.blending import build_datasets
 from pretrain.data.loader import PackedLoader
@@ -25,6 +25,7 @@ from proteinlm.tokenizer import RESIDUES
 
 TOLERANCE = 1e-5  # fp32 hidden states after the final LN are of order 1; see docs/numerics.md
 LONGEST_PROBE = 512
+Say = Callable[[str], None]  # prints a line, which is in the report too
 
 
 @dataclass(frozen=True)
@@ -53,10 +54,10 @@ def probes(model: PortableModel, count: int = 8, seed: int = 0) -> list[str]:
     return ["".join(rng.choice(list(RESIDUES), size)) for size in lengths]
 
 
-def compare(one: Door, other: Door, proteins: Sequence[str], logits: bool = True) -> Difference:
+def compare(one: LoadedModel, other: LoadedModel, proteins: Sequence[str], logits: bool = True) -> Difference:
     """The two models on `[CLS] residues [SEP]`; logits over the tokens that both know."""
     shared = [token for token in one.tokens if token in other.tokens]
-    columns = [[door.tokens.index(token) for token in shared] for door in (one, other)]
+    columns = [[model.tokens.index(token) for token in shared] for model in (one, other)]
     hidden, worst, scale = 0.0, None, 1.0
     for protein in proteins:
         tokens = ["[CLS]", *protein, "[SEP]"]
@@ -73,9 +74,7 @@ def _larger(so_far: float, values: torch.Tensor) -> float:
     return float(torch.maximum(torch.tensor(so_far), values.abs().max()))
 
 
-def verify(
-    source: PortableModel, stored: PortableModel, target: Format, directory: Path, say: Callable[[str], None]
-) -> bool:
+def verify(source: PortableModel, stored: PortableModel, target: Format, directory: Path, say: Say) -> bool:
     """Whether `directory` holds `stored`, the source as this target and dtype have it. Says what was seen."""
     result = target.read(directory, ReadOptions())
     names = sorted({*stored.tensors, *result.tensors})
@@ -84,35 +83,35 @@ def verify(
         say(f"verification failed: {len(wrong)} of {len(stored.tensors)} tensors read back differ, first {wrong[0]}")
         return False
     say(f"verified: all {len(stored.tensors)} tensors read back are equal, bit for bit")
-    door = target.door(directory, result) if target.door else own_door(result)
-    if door is None:
+    loaded = target.load(directory, result) if target.load else load_own(result)
+    if loaded is None:
         say("transformers is not installed, so the result was not run through it; this project's model is run instead")
-        door = own_door(result)
-    problem = _compare_states(source, stored, door, say) or _compare_tokens(source, door)
+        loaded = load_own(result)
+    problem = _compare_states(source, stored, loaded, say) or _compare_tokens(source, loaded)
     if problem:
         say(f"verification failed: {problem}")
     return problem is None
 
 
-def _compare_states(source: PortableModel, stored: PortableModel, door: Door, say: Callable[[str], None]) -> str | None:
-    """What is wrong with the states that `door` gives, None where they are the source's."""
-    comparable = (door.lm_head_act or stored.config.lm_head_act) == source.config.lm_head_act
+def _compare_states(source: PortableModel, stored: PortableModel, loaded: LoadedModel, say: Say) -> str | None:
+    """What is wrong with the states that `loaded` gives, None where they are the source's."""
+    comparable = (loaded.lm_head_act or stored.config.lm_head_act) == source.config.lm_head_act
     if not comparable:
         say("logits are not compared: the target has one activation for MLP and LM head, so they differ by its form")
     proteins, rounds = probes(source), source.dtype != stored.dtype
-    rounded = own_door(source.rounded_to(stored.dtype) if rounds else source)
-    difference = compare(rounded, door, proteins, comparable)
-    say(f"{difference} (through {door.name})")
+    rounded = load_own(source.rounded_to(stored.dtype) if rounds else source)
+    difference = compare(rounded, loaded, proteins, comparable)
+    say(f"{difference} (through {loaded.name})")
     if rounds:
-        rounding = compare(own_door(source), rounded, proteins)
+        rounding = compare(load_own(source), rounded, proteins)
         say(f"rounding to {str(stored.dtype).removeprefix('torch.')} itself: {rounding}")
     return None if difference.small else f"that is more than {TOLERANCE:g} of the largest value {difference.scale:.3g}"
 
 
-def _compare_tokens(source: PortableModel, door: Door) -> str | None:
+def _compare_tokens(source: PortableModel, loaded: LoadedModel) -> str | None:
     """What is wrong with the tokenizer beside the result, None where it gives what pretraining wrote."""
-    for protein in probes(source) if door.tokenize else ():
-        if door.tokenize(protein) != [door.tokens.index(token) for token in ("[CLS]", *protein)]:
+    for protein in probes(source) if loaded.tokenize else ():
+        if loaded.tokenize(protein) != [loaded.tokens.index(token) for token in ("[CLS]", *protein)]:
             return "AutoTokenizer does not give [CLS] and one id a residue"
     return None
 

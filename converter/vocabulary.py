@@ -1,4 +1,4 @@
-"""Embedding rows are moved by token name, never by position: each neighbour numbers its tokens differently."""
+"""Embedding rows are moved by token name, never by position: each format numbers its tokens differently."""
 
 from collections.abc import Sequence
 from dataclasses import replace

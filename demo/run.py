@@ -1,4 +1,4 @@
-"""`python -m demo.run`: the whole road on a synthetic world, from a FASTA file to five numbers and a report.
+"""`python -m demo.run`: every stage on a synthetic world, from a FASTA file to five numbers and a report.
 
     python -m demo.run [--output demo_output] [--budget full|small] [--seed 0]
 

@@ -142,7 +142,7 @@ if [ $# -lt 1 ] || [[ $1 == -* ]]; then
 fi
 data=$1
 shift
-names=() base_given=""
+names=() base_url=""
 while [ $# -gt 0 ]; do
     case $1 in
     --raw) form=data_raw_pytorch ;;
@@ -150,7 +150,7 @@ while [ $# -gt 0 ]; do
     --base-url | --pfam-url | --checksums | --retries)
         [ $# -gt 1 ] || { status=2 && fail "$1: should be followed by a value"; }
         case $1 in
-        --base-url) base_given=${2%/} ;;
+        --base-url) base_url=${2%/} ;;
         --pfam-url) pfam=${2%/} ;;
         --checksums) checksums=$2 ;;
         --retries) retries=$2 ;;
@@ -176,7 +176,7 @@ status=1
 if [ ${#names[@]} -eq 0 ]; then
     names=(secondary_structure proteinnet remote_homology fluorescence stability)
 fi
-base=${base_given:-$base/$form}
+base=${base_url:-$base/$form}
 archives=$data/archives
 mkdir -p "$archives"
 

@@ -5,7 +5,7 @@
 #
 # FASTA     proteins to pretrain on (FASTA or JSON lines, each also .gz, or TAPE's pfam_train.lmdb)
 # DATA_DIR  the tasks' folders (what download_data.sh fetched)
-# OUT       gets shards/, ckpt/, model/ and table/ (default: output)
+# OUT       gets shards/, ckpt/ and iteration_N/{model,table}/, N the newest checkpoint's (default: output)
 # flags     for the last step: --tasks stability --arms pretrained random --jobs 2 ...
 #
 # CONFIG    model and training, a YAML file (default: pretrain/configs/proteinlm_2m.yaml, under an hour on a CPU)
@@ -39,12 +39,13 @@ fi
 python -m pretrain --config "$config" --data-path "${shard}_text_document" --save "$out/ckpt" --load "$out/ckpt"
 
 # 3. The newest checkpoint becomes a model directory: config.json and model.safetensors. --verify runs proteins through
-#    both and prints the largest difference.
-if [ ! -e "$out/model" ]; then
-    python -m converter --load "$out/ckpt" --save "$out/model" --target tape --verify
+#    both and prints the largest difference. Each iteration has its own: after more pretraining, a new model and table.
+result=$out/iteration_$(<"$out/ckpt/latest_checkpointed_iteration.txt")
+if [ ! -e "$result/model" ]; then
+    python -m converter --load "$out/ckpt" --save "$result/model" --target tape --verify
 fi
 
 # 4. Each task is finetuned and scored from the pretrained weights, from random weights (what does pretraining add?) and
 #    from one-hot letters (what does an encoder add?). The table has intervals and the published numbers beside them.
-python -m tape.reproduce "$out/model" "$data" "$out/table" --preset "${PRESET:-cpu}" "$@"
-echo "done: $out/table/table.html, table.md, results.json"
+python -m tape.reproduce "$result/model" "$data" "$result/table" --preset "${PRESET:-cpu}" "$@"
+echo "done: $result/table/table.html, table.md, results.json"

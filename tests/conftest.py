@@ -1,6 +1,6 @@
 """What several test files share: running a command as a user would, and tiny inputs in the formats users bring.
 
-The proteins here are random letters: enough to see that a road is open, never enough to judge a model.
+The proteins here are random letters: enough to see that the stages fit together, never enough to judge a model.
 """
 
 import os

@@ -176,10 +176,10 @@ def end_of(save: Path) -> dict:
     return {**tensors, **{f"loss of iteration {number}": loss for number, loss in losses.items()}}
 
 
-def differences(ours: dict, theirs: dict) -> list[str]:
+def differences(actual: dict, expected: dict) -> list[str]:
     """Names whose tensors are not equal bit for bit."""
-    names = sorted(ours.keys() | theirs.keys())
-    return [n for n in names if n not in ours or n not in theirs or not torch.equal(ours[n], theirs[n])]
+    names = sorted(actual.keys() | expected.keys())
+    return [n for n in names if n not in actual or n not in expected or not torch.equal(actual[n], expected[n])]
 
 
 def run_to_the_end(flags: list[str], save: Path, kills: int, rng: random.Random) -> Counter:
@@ -251,17 +251,17 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--layouts", nargs="+", choices=LAYOUTS, default=list(LAYOUTS))
     parser.add_argument("--report", type=Path, help="file for the table")
-    given = parser.parse_args()
+    args = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that what was started is ended
     began, results = time.monotonic(), {}
-    for number, layout in enumerate(given.layouts):
-        share = (given.kills + number) // len(given.layouts)
+    for number, layout in enumerate(args.layouts):
+        share = (args.kills + number) // len(args.layouts)
         with tempfile.TemporaryDirectory() as folder:
-            results[layout] = kill_and_compare(layout, share, Path(folder), given.seed) if share else Counter()
-    text = report(results, given.seed, time.monotonic() - began)
+            results[layout] = kill_and_compare(layout, share, Path(folder), args.seed) if share else Counter()
+    text = report(results, args.seed, time.monotonic() - began)
     print(text)
-    if given.report:
-        given.report.write_text(text)
+    if args.report:
+        args.report.write_text(text)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The shape of the house, held by a test: who may import whom, how long a file may be, where pickles may be opened,
+"""The structure of the packages, checked: who may import whom, how long a file may be, where pickles may be opened,
 and that the tree in docs/house_tour.md is the tree on disk.
 
 Every rule is a function from (path, source) to complaints, so that each is also shown to object when it is broken.
@@ -19,7 +19,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("proteinlm", "pretrain", "tape", "converter", "demo")
 LONGEST = 400  # lines of a file
-FULLEST = 14  # files at the top of a room
+FULLEST = 14  # files at the top of a folder
 
 # package -> the packages that it may import. No exceptions.
 ARROWS = {
@@ -29,14 +29,14 @@ ARROWS = {
     "converter": ("converter", "pretrain", "tape", "proteinlm"),
     "demo": ("demo", "converter", "pretrain", "tape", "proteinlm"),
 }
-# What a user starts. Nobody imports one but the demo, which plays the user; code that two need lives in a room.
+# What a user starts. Nobody imports one but the demo, which plays the user; code that two need is in another module.
 COMMANDS = {
     *("pretrain.__main__", "pretrain.preprocess", "converter.__main__", "demo.run"),
     *(f"tape.{name}" for name in ("train", "evaluate", "embed", "predict", "table", "reproduce", "tune")),
     *("tape.train_distributed", "tape.main"),
 }
-# tape.main is songlab's module of the commands as functions: a door to them, and itself imported by nobody.
-DOORS = {"tape/main.py", "demo/run.py"}
+# tape.main is songlab's module of the commands as functions: it calls them, and nobody imports it.
+CALLS_COMMANDS = {"tape/main.py", "demo/run.py"}
 # The single-device maths knows nothing of files, flags or processes.
 MATHS = {"proteinlm/model.py", "proteinlm/attention.py", "proteinlm/loss.py"}
 MATHS_MAY_IMPORT = ("torch", "proteinlm.model", "proteinlm.attention", "proteinlm.loss")
@@ -65,21 +65,21 @@ def every_python_file() -> Iterator[tuple[str, str]]:
 
 def imported_modules(path: str, source: str) -> set[str]:
     """Every module a file imports, at the top or inside a function. `from a import b` is a.b, for b may be a module."""
-    found = set()
+    modules = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            modules |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             base = node.module or ""
             if node.level:
                 package = Path(path).parent.parts
                 base = ".".join([*package[: len(package) - node.level + 1], *([base] if base else [])])
-            found |= {f"{base}.{alias.name}" for alias in node.names}
+            modules |= {f"{base}.{alias.name}" for alias in node.names}
         elif isinstance(node, ast.Call) and "import" in ast.unparse(node.func) and node.args:
             name = node.args[0]
             if isinstance(name, ast.Constant) and isinstance(name.value, str):
-                found.add(name.value)
-    return found
+                modules.add(name.value)
+    return modules
 
 
 def within(module: str, prefixes: tuple[str, ...]) -> bool:
@@ -88,12 +88,12 @@ def within(module: str, prefixes: tuple[str, ...]) -> bool:
 
 def wrong_arrows(path: str, source: str) -> list[str]:
     package = path.split("/")[0]
-    ours = {name for name in imported_modules(path, source) if within(name, (*PACKAGES, "tests", "benchmarks"))}
-    return [f"{path} imports {name}" for name in sorted(ours) if not within(name, ARROWS[package])]
+    imported = {name for name in imported_modules(path, source) if within(name, (*PACKAGES, "tests", "benchmarks"))}
+    return [f"{path} imports {name}" for name in sorted(imported) if not within(name, ARROWS[package])]
 
 
 def imports_a_command(path: str, source: str) -> list[str]:
-    if path in DOORS:
+    if path in CALLS_COMMANDS:
         return []
     own = path.removesuffix(".py").replace("/", ".")
     names = {name for name in imported_modules(path, source) if within(name, tuple(COMMANDS - {own}))}
@@ -118,10 +118,10 @@ def import_circles(files: Mapping[str, str]) -> list[str]:
     return []
 
 
-def crowded_rooms(paths: Iterable[str]) -> list[str]:
+def crowded_folders(paths: Iterable[str]) -> list[str]:
     """Folders with more Python files at their top than a reader takes in at a glance."""
     counts = Counter(str(Path(path).parent) for path in paths)
-    return [f"{room} has {count} files, more than {FULLEST}" for room, count in counts.items() if count > FULLEST]
+    return [f"{folder} has {count} files, more than {FULLEST}" for folder, count in counts.items() if count > FULLEST]
 
 
 def more_than_maths(path: str, source: str) -> list[str]:
@@ -141,7 +141,7 @@ def without_docstring(path: str, source: str) -> list[str]:
 
 
 def opens_pickles(path: str, source: str) -> list[str]:
-    """Files from elsewhere are opened by one room; here are the calls that would go round it."""
+    """Files from elsewhere are opened by one package; here are the calls that would go round it."""
     if path.startswith(UNTRUSTED):
         return []
     wrong = []
@@ -182,8 +182,8 @@ def test_no_import_runs_in_a_circle():
     assert import_circles(dict(sources(*PACKAGES))) == []
 
 
-def test_no_room_is_crowded():
-    assert crowded_rooms(path for path, _ in sources(*PACKAGES)) == []
+def test_no_folder_is_crowded():
+    assert crowded_folders(path for path, _ in sources(*PACKAGES)) == []
 
 
 @pytest.mark.parametrize("rule", [too_long, without_docstring])
@@ -223,10 +223,10 @@ def test_a_circle_is_seen_also_through_a_late_import():
     assert import_circles(straight | {"tape/b.py": "def late():\n    from tape import a"}) != []
 
 
-def test_a_crowded_room_is_seen():
+def test_a_crowded_folder_is_seen():
     files = [f"tape/file{n}.py" for n in range(FULLEST)]
-    assert crowded_rooms([*files, "tape/data/one_more.py"]) == []
-    assert crowded_rooms([*files, "tape/one_more.py"]) != []
+    assert crowded_folders([*files, "tape/data/one_more.py"]) == []
+    assert crowded_folders([*files, "tape/one_more.py"]) != []
 
 
 @pytest.mark.parametrize(
@@ -238,7 +238,7 @@ def test_a_crowded_room_is_seen():
         ("pretrain/trainer.py", "import tapestry"),
     ],
 )
-def test_the_arrows_of_the_house_are_open(path, source):
+def test_allowed_imports_pass(path, source):
     assert wrong_arrows(path, source) == []
 
 
@@ -272,7 +272,7 @@ def tree_paths(text: str) -> set[str]:
     return paths
 
 
-def house_tree() -> set[str]:
+def documented_tree() -> set[str]:
     blocks = re.findall(r"```[a-z]*\n(.*?)```", (ROOT / "docs/house_tour.md").read_text(), re.DOTALL)
     trees = [block for block in blocks if "pretrain/ " in block and "  model.py" in block]
     assert len(trees) == 1, "the tour holds one tree"
@@ -280,13 +280,13 @@ def house_tree() -> set[str]:
 
 
 def test_every_name_in_the_tree_exists():
-    missing = [path for path in sorted(house_tree()) if not (ROOT / path).exists()]
+    missing = [path for path in sorted(documented_tree()) if not (ROOT / path).exists()]
     assert missing == []
 
 
-def test_every_file_of_the_house_is_in_the_house_tree():
+def test_every_file_is_in_the_documented_tree():
     """Each file of the packages, scripts, docs and benchmarks; `__init__.py` and figures go without saying."""
-    named = house_tree()
+    named = documented_tree()
     folders = (*PACKAGES, "scripts", "docs", "conda_env")
     files = [path for folder in folders for path in (ROOT / folder).rglob("*") if path.is_file()]
     files += [path for path in (ROOT / "benchmarks").iterdir() if path.suffix in {".py", ".sh"}]
@@ -305,8 +305,8 @@ def tracked_files() -> list[Path]:
     return [path for path in files if path.suffix in {".py", ".sh", ".md", ".yaml"}]
 
 
-def test_the_top_of_the_house_is_in_the_house_tree():
-    named = house_tree()
+def test_the_top_folder_is_in_the_documented_tree():
+    named = documented_tree()
     tops = {path.relative_to(ROOT).parts[0] for path in tracked_files()} - {".gitignore"}
     assert sorted(top for top in tops if top not in named and f"{top}/" not in named) == []
 
@@ -323,9 +323,9 @@ def test_nothing_depends_on_one_machine_or_waits_to_be_done():
             text = path.read_text(encoding="utf-8")
         except UnicodeDecodeError:
             continue
-        found = sorted({match[0] for match in wrong.finditer(text)})
-        if found:
-            complaints.append(f"{path.relative_to(ROOT)}: {', '.join(found)}")
+        matches = sorted({match[0] for match in wrong.finditer(text)})
+        if matches:
+            complaints.append(f"{path.relative_to(ROOT)}: {', '.join(matches)}")
     assert complaints == []
 
 

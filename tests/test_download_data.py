@@ -188,7 +188,7 @@ def test_the_json_form_and_pfam_have_places_of_their_own(server, fetch, tmp_path
         (("--pfam-url",), (TASK,), 2, "--pfam-url: should be followed by a value"),
     ],
 )
-def test_mistakes_are_told_in_one_line(fetch, words, names, status, message):
+def test_mistakes_are_reported_in_one_line(fetch, words, names, status, message):
     actual, stderr = fetch(*words, names=names)
     assert actual == status
     assert len(stderr.splitlines()) == 1 and message in stderr

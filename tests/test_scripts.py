@@ -123,19 +123,28 @@ def test_reproduce_table(model, tiny_tape_data, tmp_path, run_command):
 
 @pytest.mark.slow
 def test_from_fasta_to_table(tiny_fasta, tiny_tape_data, tmp_path, run_command):
-    """The whole pipeline in one file, on its smallest case; a second call trains and converts nothing again."""
+    """The whole pipeline in one file, on its smallest case: a second call trains and converts nothing again, more
+    iterations give another model with its own table."""
     config, preset, out = tmp_path / "config.yaml", tmp_path / "preset.yaml", tmp_path / "out"
     debug = (ROOT / "pretrain/configs/debug.yaml").read_text()
-    config.write_text(debug.replace("train_iters: 50", "train_iters: 2"))
+    debug = debug.replace("lr_decay_style: linear", "lr_decay_iters: 3")  # the same schedule for 2 and 3 iterations
     preset.write_text(TABLE_PRESET.splitlines()[1])
     words = ("env", f"CONFIG={config}", f"PRESET={preset}", "bash", ROOT / "scripts/from_fasta_to_table.sh", tiny_fasta)
     words += (tiny_tape_data, out, "--tasks", "stability", "--arms", "pretrained", "--device", "cpu")
+    first, second = (out / f"iteration_{iterations}" for iterations in (2, 3))
+    config.write_text(debug.replace("train_iters: 50", "train_iters: 2"))
     run_command(*words)
-    assert "stability" in (out / "table/table.md").read_text()
-    weights = (out / "model/model.safetensors").stat().st_mtime_ns
+    assert "stability" in (first / "table/table.md").read_text()
+    weights, written = first / "model/model.safetensors", (first / "model/model.safetensors").stat().st_mtime_ns
     run_command(*words)
-    assert (out / "model/model.safetensors").stat().st_mtime_ns == weights
+    assert weights.stat().st_mtime_ns == written and not second.exists()
     assert (out / "ckpt/latest_checkpointed_iteration.txt").read_text().strip() == "2"
+    config.write_text(debug.replace("train_iters: 50", "train_iters: 3"))
+    done = run_command(*words)
+    assert f"done: {second}/table/table.html" in done.stdout
+    assert "stability" in (second / "table/table.md").read_text()
+    assert weights.stat().st_mtime_ns == written
+    assert (second / "model/model.safetensors").read_bytes() != weights.read_bytes()
 
 
 def test_every_script_is_run():

@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from converter.doors import Door, transformers_door
 from converter.formats import Format, ReadOptions, WriteOptions, model_dir_config
 from converter.huggingface.tokenizer import read_vocabulary, write_tokenizer
+from converter.loaders import LoadedModel, load_transformers
 from converter.model import PortableModel, require_final_layernorm
 from converter.names import HF_LEFT_OUT, HF_NAMES, HF_TIED, HF_TOKEN_TYPES
 from converter.vocabulary import (
@@ -85,8 +85,8 @@ def _config_json(model: PortableModel, dtype: torch.dtype) -> dict:
     }
 
 
-def megatron_bert_door(directory: Path, model: PortableModel) -> Door | None:
-    return transformers_door(directory, model, FAMILY, read_vocabulary(directory) or ())
+def load_megatron_bert(directory: Path, model: PortableModel) -> LoadedModel | None:
+    return load_transformers(directory, model, FAMILY, read_vocabulary(directory) or ())
 
 
 # ---- reading
@@ -161,7 +161,7 @@ MEGATRON_BERT = Format(
     read_megatron_bert,
     prepare_megatron_bert,
     write_megatron_bert,
-    megatron_bert_door,
+    load_megatron_bert,
     model_type=MODEL_TYPE,
     has_torch_file=True,
 )

@@ -40,7 +40,7 @@ def write_weights(
     """
     with atomic_path(directory / SAFE_NAME) as temporary:
         _write_safetensors(temporary, tensors, translate, dtype)
-    if torch_file:  # for neighbours that read nothing else; needs memory for a second model
+    if torch_file:  # for software that reads nothing else; needs memory for a second model
         state: dict[str, Tensor] = {}
         for name, tensor in tensors.items():
             parts = translate(name, tensor.detach().cpu().to(dtype or tensor.dtype))

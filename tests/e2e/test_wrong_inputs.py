@@ -32,7 +32,7 @@ TINY += ("--micro-batch-size", 1, "--global-batch-size", 1, "--train-iters", 1, 
 
 @pytest.fixture
 def command(monkeypatch, capfd) -> Callable[..., tuple[int, str]]:
-    """Run a command in this process; returns its exit status and what it said on stderr."""
+    """Run a command in this process; returns its exit status and its stderr."""
 
     def run(module: str, *words: object) -> tuple[int, str]:
         monkeypatch.setattr(sys, "argv", [module, *map(str, words)])

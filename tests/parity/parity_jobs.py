@@ -55,14 +55,14 @@ def whole(tensor: Tensor) -> Tensor:
 
 def gathered(trainer: Trainer, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Whole tensors by name, of every stage. Copies that must be equal (tied embedding, replicas) are checked to be."""
-    mine = {name: whole(tensor.detach()).clone() for name, tensor in tensors.items()}
+    local = {name: whole(tensor.detach()).clone() for name, tensor in tensors.items()}
     if trainer.world.alone:
-        return mine
+        return local
     everyone: list = [None] * trainer.world.size
-    dist.all_gather_object(everyone, mine)
+    dist.all_gather_object(everyone, local)
     merged: dict[str, Tensor] = {}
-    for theirs in everyone:
-        for name, tensor in theirs.items():
+    for part in everyone:
+        for name, tensor in part.items():
             first = merged.setdefault(name, tensor)
             assert torch.allclose(first, tensor, rtol=0, atol=1e-14), f"copies of {name} differ"
     return merged
@@ -140,10 +140,10 @@ def run_and_resume(flags: list[str], total: int, stop_at: int | None = None, loa
     began = trainer.counters.iteration
     trainer.run()
     state = optimizer_state(trainer.model, trainer.optimizer)
-    found = gathered(trainer, dict(trainer.model.named_parameters()))
+    tensors = gathered(trainer, dict(trainer.model.named_parameters()))
     for moment in ("exp_avg", "exp_avg_sq"):
-        found |= {f"{moment} {name}": value for name, value in gathered(trainer, state[moment]).items()}
-    return {"began": began, "state": found, "dropout": torch.rand(4)}
+        tensors |= {f"{moment} {name}": value for name, value in gathered(trainer, state[moment]).items()}
+    return {"began": began, "state": tensors, "dropout": torch.rand(4)}
 
 
 def messages_of_a_step(flags: list[str]) -> dict[str, int]:

@@ -26,10 +26,10 @@ class Ranks:
         self._pipes, self._processes = [], []
 
     def _start(self) -> None:
-        ours, theirs = self._context.Pipe()
-        process = self._context.Process(target=_serve, args=(theirs,), daemon=True)
+        parent_end, child_end = self._context.Pipe()
+        process = self._context.Process(target=_serve, args=(child_end,), daemon=True)
         process.start()
-        self._pipes.append(ours)
+        self._pipes.append(parent_end)
         self._processes.append(process)
 
     def run(self, size: int, function: Callable, *arguments) -> list:

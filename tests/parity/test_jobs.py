@@ -42,11 +42,11 @@ def test_the_history_is_the_same_in_every_layout(ranks, corpus, tmp_path):
         histories[name] = lines(tmp_path / name)
     assert len(histories["one"]) == 8
     for name, history in histories.items():
-        for ours, theirs in zip(history, histories["one"], strict=True):
+        for actual, expected in zip(history, histories["one"], strict=True):
             for key in ("lm_loss", "valid_loss", "grad_norm"):
-                assert ours.get(key) == pytest.approx(theirs.get(key), abs=1e-5), name
+                assert actual.get(key) == pytest.approx(expected.get(key), abs=1e-5), name
             for key in ("consumed_tokens", "consumed_proteins", "consumed_train_samples", "valid_masked"):
-                assert ours.get(key) == theirs.get(key), name
+                assert actual.get(key) == expected.get(key), name
 
 
 @pytest.mark.parametrize("flags", [[*PP, *FSDP], [*PP, *TP]])

@@ -54,16 +54,16 @@ def one_process(ranks, corpus) -> dict[str, torch.Tensor]:
     return ranks.run(1, jobs.train, corpus)[0]
 
 
-def differences(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> dict[str, float]:
-    assert set(found) == set(expected)
-    return {name: float((found[name] - value).abs().max()) for name, value in expected.items()}
+def differences(actual: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> dict[str, float]:
+    assert set(actual) == set(expected)
+    return {name: float((actual[name] - value).abs().max()) for name, value in expected.items()}
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_layout_trains_the_same_model(layout, ranks, corpus, one_process):
     size, flags = LAYOUTS[layout]
-    for found in ranks.run(size, jobs.train, [*corpus, *flags]):  # every process tells the same
-        wrong = {name: d for name, d in differences(found, one_process).items() if not d <= TOLERANCE}
+    for actual in ranks.run(size, jobs.train, [*corpus, *flags]):  # every process reports the same
+        wrong = {name: d for name, d in differences(actual, one_process).items() if not d <= TOLERANCE}
         assert not wrong, wrong
 
 
@@ -82,15 +82,15 @@ def test_the_steps_compared_are_worth_comparing(one_process):
     ],
 )
 def test_a_broken_layout_is_seen(sabotage, size, flags, shows_in, ranks, corpus, one_process):
-    found = ranks.run(size, jobs.train, [*corpus, *flags], 3, sabotage)[0]
-    assert differences(found, one_process)[shows_in] > 1e-4
+    actual = ranks.run(size, jobs.train, [*corpus, *flags], 3, sabotage)[0]
+    assert differences(actual, one_process)[shows_in] > 1e-4
 
 
 @pytest.mark.parametrize("flags", [PP, TP])
 def test_a_norm_of_one_process_is_seen(flags, ranks, corpus, one_process):
     """Not clipped here: each process would clip by a norm of its own, and the tied copies drift apart."""
-    found = ranks.run(2, jobs.train, [*corpus, *flags, "--clip-grad", "0"], 3, jobs.norm_of_one_process)
-    first = torch.stack([answer["norm"][0] for answer in found])
+    results = ranks.run(2, jobs.train, [*corpus, *flags, "--clip-grad", "0"], 3, jobs.norm_of_one_process)
+    first = torch.stack([answer["norm"][0] for answer in results])
     assert ((first - one_process["norm"][0]).abs() > 1e-4).all()
 
 
@@ -102,8 +102,8 @@ def test_an_untied_embedding_is_seen(ranks, corpus):
 
 def test_layers_as_units_lose_gradients_under_zero_bubble(ranks, corpus, one_process):
     """Why FSDP2 wraps a whole stage there: per-layer units drop gradients, and nothing complains."""
-    found = ranks.run(4, jobs.train_with_layers_as_units, [*corpus, *ZERO_BUBBLE, *FSDP])[0]
-    assert differences(found, one_process)["norm"] > 1e-4
+    actual = ranks.run(4, jobs.train_with_layers_as_units, [*corpus, *ZERO_BUBBLE, *FSDP])[0]
+    assert differences(actual, one_process)["norm"] > 1e-4
 
 
 @pytest.mark.parametrize(

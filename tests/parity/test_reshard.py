@@ -66,12 +66,12 @@ PAIRS = [
 
 @pytest.mark.parametrize(("source", "target"), PAIRS)
 def test_any_layout_goes_on_where_another_stopped(source, target, ranks, corpus, saved, uninterrupted, tmp_path):
-    found = run(ranks, corpus, tmp_path, target, load=saved(source))[0]
-    assert found["began"] == HALF and set(found["state"]) == set(uninterrupted)
+    actual = run(ranks, corpus, tmp_path, target, load=saved(source))[0]
+    assert actual["began"] == HALF and set(actual["state"]) == set(uninterrupted)
     wrong = {
-        name: float((found["state"][name] - value).abs().max())
+        name: float((actual["state"][name] - value).abs().max())
         for name, value in uninterrupted.items()
-        if not torch.allclose(found["state"][name], value, rtol=0, atol=1e-10)
+        if not torch.allclose(actual["state"][name], value, rtol=0, atol=1e-10)
     }
     assert not wrong
 
@@ -83,19 +83,19 @@ def test_the_same_layout_goes_on_bit_for_bit(layout, more, ranks, corpus, tmp_pa
     whole = run(ranks, corpus, tmp_path / "whole", layout, *flags)
     half = tmp_path / "half"
     run(ranks, corpus, half, layout, *flags, stop_at=HALF)
-    kept = shutil.copytree(half, tmp_path / "kept")
+    copied = shutil.copytree(half, tmp_path / "copied")
     resumed = run(ranks, corpus, half, layout, *flags, load=half)
-    for ours, theirs in zip(resumed, whole, strict=True):
-        assert torch.equal(ours["dropout"], theirs["dropout"])
-        assert all(torch.equal(ours["state"][name], value) for name, value in theirs["state"].items())
+    for actual, expected in zip(resumed, whole, strict=True):
+        assert torch.equal(actual["dropout"], expected["dropout"])
+        assert all(torch.equal(actual["state"][name], value) for name, value in expected["state"].items())
     assert (half / "metrics.jsonl").read_text().count("lm_loss") == TOTAL
     if not more:
-        control = run(ranks, corpus, tmp_path / "control", layout, *flags, "--no-load-rng", load=kept)[0]
+        control = run(ranks, corpus, tmp_path / "control", layout, *flags, "--no-load-rng", load=copied)[0]
         assert any(not torch.equal(control["state"][name], value) for name, value in whole[0]["state"].items())
 
 
 def test_one_process_reads_what_eight_wrote(ranks, corpus, saved):
-    """The converter's door: every tensor by name, shapes whole, equal to what the run held."""
+    """What the converter reads: every tensor by name, shapes whole, equal to what the run held."""
     tensors = checkpoint.read_model_tensors(saved("dp2-pp2-tp2"))
     alone = checkpoint.read_model_tensors(saved("one"))
     assert set(tensors) == set(alone)

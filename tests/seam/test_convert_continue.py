@@ -92,7 +92,7 @@ def test_a_converted_checkpoint_goes_on_at_its_iteration(tmp_path, megatron_dir,
     assert abs(loss - first_loss(shard, tmp_path / "nothing_there", tmp_path / "fresh")) > 1e-2
 
 
-def test_a_megatron_directory_is_told_how_to_become_loadable(tmp_path, megatron_dir, shard, capsys):
+def test_the_error_for_a_megatron_directory_names_the_conversion(tmp_path, megatron_dir, shard, capsys):
     from pretrain.__main__ import main
 
     words = ("--data-path", shard, "--load", megatron_dir, "--save", tmp_path / "run", "--finetune", "--device", "cpu")

@@ -36,7 +36,7 @@ def test_two_kinds_in_one_directory_are_not_guessed_at(megatron_dir, convert_to)
     assert read(path, "dcp").counters["iteration"] == 1000
 
 
-def test_a_neighbour_is_one_row_of_the_table(megatron_dir, convert_to, monkeypatch):
+def test_a_format_is_one_row_of_the_table(megatron_dir, convert_to, monkeypatch):
     """Everything that the command does with a format goes through its row."""
 
     def write_toy(model, directory, options):

@@ -13,7 +13,7 @@ import pytest
 import torch
 from megatron_writer import VOCABULARY, hf_state, our_tensors, random_weights, write_megatron
 
-from converter.doors import own_door
+from converter.loaders import load_own
 from converter.sources import read, recognise
 from proteinlm.errors import InputError
 from proteinlm.tokenizer import PRETRAIN_TOKENS
@@ -115,7 +115,7 @@ def test_without_args(tmp_path, tp, pp):
     assert "--hidden-act overrides" in notes(model)
     assert model.config.num_attention_heads == 4 and model.config.hidden_act == "gelu_new"
     wrong = read(tmp_path, num_attention_heads=2)  # nothing shows it: version 3 rows lie otherwise, and states differ
-    states = [own_door(m)(["[CLS]", "M", "K", "V"])[0] for m in (model, wrong)]
+    states = [load_own(m)(["[CLS]", "M", "K", "V"])[0] for m in (model, wrong)]
     assert (states[0] - states[1]).abs().max() > 1e-3
 
 
@@ -134,7 +134,7 @@ def test_activations_as_args_say(tmp_path, args, acts):
     assert (config.hidden_act, config.lm_head_act) == acts
 
 
-def test_token_types_and_next_sentence_parts_are_told(tmp_path):
+def test_token_types_and_next_sentence_parts_are_reported(tmp_path):
     def change(content, tp, pp):
         content["model"]["language_model"]["pooler"] = {"dense.weight": torch.ones(32, 32)}
         content["model"]["binary_head"] = {"bias": torch.ones(2)}
@@ -174,12 +174,12 @@ def test_hugging_face_computes_the_same(tmp_path, fusion, act, token_types):
     weights = random_weights(3, token_types=token_types)
     write_megatron(tmp_path, weights, 2, 2, 1.0, args={"bias_gelu_fusion": fusion})
     model, tokens = read(tmp_path), ["[CLS]", *"MKTAYIAKQRQISFVKSHFSRQ"]
-    hidden, logits = own_door(model)(tokens)
+    hidden, logits = load_own(model)(tokens)
     expected = hf_answers(weights, act, [PRETRAIN_TOKENS.index(token) for token in tokens])
     assert (hidden - expected[0]).abs().max() < 1e-5
     assert (logits - expected[1]).abs().max() < 1e-5
     other = hf_answers(weights, "gelu" if act == "gelu_new" else "gelu_new", [2, 6, 7, 8])
-    assert (own_door(model)(["[CLS]", "A", "B", "C"])[0] - other[0]).abs().max() > 1e-5  # the activation shows
+    assert (load_own(model)(["[CLS]", "A", "B", "C"])[0] - other[0]).abs().max() > 1e-5  # the activation shows
 
 
 # ---- the fixtures
@@ -209,8 +209,8 @@ def test_fixtures_give_the_known_answers(name, act):
     assert model.config.hidden_act == "gelu_new"  # tanh, as the files' args say
     if act == "erf":
         model = replace(model, config=replace(model.config, hidden_act="gelu"))
-    door = own_door(model)
+    loaded = load_own(model)
     for n, ids in enumerate(inputs["megatron_token_ids"]):
-        hidden, logits = door([PRETRAIN_TOKENS[i] for i in ids])
+        hidden, logits = loaded([PRETRAIN_TOKENS[i] for i in ids])
         assert np.abs(hidden.numpy() - expected[f"hidden_{act}_{n}"]).max() < 1e-5
         assert np.abs(logits.numpy() - expected[f"logits_{act}_{n}"][:, :VOCABULARY]).max() < 1e-5

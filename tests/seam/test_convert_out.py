@@ -326,7 +326,7 @@ def test_verification_sees_a_wrong_result(megatron_dir, convert_to, monkeypatch,
 
 @pytest.mark.parametrize("target", ["tape", "hf"])
 def test_verification_sees_a_wrong_activation(megatron_dir, convert_to, monkeypatch, target):
-    """The tensors are right and the model is not: the neighbour's own door shows it."""
+    """The tensors are right and the model is not: the format's own software shows it."""
 
     def wrong(model, directory, options):
         right.write(model.with_config(hidden_act="relu"), directory, options)

@@ -8,21 +8,21 @@ from proteinlm.errors import InputError
 from proteinlm.model import ModelConfig
 
 # Rows named by (part, head, element): part 1 query, 2 key, 3 value.
-OURS = [111, 112, 211, 212, 311, 312, 121, 122, 221, 222, 321, 322]
+EXPECTED = [111, 112, 211, 212, 311, 312, 121, 122, 221, 222, 321, 322]
 ORDERS = {
     0: [111, 112, 121, 122, 211, 212, 221, 222, 311, 312, 321, 322],  # [3, heads, size]
     1.0: [111, 211, 311, 112, 212, 312, 121, 221, 321, 122, 222, 322],  # [heads, size, 3]
-    2.0: OURS,  # [heads, 3, size]
-    3.0: OURS,
+    2.0: EXPECTED,  # [heads, 3, size]
+    3.0: EXPECTED,
 }
 
 
 @pytest.mark.parametrize("version", ORDERS)
 def test_rows_of_query_key_value(version):
     rows = torch.tensor(ORDERS[version], dtype=torch.float32)
-    assert to_our_rows(rows, version, heads=2, head_size=2).int().tolist() == OURS
+    assert to_our_rows(rows, version, heads=2, head_size=2).int().tolist() == EXPECTED
     matrix = rows[:, None].repeat(1, 5)
-    assert to_our_rows(matrix, version, heads=2, head_size=2)[:, 3].int().tolist() == OURS
+    assert to_our_rows(matrix, version, heads=2, head_size=2)[:, 3].int().tolist() == EXPECTED
 
 
 @pytest.mark.parametrize(

@@ -23,8 +23,8 @@ def _save(directory, task, split, kind, columns):
     np.savez(directory / f"{task}-{split}.npz", kind=np.array(kind), columns=np.asarray(columns, float))
 
 
-def _accuracy(tmp_path, ours, baseline):
-    for name, share in (("a", ours), ("b", baseline)):
+def _accuracy(tmp_path, pretrained, baseline):
+    for name, share in (("a", pretrained), ("b", baseline)):
         right = (np.arange(100) < share * 100).astype(float)
         _save(tmp_path / name, "remote_homology", "test_fold_holdout", "ratio", np.stack([right, np.ones(100)], axis=1))
     return report.compare("remote_homology", "test_fold_holdout", tmp_path / "a", tmp_path / "b")
@@ -41,10 +41,10 @@ def test_a_clear_gain_excludes_zero(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("ours", "baseline", "word"), [(0.52, 0.5, "includes 0"), (0.5, 0.5, "includes 0"), (0.4, 0.8, "WORSE")]
+    ("pretrained", "baseline", "word"), [(0.52, 0.5, "includes 0"), (0.5, 0.5, "includes 0"), (0.4, 0.8, "WORSE")]
 )
-def test_no_gain_is_said_so(tmp_path, ours, baseline, word):
-    comparison = _accuracy(tmp_path, ours, baseline)
+def test_no_gain_is_reported(tmp_path, pretrained, baseline, word):
+    comparison = _accuracy(tmp_path, pretrained, baseline)
     assert not comparison.excludes_zero and word in comparison.verdict
 
 
@@ -146,11 +146,11 @@ def test_report_is_one_file_that_refers_to_no_other(paths, tmp_path):
 def test_commands_have_the_same_budget_from_both_starts():
     paths, budget = Paths(Path("out")), BUDGETS["full"]
     for task in TASKS:
-        ours, baseline = (run.finetune_words(paths, budget, task, start, 1, {"bf16": True}) for start in STARTS)
-        differ = set(ours[0]) ^ set(baseline[0])
+        pretrained, baseline = (run.finetune_words(paths, budget, task, start, 1, {"bf16": True}) for start in STARTS)
+        differ = set(pretrained[0]) ^ set(baseline[0])
         directories = {str(paths.run(task, start)) for start in STARTS}
         assert differ == {"--from_pretrained", "--model_config_file", *STARTS, *directories}
-        assert ours[0][ours[0].index("--head") + 1] == "tape" and ours[0][-1] == "--bf16"
+        assert pretrained[0][pretrained[0].index("--head") + 1] == "tape" and pretrained[0][-1] == "--bf16"
     assert set(budget.finetune) == set(TASKS) == set(TEST_SPLIT)
 
 

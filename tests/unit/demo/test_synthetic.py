@@ -152,16 +152,16 @@ def test_evolution_is_stationary_at_the_boltzmann_distribution():
     """After a long time both sites together follow pi(a) pi(b) exp(h1(a) + h2(b) + w J(a, b)): 400 states counted."""
     landscape = _two_sites(0.8)
     sequences = _long_run(landscape)
-    found = np.zeros((20, 20))
-    np.add.at(found, (sequences[:, 0], sequences[:, 1]), 1 / len(sequences))
+    observed = np.zeros((20, 20))
+    np.add.at(observed, (sequences[:, 0], sequences[:, 1]), 1 / len(sequences))
     _, pi = substitution.wag()
     h = landscape.field[0]
     expected = np.outer(pi, pi) * np.exp(h[0][:, None] + h[1] + 0.8 * substitution.pair_preference())
     expected /= expected.sum()
     uncoupled = np.outer(expected.sum(axis=1), expected.sum(axis=0))
-    assert np.abs(found - expected).sum() < 0.09  # sampling noise of 40,000 draws over 400 states is about 0.07
-    assert np.abs(found - uncoupled).sum() > 0.25  # the control: without co-mutation it would not fit
-    assert np.abs(found.sum(axis=1) - expected.sum(axis=1)).max() < 0.01
+    assert np.abs(observed - expected).sum() < 0.09  # sampling noise of 40,000 draws over 400 states is about 0.07
+    assert np.abs(observed - uncoupled).sum() > 0.25  # the control: without co-mutation it would not fit
+    assert np.abs(observed.sum(axis=1) - expected.sum(axis=1)).max() < 0.01
 
 
 def test_no_time_no_change_and_rate_zero_is_conserved():
@@ -346,11 +346,11 @@ def test_labels_come_from_the_world(written, world):
     assert np.mean([r["log_fluorescence"][0] for r in few]) > np.mean([r["log_fluorescence"][0] for r in many]) + 0.3
     rows = _read(directory / "stability/stability_train.lmdb")
     for parent in {r["parent"] for r in rows}:
-        mine = [r for r in rows if r["parent"] == parent]
-        changed = np.array([sum(a != b for a, b in zip(r["primary"], parent, strict=True)) for r in mine])
-        score = np.array([r["stability_score"][0] for r in mine])
+        variants = [r for r in rows if r["parent"] == parent]
+        changed = np.array([sum(a != b for a, b in zip(r["primary"], parent, strict=True)) for r in variants])
+        score = np.array([r["stability_score"][0] for r in variants])
         assert np.corrcoef(changed, score)[0, 1] < -0.3
-        assert set(mine[0]["topology"]) <= set("HE")
+        assert set(variants[0]["topology"]) <= set("HE")
 
 
 def test_thousands_of_proteins_a_second(world):

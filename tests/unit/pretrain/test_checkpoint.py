@@ -374,7 +374,7 @@ def test_attack_in_a_byte_entry(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         (lambda entry, info: setattr(entry, "size", torch.Size([2**50, 4])), "values in its chunks"),
         (lambda entry, info: setattr(entry.chunks[0], "sizes", torch.Size([2**50, 4])), "outside its shape"),
@@ -384,7 +384,7 @@ def test_attack_in_a_byte_entry(tmp_path):
         (lambda entry, info: setattr(entry, "chunks", []), "0 values"),
     ],
 )
-def test_absurd_numbers_in_metadata(tmp_path, change, told):
+def test_absurd_numbers_in_metadata(tmp_path, change, message):
     save(tmp_path, 1)
     path = tmp_path / "iter_0000001"
     metadata = pickle.loads((path / ".metadata").read_bytes())
@@ -392,6 +392,6 @@ def test_absurd_numbers_in_metadata(tmp_path, change, told):
     info = next(value for key, value in metadata.storage_data.items() if key.fqn == name)
     change(metadata.state_dict_metadata[name], info)
     replace_file(path, ".metadata", pickle.dumps(metadata))
-    with pytest.raises(InputError, match=told) as error:
+    with pytest.raises(InputError, match=message) as error:
         read_model_tensors(tmp_path, 1)
     one_line(error)

@@ -135,15 +135,15 @@ def test_no_notice_without_reason(capsys):
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         ("--apply-residual-connection-post-layernorm", "--apply-residual-connection-post-layernorm is not supported"),
         ("--data-impl lazy", "--data-impl lazy is not supported"),
         ("--optimizer sgd", "--optimizer sgd is not supported"),
     ],
 )
-def test_refused_by_name(words, told):
-    with pytest.raises(InputError, match=told):
+def test_refused_by_name(words, message):
+    with pytest.raises(InputError, match=message):
         parse(*words.split())
 
 
@@ -208,11 +208,11 @@ WRONG = [
 ]
 
 
-@pytest.mark.parametrize(("words", "told"), WRONG)
-def test_wrong_values_are_told_with_both_numbers(words, told):
+@pytest.mark.parametrize(("words", "message"), WRONG)
+def test_wrong_values_are_reported_with_both_numbers(words, message):
     with pytest.raises(InputError) as error:
         parse(*words.split())
-    assert told in str(error.value) and "\n" not in str(error.value)
+    assert message in str(error.value) and "\n" not in str(error.value)
 
 
 def test_what_is_needed():
@@ -282,7 +282,7 @@ def test_numbers_as_yaml_has_them(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("hiden_size: 3\n", ":1: hiden_size is not an option; did you mean hidden_size?"),
         ("model:\n  num_layers: 2\n  lr: 3\n", ":3: lr belongs to section optim, not model"),
@@ -300,10 +300,10 @@ def test_numbers_as_yaml_has_them(tmp_path):
         ("num_layers: null\n", "num_layers is None, not a number"),
     ],
 )
-def test_wrong_yaml_names_file_and_line(tmp_path, text, told):
+def test_wrong_yaml_names_file_and_line(tmp_path, text, message):
     with pytest.raises(InputError) as error:
         parse(*yaml_file(tmp_path, text))
-    assert "c.yaml" in str(error.value) and told in str(error.value) and "\n" not in str(error.value)
+    assert "c.yaml" in str(error.value) and message in str(error.value) and "\n" not in str(error.value)
 
 
 def test_missing_yaml(tmp_path):

@@ -143,7 +143,7 @@ def test_replicas_share_an_evaluation_in_batches_of_one_shape(shard, limit):
 
 
 def test_crops(tmp_path):
-    """Each residue's id tells its place, so a crop shows where it was taken."""
+    """Each residue's id depends on its place, so a crop shows where it was taken."""
     long = np.concatenate([np.full(9, 6), np.full(10, 7), np.full(10, 8)])  # 29 residues: three runs
     prefix = write(tmp_path / "long", [long, np.array([9, 9])])
     train, valid = dataset(prefix, seq_length=20), dataset(prefix, seq_length=20, train=False)
@@ -255,10 +255,10 @@ def test_data_path_and_split(shard, other_shard):
     assert build_datasets([shard], "1,0,0", TOKENIZER, 64, 0.15, 1)[1:] == (None, None)
     train, valid, test = build_datasets(["0.5", shard, "0.5", other_shard], "8,2,0", TOKENIZER, 64, 0.15, 1)
     assert isinstance(train, BlendedDataset) and test is None and valid.num_proteins == 60 + 40
-    found = Counter(protein for n in range(len(valid)) for protein in proteins_of(valid.sample(n)))
+    counts = Counter(protein for n in range(len(valid)) for protein in proteins_of(valid.sample(n)))
     expected = random_proteins(300, seed=1)[240:] + random_proteins(200, seed=2, longest=100)[160:]
-    assert sum(found.values()) == len(expected)
-    assert sum(protein[:63].tolist() in [list(f) for f in found] for protein in expected) == len(expected)
+    assert sum(counts.values()) == len(expected)
+    assert sum(protein[:63].tolist() in [list(f) for f in counts] for protein in expected) == len(expected)
     with pytest.raises(IndexError):
         valid.sample(len(valid))
 

@@ -1,4 +1,4 @@
-"""What a line of metrics.jsonl says of the steps since the last one: mean losses, and seconds."""
+"""What a line of metrics.jsonl reports of the steps since the last one: mean losses, and seconds."""
 
 from types import SimpleNamespace
 
@@ -38,18 +38,18 @@ def test_a_line_has_the_mean_over_its_interval(prefix, tmp_path, monkeypatch):
 def test_the_loss_on_mask_alone_is_that_of_the_places_shown_as_mask(prefix, tmp_path):
     run = trainer(prefix, tmp_path, "--train-iters", "1", *PLAIN)
     micro_batches = next(iter(run._loader()))
-    each, shown = [], []
+    each, is_mask = [], []
     with torch.no_grad():
         for batch in micro_batches:
             labelled = batch.labels >= 0
             each.append(F.cross_entropy(run._logits(batch), batch.labels, reduction="none")[labelled])
-            shown.append((batch.tokens.flatten()[batch.masked_positions] == run.tokenizer.mask_id)[labelled])
-    each, shown = torch.cat(each).double(), torch.cat(shown)
+            is_mask.append((batch.tokens.flatten()[batch.masked_positions] == run.tokenizer.mask_id)[labelled])
+    each, is_mask = torch.cat(each).double(), torch.cat(is_mask)
     counts = run.count(micro_batches)
-    assert (counts.masked, counts.shown_mask) == (len(each), int(shown.sum())) and 0.5 < shown.double().mean() < 1
+    assert (counts.masked, counts.shown_mask) == (len(each), int(is_mask.sum())) and 0.5 < is_mask.double().mean() < 1
     values = run.train_step(micro_batches, counts)
     assert values["lm_loss"] == pytest.approx(float(each.mean()), abs=1e-6)
-    assert values["mask_loss"] == pytest.approx(float(each[shown].mean()), abs=1e-6)
+    assert values["mask_loss"] == pytest.approx(float(each[is_mask].mean()), abs=1e-6)
     assert abs(values["mask_loss"] - values["lm_loss"]) > 1e-5
 
 

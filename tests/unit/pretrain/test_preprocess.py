@@ -162,7 +162,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_mistakes_are_told_in_one_line(name, call, tmp_path):
+def test_mistakes_are_reported_in_one_line(name, call, tmp_path):
     (tmp_path / "x.fasta").write_text(FASTA)
     (tmp_path / "x.jsonl").write_text("MKV\n")
     flags, message = WRONG[name]

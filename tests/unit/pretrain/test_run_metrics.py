@@ -88,8 +88,8 @@ def test_training_flops_equal_pytorchs_own_counter(monkeypatch):
     net = ProteinBert(config).train()
     with FlopCounterMode(display=False) as counter:
         net(tokens, positions, bounds, masked).exp().sum().backward()
-    ours = training_flops(config, sum(lengths), sum(n * n for n in lengths), len(masked))
-    assert counter.get_total_flops() == pytest.approx(ours, rel=1e-3)
+    flops = training_flops(config, sum(lengths), sum(n * n for n in lengths), len(masked))
+    assert counter.get_total_flops() == pytest.approx(flops, rel=1e-3)
 
 
 def test_unknown_devices_have_no_peak():

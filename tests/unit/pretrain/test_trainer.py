@@ -36,7 +36,7 @@ def test_a_resumed_run_is_bit_identical_to_the_uninterrupted_one(prefix, tmp_pat
 
 def test_accumulation_does_not_change_the_step(prefix, tmp_path):
     """Micro-batches of 1, 4 and 8 rows: the same loss, norm and weights up to fp32 rounding."""
-    found = []
+    results = []
     for size in (1, 4, 8):
         flags = (
             "--train-iters",
@@ -50,10 +50,10 @@ def test_accumulation_does_not_change_the_step(prefix, tmp_path):
         )
         run = trainer(prefix, tmp_path / str(size), *flags, "--eval-interval", "1000")
         run.run()
-        found.append((losses(tmp_path / str(size)), weights(run)))
-    for other_losses, other_weights in found[1:]:
-        assert other_losses == pytest.approx(found[0][0], abs=1e-6)
-        torch.testing.assert_close(other_weights, found[0][1], rtol=0, atol=1e-4)
+        results.append((losses(tmp_path / str(size)), weights(run)))
+    for other_losses, other_weights in results[1:]:
+        assert other_losses == pytest.approx(results[0][0], abs=1e-6)
+        torch.testing.assert_close(other_weights, results[0][1], rtol=0, atol=1e-4)
 
 
 def test_it_learns_what_only_context_can_tell(prefix, tmp_path):
@@ -115,15 +115,15 @@ def test_half_precision_follows_fp32(prefix, tmp_path, dtype):
 
 
 def test_evaluation_is_over_the_whole_split_and_the_same_for_any_micro_batch(prefix, tmp_path):
-    found = []
+    results = []
     for size in ("2", "8"):
         flags = ("--train-iters", "1", "--micro-batch-size", size, "--valid-data-path", f"again={prefix}")
         run = trainer(prefix, tmp_path / size, *flags, "--eval-iters", "0")
-        found.append([run.evaluate(dataset) for dataset in run.valid_sets.values()])
+        results.append([run.evaluate(dataset) for dataset in run.valid_sets.values()])
         assert list(run.valid_sets) == ["valid", "again"]
-    for (loss, masked), (other, same) in zip(*found, strict=True):
+    for (loss, masked), (other, same) in zip(*results, strict=True):
         assert masked == same and loss == pytest.approx(other, abs=1e-6)
-    assert found[0][1][1] > 5 * found[0][0][1]
+    assert results[0][1][1] > 5 * results[0][0][1]
 
 
 def test_eval_iters_cuts_what_the_split_holds_out_and_nothing_else(prefix, tmp_path):
@@ -193,7 +193,7 @@ def test_sigterm_saves_and_exits_cleanly(prefix, tmp_path):
     assert checkpoint.latest_iteration(tmp_path) == reason["iteration"]
 
 
-def test_a_resumed_run_keeps_its_schedule_unless_told_otherwise(prefix, tmp_path):
+def test_a_resumed_run_keeps_its_schedule_unless_overridden(prefix, tmp_path):
     save = str(tmp_path)
     trainer(prefix, tmp_path, "--train-iters", "4", "--exit-interval", "2").run()
     with pytest.raises(InputError, match=r"began with lr-decay-iters 4, this run asks for 8"):
@@ -208,5 +208,5 @@ def test_a_run_with_nothing_left_to_do_says_so(prefix, tmp_path, capsys):
     again = trainer(prefix, tmp_path, "--train-iters", "2", "--load", str(tmp_path))
     capsys.readouterr()
     assert again.run() == "completed" and again.counters.iteration == 2
-    said = capsys.readouterr().out
-    assert "notice: nothing left to train on: the schedule ends at sample 16; 16 consumed" in said
+    output = capsys.readouterr().out
+    assert "notice: nothing left to train on: the schedule ends at sample 16; 16 consumed" in output

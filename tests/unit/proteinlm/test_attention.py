@@ -67,5 +67,5 @@ def test_backend_choice_never_drops_dropout_or_precision():
 def test_cuda_backends_equal_the_reference(backend):
     qkv, bounds = stream([1, 30, 200, 17, 64], heads=4, size=32)
     expected = packed_attention(qkv, make_plan(bounds, "reference"))
-    found = packed_attention(qkv.to("cuda", torch.bfloat16), make_plan(bounds.cuda(), backend))
-    assert (found.double().cpu() - expected).norm() / expected.norm() < 1e-2
+    actual = packed_attention(qkv.to("cuda", torch.bfloat16), make_plan(bounds.cuda(), backend))
+    assert (actual.double().cpu() - expected).norm() / expected.norm() < 1e-2

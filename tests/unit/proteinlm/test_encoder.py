@@ -21,7 +21,7 @@ LETTERS = list("ACDEFGHIKLMNPQRSTVWYX")
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory):
-    return write_model(tmp_path_factory.mktemp("door") / "model")
+    return write_model(tmp_path_factory.mktemp("encoder") / "model")
 
 
 @pytest.fixture(scope="module")
@@ -104,16 +104,16 @@ def test_states_and_logits_are_hugging_faces(tmp_path, proteins):
     directory = write_model(tmp_path / "erf", hidden_act="gelu")  # Hugging Face has one activation for MLP and head
     convert(["--load", str(directory), "--save", str(tmp_path / "hf"), "--target", "hf"])
     other = transformers.MegatronBertForMaskedLM.from_pretrained(tmp_path / "hf").eval().double()
-    ours = proteinlm.load(directory, device="cpu")
-    ours.model.double()
+    loaded = proteinlm.load(directory, device="cpu")
+    loaded.model.double()
     for protein in proteins[:5]:
-        ids = torch.tensor([2, *(ours.tokenizer.tokens.index(letter) + 1 for letter in protein), 3])  # [unused1] is 5
+        ids = torch.tensor([2, *(loaded.tokenizer.tokens.index(letter) + 1 for letter in protein), 3])  # [unused1] is 5
         with torch.no_grad():
             outputs = other(ids[None], output_hidden_states=True)
         expected = torch.stack(outputs.hidden_states)[:, 0, 1:-1].numpy()
-        assert largest_difference(ours.hidden_states(protein), [expected]) < 1e-10
+        assert largest_difference(loaded.hidden_states(protein), [expected]) < 1e-10
         logits = np.delete(outputs.logits[0, 1:-1].numpy(), 5, axis=1)
-        assert largest_difference(ours.logits(protein), [logits]) < 1e-10
+        assert largest_difference(loaded.logits(protein), [logits]) < 1e-10
         assert largest_difference([np.roll(expected, 1, axis=0)], [expected]) > 0.1  # negative control: another layer
 
 
@@ -266,7 +266,7 @@ def test_long_work_shows_progress_and_short_or_quiet_work_nothing(encoder, prote
         assert all("of 4 proteins, 0.1 proteins/s, " in line for line in lines), lines
 
 
-def test_the_door_opens_without_torch():
+def test_the_package_imports_without_torch():
     code = (
         "import sys, proteinlm\n"
         "assert set(proteinlm.__all__) <= set(dir(proteinlm)) and issubclass(proteinlm.InputError, ValueError)\n"

@@ -54,19 +54,19 @@ def within(count: int, trials: int, share: float) -> bool:
 
 def test_eighty_ten_ten():
     tokens, maskable = row(2176)
-    total = mask = kept = 0
+    total = mask = unchanged = 0
     drawn = []
     for sample in range(400):
         masked, positions, labels = mask_tokens(tokens, maskable, TOKENIZER, sample_rng(5, 4, sample))
-        shown = masked[positions]
-        total += len(shown)
-        mask += np.count_nonzero(shown == TOKENIZER.mask_id)
-        kept += np.count_nonzero(shown == labels)
-        drawn.append(shown[(shown != TOKENIZER.mask_id) & (shown != labels)])
+        inputs = masked[positions]
+        total += len(inputs)
+        mask += np.count_nonzero(inputs == TOKENIZER.mask_id)
+        unchanged += np.count_nonzero(inputs == labels)
+        drawn.append(inputs[(inputs != TOKENIZER.mask_id) & (inputs != labels)])
     residues = len(TOKENIZER.residue_ids)
     drawn = np.concatenate(drawn)
     assert within(mask, total, 0.8)
-    assert within(kept, total, 0.1 + 0.1 / residues)  # a drawn residue may be the true one
+    assert within(unchanged, total, 0.1 + 0.1 / residues)  # a drawn residue may be the true one
     assert within(len(drawn), total, 0.1 * (1 - 1 / residues))
     assert set(drawn.tolist()) == set(TOKENIZER.residue_ids.tolist())  # every letter, and nothing but letters
     assert not within(mask, total, 0.79)  # this many draws would show a share one per cent off

@@ -60,42 +60,42 @@ def to_hugging_face(model: ProteinBert):
         )
     ).eval()
     state = reference.state_dict()
-    ours = model.state_dict()
+    weights = model.state_dict()
 
-    def put(theirs: str, value: Tensor):
-        assert state[theirs].shape == value.shape, theirs
-        state[theirs] = value.clone()
+    def put(name: str, value: Tensor):
+        assert state[name].shape == value.shape, name
+        state[name] = value.clone()
 
-    put("bert.embeddings.word_embeddings.weight", ours["word_embeddings.weight"])
-    put("bert.embeddings.position_embeddings.weight", ours["position_embeddings.weight"])
+    put("bert.embeddings.word_embeddings.weight", weights["word_embeddings.weight"])
+    put("bert.embeddings.position_embeddings.weight", weights["position_embeddings.weight"])
     state["bert.embeddings.token_type_embeddings.weight"].zero_()
     for i in range(c.num_layers):
-        mine, their = f"layers.{i}.", f"bert.encoder.layer.{i}."
+        layer, hf_layer = f"layers.{i}.", f"bert.encoder.layer.{i}."
         for kind in ("weight", "bias"):
-            qkv = ours[f"{mine}attention.query_key_value.{kind}"]
+            qkv = weights[f"{layer}attention.query_key_value.{kind}"]
             by_head = qkv.view(c.num_attention_heads, 3, c.hidden_size // c.num_attention_heads, *qkv.shape[1:])
             for j, part in enumerate(("query", "key", "value")):
-                put(f"{their}attention.self.{part}.{kind}", by_head[:, j].reshape(c.hidden_size, *qkv.shape[1:]))
-            put(f"{their}attention.ln.{kind}", ours[f"{mine}input_layernorm.{kind}"])
-            put(f"{their}attention.output.dense.{kind}", ours[f"{mine}attention.dense.{kind}"])
-            put(f"{their}ln.{kind}", ours[f"{mine}post_attention_layernorm.{kind}"])
-            put(f"{their}intermediate.dense.{kind}", ours[f"{mine}mlp.dense_h_to_4h.{kind}"])
-            put(f"{their}output.dense.{kind}", ours[f"{mine}mlp.dense_4h_to_h.{kind}"])
+                put(f"{hf_layer}attention.self.{part}.{kind}", by_head[:, j].reshape(c.hidden_size, *qkv.shape[1:]))
+            put(f"{hf_layer}attention.ln.{kind}", weights[f"{layer}input_layernorm.{kind}"])
+            put(f"{hf_layer}attention.output.dense.{kind}", weights[f"{layer}attention.dense.{kind}"])
+            put(f"{hf_layer}ln.{kind}", weights[f"{layer}post_attention_layernorm.{kind}"])
+            put(f"{hf_layer}intermediate.dense.{kind}", weights[f"{layer}mlp.dense_h_to_4h.{kind}"])
+            put(f"{hf_layer}output.dense.{kind}", weights[f"{layer}mlp.dense_4h_to_h.{kind}"])
     for kind in ("weight", "bias"):
-        put(f"bert.encoder.ln.{kind}", ours[f"final_layernorm.{kind}"])
-        put(f"cls.predictions.transform.dense.{kind}", ours[f"lm_head.dense.{kind}"])
-        put(f"cls.predictions.transform.LayerNorm.{kind}", ours[f"lm_head.layernorm.{kind}"])
-    put("cls.predictions.decoder.weight", ours["word_embeddings.weight"])
+        put(f"bert.encoder.ln.{kind}", weights[f"final_layernorm.{kind}"])
+        put(f"cls.predictions.transform.dense.{kind}", weights[f"lm_head.dense.{kind}"])
+        put(f"cls.predictions.transform.LayerNorm.{kind}", weights[f"lm_head.layernorm.{kind}"])
+    put("cls.predictions.decoder.weight", weights["word_embeddings.weight"])
     for name in ("cls.predictions.bias", "cls.predictions.decoder.bias"):
         if name in state:
-            put(name, ours["lm_head.bias"])
+            put(name, weights["lm_head.bias"])
     reference.load_state_dict(state)
     return reference
 
 
 @torch.no_grad()
 def largest_difference(model, reference, positions_override=None) -> tuple[float, float]:
-    """Hidden states and logits, each protein run alone through the reference and packed through ours."""
+    """Hidden states and logits, each protein run alone through the reference and packed through this model."""
     tokens, positions, bounds = packed()
     hidden = model(tokens, positions if positions_override is None else positions_override, bounds)
     logits = model.lm_logits(hidden)[:, : model.config.vocab_size]

@@ -70,17 +70,17 @@ def test_unknown_style_is_refused():
 
 
 def test_clipping_equals_torch_and_reports_the_norm_before():
-    ours, theirs = ([nn.Parameter(torch.zeros(n)) for n in (3, 50)] for _ in range(2))
-    for a, b in zip(ours, theirs, strict=True):
+    parameters, reference = ([nn.Parameter(torch.zeros(n)) for n in (3, 50)] for _ in range(2))
+    for a, b in zip(parameters, reference, strict=True):
         a.grad = torch.linspace(-2, 3, len(a))
         b.grad = a.grad.clone()
-    norm = clip_grad_norm(ours, 1.0)
-    assert norm == pytest.approx(float(nn.utils.clip_grad_norm_(theirs, 1.0)))
-    for a, b in zip(ours, theirs, strict=True):
+    norm = clip_grad_norm(parameters, 1.0)
+    assert norm == pytest.approx(float(nn.utils.clip_grad_norm_(reference, 1.0)))
+    for a, b in zip(parameters, reference, strict=True):
         torch.testing.assert_close(a.grad, b.grad)
-    before = [p.grad.clone() for p in ours]
-    clip_grad_norm(ours, 100.0)
-    assert all(torch.equal(p.grad, g) for p, g in zip(ours, before, strict=True))
+    before = [p.grad.clone() for p in parameters]
+    clip_grad_norm(parameters, 100.0)
+    assert all(torch.equal(p.grad, g) for p, g in zip(parameters, before, strict=True))
 
 
 def test_a_non_finite_norm_leaves_gradients_alone():

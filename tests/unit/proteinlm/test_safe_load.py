@@ -120,7 +120,7 @@ def test_attacks_do_not_run(tmp_path, marker, name, form):
     assert unguarded(control, marker), "the control did not run: this attack tests nothing"
 
 
-def test_the_name_is_told(tmp_path, marker):
+def test_the_error_has_the_name(tmp_path, marker):
     path = torch_file(tmp_path / "x.pt", [Call(os.system, touch(marker))])
     with pytest.raises(InputError, match=r"x\.pt: names posix\.system, which is not data"):
         safe_torch_load(path)

@@ -129,9 +129,9 @@ def test_megatron_classes_are_inert(monkeypatch):
     scaler.cur_scale = 1024.0
     for protocol in (0, 2, 4):
         data = pickle.dumps({"optimizer": {"loss_scaler": scaler}}, protocol)
-        found = safe_pickle_loads(data, "x")["optimizer"]["loss_scaler"]
-        assert type(found) is StandIn and found.state == {"cur_scale": 1024.0}
-        assert found.class_name == "fp16.loss_scaler.DynamicLossScaler"
+        stand_in = safe_pickle_loads(data, "x")["optimizer"]["loss_scaler"]
+        assert type(stand_in) is StandIn and stand_in.state == {"cur_scale": 1024.0}
+        assert stand_in.class_name == "fp16.loss_scaler.DynamicLossScaler"
         with pytest.raises(SystemExit):  # control: the class itself would have run
             pickle.loads(data)
 
@@ -156,9 +156,9 @@ def test_megatron_fixtures_load_as_torch_loads_them():
     paths = [*FIXTURES.glob("*/iter_*/*/model_optim_rng.pt"), FIXTURES / "tape_original" / "pytorch_model.bin"]
     assert len(paths) > 30
     for path in paths:
-        theirs, ours = torch.load(path, weights_only=False), safe_torch_load(path)
-        args = (theirs.pop("args", None), ours.pop("args", None))
-        assert args[0] == args[1] and same(theirs, ours), path
+        expected, actual = torch.load(path, weights_only=False), safe_torch_load(path)
+        args = (expected.pop("args", None), actual.pop("args", None))
+        assert args[0] == args[1] and same(expected, actual), path
 
 
 def load_dcp(data: bytes) -> object:

@@ -163,8 +163,8 @@ def test_find_unknown_names_the_first_letter_and_its_line(tmp_path):
     path = tmp_path / "x.fasta"
     path.write_bytes(b"\n>J\r\nMK\r\nV*-\r\n>b\rAC\n\nDjE\nJ\n")
     for size in SIZES:
-        found = [find_unknown(chunk) for chunk in read_chunks(str(path), chunk_bytes=size)]
-        assert next(filter(None, found)) == f"{path}, line 8: letter 'J'"
+        results = [find_unknown(chunk) for chunk in read_chunks(str(path), chunk_bytes=size)]
+        assert next(filter(None, results)) == f"{path}, line 8: letter 'J'"
 
 
 # ---- JSON lines and plain text

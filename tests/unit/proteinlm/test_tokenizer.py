@@ -45,8 +45,8 @@ def test_tape_ids_by_hand():
 
 def test_tape_row_of_each_letter_is_the_pretraining_row_less_one():
     letters = "ABCDEFGHIKLMNOPQRSTUVWXYZ"
-    ours, tape = build_tokenizer("iupac").encode(letters), build_tokenizer("tape").encode(letters)
-    assert (ours.astype(int) - tape == 1).all()
+    iupac, tape = build_tokenizer("iupac").encode(letters), build_tokenizer("tape").encode(letters)
+    assert (iupac.astype(int) - tape == 1).all()
 
 
 def test_tape_tokenizer_has_the_songlab_interface():
@@ -97,7 +97,7 @@ def test_dict_and_pickle_round_trip(name):
     assert again == tokenizer == pickle.loads(pickle.dumps(tokenizer))
 
 
-def test_stored_vocabulary_that_is_not_ours_is_refused():
+def test_a_foreign_stored_vocabulary_is_refused():
     stored = build_tokenizer().to_dict()
     with pytest.raises(InputError, match="30 tokens, 31 expected"):
         Tokenizer.from_dict({**stored, "tokens": stored["tokens"][:-1]})

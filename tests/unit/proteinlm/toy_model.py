@@ -1,4 +1,4 @@
-"""A toy model directory for the tests of Python's door."""
+"""A toy model directory for the tests of proteinlm.load."""
 
 import json
 

@@ -97,7 +97,7 @@ def test_a_mean_in_half_precision(dtype):
     states = torch.full((1, 1003, 2), 100.0, dtype=dtype)
     mask = torch.ones(1, 1003, dtype=torch.bool)
     mask[:, [0, -1]] = False
-    found = masked_mean(states, mask)
-    assert found.dtype == dtype and (found == 100).all()
+    mean = masked_mean(states, mask)
+    assert mean.dtype == dtype and (mean == 100).all()
     weights = mask.unsqueeze(2).to(dtype)  # negative control: in the states' own precision
     assert not ((states * weights).sum(1) / weights.sum(1) == 100).all()

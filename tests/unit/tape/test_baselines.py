@@ -229,9 +229,9 @@ def test_padding_changes_nothing(model_type, kind):
     worst = 0.0
     for row, length in enumerate(LENGTHS):
         alone = model(ids[row : row + 1, :length])
-        for number, found in enumerate(together):
+        for number, output in enumerate(together):
             expected = alone[number][0]
-            for other in (found[row], wide[number][row]):
+            for other in (output[row], wide[number][row]):
                 torch.testing.assert_close(own_part(other, length), expected, atol=1e-5, rtol=0)
             moved = left[number][row]
             moved = moved if moved.dim() == 1 else moved[3:] if moved.dim() == 2 else moved[3:, 3:]
@@ -252,8 +252,8 @@ def test_padding_takes_and_gives_no_gradient(model_type):
 
     expected = gradients(ids, mask)
     rubbish = F.pad(torch.where(mask.bool(), ids, 9), (0, 3), value=11)
-    found = gradients(rubbish, F.pad(mask, (0, 3)))
-    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+    actual = gradients(rubbish, F.pad(mask, (0, 3)))
+    torch.testing.assert_close(actual, expected, atol=1e-4, rtol=1e-4)
     assert all(gradient.any() for gradient in expected)
 
 
@@ -376,11 +376,11 @@ def test_pretrain_finetune_and_evaluate(model_type, tmp_path):
     run(train.main, model_type, task, "--model_config_file", tmp_path / "config.json", "--output_dir", out["lm"],
         *steps, *flags)  # fmt: skip
     run(evaluate.main, model_type, task, out["lm"], "--data_dir", tmp_path, "--split", "valid", "--device", "cpu")
-    found = json.loads((out["lm"] / f"{task}-valid.json").read_text())
-    assert found["model_type"] == model_type and found["metrics"]["perplexity"] < 25  # 30 at the start
+    report = json.loads((out["lm"] / f"{task}-valid.json").read_text())
+    assert report["model_type"] == model_type and report["metrics"]["perplexity"] < 25  # 30 at the start
     run(train.main, model_type, "stability", "--from_pretrained", out["lm"], "--output_dir", out["task"],
         "--max_steps", 60, "--eval_steps", 20, "--warmup_steps", 5, "--pooling", "mean", *flags)  # fmt: skip
     run(evaluate.main, model_type, "stability", out["task"], "--data_dir", tmp_path, "--split", "valid")
-    found = json.loads((out["task"] / "stability-valid.json").read_text())
-    assert found["metrics"]["spearmanr"] > 0.7
+    report = json.loads((out["task"] / "stability-valid.json").read_text())
+    assert report["metrics"]["spearmanr"] > 0.7
     assert json.loads((out["task"] / "config.json").read_text())["pooling"] == "mean"

@@ -31,12 +31,12 @@ def test_ranks_are_scipys():
 
 def test_interval_of_a_mean_matches_the_normal_one():
     values = np.random.default_rng(1).normal(0.5, 0.2, 400)
-    found = confidence_interval(ratio(values))
+    interval = confidence_interval(ratio(values))
     error = 1.96 * values.std() / np.sqrt(400)
-    assert found["resamples"] == RESAMPLES["ratio"] == 10_000
-    assert found["value"] == pytest.approx(values.mean())
-    assert found["low"] == pytest.approx(values.mean() - error, abs=0.1 * error)
-    assert found["high"] == pytest.approx(values.mean() + error, abs=0.1 * error)
+    assert interval["resamples"] == RESAMPLES["ratio"] == 10_000
+    assert interval["value"] == pytest.approx(values.mean())
+    assert interval["low"] == pytest.approx(values.mean() - error, abs=0.1 * error)
+    assert interval["high"] == pytest.approx(values.mean() + error, abs=0.1 * error)
 
 
 def test_residues_weigh_not_proteins():
@@ -45,31 +45,31 @@ def test_residues_weigh_not_proteins():
 
 
 def test_proteins_without_a_value_leave_the_mean():
-    found = confidence_interval(ratio(np.array([0.5, 0.0, 1.0]), np.array([1.0, 0.0, 1.0])), 200)
-    assert found["value"] == 0.75
-    assert 0 < found["undefined"] < 200  # the draws of the second protein alone
+    interval = confidence_interval(ratio(np.array([0.5, 0.0, 1.0]), np.array([1.0, 0.0, 1.0])), 200)
+    assert interval["value"] == 0.75
+    assert 0 < interval["undefined"] < 200  # the draws of the second protein alone
 
 
 def test_spearman_and_its_interval_match_scipy():
     rng = np.random.default_rng(2)
     x = rng.normal(size=150)
     y = (x + rng.normal(size=150)).round(1)  # with ties
-    found = confidence_interval(Scores("spearman", np.stack([x, y], axis=1)))
-    assert found["resamples"] == RESAMPLES["spearman"] == 2_000
-    assert found["value"] == pytest.approx(stats.spearmanr(x, y).statistic, abs=1e-12)
-    theirs = stats.bootstrap(
+    interval = confidence_interval(Scores("spearman", np.stack([x, y], axis=1)))
+    assert interval["resamples"] == RESAMPLES["spearman"] == 2_000
+    assert interval["value"] == pytest.approx(stats.spearmanr(x, y).statistic, abs=1e-12)
+    reference = stats.bootstrap(
         (x, y), lambda a, b: stats.spearmanr(a, b).statistic, paired=True, vectorized=False, n_resamples=999,
         method="percentile", rng=np.random.default_rng(3),
     ).confidence_interval  # fmt: skip
-    assert found["low"] == pytest.approx(theirs.low, abs=0.03)
-    assert found["high"] == pytest.approx(theirs.high, abs=0.03)
+    assert interval["low"] == pytest.approx(reference.low, abs=0.03)
+    assert interval["high"] == pytest.approx(reference.high, abs=0.03)
 
 
 def test_perplexity_is_exp_of_the_ratio():
     nats, counts = np.array([30.0, 50.0, 12.0]), np.array([12.0, 18.0, 5.0])
-    found = confidence_interval(Scores("perplexity", np.stack([nats, counts], axis=1)), 500)
-    assert found["value"] == pytest.approx(np.exp(92 / 35))
-    assert found["low"] <= found["value"] <= found["high"]
+    interval = confidence_interval(Scores("perplexity", np.stack([nats, counts], axis=1)), 500)
+    assert interval["value"] == pytest.approx(np.exp(92 / 35))
+    assert interval["low"] <= interval["value"] <= interval["high"]
 
 
 def test_the_seed_fixes_the_interval():
@@ -84,25 +84,25 @@ def test_pairing_cancels_what_two_runs_share():
     rng = np.random.default_rng(5)
     difficulty = rng.random(200)
     better, worse = difficulty + 0.05 + rng.normal(0, 0.05, 200), difficulty + rng.normal(0, 0.05, 200)
-    found = paired_difference(ratio(better), ratio(worse))
-    assert 0 < found["low"] < found["value"] == pytest.approx((better - worse).mean())
+    interval = paired_difference(ratio(better), ratio(worse))
+    assert 0 < interval["low"] < interval["value"] == pytest.approx((better - worse).mean())
     alone = confidence_interval(ratio(better))
-    assert found["high"] - found["low"] < (alone["high"] - alone["low"]) / 3
+    assert interval["high"] - interval["low"] < (alone["high"] - alone["low"]) / 3
 
 
 def test_no_difference_is_not_significant():
     rng = np.random.default_rng(6)
     truth = rng.normal(size=300)
     runs = [Scores("spearman", np.stack([truth + rng.normal(size=300), truth], axis=1)) for _ in range(2)]
-    found = paired_difference(*runs, resamples=500)
-    assert found["low"] < 0 < found["high"]
+    interval = paired_difference(*runs, resamples=500)
+    assert interval["low"] < 0 < interval["high"]
     assert paired_difference(runs[0], runs[0], resamples=50)["high"] == 0
 
 
 def test_constant_predictions_have_no_interval():
-    found = confidence_interval(Scores("spearman", np.stack([np.zeros(20), np.arange(20.0)], axis=1)), 50)
-    assert found["undefined"] == 50
-    assert np.isnan(found["value"]) and np.isnan(found["low"])
+    interval = confidence_interval(Scores("spearman", np.stack([np.zeros(20), np.arange(20.0)], axis=1)), 50)
+    assert interval["undefined"] == 50
+    assert np.isnan(interval["value"]) and np.isnan(interval["low"])
 
 
 def test_only_like_is_compared_with_like():
@@ -115,8 +115,8 @@ def test_only_like_is_compared_with_like():
 def test_scores_survive_the_disk(tmp_path):
     scores = Scores("spearman", np.random.default_rng(7).normal(size=(12, 2)))
     np.savez(tmp_path / "a.npz", kind=np.array(scores.kind), columns=scores.columns)
-    found = load_scores(tmp_path / "a.npz")
-    assert found.kind == "spearman" and np.array_equal(found.columns, scores.columns)
+    loaded = load_scores(tmp_path / "a.npz")
+    assert loaded.kind == "spearman" and np.array_equal(loaded.columns, scores.columns)
     for content in (b"", b"not a zip", (tmp_path / "a.npz").read_bytes()[:60]):
         (tmp_path / "b.npz").write_bytes(content)
         with pytest.raises(InputError, match=r"b\.npz"):

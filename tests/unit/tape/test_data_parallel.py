@@ -47,9 +47,9 @@ class Board:
     def exchange(self, rank: int, value: object) -> list:
         self.values[rank] = value
         self.barrier.wait()
-        found = list(self.values)
+        values = list(self.values)
         self.barrier.wait()
-        return found
+        return values
 
 
 @dataclass(frozen=True)
@@ -62,8 +62,8 @@ class ThreadProcesses(Processes):
         return self.board.exchange(self.rank, value)
 
     def gather(self, value):
-        found = self.all_gather(value)
-        return found if self.is_main else None
+        values = self.all_gather(value)
+        return values if self.is_main else None
 
     def broadcast(self, value):
         return self.all_gather(value)[0]
@@ -83,13 +83,13 @@ class ThreadProcesses(Processes):
 
 def in_threads(size: int, work) -> list:
     """work(processes) on every rank; their results, or the first error."""
-    board, found = Board(size), [None] * size
+    board, results = Board(size), [None] * size
 
     def one(rank: int) -> None:
         try:
-            found[rank] = work(ThreadProcesses(rank, size, rank, board=board))
+            results[rank] = work(ThreadProcesses(rank, size, rank, board=board))
         except BaseException as error:
-            found[rank] = error
+            results[rank] = error
             board.barrier.abort()
 
     threads = [threading.Thread(target=one, args=(rank,)) for rank in range(size)]
@@ -97,10 +97,10 @@ def in_threads(size: int, work) -> list:
         thread.start()
     for thread in threads:
         thread.join()
-    for result in found:
+    for result in results:
         if isinstance(result, BaseException):
             raise result
-    return found
+    return results
 
 
 @pytest.fixture(scope="module")
@@ -125,14 +125,14 @@ def steps(root: Path, task: str, size: int, *flags: object) -> list[dict]:
             model = train.build_model(TASKS[task], options)
             data, valid, _ = train.choose_validation(TASKS[task], options, residue_limit(model.config, None))
         trainer = Trainer(TASKS[task], model, options, data, valid, processes)
-        told = []
+        metrics = []
         trainer._train_mode()
         for share in trainer._plan():
             parts = [data[(0, part)] for part in share.parts]
-            told.append(trainer.train_step(parts, share))
+            metrics.append(trainer.train_step(parts, share))
         predictions, loss = predict(TASKS[task], model, valid, 3, trainer.device, processes=processes)
         score = TASKS[task].score(predictions) if processes.is_main else None
-        return {"told": told, "state": model.state_dict(), "loss": loss, "score": score, "n": len(predictions)}
+        return {"metrics": metrics, "state": model.state_dict(), "loss": loss, "score": score, "n": len(predictions)}
 
     return in_threads(size, work)
 
@@ -160,7 +160,7 @@ def test_any_number_of_processes_takes_the_steps_of_one(root, descent, task, siz
     flags = ("--gradient_accumulation_steps", accumulation, "--learning_rate", 0.1)
     (one,), several = steps(root, task, 1, *flags), steps(root, task, size, *flags)
     for rank in several:
-        assert np.allclose(rank["told"], one["told"], rtol=1e-5), "the same loss and norm on every rank"
+        assert np.allclose(rank["metrics"], one["metrics"], rtol=1e-5), "the same loss and norm on every rank"
         assert all(torch.equal(rank["state"][name], value) for name, value in several[0]["state"].items())
     assert furthest(one["state"], several[0]["state"]) < 2e-6
     assert several[0]["loss"] == pytest.approx(one["loss"], rel=1e-5)
@@ -201,13 +201,13 @@ def test_negative_controls(root, monkeypatch):
         patch.setattr(norms.NormKeeper, "begin", lambda self, share: dict.fromkeys(self.norms, (None, None)))
         patch.setattr(norms.NormKeeper, "end", lambda *args: None)
         apart = steps(root, "secondary_structure", 2, *flags)
-    assert apart[0]["told"][0][1] != pytest.approx(one["told"][0][1], rel=1e-3)
+    assert apart[0]["metrics"][0][1] != pytest.approx(one["metrics"][0][1], rel=1e-3)
     (one,) = steps(root, "masked_language_modeling", 1, *flags)
     kind = type(TASKS["masked_language_modeling"])
     loss = kind.loss
     monkeypatch.setattr(kind, "loss", lambda *args: (loss(*args)[0] / loss(*args)[1], 1))
     means = steps(root, "masked_language_modeling", 2, *flags)
-    assert means[0]["told"][0] != pytest.approx(one["told"][0], rel=1e-4)
+    assert means[0]["metrics"][0] != pytest.approx(one["metrics"][0], rel=1e-4)
 
 
 def test_a_split_predicted_by_several_is_the_same_to_the_last_bit(root):

@@ -107,8 +107,8 @@ def test_items_and_batches(root, name, in_memory):
 def test_plain_tuples_collate_too(root, name):
     """A user's own items in TAPE's form: nothing but the tuple is needed."""
     data = getattr(datasets, name)(root, "valid")
-    ours, plain = data.collate_fn([data[0], data[1]]), data.collate_fn([tuple(data[0]), tuple(data[1])])
-    assert all(torch.equal(ours[key], plain[key]) for key in ours) and plain["ids"] == ["0", "1"]
+    named, plain = data.collate_fn([data[0], data[1]]), data.collate_fn([tuple(data[0]), tuple(data[1])])
+    assert all(torch.equal(named[key], plain[key]) for key in named) and plain["ids"] == ["0", "1"]
 
 
 def test_batches_survive_workers_and_moves(root):

@@ -242,7 +242,7 @@ BROKEN = {
         ("in", ["--plugin", "absent.py"], "--plugin absent.py"),
     ],
 )
-def test_mistakes_are_told_in_one_line(toy, capsys, data, flags, message):
+def test_mistakes_are_reported_in_one_line(toy, capsys, data, flags, message):
     root, _ = toy
     path = root / f"{data}.fasta"
     if data in BROKEN:

@@ -94,8 +94,8 @@ def test_saved_scores_give_the_value_back(world, task):
     """The columns that paired comparisons resample hold exactly the metric."""
     result = score(world, task, "--save_predictions")
     scores = load_scores(world / "runs" / task / f"{task}-valid.npz")
-    found = paired_difference(scores, scores, resamples=20)
-    assert found["value"] == found["low"] == found["high"] == 0
+    difference = paired_difference(scores, scores, resamples=20)
+    assert difference["value"] == difference["low"] == difference["high"] == 0
     assert confidence_interval(scores, 10)["value"] == pytest.approx(result["value"], abs=1e-9)
     stored = np.load(world / "runs" / task / f"{task}-valid.npz")
     assert stored["ids"].tolist() == [str(number) for number in range(24)]
@@ -210,11 +210,11 @@ def test_a_plugins_metric(world, tmp_path):
         ("stabilty", (), "did you mean stability"),
     ],
 )
-def test_mistakes_are_told_in_one_line(world, capsys, task, flags, message):
+def test_mistakes_are_reported_in_one_line(world, capsys, task, flags, message):
     run = world / "runs" / "stability"
     assert score(world, task, *flags, run=run) == 2
-    told = capsys.readouterr().err.strip().splitlines()
-    assert len(told) == 1 and message in told[0]
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1 and message in lines[0]
 
 
 def test_what_is_no_finetuned_run_is_refused(world, tmp_path, capsys):

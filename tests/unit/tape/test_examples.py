@@ -59,10 +59,10 @@ def test_adding_a_task(variants, tmp_path):
     common = ["transformer", "num_mutations"]
     run_train([*common, *where, "--model_config_file", str(config), "--output_dir", str(run), *SHORT])
     asked = ["mae", "median", "spearmanr", "loss"]
-    found = run_eval([*common, str(run), *where, "--split", "valid", "--metrics", *asked])
-    assert list(found) == asked and found["median"] > 0
+    scores = run_eval([*common, str(run), *where, "--split", "valid", "--metrics", *asked])
+    assert list(scores) == asked and scores["median"] > 0
     again = run_eval([*common, str(run), *where, "--split", "valid", "--metrics", *asked, "--batch_size", "1"])
-    assert again == pytest.approx(found, rel=1e-4)
+    assert again == pytest.approx(scores, rel=1e-4)
     result = json.loads((run / "num_mutations-valid.json").read_text())
     assert (result["n_examples"], result["metric"], result["value"]) == (
         12,
@@ -71,7 +71,7 @@ def test_adding_a_task(variants, tmp_path):
     )  # the file is the last call's
     records = [resolve_task("num_mutations", "transformer").dataset(variants, "valid")[i][2] for i in range(12)]
     mean = sum(records) / 12
-    assert found["loss"] < sum((value - mean) ** 2 for value in records) / 12  # better than always the mean
+    assert scores["loss"] < sum((value - mean) ** 2 for value in records) / 12  # better than always the mean
 
 
 def test_adding_a_model(tmp_path):
@@ -79,8 +79,8 @@ def test_adding_a_model(tmp_path):
     plugin = ["--plugin", str(EXAMPLES / "adding_model.py"), "--data_dir", str(tmp_path / "data")]
     run = tmp_path / "run"
     run_train(["dilated", "secondary_structure", *plugin, "--output_dir", str(run), *SHORT])
-    found = run_eval(["dilated", "secondary_structure", str(run), *plugin, "--split", "valid"])
-    assert found["accuracy"] > 0.9  # a class is a function of its letter; the largest has 0.37
+    scores = run_eval(["dilated", "secondary_structure", str(run), *plugin, "--split", "valid"])
+    assert scores["accuracy"] > 0.9  # a class is a function of its letter; the largest has 0.37
     assert json.loads((run / "config.json").read_text())["dilations"] == [1, 2, 4, 8]
 
 

@@ -36,15 +36,15 @@ def away_from_fresh(head):
 
 
 def test_weight_norm_is_torch_weight_norm_over_the_whole_matrix():
-    ours = heads.NormedLinear(6, 4)
-    theirs = torch.nn.utils.weight_norm(nn.Linear(6, 4), dim=None)
-    theirs.load_state_dict(ours.state_dict())
+    layer = heads.NormedLinear(6, 4)
+    torch_layer = torch.nn.utils.weight_norm(nn.Linear(6, 4), dim=None)
+    torch_layer.load_state_dict(layer.state_dict())
     with torch.no_grad():
-        ours.weight_g.mul_(1.7)
-        theirs.weight_g.mul_(1.7)
+        layer.weight_g.mul_(1.7)
+        torch_layer.weight_g.mul_(1.7)
     x = torch.randn(3, 6)
-    torch.testing.assert_close(ours(x), theirs(x))
-    assert ours.weight_g.shape == ()
+    torch.testing.assert_close(layer(x), torch_layer(x))
+    assert layer.weight_g.shape == ()
     conv, reference = heads.NormedConv1d(6, 4, 5), torch.nn.utils.weight_norm(nn.Conv1d(6, 4, 5, padding=2), dim=None)
     reference.load_state_dict(conv.state_dict())
     x = torch.randn(2, 6, 9)
@@ -77,25 +77,25 @@ def test_widths_of_the_two_families(head, width):
 
 def test_masked_batch_norm_is_batch_norm_of_the_real_positions():
     single, batch, mask = padded([3, 7, 5], 4, junk=50.0)
-    ours, theirs = heads.MaskedBatchNorm(4), nn.BatchNorm1d(4)
+    layer, reference = heads.MaskedBatchNorm(4), nn.BatchNorm1d(4)
     for _ in range(3):
-        got = ours(batch.transpose(1, 2), mask.unsqueeze(1))
-        expected = theirs(torch.cat([s[0] for s in single]))
+        got = layer(batch.transpose(1, 2), mask.unsqueeze(1))
+        expected = reference(torch.cat([s[0] for s in single]))
     torch.testing.assert_close(got.transpose(1, 2)[mask], expected)
     assert not got.transpose(1, 2)[~mask].any()
-    for name, value in theirs.state_dict().items():
-        torch.testing.assert_close(ours.state_dict()[name], value)
-    ours.eval(), theirs.eval()
-    got = ours(batch.transpose(1, 2), mask.unsqueeze(1)).transpose(1, 2)
-    torch.testing.assert_close(got[mask], theirs(torch.cat([s[0] for s in single])))
+    for name, value in reference.state_dict().items():
+        torch.testing.assert_close(layer.state_dict()[name], value)
+    layer.eval(), reference.eval()
+    got = layer(batch.transpose(1, 2), mask.unsqueeze(1)).transpose(1, 2)
+    torch.testing.assert_close(got[mask], reference(torch.cat([s[0] for s in single])))
 
 
 def test_batch_norm_without_padding_is_the_ordinary_layer():
     x = torch.randn(2, 4, 6)
-    ours, masked, theirs = heads.MaskedBatchNorm(4), heads.MaskedBatchNorm(4), nn.BatchNorm1d(4)
-    torch.testing.assert_close(ours(x, None), theirs(x))
-    torch.testing.assert_close(masked(x, torch.ones(2, 1, 6, dtype=torch.bool)), theirs(x))
-    assert all(torch.equal(ours.state_dict()[n], v) or n != "num_batches_tracked" for n, v in ours.state_dict().items())
+    norm, masked, reference = heads.MaskedBatchNorm(4), heads.MaskedBatchNorm(4), nn.BatchNorm1d(4)
+    torch.testing.assert_close(norm(x, None), reference(x))
+    torch.testing.assert_close(masked(x, torch.ones(2, 1, 6, dtype=torch.bool)), reference(x))
+    assert all(torch.equal(norm.state_dict()[n], v) or n != "num_batches_tracked" for n, v in norm.state_dict().items())
 
 
 def test_secondary_structure_does_not_see_padding():
@@ -138,9 +138,9 @@ def test_pair_linear_is_a_linear_layer_on_the_pair_features():
     naive = F.linear(pair_features(x), weight, bias).permute(0, 3, 1, 2)
     torch.testing.assert_close(fast, naive)
     probe = torch.randn_like(naive)
-    ours = torch.autograd.grad((fast * probe).sum(), (x, weight, bias))
-    theirs = torch.autograd.grad((naive * probe).sum(), (x, weight, bias))
-    torch.testing.assert_close(ours, theirs)
+    actual = torch.autograd.grad((fast * probe).sum(), (x, weight, bias))
+    expected = torch.autograd.grad((naive * probe).sum(), (x, weight, bias))
+    torch.testing.assert_close(actual, expected)
 
 
 @pytest.mark.parametrize("chunk", [1, 10**9])
@@ -160,12 +160,12 @@ def test_dropout_of_pairs_is_dropout_of_the_features(monkeypatch, chunk):
     bias = torch.zeros(3, dtype=torch.double)
     fast = heads.pair_linear(x, weight, bias, 0.25)
     assert len(masks) == (7 if chunk == 1 else 1)
-    kept = torch.cat(masks, 2)  # [2, B, N, N, h]
-    naive = F.linear(pair_features(x) * torch.cat((kept[0], kept[1]), -1) / 0.75, weight, bias).permute(0, 3, 1, 2)
+    keep = torch.cat(masks, 2)  # [2, B, N, N, h]
+    naive = F.linear(pair_features(x) * torch.cat((keep[0], keep[1]), -1) / 0.75, weight, bias).permute(0, 3, 1, 2)
     torch.testing.assert_close(fast, naive)
     probe = torch.randn_like(naive)
-    ours = torch.autograd.grad((fast * probe).sum(), (x, weight))  # the backward pass draws the same masks again
-    torch.testing.assert_close(ours, torch.autograd.grad((naive * probe).sum(), (x, weight)))
+    gradients = torch.autograd.grad((fast * probe).sum(), (x, weight))  # the backward pass draws the same masks again
+    torch.testing.assert_close(gradients, torch.autograd.grad((naive * probe).sum(), (x, weight)))
 
 
 @pytest.mark.parametrize("dropout", [0.5, 0.25, 0.1])
@@ -254,16 +254,16 @@ class TorchContactHead(nn.Module):
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("recompute", [False, True])
 def test_contact_head_is_torch_layers_one_after_the_other(training, recompute):
-    theirs, ours = TorchContactHead(5).double(), away_from_fresh(heads.ContactHead(5, "proteinlm", 0.0)).double()
-    theirs.load_state_dict(dict(zip(theirs.state_dict(), ordered(ours.state_dict()), strict=True)))
-    ours.recompute = recompute
+    reference, head = TorchContactHead(5).double(), away_from_fresh(heads.ContactHead(5, "proteinlm", 0.0)).double()
+    reference.load_state_dict(dict(zip(reference.state_dict(), ordered(head.state_dict()), strict=True)))
+    head.recompute = recompute
     states, mask = torch.randn(1, 9, 5).double(), torch.ones(1, 9, dtype=torch.bool)
-    expected, wanted, _ = contact_step(theirs.train(training), states, mask)
-    logits, gradients, _ = contact_step(ours.train(training), states, mask)
+    expected, torch_grads, _ = contact_step(reference.train(training), states, mask)
+    logits, gradients, _ = contact_step(head.train(training), states, mask)
     torch.testing.assert_close(logits, expected)
-    torch.testing.assert_close(gradients["input"], wanted["input"])
-    for ours_grad, theirs_grad in zip(ordered(gradients), [v for n, v in wanted.items() if n != "input"], strict=True):
-        torch.testing.assert_close(ours_grad, theirs_grad)
+    torch.testing.assert_close(gradients["input"], torch_grads["input"])
+    for actual, gradient in zip(ordered(gradients), [v for n, v in torch_grads.items() if n != "input"], strict=True):
+        torch.testing.assert_close(actual, gradient)
 
 
 def ordered(state):

@@ -1,4 +1,4 @@
-"""Held-out proteins have no relatives in train; where that cannot be, the result says so."""
+"""Held-out proteins have no relatives in train; where that cannot be, the result reports it."""
 
 import time
 

@@ -69,8 +69,8 @@ def test_merged_weights_give_the_same_output(tmp_path):
     # By hand: W + alpha / rank * B A.
     name, layer = next(iter(lora_layers(model).items()))
     a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
-    wanted = layer.base_layer.weight + 6.0 / 4 * (b @ a)
-    assert torch.allclose(loaded.get_submodule(name).weight, wanted, atol=1e-6)
+    expected = layer.base_layer.weight + 6.0 / 4 * (b @ a)
+    assert torch.allclose(loaded.get_submodule(name).weight, expected, atol=1e-6)
 
 
 def test_only_updates_and_head_take_gradients():
@@ -129,8 +129,8 @@ def test_rates_fall_towards_the_input():
     """Three layers, decay 1/2, encoder at a tenth: worked by hand."""
     model = build(layers=3)
     scale = learning_rate_scales(model, 0.5, 0.1)
-    found = {scale(name) for name, _ in model.named_parameters() if "layers.1" in name}
-    assert num_layers(model) == 3 and found == {0.1 * 0.25}
+    scales = {scale(name) for name, _ in model.named_parameters() if "layers.1" in name}
+    assert num_layers(model) == 3 and scales == {0.1 * 0.25}
     assert scale("bert.encoder.layers.2.mlp.dense_h_to_4h.weight") == pytest.approx(0.1 * 0.5)
     assert scale("bert.encoder.word_embeddings.weight") == pytest.approx(0.1 / 16)
     assert scale("bert.encoder.final_layernorm.weight") == pytest.approx(0.1)

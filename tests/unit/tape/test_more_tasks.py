@@ -89,11 +89,11 @@ def test_every_model_of_every_task(root, name, model_type):
 def test_language_modeling_scores_residues(root):
     task = resolve_task("language_modeling", "lstm")
     data = load_split(task, root, "valid", TAPETokenizer(), None, "error")
-    found, _, predictions = scores(task, build(task, "lstm"), data, 4)
+    metrics, _, predictions = scores(task, build(task, "lstm"), data, 4)
     assert [len(p.labels) for p in predictions] == list(LENGTHS) == [p.length for p in predictions]
-    assert found["n_masked"] == sum(LENGTHS) and found["perplexity"] > 1
+    assert metrics["n_masked"] == sum(LENGTHS) and metrics["perplexity"] > 1
     nats = np.concatenate([p.scores for p in predictions])
-    assert found["perplexity"] == pytest.approx(np.exp(nats.mean()))
+    assert metrics["perplexity"] == pytest.approx(np.exp(nats.mean()))
     with pytest.raises(InputError, match="language_modeling has no model 'transformer'; it has lstm"):
         resolve_task("language_modeling", "transformer")
 

@@ -67,14 +67,14 @@ def data(tmp_path):
 
 
 def results(task, model, data, size):
-    found, total, count = [], 0.0, 0
+    predictions, total, count = [], 0.0, 0
     for start in range(0, len(data), size):
         batch = data[(0, np.arange(start, min(start + size, len(data))))]
         logits = task.forward(model, batch)
         loss, number = task.loss(logits.float(), batch)
-        found += task.predictions(logits.float(), batch)
+        predictions += task.predictions(logits.float(), batch)
         total, count = total + float(loss.detach()), count + int(number)
-    return found, total, count
+    return predictions, total, count
 
 
 def test_numbers_do_not_depend_on_the_batch(data):
@@ -96,10 +96,10 @@ def test_numbers_do_not_depend_on_the_batch(data):
     accuracy = (logits.argmax(-1) == labels).float().mean().item()
     assert [scores["accuracy"], scores["acc"]] == pytest.approx([accuracy] * 2) and np.isnan(scores["mse"])
     for size in (2, 7):
-        found, other, number = results(task, model, split, size)
+        predictions, other, number = results(task, model, split, size)
         assert number == count and other == pytest.approx(loss, rel=1e-5)
-        assert task.score(found) == pytest.approx(scores, rel=1e-5, nan_ok=True)
-        for one, two in zip(expected, found, strict=True):
+        assert task.score(predictions) == pytest.approx(scores, rel=1e-5, nan_ok=True)
+        for one, two in zip(expected, predictions, strict=True):
             np.testing.assert_allclose(one.scores, two.scores, atol=1e-6)
             assert np.array_equal(one.labels, two.labels) and one.labels.shape == (one.length + 2,)
     table = task.per_protein(expected)
@@ -149,7 +149,7 @@ def test_a_long_protein_is_named_not_dropped(data):
         load_split(task, data, "valid", TAPETokenizer(), 25, "crop")
 
 
-def test_a_subclass_of_ours_needs_no_wrapping(tmp_path):
+def test_a_subclass_of_a_built_in_model_needs_no_wrapping(tmp_path):
     write_split(tmp_path, "secondary_structure", "valid", 5, seed=0)
 
     class Halves(SecondaryStructureDataset):

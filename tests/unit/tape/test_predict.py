@@ -147,7 +147,7 @@ def test_pictures(root):
         (["stability", "in.fasta.gz", "out.tsv", "--max_length", "20"], "--too_long crop"),
     ],
 )
-def test_mistakes_are_told_in_one_line(root, capsys, monkeypatch, words, message):
+def test_mistakes_are_reported_in_one_line(root, capsys, monkeypatch, words, message):
     for name in ("stability", "contact_prediction"):
         write_run(root, name)
     monkeypatch.chdir(root)

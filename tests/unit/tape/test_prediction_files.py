@@ -45,60 +45,61 @@ TASK_NAMES = sorted(TASKS)
 @pytest.mark.parametrize("form", ["npz", "parquet"])
 @pytest.mark.parametrize("task", TASK_NAMES)
 def test_the_metric_comes_back(task, form, tmp_path):
-    found = predictions(task)
+    examples = predictions(task)
     path = tmp_path / f"a.{form}"
-    save_predictions(path, TASKS[task], "valid", found)
-    expected = TASKS[task].score(found)[TASKS[task].metric]
+    save_predictions(path, TASKS[task], "valid", examples)
+    expected = TASKS[task].score(examples)[TASKS[task].metric]
     assert confidence_interval(load_scores(path), 5)["value"] == pytest.approx(expected, abs=1e-7)
     assert load_ids(path) == [f"protein {number}" for number in range(3)]
 
 
 def test_npz_is_read_by_numpy_alone(tmp_path):
     """3-class accuracy of the stored logits, by scikit-learn; no pickle in the file."""
-    found = predictions("secondary_structure")
-    save_predictions(tmp_path / "a.npz", TASKS["secondary_structure"], "cb513", found)
+    examples = predictions("secondary_structure")
+    save_predictions(tmp_path / "a.npz", TASKS["secondary_structure"], "cb513", examples)
     with np.load(tmp_path / "a.npz", allow_pickle=False) as stored:
         assert stored["lengths"].tolist() == list(LENGTHS) and str(stored["split"]) == "cb513"
         labels, chosen = stored["labels"], stored["scores"].argmax(1)
-        kept = labels != -1
-        accuracy = accuracy_score(labels[kept], chosen[kept])
+        labelled = labels != -1
+        accuracy = accuracy_score(labels[labelled], chosen[labelled])
         begin, end = stored["offsets"][1:3]
-        assert np.array_equal(stored["scores"][begin:end], found[1].scores)
-        assert np.array_equal(stored["labels"][slice(*stored["label_offsets"][1:3])], found[1].labels)
+        assert np.array_equal(stored["scores"][begin:end], examples[1].scores)
+        assert np.array_equal(stored["labels"][slice(*stored["label_offsets"][1:3])], examples[1].labels)
         own = stored["per_protein_accuracy"]
-    assert accuracy == pytest.approx(TASKS["secondary_structure"].score(found)["accuracy"])
-    one = accuracy_score(found[2].labels[found[2].labels != -1], found[2].scores.argmax(1)[found[2].labels != -1])
+    assert accuracy == pytest.approx(TASKS["secondary_structure"].score(examples)["accuracy"])
+    labelled = examples[2].labels != -1
+    one = accuracy_score(examples[2].labels[labelled], examples[2].scores.argmax(1)[labelled])
     assert own[2] == pytest.approx(one)
 
 
 def test_parquet_is_read_by_pandas_or_pyarrow_alone(tmp_path):
     parquet = pytest.importorskip("pyarrow.parquet")
-    found = predictions("remote_homology")
-    save_predictions(tmp_path / "a.parquet", TASKS["remote_homology"], "valid", found)
+    examples = predictions("remote_homology")
+    save_predictions(tmp_path / "a.parquet", TASKS["remote_homology"], "valid", examples)
     rows = parquet.read_table(tmp_path / "a.parquet").to_pylist()
     assert [row["id"] for row in rows] == load_ids(tmp_path / "a.parquet")
     assert [row["length"] for row in rows] == list(LENGTHS) and [row["labels"] for row in rows] == [0, 1, 2]
-    assert np.array_equal(np.float32(rows[1]["scores"]), found[1].scores)
+    assert np.array_equal(np.float32(rows[1]["scores"]), examples[1].scores)
 
 
 def test_contacts_keep_every_band(tmp_path):
-    found = predictions("contact_prediction")
-    save_predictions(tmp_path / "a.npz", TASKS["contact_prediction"], "valid", found)
+    examples = predictions("contact_prediction")
+    save_predictions(tmp_path / "a.npz", TASKS["contact_prediction"], "valid", examples)
     metric = "precision_at_l5_medium_long"
-    expected = metrics.mean_over_proteins(metrics.precision_table([(p.scores, p.labels) for p in found])[metric])[0]
+    expected = metrics.mean_over_proteins(metrics.precision_table([(p.scores, p.labels) for p in examples])[metric])[0]
     assert confidence_interval(load_scores(tmp_path / "a.npz", metric), 5)["value"] == pytest.approx(expected)
     with np.load(tmp_path / "a.npz") as stored:  # pairs (0,1) (0,2) ...: the map of protein 1 again
         n = LENGTHS[1]
         again = np.zeros((n, n), np.float32)
         again[np.triu_indices(n, 1)] = stored["scores"][slice(*stored["offsets"][1:3])]
-    assert np.array_equal(np.triu(again, 1), np.triu(found[1].scores, 1))
+    assert np.array_equal(np.triu(again, 1), np.triu(examples[1].scores, 1))
     with pytest.raises(InputError, match="per_protein_nonsense"):
         load_scores(tmp_path / "a.npz", "nonsense")
 
 
 def test_a_rank_correlation_has_squared_errors(tmp_path):
-    found = predictions("stability")
-    save_predictions(tmp_path / "a.npz", TASKS["stability"], "test", found)
+    examples = predictions("stability")
+    save_predictions(tmp_path / "a.npz", TASKS["stability"], "test", examples)
     with np.load(tmp_path / "a.npz") as stored:
         expected = (stored["scores"].astype(float) - stored["labels"].astype(float)) ** 2
         assert stored["per_protein_squared_error"] == pytest.approx(expected)
@@ -106,9 +107,9 @@ def test_a_rank_correlation_has_squared_errors(tmp_path):
 
 
 def test_results_pkl_has_tapes_layout(tmp_path):
-    found = predictions("stability")
-    save_results_pkl(tmp_path / "results.pkl", {"mse": 1.0}, found)
+    examples = predictions("stability")
+    save_results_pkl(tmp_path / "results.pkl", {"mse": 1.0}, examples)
     values, outputs = pickle.loads((tmp_path / "results.pkl").read_bytes())
     assert values == {"mse": 1.0}
     assert [set(output) for output in outputs] == [{"prediction", "target"}] * 3
-    assert outputs[2]["target"] == found[2].labels
+    assert outputs[2]["target"] == examples[2].labels

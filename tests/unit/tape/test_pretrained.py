@@ -292,9 +292,9 @@ def test_hidden_states_are_hugging_faces(tmp_path):
     }
     tensors = {}
     for name, value in reference.state_dict().items():
-        theirs, ours = next(((t, o) for t, o in table.items() if t in name), ("", ""))
+        hf_name, tape_name = next(((t, o) for t, o in table.items() if t in name), ("", ""))
         if "position_ids" not in name:
-            tensors[f"bert.{name.replace(theirs, ours)}"] = value.contiguous()
+            tensors[f"bert.{name.replace(hf_name, tape_name)}"] = value.contiguous()
     save_file(tensors, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text(json.dumps(shape))
     model = ProteinBertModel.from_pretrained(tmp_path)

@@ -1,4 +1,4 @@
-"""Recipes: which value wins, that it is told and kept, and that a wrong key is a line with the file's name."""
+"""Recipes: which value wins, that it is printed and stored, and that a wrong key is a line with the file's name."""
 
 import json
 from dataclasses import asdict
@@ -26,8 +26,9 @@ def recipe(path: Path, **values: object) -> Path:
 
 @pytest.mark.parametrize("path", sorted(recipes.FOLDER.glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_recipe_is_read_and_says_where_its_values_come_from(path):
-    found = recipes.read_recipe(path, recipe_checks(build_parser()))
-    assert path.stem in NAMES and {"num_train_epochs", "learning_rate", "batch_size", "warmup_fraction"} <= found.keys()
+    recipe = recipes.read_recipe(path, recipe_checks(build_parser()))
+    assert path.stem in NAMES
+    assert {"num_train_epochs", "learning_rate", "batch_size", "warmup_fraction"} <= recipe.keys()
     keys = [line for line in path.read_text().splitlines() if line and not line.startswith("#")]
     assert all("  # " in line for line in keys)
 
@@ -41,11 +42,11 @@ def test_the_five_tasks_have_recipes():
 def test_precedence(tmp_path):
     """flag > file > the task's recipe > built-in."""
     file = recipe(tmp_path / "mine.yaml", learning_rate="3e-4", batch_size=16, layer_decay=0.9)
-    found = options("--recipe", file, "--batch_size", 4)
-    assert (found.batch_size, found.learning_rate, found.layer_decay) == (4, 3e-4, 0.9)
+    args = options("--recipe", file, "--batch_size", 4)
+    assert (args.batch_size, args.learning_rate, args.layer_decay) == (4, 3e-4, 0.9)
     own = yaml.safe_load((recipes.FOLDER / "stability.yaml").read_text())
-    assert found.num_train_epochs == own["num_train_epochs"] and found.max_grad_norm == 1.0
-    sources = {key: found.recipe["from"][key] for key in ("batch_size", "learning_rate", "warmup_fraction", "patience")}
+    assert args.num_train_epochs == own["num_train_epochs"] and args.max_grad_norm == 1.0
+    sources = {key: args.recipe["from"][key] for key in ("batch_size", "learning_rate", "warmup_fraction", "patience")}
     assert sources == {
         "batch_size": "flag",
         "learning_rate": str(file),
@@ -59,16 +60,16 @@ def test_precedence(tmp_path):
 def test_of_two_rivals_the_higher_stays(tmp_path):
     file = recipe(tmp_path / "mine.yaml", max_steps=100, warmup_steps=7)
     assert options("--recipe", file).max_steps == 100 and options("--recipe", file).warmup_fraction is None
-    found = options("--recipe", file, "--num_train_epochs", 3, "--warmup_fraction", 0.2)
-    assert (found.max_steps, found.num_train_epochs) == (None, 3)
-    assert (found.warmup_steps, found.warmup_fraction) == (None, 0.2)
+    args = options("--recipe", file, "--num_train_epochs", 3, "--warmup_fraction", 0.2)
+    assert (args.max_steps, args.num_train_epochs) == (None, 3)
+    assert (args.warmup_steps, args.warmup_fraction) == (None, 0.2)
     both = options("--recipe", "none", "--num_train_epochs", 3, "--max_steps", 9)
     assert (both.max_steps, both.num_train_epochs) == (9, 3)
 
 
 def test_parts_of_a_recipe_shrink_to_the_batch():
-    found = options("--batch_size", 2, task="contact_prediction")
-    assert found.gradient_accumulation_steps == 2
+    args = options("--batch_size", 2, task="contact_prediction")
+    assert args.gradient_accumulation_steps == 2
     with pytest.raises(InputError, match="at most --batch_size 2"):
         options("--batch_size", 2, "--gradient_accumulation_steps", 3, task="contact_prediction")
 
@@ -93,21 +94,21 @@ def test_switching_off(tmp_path):
         ("a: [", "not YAML"),
     ],
 )
-def test_a_wrong_recipe_is_told_with_its_file(tmp_path, text, message):
+def test_a_wrong_recipe_is_reported_with_its_file(tmp_path, text, message):
     file = tmp_path / "mine.yaml"
     file.write_text(text)
-    with pytest.raises(InputError, match=r"mine.yaml: .*") as told:
+    with pytest.raises(InputError, match=r"mine.yaml: .*") as error:
         options("--recipe", file)
-    assert message in str(told.value)
+    assert message in str(error.value)
     with pytest.raises(InputError, match="no such file"):
         options("--recipe", tmp_path / "absent.yaml")
 
 
 def test_the_line_for_the_log():
-    found = options("--learning_rate", 5e-4, "--recipe", "none")
-    line = recipes.describe({key: getattr(found, key) for key in recipes.BUILT_IN}, found.recipe["from"])
+    args = options("--learning_rate", 5e-4, "--recipe", "none")
+    line = recipes.describe({key: getattr(args, key) for key in recipes.BUILT_IN}, args.recipe["from"])
     assert line.startswith("recipe: learning_rate 0.0005 (flag); built-in: num_train_epochs 10, batch_size 32")
-    assert json.dumps(asdict(found))
+    assert json.dumps(asdict(args))
 
 
 @pytest.mark.parametrize(
@@ -138,6 +139,6 @@ def test_tapes_own_flags_are_taken(capsys):
     words += " --num_train_epochs 2 --num_log_iter 5 --fp16 --warmup_steps 3 --gradient_accumulation_steps 2"
     words += " --loss_scale 0 --max_grad_norm 1.0 --exp_name e --from_pretrained m --log_dir l --eval_freq 0"
     words += " --save_freq 1 --patience 3 --resume_from_checkpoint --force_save FALSE --time_or_name time"
-    found = options(*words.split(), "--weight_decay", 0.1)
-    assert found.device == "cpu" and not found.evaluates and found.resume and found.force_save is None
+    args = options(*words.split(), "--weight_decay", 0.1)
+    assert args.device == "cpu" and not args.evaluates and args.resume and args.force_save is None
     assert "--vocab_file means nothing here" in capsys.readouterr().err

@@ -86,15 +86,15 @@ def test_unknown_names_in_a_command(task, model, message):
     assert "\n" not in str(error.value)
 
 
-def test_a_task_of_ours_with_another_model():
+def test_a_built_in_task_with_another_model():
     class Mine(ProteinBertForSequenceToSequenceClassification):
         pass
 
     registry.register_task_model("secondary_structure", "mine", Mine)
-    ours, theirs = (resolve_task("secondary_structure", name) for name in ("transformer", "mine"))
-    assert theirs.model is Mine and ours.model is ProteinBertForSequenceToSequenceClassification
-    assert (theirs.name, theirs.metric, theirs.num_labels) == ("secondary_structure", "accuracy", 3)
-    assert type(theirs) is type(ours) and set(theirs.metrics) == set(ours.metrics)
+    built_in, registered = (resolve_task("secondary_structure", name) for name in ("transformer", "mine"))
+    assert registered.model is Mine and built_in.model is ProteinBertForSequenceToSequenceClassification
+    assert (registered.name, registered.metric, registered.num_labels) == ("secondary_structure", "accuracy", 3)
+    assert type(registered) is type(built_in) and set(registered.metrics) == set(built_in.metrics)
 
 
 def test_a_model_must_be_one():
@@ -124,7 +124,7 @@ def test_a_registered_metric_is_one_of_the_tasks(caplog):
         raise RuntimeError("not for these")
 
     @registry.register_metric("spearmanr")
-    def mine(target, prediction):
+    def wrong_spearman(target, prediction):
         return 7.0
 
     task = resolve_task("stability", "transformer")

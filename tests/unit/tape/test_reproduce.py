@@ -84,17 +84,17 @@ def test_the_presets_are_made_of_tape_trains_flags(name):
 
 
 def test_the_plan(world):
-    found = jobs(world)
-    assert [job.name for job in found] == [
+    planned = jobs(world)
+    assert [job.name for job in planned] == [
         "pretrained stability seed 0", "random stability seed 0",
         "pretrained stability seed 1", "random stability seed 1",
     ]  # fmt: skip
-    line = shlex.join(found[0].train)
+    line = shlex.join(planned[0].train)
     assert f"--from_pretrained {world}/model" in line and "--batch_size 4 --bf16 --max_steps 7" in line
-    line = shlex.join(found[1].train)
+    line = shlex.join(planned[1].train)
     assert f"--model_config_file {world}/model/config.json" in line and "--from_pretrained" not in line
     assert "--max_steps 9" in line and "--bf16" not in line
-    assert found[0].splits == ("valid",)  # test is not there
+    assert planned[0].splits == ("valid",)  # test is not there
     assert [job.seed for job in jobs(world, "--seeds", 5)] == [5, 5]
     other = jobs(world, "--seeds", 5, "--arms", f"other={world / 'model'}")[0]
     assert other.arm.name == "other" and other.directory == world / "out/runs/other/stability/seed5"
@@ -168,10 +168,10 @@ def test_random_weights_are_known_by_their_shape(world, commands):
 
 
 def test_a_failure_stops_nothing_else_and_is_reported(world, commands, capsys):
-    found = jobs(world, "--train_flags", "--fail --x", "--seeds", 0)[:1] + jobs(world, "--seeds", 0)[1:]
-    failed = run_jobs(found, 2)
+    planned = jobs(world, "--train_flags", "--fail --x", "--seeds", 0)[:1] + jobs(world, "--seeds", 0)[1:]
+    failed = run_jobs(planned, 2)
     assert list(failed) == ["pretrained stability seed 0"] and "because" in failed["pretrained stability seed 0"]
-    assert "[2/2]" in capsys.readouterr().out and not found[1].missing()
+    assert "[2/2]" in capsys.readouterr().out and not planned[1].missing()
 
 
 @pytest.mark.parametrize(
@@ -185,11 +185,11 @@ def test_a_failure_stops_nothing_else_and_is_reported(world, commands, capsys):
         (("--preset", "gpu"), "should be a YAML file or cpu, full"),
     ],
 )
-def test_mistakes_are_told_in_one_line(world, capsys, words, message):
+def test_mistakes_are_reported_in_one_line(world, capsys, words, message):
     line = [str(world / "model"), str(world), str(world / "out"), "--tasks", "stability", *words]
     assert errors.run(reproduce.main, line) == 2
-    told = capsys.readouterr().err.strip().splitlines()
-    assert len(told) == 1 and message in told[0]
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1 and message in lines[0]
 
 
 @pytest.mark.parametrize("flag", ["--jobs", "--batch_size"])

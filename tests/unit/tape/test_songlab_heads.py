@@ -33,8 +33,8 @@ def load(head, prefix, main):
 def test_sequence_heads():
     x, labels, values = torch.randn(B, H), torch.tensor([0, 3, 1]), torch.randn(B, 1)
     head, main = load(heads.ValuePredictionHead(H), "value_prediction", mlp(1))
-    loss, found = head(x, values)
-    torch.testing.assert_close((loss, found), (F.mse_loss(main(x), values), main(x)))
+    loss, prediction = head(x, values)
+    torch.testing.assert_close((loss, prediction), (F.mse_loss(main(x), values), main(x)))
     head, main = load(heads.SequenceClassificationHead(H, C), "classify", mlp(C))
     (loss, measured), logits = head(x, labels)
     torch.testing.assert_close((loss, logits), (F.cross_entropy(main(x), labels), main(x)))

@@ -1,4 +1,4 @@
-"""tape-table: ours beside the published numbers, seeds together, differences said."""
+"""tape-table: our numbers beside the published ones, seeds together, differences named."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,7 @@ from tape.reporting.results_table import COLUMNS, build_table
 def result(path: Path, value: float | None, seed: int = 0, task: str = "stability", **changes) -> Path:
     """A result file as tape-eval writes it, with some keys changed."""
     metric = {"contact_prediction": "precision_at_l5", "stability": "spearmanr", "fluorescence": "spearmanr"}
-    found = {
+    record = {
         "task": task,
         "split": "test",
         "metric": metric.get(task, "accuracy"),
@@ -26,9 +26,9 @@ def result(path: Path, value: float | None, seed: int = 0, task: str = "stabilit
         "truncated": {"max_length": 2174, "proteins_cropped": 0},
         "checkpoint": {"weights_sha256": "f" * 64, "from_pretrained": {"weights_sha256": "a" * 64}},
     } | changes
-    directory = path / f"{task}-{found['split']}-{len(list(path.iterdir())) if path.exists() else 0}"
+    directory = path / f"{task}-{record['split']}-{len(list(path.iterdir())) if path.exists() else 0}"
     directory.mkdir(parents=True)
-    (directory / f"{task}-{found['split']}.json").write_text(json.dumps(found))
+    (directory / f"{task}-{record['split']}.json").write_text(json.dumps(record))
     return directory
 
 
@@ -43,13 +43,13 @@ def test_seeds_share_a_line_with_mean_and_spread(tmp_path):
     for seed, value in enumerate((0.70, 0.72, 0.74)):
         result(tmp_path, value, seed)
         result(tmp_path, value - 0.3, seed, checkpoint=RANDOM)
-    found = rows(tmp_path)
-    assert [(row["weights"], row["ours"], row["runs"]) for row in found] == [
+    table = rows(tmp_path)
+    assert [(row["weights"], row["ours"], row["runs"]) for row in table] == [
         ("pretrained", "0.720 ± 0.020", "3"),
         ("random", "0.420 ± 0.020", "3"),
     ]
-    assert found[0]["proteins"] == "12,851"
-    assert [found[0][name] for name in ("TAPE Transformer", "ProteinLM-200M", "ProteinLM-3B")] == [
+    assert table[0]["proteins"] == "12,851"
+    assert [table[0][name] for name in ("TAPE Transformer", "ProteinLM-200M", "ProteinLM-3B")] == [
         "0.73",
         "0.77",
         "0.79",
@@ -67,9 +67,9 @@ def test_heads_splits_and_models_are_not_mixed(tmp_path):
     result(tmp_path, 0.3, split="valid")
     result(tmp_path, 0.4, checkpoint={"weights_sha256": "1", "from_pretrained": {"weights_sha256": "b" * 64}})
     result(tmp_path, 0.5, run="slow recipe")
-    found = rows(tmp_path)
-    assert len(found) == 5
-    assert {row["weights"] for row in found} == {"pretrained aaaaaaaa", "pretrained bbbbbbbb", "slow recipe"}
+    table = rows(tmp_path)
+    assert len(table) == 5
+    assert {row["weights"] for row in table} == {"pretrained aaaaaaaa", "pretrained bbbbbbbb", "slow recipe"}
 
 
 def test_model_types_and_recipes_are_not_mixed(tmp_path):
@@ -78,11 +78,11 @@ def test_model_types_and_recipes_are_not_mixed(tmp_path):
     result(tmp_path, 0.1, checkpoint=RANDOM, model_type="onehot", args={"learning_rate": 1e-4, "seed": 0})
     result(tmp_path, 0.5, 1, checkpoint=RANDOM, model_type="transformer", args={"learning_rate": 1e-3, "seed": 1})
     result(tmp_path, 0.9, 1, checkpoint=RANDOM, model_type="transformer", args={"learning_rate": 1e-4, "seed": 1})
-    found = {(row["weights"], row["ours"].split()[0], row["runs"]) for row in rows(tmp_path)}
-    assert found == {("onehot", "0.100", "1"), ("random", "0.500", "1"), ("random", "0.800", "2")}
+    table = {(row["weights"], row["ours"].split()[0], row["runs"]) for row in rows(tmp_path)}
+    assert table == {("onehot", "0.100", "1"), ("random", "0.500", "1"), ("random", "0.800", "2")}
 
 
-def test_what_is_not_comparable_is_said(tmp_path):
+def test_what_is_not_comparable_is_reported(tmp_path):
     result(tmp_path, 0.3, split="valid", task="contact_prediction")
     result(tmp_path, 0.7, truncated={"max_length": 30, "proteins_cropped": 4})
     result(tmp_path, 0.7, seed=0)
@@ -102,10 +102,10 @@ def test_published_columns_are_the_published_table(tmp_path):
     splits |= {"fluorescence": "test", "stability": "test"}
     for task, split in splits.items():
         result(tmp_path, 0.5, task=task, split=split)
-    found = rows(tmp_path)
-    assert [row["task"] for row in found] == list(splits)
-    assert [row["ProteinLM-200M"] for row in found] == ["0.52", "0.26", "0.75", "0.68", "0.77"]
-    assert not [row for row in found if "split: " in row["note"]]
+    table = rows(tmp_path)
+    assert [row["task"] for row in table] == list(splits)
+    assert [row["ProteinLM-200M"] for row in table] == ["0.52", "0.26", "0.75", "0.68", "0.77"]
+    assert not [row for row in table if "split: " in row["note"]]
 
 
 def test_undefined_values_are_shown(tmp_path):
@@ -139,8 +139,8 @@ def test_files_that_are_no_results(tmp_path, capsys, content, message):
     path = tmp_path / "stability-test.json"
     path.write_text(content)
     assert errors.run(table.main, [str(path)]) == 2
-    told = capsys.readouterr().err.strip().splitlines()
-    assert len(told) == 1 and message in told[0] and str(path) in told[0]
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1 and message in lines[0] and str(path) in lines[0]
 
 
 def test_missing_and_empty_directories(tmp_path, capsys):

@@ -25,9 +25,9 @@ def fake(root: Path, arm: str, seed: int, noise: float, split: str = "test", cro
     """A finished run of stability whose predictions are the truth and noise."""
     directory = root / arm / f"seed{seed}"
     directory.mkdir(parents=True, exist_ok=True)
-    found = [Prediction(str(i), 40, np.array(t + noise * RNG.normal()), np.array(t)) for i, t in enumerate(TRUTH)]
-    save_predictions(directory / f"stability-{split}.npz", TASKS["stability"], split, found)
-    metrics = TASKS["stability"].score(found)
+    predictions = [Prediction(str(i), 40, np.array(t + noise * RNG.normal()), np.array(t)) for i, t in enumerate(TRUTH)]
+    save_predictions(directory / f"stability-{split}.npz", TASKS["stability"], split, predictions)
+    metrics = TASKS["stability"].score(predictions)
     result = {
         "task": "stability", "model_type": "transformer", "split": split, "metric": "spearmanr", "metrics": metrics,
         "value": metrics["spearmanr"], "n_examples": 60, "head": "tape", "seed": seed, "parameters": 1000,
@@ -89,16 +89,16 @@ def test_one_run_agrees_with_the_plain_paired_difference(tmp_path):
     jobs = [fake(tmp_path, "pretrained", 0, 0.5), fake(tmp_path, "random", 0, 1.0)]
     scores = [load_scores(job.directory / "stability-test.npz") for job in jobs]
     expected = paired_difference(*scores)
-    found = collect(jobs)["differences"][0]
-    assert {key: found[key] for key in expected} == pytest.approx(expected)
+    difference = collect(jobs)["differences"][0]
+    assert {key: difference[key] for key in expected} == pytest.approx(expected)
 
 
-def test_what_makes_two_numbers_incomparable_is_said(tmp_path):
+def test_what_makes_two_numbers_incomparable_is_reported(tmp_path):
     jobs = [fake(tmp_path, "pretrained", 0, 0.5, cropped=4), fake(tmp_path, "random", 1, 1.0, learning_rate=0.1)]
     results = collect(jobs)
     assert "4 proteins cropped to 30 residues" in results["rows"][0]["warnings"]
-    told = results["differences"][0]["warnings"]
-    assert told == [
+    warnings = results["differences"][0]["warnings"]
+    assert warnings == [
         "seeds: pretrained [0], random [1]",
         "recipe: learning_rate None against 0.1",
         "length: cropped at different lengths",

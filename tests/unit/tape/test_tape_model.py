@@ -85,32 +85,32 @@ def test_load_state_dict_takes_tapes_names():
     model = ProteinBertForMaskedLM(config)
     state = model.state_dict()
     encoder = {n.removeprefix("bert.encoder."): v for n, v in state.items() if n.startswith("bert.encoder.")}
-    theirs = TAPE_NAMES.rename(encoder, config.num_attention_heads)
-    theirs["bert.bert_tail_dense.weight"] = torch.ones(16, 16)
-    theirs |= {
+    tape_state = TAPE_NAMES.rename(encoder, config.num_attention_heads)
+    tape_state["bert.bert_tail_dense.weight"] = torch.ones(16, 16)
+    tape_state |= {
         "mlm.transform.dense.weight": state["mlm.dense.weight"],
         "mlm.transform.dense.bias": state["mlm.dense.bias"],
         "mlm.transform.LayerNorm.weight": state["mlm.layernorm.weight"],
         "mlm.transform.LayerNorm.bias": state["mlm.layernorm.bias"],
         "mlm.bias": state["mlm.bias"],
-        "mlm.decoder.weight": theirs["bert.embeddings.word_embeddings.weight"].clone(),
+        "mlm.decoder.weight": tape_state["bert.embeddings.word_embeddings.weight"].clone(),
     }
-    names = set(theirs)
+    names = set(tape_state)
     other = ProteinBertForMaskedLM(config)
-    other.load_state_dict(theirs)
-    assert set(theirs) == names  # the caller's dict is left alone
+    other.load_state_dict(tape_state)
+    assert set(tape_state) == names  # the caller's dict is left alone
     assert all(torch.equal(value, other.state_dict()[name]) for name, value in state.items())
     bare = ProteinBertModel(config)
-    bare.load_state_dict({n.removeprefix("bert."): v for n, v in theirs.items() if n.startswith("bert.")})
+    bare.load_state_dict({n.removeprefix("bert."): v for n, v in tape_state.items() if n.startswith("bert.")})
     assert torch.equal(
         bare.encoder.state_dict()["layers.1.mlp.dense_4h_to_h.weight"], encoder["layers.1.mlp.dense_4h_to_h.weight"]
     )
     other.load_state_dict(state)  # and ours
-    theirs["bert.encoder.layer.0.attention.self.key.weight"] = theirs.pop(
+    tape_state["bert.encoder.layer.0.attention.self.key.weight"] = tape_state.pop(
         "bert.encoder.layer.0.attention.self.query.weight"
     )
     with pytest.raises(RuntimeError, match=r"query_key_value\.weight"):
-        other.load_state_dict(theirs)
+        other.load_state_dict(tape_state)
 
 
 def test_a_foreign_decoder_does_not_overwrite_the_embedding():

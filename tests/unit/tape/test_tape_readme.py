@@ -63,10 +63,10 @@ def test_every_name_is_where_it_was():
     assert tape.models.modeling_utils.ProteinModel is tape.ProteinModel
     assert issubclass(tape.ProteinBertModel, tape.ProteinModel)
     for module, kind in (("lstm", "LSTM"), ("resnet", "ResNet"), ("onehot", "OneHot")):
-        found = getattr(tape.models, f"modeling_{module}")
-        model = getattr(found, f"Protein{kind}ForValuePrediction")
+        models = getattr(tape.models, f"modeling_{module}")
+        model = getattr(models, f"Protein{kind}ForValuePrediction")
         assert issubclass(model, tape.ProteinModel) and getattr(tape, model.__name__) is model
-        assert issubclass(getattr(found, f"Protein{kind}Config"), tape.ProteinConfig)
+        assert issubclass(getattr(models, f"Protein{kind}Config"), tape.ProteinConfig)
 
 
 def test_models_and_tasks_of_the_list():
@@ -103,12 +103,12 @@ def test_embedding():
     run_embed(["transformer", "my_input.fasta", "output_filename.npz", "bert-base", "--tokenizer", "iupac"])
     arrays = np.load("output_filename.npz", allow_pickle=True)
     assert list(arrays.keys()) == ["seq1", "seq2"]
-    found = arrays["seq1"].item()
+    vectors = arrays["seq1"].item()
     model, tokenizer = tape.ProteinBertModel.from_pretrained("bert-base"), tape.TAPETokenizer()
     with torch.no_grad():
         sequence_output, pooled_output = model(torch.tensor([tokenizer.encode(SEQUENCE)]))[:2]
-    np.testing.assert_allclose(found["avg"], sequence_output[0].mean(0), atol=1e-5)
-    np.testing.assert_allclose(found["pooled"], pooled_output[0], atol=1e-5)
+    np.testing.assert_allclose(vectors["avg"], sequence_output[0].mean(0), atol=1e-5)
+    np.testing.assert_allclose(vectors["pooled"], pooled_output[0], atol=1e-5)
     run_embed(["transformer", "my_input.fasta", "full.npz", "bert-base", "--full_sequence_embed"])
     whole = np.load("full.npz", allow_pickle=True)["seq1"].item()["seq"]
     np.testing.assert_allclose(whole, sequence_output[0], atol=1e-5)
@@ -118,8 +118,8 @@ def test_unirep_is_named_as_left_out(capsys):
     words = ["unirep", "my_input.fasta", "output_filename.npz", "babbler-1900", "--tokenizer", "unirep"]
     with pytest.raises(SystemExit) as ended:
         run_embed(words)
-    said = capsys.readouterr().err
-    assert ended.value.code == 2 and "unirep" in said and "left out" in said and said.count("\n") == 1
+    message = capsys.readouterr().err
+    assert ended.value.code == 2 and "unirep" in message and "left out" in message and message.count("\n") == 1
 
 
 @pytest.fixture(scope="module")
@@ -137,8 +137,8 @@ def trained(home):
 def test_training_and_evaluating_a_downstream_model(trained):
     assert json.loads((trained / "config.json").read_text())["num_labels"] == 3
     words = ["transformer", "secondary_structure", "results/ss", "--metrics", "accuracy", "--split", "valid"]
-    found = run_eval(words)
-    assert list(found) == ["accuracy"] and 0 <= found["accuracy"] <= 1
+    scores = run_eval(words)
+    assert list(scores) == ["accuracy"] and 0 <= scores["accuracy"] <= 1
     assert json.loads((trained / "secondary_structure-valid.json").read_text())["n_examples"] == 8
 
 

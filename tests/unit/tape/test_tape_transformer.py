@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from proteinlm.errors import InputError
-from tape.models import modeling_bert as ours
+from tape.models import modeling_bert
 from tape.models.modeling_tape import (
     TapeTransformerConfig,
     TapeTransformerForMaskedLM,
@@ -26,12 +26,12 @@ SHAPE = {
     **{"intermediate_size": 24, "max_position_embeddings": 32, "type_vocab_size": 1, "layer_norm_eps": 1e-12},
 }
 COUNTERPARTS = {
-    "embed": ours.ProteinBertModel,
-    "masked_language_modeling": ours.ProteinBertForMaskedLM,
-    "value": ours.ProteinBertForValuePrediction,
-    "classification": ours.ProteinBertForSequenceClassification,
-    "token_classification": ours.ProteinBertForSequenceToSequenceClassification,
-    "contacts": ours.ProteinBertForContactPrediction,
+    "embed": modeling_bert.ProteinBertModel,
+    "masked_language_modeling": modeling_bert.ProteinBertForMaskedLM,
+    "value": modeling_bert.ProteinBertForValuePrediction,
+    "classification": modeling_bert.ProteinBertForSequenceClassification,
+    "token_classification": modeling_bert.ProteinBertForSequenceToSequenceClassification,
+    "contacts": modeling_bert.ProteinBertForContactPrediction,
 }
 IDS = torch.tensor([[2, 7, 9, 12, 20, 8, 3], [2, 25, 6, 3, 0, 0, 0], [2, 5, 11, 14, 3, 0, 0]])
 
@@ -51,9 +51,9 @@ def hugging_face():
     table = {"cls.predictions.transform.": "mlm.transform.", "cls.predictions.bias": "mlm.bias", "bert.": "bert."}
     tensors = {}
     for name, value in reference.state_dict().items():
-        for theirs, songlabs in table.items():
-            if name.startswith(theirs) and "position_ids" not in name:
-                tensors[name.replace(theirs, songlabs, 1)] = value.clone()
+        for hf_prefix, songlabs in table.items():
+            if name.startswith(hf_prefix) and "position_ids" not in name:
+                tensors[name.replace(hf_prefix, songlabs, 1)] = value.clone()
     tensors["mlm.decoder.weight"] = tensors["bert.embeddings.word_embeddings.weight"].clone()
     return reference.eval(), tensors
 
@@ -158,9 +158,9 @@ def test_our_classes_turn_to_it(directory, kind, tmp_path, caplog):
     assert torch.equal(again(IDS)[0], model(IDS)[0])
 
 
-def test_a_configuration_of_ours_and_no_key_base_model(directory):
-    config = ours.ProteinBertConfig(**SHAPE | {"type_vocab_size": 3}, output_hidden_states=True)
-    model = ours.ProteinBertModel.from_pretrained(directory, config=config)
+def test_a_built_in_configuration_and_no_key_base_model(directory):
+    config = modeling_bert.ProteinBertConfig(**SHAPE | {"type_vocab_size": 3}, output_hidden_states=True)
+    model = modeling_bert.ProteinBertModel.from_pretrained(directory, config=config)
     assert len(model(IDS)) == 3 and (model.config.base_model, model.config.type_vocab_size) == ("tape_transformer", 1)
     (directory / "config.json").write_text(json.dumps(SHAPE))
     assert TapeTransformerModel.from_pretrained(directory).config.base_model == "tape_transformer"
@@ -186,9 +186,9 @@ def test_padding_changes_nothing(directory, kind):
 def test_pooling_and_hidden_states(directory):
     mask = IDS != 0
     model = TapeTransformerModel.from_pretrained(directory, output_hidden_states=True)
-    states, pooled, kept = model(IDS)
-    assert not states[~mask].any() and not any(state[~mask].any() for state in kept)
-    assert torch.equal(kept[-1], states) and len(kept) == 3
+    states, pooled, hidden_states = model(IDS)
+    assert not states[~mask].any() and not any(state[~mask].any() for state in hidden_states)
+    assert torch.equal(hidden_states[-1], states) and len(hidden_states) == 3
     torch.testing.assert_close(pooled, torch.tanh(model.pooler.dense(states[:, 0])))
     mean = TapeTransformerModel.from_pretrained(directory, pooling="mean")(IDS)[1]
     expected = torch.stack([states[row, 1 : int(n) - 1].mean(0) for row, n in enumerate(mask.sum(1))])
@@ -200,7 +200,7 @@ def test_pooling_and_hidden_states(directory):
 def test_proteins_longer_than_the_positions(directory):
     wide = torch.zeros(1, 40, dtype=torch.long)
     wide[:, :32] = 7
-    for model_class in (TapeTransformerModel, ours.ProteinBertModel):
+    for model_class in (TapeTransformerModel, modeling_bert.ProteinBertModel):
         model = model_class.from_pretrained(directory)
         assert model(wide)[0].shape == (1, 40, 16)
         with pytest.raises(InputError, match=r"a protein of 33 tokens .* max_position_embeddings 32"):
@@ -208,7 +208,7 @@ def test_proteins_longer_than_the_positions(directory):
 
 
 def test_recompute_gives_the_same_gradients(directory):
-    found = []
+    gradients = []
     for recompute in (False, True):
         model = TapeTransformerForMaskedLM.from_pretrained(directory, attention_probs_dropout_prob=0.0).train()
         model.bert.encoder.recompute = recompute
@@ -216,9 +216,9 @@ def test_recompute_gives_the_same_gradients(directory):
         (loss, metrics), logits = model(IDS, targets=torch.where(IDS == 0, -1, IDS))
         assert torch.isclose(metrics["perplexity"], loss.exp()) and logits.shape == (3, 7, 30)
         loss.backward()
-        found.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
-    assert found[0].keys() == found[1].keys() and "mlm.transform.dense.weight" in found[0]
-    assert all(torch.allclose(found[0][name], found[1][name], atol=1e-6) for name in found[0])
+        gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys() and "mlm.transform.dense.weight" in gradients[0]
+    assert all(torch.allclose(gradients[0][name], gradients[1][name], atol=1e-6) for name in gradients[0])
 
 
 def test_spellings_of_a_file(directory):
@@ -232,7 +232,7 @@ def test_spellings_of_a_file(directory):
             tensors[new] = tensors.pop(name)
 
     edit(directory, respell)
-    for model_class in (TapeTransformerForMaskedLM, ours.ProteinBertForMaskedLM):
+    for model_class in (TapeTransformerForMaskedLM, modeling_bert.ProteinBertForMaskedLM):
         assert torch.equal(model_class.from_pretrained(directory)(IDS)[0], expected)
     trunk = TapeTransformerModel.from_pretrained(directory)
 
@@ -263,7 +263,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("case", WRONG)
-@pytest.mark.parametrize("model_class", [TapeTransformerForMaskedLM, ours.ProteinBertForMaskedLM])
+@pytest.mark.parametrize("model_class", [TapeTransformerForMaskedLM, modeling_bert.ProteinBertForMaskedLM])
 def test_wrong_files_are_refused_by_name(directory, case, model_class):
     edit(directory, WRONG[case][0])
     with pytest.raises(InputError, match=WRONG[case][1]) as error:
@@ -282,14 +282,14 @@ def test_wrong_files_are_refused_by_name(directory, case, model_class):
 def test_wrong_configurations_are_refused(directory, key, value):
     config = json.loads((directory / "config.json").read_text())
     (directory / "config.json").write_text(json.dumps(config | {key: value}))
-    for model_class in (TapeTransformerModel, ours.ProteinBertModel):
+    for model_class in (TapeTransformerModel, modeling_bert.ProteinBertModel):
         with pytest.raises(InputError, match=str(key).replace("num_hidden_layers", "layers")):
             model_class.from_pretrained(directory)
 
 
 def test_a_pre_ln_file_is_refused(tmp_path):
     shape = {key: value for key, value in SHAPE.items() if key != "vocab_size"}
-    ours.ProteinBertForMaskedLM(ours.ProteinBertConfig(**shape)).save_pretrained(tmp_path)
+    modeling_bert.ProteinBertForMaskedLM(modeling_bert.ProteinBertConfig(**shape)).save_pretrained(tmp_path)
     for model_class in MODELS["tape_transformer"].values():
         with pytest.raises(InputError, match=r"model type is transformer$") as error:
             model_class.from_pretrained(tmp_path)
@@ -303,7 +303,8 @@ def test_a_finetuned_run_of_songlabs(directory, tmp_path):
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     del config["head"]
     (tmp_path / "run" / "config.json").write_text(json.dumps(config | {"base_model": "transformer"}))
-    again = ours.ProteinBertForSequenceClassification.from_pretrained(tmp_path / "run", require_head=True, num_labels=3)
+    model_class = modeling_bert.ProteinBertForSequenceClassification
+    again = model_class.from_pretrained(tmp_path / "run", require_head=True, num_labels=3)
     assert again.config.head == "tape" and torch.equal(again(IDS)[0], run(IDS)[0])
     with pytest.raises(InputError, match="head is 'tape', but 'proteinlm' was asked for"):
         TapeTransformerForSequenceClassification.from_pretrained(tmp_path / "run", head="proteinlm")

@@ -1,4 +1,4 @@
-"""tape-train on toy tasks: it learns, it resumes bit by bit, it stops in time, and it tells mistakes in one line."""
+"""tape-train on toy tasks: it learns, it resumes bit by bit, it stops in time, and it reports mistakes in one line."""
 
 import json
 from pathlib import Path
@@ -46,9 +46,9 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 @pytest.mark.parametrize("task", sorted(FOLDERS))
 def test_every_task_trains(world, tmp_path, task):
     assert run(world, task, tmp_path / "run", "--max_steps", 3, "--num_log_iter", 1) == 0
-    found = lines(tmp_path / "run")
-    assert [line["iteration"] for line in found if "grad_norm" in line] == [1, 2, 3]
-    assert TASKS[task].metric in found[-1]
+    log = lines(tmp_path / "run")
+    assert [line["iteration"] for line in log if "grad_norm" in line] == [1, 2, 3]
+    assert TASKS[task].metric in log[-1]
     args = json.loads((tmp_path / "run" / "args.json").read_text())
     assert args["best_step"] == 3 and args["from_pretrained"] is None and args["args"]["task"] == task
     config = json.loads((tmp_path / "run" / "config.json").read_text())
@@ -59,9 +59,9 @@ def test_it_learns(world, tmp_path):
     """Labels that follow from the residue: from a third right to nearly all."""
     flags = ("--num_train_epochs", 12, "--learning_rate", 1e-2, "--eval_freq", 12, "--num_log_iter", 1)
     assert run(world, "secondary_structure", tmp_path / "run", *flags) == 0
-    found = lines(tmp_path / "run")
-    assert found[0]["loss"] > 1.0 > 0.3 > found[-2]["loss"]
-    assert found[-1]["accuracy"] > 0.9
+    log = lines(tmp_path / "run")
+    assert log[0]["loss"] > 1.0 > 0.3 > log[-2]["loss"]
+    assert log[-1]["accuracy"] > 0.9
 
 
 def test_labels_that_mean_nothing_are_not_learned(world, tmp_path):
@@ -123,25 +123,25 @@ def test_resume_with_nothing_saved_starts_afresh(world, tmp_path, capsys):
 def first_steps(world: Path, out: Path) -> dict[int, tuple[float, float]]:
     """(loss, gradient norm) of one step on all 64 proteins, by the number of parts it is computed in."""
     config = write_config(world / "no_dropout.json", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
-    found = {}
+    results = {}
     for parts in (1, 5):
         flags = ("--max_steps", 1, "--batch_size", 64, "--gradient_accumulation_steps", parts, "--num_log_iter", 1)
         where = out / f"parts{parts}"
         assert run(world, "masked_language_modeling", where, *flags, "--model_config_file", config) == 0
-        found[parts] = (lines(where)[0]["loss"], lines(where)[0]["grad_norm"])
-    return found
+        results[parts] = (lines(where)[0]["loss"], lines(where)[0]["grad_norm"])
+    return results
 
 
 def test_accumulation_changes_nothing(world, tmp_path, monkeypatch):
     """Sum, then divide once: parts with unequal numbers of hidden residues give the gradient of the whole batch."""
-    found = first_steps(world, tmp_path / "sums")
-    assert found[1] == pytest.approx(found[5], rel=1e-5)
+    results = first_steps(world, tmp_path / "sums")
+    assert results[1] == pytest.approx(results[5], rel=1e-5)
     # The negative control: a mean of the parts' means is another loss.
     kind = type(TASKS["masked_language_modeling"])
     loss = kind.loss
     monkeypatch.setattr(kind, "loss", lambda *args: (loss(*args)[0] / loss(*args)[1], 1))
-    found = first_steps(world, tmp_path / "means")
-    assert found[1] != pytest.approx(found[5], rel=1e-4)
+    results = first_steps(world, tmp_path / "means")
+    assert results[1] != pytest.approx(results[5], rel=1e-4)
 
 
 def test_patience_stops_and_the_best_weights_stay(world, tmp_path, monkeypatch):
@@ -262,17 +262,17 @@ def test_masks_change_with_the_epoch(world, tmp_path):
         ("stability", ("--model_config_file", "missing.json"), "missing.json"),
     ],
 )
-def test_mistakes_are_told_in_one_line(world, tmp_path, capsys, monkeypatch, task, flags, message):
+def test_mistakes_are_reported_in_one_line(world, tmp_path, capsys, monkeypatch, task, flags, message):
     monkeypatch.chdir(tmp_path)
     assert run(world, task, tmp_path / "run", "--max_steps", 1, *flags) == 2
-    told = capsys.readouterr().err.strip().splitlines()
-    assert message in told[-1] and told[-1].startswith("error: ")
-    assert not [line for line in told if "Traceback" in line]
+    messages = capsys.readouterr().err.strip().splitlines()
+    assert message in messages[-1] and messages[-1].startswith("error: ")
+    assert not [line for line in messages if "Traceback" in line]
     assert not (tmp_path / "run" / "model.safetensors").exists()
 
 
 @pytest.mark.parametrize("flags", [("--batchsize", "8"), ("--patience", "0"), ("--head", "other")])
-def test_wrong_flags_are_told_in_one_line(world, tmp_path, capsys, flags):
+def test_wrong_flags_are_reported_in_one_line(world, tmp_path, capsys, flags):
     with pytest.raises(SystemExit) as stopped:
         run(world, "stability", tmp_path / "run", *flags)
     assert stopped.value.code == 2
@@ -297,8 +297,8 @@ def test_a_model_of_another_shape_is_refused(world, tmp_path, capsys):
     other = write_config(tmp_path / "other.json", hidden_size=32)
     flags = ("--from_pretrained", tmp_path / "start", "--model_config_file", other)
     assert run(world, "stability", tmp_path / "run", *flags, random=False) == 2
-    told = capsys.readouterr().err.strip().splitlines()[-1]
-    assert "16" in told and "32" in told
+    message = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "16" in message and "32" in message
 
 
 def test_a_damaged_state_is_refused(world, tmp_path, capsys):

@@ -102,24 +102,24 @@ def test_a_run_whose_process_dies_resumes_bit_by_bit(world, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_mistake_of_all_processes_is_told_once(world, tmp_path):
+def test_a_mistake_of_all_processes_is_reported_once(world, tmp_path):
     (tmp_path / "slow.py").write_text(TELLS_LATE)  # torchrun ends the others when the first has failed
     flags = ("--data_dir", tmp_path, "--plugin", tmp_path / "slow.py")
     done = run(world, "fluorescence", tmp_path / "run", 2, *flags)
     assert done.returncode == 2
-    told = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert len(told) == 1 and "fluorescence_train.lmdb" in told[0] and "Traceback" not in done.stderr
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1 and "fluorescence_train.lmdb" in errors[0] and "Traceback" not in done.stderr
 
 
-def test_wrong_flags_are_told_before_any_process_starts(monkeypatch, capsys):
+def test_wrong_flags_are_reported_before_any_process_starts(monkeypatch, capsys):
     def never(words):
         raise AssertionError("processes were started")
 
     monkeypatch.setattr(train_distributed, "start_processes", never)
     assert errors.run(train_distributed.main, ["transformer", "stabilty"]) == 2
     assert errors.run(train_distributed.main, ["unirep", "stability"]) == 2
-    told = capsys.readouterr().err.splitlines()
-    assert len(told) == 2 and "left out" in told[1]
+    messages = capsys.readouterr().err.splitlines()
+    assert len(messages) == 2 and "left out" in messages[1]
     with pytest.raises(SystemExit):
         train_distributed.main(["transformer", "stability", "--batchsize", "3"])
     assert len(capsys.readouterr().err.splitlines()) == 1

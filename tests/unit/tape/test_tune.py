@@ -1,4 +1,4 @@
-"""tape.tune: the grid's best recipe on proteins held out of train; every mistake is told before a trial starts."""
+"""tape.tune: the grid's best recipe on proteins held out of train; every mistake is reported before a trial starts."""
 
 import json
 import math
@@ -50,12 +50,12 @@ def test_the_best_trial_becomes_a_recipe(world, tmp_path, in_process, capsys):
     out = tmp_path / "out"
     line = ["--grid", "learning_rate", "0", "1e-2", "--grid", "pooling", "mean", "--", *words(world, "--seeds", 0, 1)]
     assert tune.main([out, *line]) == 0
-    found = json.loads((out / "trials.json").read_text())
-    assert [trial["trial"]["learning_rate"] for trial in found["trials"]] == [0.01, 0.0], "best first"
-    for trial in found["trials"]:
+    report = json.loads((out / "trials.json").read_text())
+    assert [trial["trial"]["learning_rate"] for trial in report["trials"]] == [0.01, 0.0], "best first"
+    for trial in report["trials"]:
         assert len(trial["best"]) == len(trial["steps"]) == 2
         assert trial["mean"] == pytest.approx(sum(trial["best"]) / 2)
-    assert found["trials"][0]["mean"] > found["trials"][1]["mean"] + 0.1, "a rate of 0 learns nothing"
+    assert report["trials"][0]["mean"] > report["trials"][1]["mean"] + 0.1, "a rate of 0 learns nothing"
     recipe = yaml.safe_load((out / "recipe.yaml").read_text())
     assert recipe["learning_rate"] == 0.01 and recipe["pooling"] == "mean" and recipe["max_steps"] == 12
     assert "num_train_epochs" not in recipe and "learning_rate 0.01 is at the edge" in capsys.readouterr().out
@@ -97,13 +97,13 @@ def test_every_trial_is_held_out_of_train(world, tmp_path, in_process):
         (["learning_rate", "1"], ["--max_step", "3"], "did you mean --max_steps"),
     ],
 )
-def test_mistakes_are_told_before_a_trial_starts(world, tmp_path, in_process, capsys, grid, more, message):
+def test_mistakes_are_reported_before_a_trial_starts(world, tmp_path, in_process, capsys, grid, more, message):
     try:
         status = errors.run(tune.main, [tmp_path / "out", "--grid", *grid, "--", *words(world, *more)])
     except SystemExit as end:  # tape-train's parser
         status = end.code
-    told = capsys.readouterr().err
-    assert status == 2 and message in told and told.count("\n") == 1
+    stderr = capsys.readouterr().err
+    assert status == 2 and message in stderr and stderr.count("\n") == 1
     assert not in_process and not (tmp_path / "out").exists()
 
 
@@ -111,8 +111,8 @@ def test_words_that_are_missing(tmp_path, capsys):
     for line in ([tmp_path], [tmp_path, "--grid", "pooling", "mean"]):
         with pytest.raises(SystemExit, match="2"):
             tune.main(line)
-    told = capsys.readouterr().err.splitlines()
-    assert len(told) == 2 and "--grid" in told[0] and "MODEL_TYPE TASK" in told[1]
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2 and "--grid" in lines[0] and "MODEL_TYPE TASK" in lines[1]
 
 
 def test_a_trial_that_fails_ends_the_rest(world, tmp_path, monkeypatch):

@@ -1,6 +1,6 @@
-"""The neighbours' own doors: a model opened from disk as its users open it, as a function from tokens to states.
+"""Loaders: a model opened from disk as its format's users open it, as a function from tokens to states.
 
-run = tape_door(directory, model)
+run = load_tape(directory, model)
 hidden, logits = run(["[CLS]", "M", "K", "[SEP]"])      # [T, h], and [T, V] in the order of run.tokens or None
 """
 
@@ -21,14 +21,14 @@ from proteinlm.tokenizer import TAPE_TOKENS
 
 
 @dataclass(frozen=True)
-class Door:
+class LoadedModel:
     """A model behind one function of token ids; `tokens` are its vocabulary in the pretraining spelling."""
 
     name: str
     tokens: list[str]
     states: Callable[[Tensor], tuple[Tensor, Tensor | None]]  # ids [T] -> hidden [T, h], logits [T, rows] or None
     lm_head_act: str | None = None  # what its LM head computes, where that is not the model's own lm_head_act
-    tokenize: Callable[[str], list[int]] | None = None  # the neighbour's own tokenizer, on a plain sequence
+    tokenize: Callable[[str], list[int]] | None = None  # the format's own tokenizer, on a plain sequence
 
     @torch.no_grad()
     def __call__(self, tokens: Sequence[str]) -> tuple[Tensor, Tensor | None]:
@@ -36,7 +36,7 @@ class Door:
         return hidden.float(), None if logits is None else logits.float()[:, : len(self.tokens)]
 
 
-def own_door(model: PortableModel) -> Door:
+def load_own(model: PortableModel) -> LoadedModel:
     """This project's pretraining model."""
     bert = model.build()
 
@@ -45,10 +45,10 @@ def own_door(model: PortableModel) -> Door:
         hidden = bert(ids, torch.arange(len(ids)), bounds)
         return hidden, bert.lm_logits(hidden) if model.has_lm_head else None
 
-    return Door("pretrain", canonical(model.tokenizer.tokens), states)
+    return LoadedModel("pretrain", canonical(model.tokenizer.tokens), states)
 
 
-def tape_door(directory: Path, model: PortableModel) -> Door:
+def load_tape(directory: Path, model: PortableModel) -> LoadedModel:
     """`tape`'s classes, as `tape-train --from_pretrained` opens them."""
     from tape.models.modeling_bert import ProteinBertForMaskedLM, ProteinBertModel
 
@@ -59,10 +59,10 @@ def tape_door(directory: Path, model: PortableModel) -> Door:
     def states(ids: Tensor) -> tuple[Tensor, Tensor | None]:
         return encoder(ids[None])[0][0], bert(ids[None])[0][0] if model.has_lm_head else None
 
-    return Door("tape", canonical(TAPE_TOKENS), states)
+    return LoadedModel("tape", canonical(TAPE_TOKENS), states)
 
 
-def transformers_door(directory: Path, model: PortableModel, family: str, tokens: Sequence[str]) -> Door | None:
+def load_transformers(directory: Path, model: PortableModel, family: str, tokens: Sequence[str]) -> LoadedModel | None:
     """The classes of `transformers` whose names begin with `family`; None where that library is not installed.
 
     Its loading report must be empty. tokens: the vocabulary in the order of the directory's ids.
@@ -89,7 +89,7 @@ def transformers_door(directory: Path, model: PortableModel, family: str, tokens
     def tokenize(protein: str) -> list[int]:
         return list(tokenizer(protein)["input_ids"])
 
-    return Door("transformers", canonical(tokens), states, model.config.hidden_act, tokenize)
+    return LoadedModel("transformers", canonical(tokens), states, model.config.hidden_act, tokenize)
 
 
 PROBLEMS = ("missing_keys", "unexpected_keys", "mismatched_keys")

@@ -1,4 +1,4 @@
-"""The whole road on random proteins, as a user walks it: FASTA, shards, checkpoint, TAPE model, five numbers, a table.
+"""Every stage on random proteins, as a user runs them: FASTA, shards, checkpoint, TAPE model, five numbers, a table.
 
 That the numbers mean something is for `make demo`; here every command must take what the one before it wrote.
 """
@@ -112,19 +112,19 @@ def test_a_resumed_run_is_the_uninterrupted_one(checkpoint, pretrain, tmp_path):
     resumed = pretrain(save)
     whole = [json.loads(line) for line in (checkpoint / "metrics.jsonl").read_text().splitlines()]
     for name in ("lm_loss", "grad_norm", "learning_rate", "consumed_train_samples", "valid_loss"):
-        ours, theirs = ([line[name] for line in lines if name in line] for lines in (resumed, whole))
-        assert ours == theirs, name
-    ours, theirs = weights(save, ITERATIONS), weights(checkpoint, ITERATIONS)
-    assert ours.keys() == theirs.keys()
-    assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
+        actual, expected = ([line[name] for line in lines if name in line] for lines in (resumed, whole))
+        assert actual == expected, name
+    actual, expected = weights(save, ITERATIONS), weights(checkpoint, ITERATIONS)
+    assert actual.keys() == expected.keys()
+    assert [name for name in actual if not torch.equal(actual[name], expected[name])] == []
 
 
 def test_the_comparison_can_tell_runs_apart(checkpoint, pretrain, tmp_path):
     """Dropout's random state matters: forget it when resuming, and the run is another one."""
     pretrain(tmp_path / "ckpt", "--exit-interval", 3)
     pretrain(tmp_path / "ckpt", "--no-load-rng")
-    ours, theirs = weights(tmp_path / "ckpt", ITERATIONS), weights(checkpoint, ITERATIONS)
-    assert any(not torch.equal(ours[name], theirs[name]) for name in ours)
+    actual, expected = weights(tmp_path / "ckpt", ITERATIONS), weights(checkpoint, ITERATIONS)
+    assert any(not torch.equal(actual[name], expected[name]) for name in actual)
 
 
 def test_the_model_is_one_that_tape_reads(model):
@@ -141,7 +141,7 @@ def test_each_task_ends_in_a_number(task, results):
     assert metric in json.dumps(report)
 
 
-def test_the_table_shows_ours_beside_the_published(results, run_command):
+def test_the_table_shows_our_numbers_beside_the_published(results, run_command):
     table = run_command("tape-table", results, "--markdown").stdout
     assert all(task in table for task in METRICS)
     assert "0.75" in table and "0.36" in table
