@@ -5,9 +5,8 @@
     encoder = proteinlm.load("model")                # what `python -m converter --target tape` wrote
     vectors = encoder.embed(["MKV", "MKVLA"])        # numpy float32 [2, h]
 
-The modules of this package are also what pretraining, conversion and finetuning have in common: the network, the
-tokenizers, readers of files. A name below is imported when it is first used, so that what needs no torch does not wait
-for it.
+Pretraining, conversion and finetuning use the modules of this package too: network, tokenizers, readers of files. A
+name below is imported when it is first used, so that what needs no torch does not wait for it.
 """
 
 import importlib

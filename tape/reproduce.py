@@ -23,8 +23,7 @@ from pathlib import Path
 from proteinlm import errors
 from proteinlm.errors import InputError
 from proteinlm.files import write_json
-from proteinlm.model_dir.files import read_config
-from proteinlm.model_dir.recognise import model_type_of
+from proteinlm.model_dir.files import model_type_of, read_config
 from tape.data.splits import evaluation_splits, has_split
 from tape.recipes import PRESETS, read_yaml
 from tape.registry import model_types, resolve_task

@@ -7,9 +7,11 @@ What must hold: every tensor's name and shape is checked against config.json, an
 what is left out is in the notes. Where decoder and embedding of a file differ (the original tied a random decoder), the
 embedding wins and mlm.* is left out. Files from elsewhere go through proteinlm.untrusted.safe_load.
 
-songlab's own transformer (post-LN) is another architecture: PostLayerNormFile says so.
+songlab's own transformer (post-LN) is another architecture: PostLayerNormFile says so. What is no model directory is
+answered here in one line with what to do, so that `proteinlm.load` and every command say the same.
 """
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,10 +24,12 @@ from proteinlm.files import read_json, write_json
 from proteinlm.model import ModelConfig
 from proteinlm.model_dir.config import TAPE_EXTRAS, model_config_of
 from proteinlm.model_dir.names import DECODER, FINAL_NORM, TAPE_NAMES, TOKEN_TYPES, UNUSED, WORDS, from_tape
-from proteinlm.model_dir.recognise import model_type_of, no_model_directory
-from proteinlm.model_dir.weights import CONFIG_NAME, WeightFiles, write_weights
+from proteinlm.model_dir.weights import SAFE_NAME, TORCH_NAME, WeightFiles, write_weights
 
-WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt")
+CONFIG_NAME = "config.json"
+MEGATRON_NAME = "model_optim_rng.pt"
+# What pretraining and Megatron leave in a directory of checkpoints.
+CHECKPOINT_FILES = ("latest_checkpointed_iteration.txt", "iter_*", "meta.json", "mp_rank_*", MEGATRON_NAME)
 OPTIONAL = (TOKEN_TYPES, FINAL_NORM, UNUSED)  # a file may have these where the model does not
 
 
@@ -49,9 +53,38 @@ def read_config(directory: str | Path) -> dict:
     """config.json of `directory` (or a JSON file itself) as a dict; InputError with what to do for another thing."""
     path = Path(directory)
     file = path / CONFIG_NAME if path.is_dir() else path
-    if not file.is_file() or file.suffix in WEIGHT_SUFFIXES:
+    if not file.is_file() or file.suffix in (".safetensors", ".bin", ".pt"):
         raise no_model_directory(path)
     return read_json(file)
+
+
+def no_model_directory(path: Path) -> InputError:
+    """The error for a path that is no directory with a config.json."""
+    is_megatron = path.is_file() and path.name == MEGATRON_NAME
+    if is_megatron or any(next(path.glob(pattern), None) for pattern in CHECKPOINT_FILES):
+        return InputError(f"{path}: a training checkpoint; {_conversion(path)} makes a model of it")
+    if path.is_file() and (path.parent / CONFIG_NAME).is_file():
+        return InputError(f"{path}: a file of a model directory; give the directory, {path.parent}")
+    fault = f"{path}: a file" if path.is_file() else f"{path / CONFIG_NAME if path.is_dir() else path}: no such file"
+    return InputError(f"{fault}; a model directory holds {CONFIG_NAME} and {SAFE_NAME} or {TORCH_NAME}")
+
+
+def model_type_of(config: Mapping, directory: Path) -> str:
+    """The model type (TAPE's base_model) of a directory with this config.json; InputError for a file, and for Hugging
+    Face's, which have a model_type and no base_model."""
+    if directory.is_file():
+        raise no_model_directory(directory)
+    kind = config.get("model_type") or config.get("architectures")
+    if kind and "base_model" not in config:
+        advice = f"{_conversion(directory)} makes a model of it"
+        if "megatronbert" not in str(kind).lower().replace("-", ""):
+            advice = "of Hugging Face's models only a megatron-bert can be opened, after conversion"
+        raise InputError(f"{directory}: Hugging Face's {ascii(kind)[:40]}; {advice}")
+    return str(config.get("base_model") or "transformer")
+
+
+def _conversion(path: Path) -> str:
+    return f"python -m converter --load {shlex.quote(str(path))} --save DIR --target tape"
 
 
 def load_tape_dir(directory: str | Path, overrides: Mapping | None = None) -> TapeFiles:

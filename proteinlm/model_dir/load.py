@@ -16,9 +16,8 @@ from proteinlm.devices import choose_device
 from proteinlm.encoder import Encoder
 from proteinlm.errors import InputError
 from proteinlm.model import ModelConfig, ProteinBert
-from proteinlm.model_dir.files import CONFIG_NAME, load_tape_dir, read_config
+from proteinlm.model_dir.files import CONFIG_NAME, load_tape_dir, model_type_of, read_config
 from proteinlm.model_dir.find import find_model
-from proteinlm.model_dir.recognise import model_type_of
 from proteinlm.tokenizer import Tokenizer, build_tokenizer
 
 logger = logging.getLogger(__name__)

@@ -18,7 +18,7 @@ from proteinlm.errors import InputError
 from proteinlm.files import atomic_path, read_json
 from proteinlm.untrusted.safe_load import safe_torch_load
 
-CONFIG_NAME, SAFE_NAME, TORCH_NAME = "config.json", "model.safetensors", "pytorch_model.bin"
+SAFE_NAME, TORCH_NAME = "model.safetensors", "pytorch_model.bin"
 
 Translate = Callable[[str, Tensor], Mapping[str, Tensor]]
 DTYPE_NAMES = {  # in the order in which a file has them, the widest first

@@ -12,7 +12,7 @@ import numpy as np
 
 from proteinlm import files
 from proteinlm.errors import InputError
-from proteinlm.model_dir.weights import SAFE_NAME, TORCH_NAME
+from proteinlm.model_dir.files import SAFE_NAME, TORCH_NAME
 
 RESULT_KEYS = ("task", "split", "metric", "value", "n_examples", "head", "checkpoint", "seed")
 
