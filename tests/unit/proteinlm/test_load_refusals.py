@@ -15,7 +15,7 @@ from tape import ProteinLSTMModel, embed, evaluate, predict, reproduce, train
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory):
-    return write_model(tmp_path_factory.mktemp("door") / "model")
+    return write_model(tmp_path_factory.mktemp("load") / "model")
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +120,7 @@ COMMANDS = {
 
 
 @pytest.mark.parametrize("path", LINES)
-def test_the_door_says_what_to_do(home, path):
+def test_the_message_says_what_to_do(home, path):
     with pytest.raises(InputError, match=f"^{LINES[path].format(home / path)}$"):
         proteinlm.load(home / path, device="cpu")
 
