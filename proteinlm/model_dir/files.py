@@ -65,7 +65,8 @@ def no_model_directory(path: Path) -> InputError:
         return InputError(f"{path}: a training checkpoint; {_conversion(path)} makes a model of it")
     if path.is_file() and (path.parent / CONFIG_NAME).is_file():
         return InputError(f"{path}: a file of a model directory; give the directory, {path.parent}")
-    fault = f"{path}: a file" if path.is_file() else f"{path / CONFIG_NAME if path.is_dir() else path}: no such file"
+    missing = path / CONFIG_NAME if path.is_dir() else path
+    fault = f"{path}: a file" if path.is_file() else f"{missing}: no such file"
     return InputError(f"{fault}; a model directory holds {CONFIG_NAME} and {SAFE_NAME} or {TORCH_NAME}")
 
 

@@ -48,7 +48,7 @@ DEVICE_FLAGS = ("device", "no_cuda", "bf16", "fp16")
 
 
 def add_flags(parser: argparse._ActionsContainer, *names: str) -> None:
-    """These of FLAGS."""
+    """Add the flags of these names, as FLAGS declares them."""
     for name in names:
         parser.add_argument(f"--{name}", **FLAGS[name])
 
