@@ -7,14 +7,18 @@ The curves and maps are drawn by the demo's own report (demo/report.py), so the 
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parent.parent))  # demo/ is not installed
 
-def draw(paths, facts: dict):
+from demo.paths import Paths
+from demo.report import draw_contacts, draw_loss
+
+
+def draw(paths: Paths, facts: dict):
     """The figure: the loss curve above, the contact maps below it, and a line that says what was run."""
     from matplotlib.figure import Figure
-
-    from demo.report import draw_contacts, draw_loss
 
     config = json.loads((paths.model / "config.json").read_text(encoding="utf-8"))
     figure = Figure(figsize=(11, 6.4), layout="constrained", facecolor="white")
@@ -36,8 +40,6 @@ def main() -> None:
     parser.add_argument("demo_output", type=Path, help="what `make demo` wrote")
     parser.add_argument("picture", type=Path, help="a .png or .svg to write")
     args = parser.parse_args()
-    from demo.paths import Paths
-
     facts = json.loads((args.demo_output / "facts.json").read_text(encoding="utf-8"))
     draw(Paths(args.demo_output), facts).savefig(args.picture, dpi=130)
 

@@ -1,8 +1,11 @@
 """The report: verdicts from paired bootstrap intervals, and one HTML file that needs no other."""
 
 import json
+import os
 import re
 import runpy
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -93,6 +96,13 @@ def test_picture_of_the_front_page(paths):
     assert [line.get_label() for line in curve.lines][:2] == ["training", "validation"]
     assert np.array_equal(true.images[0].get_array(), np.eye(9))
     assert "0.20" in predicted.get_title()  # the median of 0, 0.2 and 0.5
+
+
+@pytest.mark.slow
+def test_the_front_page_is_drawn_from_any_folder(tmp_path):
+    command = [sys.executable, str(ROOT / "benchmarks/front_page.py"), "absent", "picture.png"]
+    done = subprocess.run(command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": ""}, capture_output=True, text=True)
+    assert "No such file or directory: 'absent/facts.json'" in done.stderr  # it got as far as reading the demo
 
 
 def test_the_surest_pairs_are_those_that_the_metric_counts():
