@@ -4,6 +4,8 @@ import parity_jobs as jobs
 import pytest
 import torch
 
+pytestmark = pytest.mark.slow
+
 TP = ["--tensor-model-parallel-size", "2"]
 SP = [*TP, "--sequence-parallel"]
 PP = ["--pipeline-model-parallel-size", "2"]

@@ -49,6 +49,11 @@ LAYOUTS = {
 }
 
 
+def marks(processes: int, flags: list[str]) -> list[pytest.MarkDecorator]:
+    """The fast tier has every axis alone, without recomputation."""
+    return [pytest.mark.slow] if processes > 3 or flags[-2:] == RECOMPUTE else []
+
+
 @pytest.fixture(scope="module")
 def one_process(ranks, corpus) -> dict[str, torch.Tensor]:
     return ranks.run(1, jobs.train, corpus)[0]
@@ -59,7 +64,7 @@ def differences(actual: dict[str, torch.Tensor], expected: dict[str, torch.Tenso
     return {name: float((actual[name] - value).abs().max()) for name, value in expected.items()}
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", [pytest.param(name, marks=marks(*LAYOUTS[name])) for name in LAYOUTS])
 def test_a_layout_trains_the_same_model(layout, ranks, corpus, one_process):
     size, flags = LAYOUTS[layout]
     for actual in ranks.run(size, jobs.train, [*corpus, *flags]):  # every process reports the same

@@ -66,6 +66,7 @@ def first_loss(shard: Path, load: Path, save: Path, *flags: object) -> float:
     return next(line["lm_loss"] for line in lines if "lm_loss" in line)
 
 
+@pytest.mark.slow
 def test_continued_pretraining_starts_at_the_predicted_loss(tmp_path, megatron_dir, shard, capsys):
     words = ("--load", megatron_dir, "--save", tmp_path / "dcp", "--target", "dcp", "--verify", "--data-path", shard)
     command(convert.main, *words, *DATA)
@@ -76,6 +77,7 @@ def test_continued_pretraining_starts_at_the_predicted_loss(tmp_path, megatron_d
     assert abs(fresh - math.log(31)) < 0.2
 
 
+@pytest.mark.slow
 def test_a_converted_checkpoint_goes_on_at_its_iteration(tmp_path, megatron_dir, shard, capsys):
     """Without --finetune: its counters go on, from its weights. What it does not hold is waived by flags, all named."""
     command(convert.main, "--load", megatron_dir, "--save", tmp_path / "dcp", "--target", "dcp")
