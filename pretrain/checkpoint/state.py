@@ -14,6 +14,7 @@ import zlib
 from collections import ChainMap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -95,7 +96,7 @@ class RunState:
             "model_config": asdict(self.config.model_config(self.tokenizer)),
             "tokenizer": self.tokenizer.to_dict(),
             "config": self.config.to_dict(),
-            "proteins": self._proteins(),
+            "proteins": self._proteins,
             "counters": asdict(self.counters),
             "interval": self.interval.means,
             "layout": asdict(self.world.layout),
@@ -104,6 +105,7 @@ class RunState:
             "previous": self.saved_at,
         }
 
+    @cached_property
     def _proteins(self) -> dict:
         """What identifies a training set: shards may have moved or been made anew under the same name."""
         indexes = [reader.indexed for reader in self.train_data.readers]
@@ -188,12 +190,12 @@ class RunState:
     def _check_data(self, meta: dict, where: str) -> list[str]:
         """Notices of what is not as it was; an InputError where samples are others, unless --override-data."""
         saved, current = (ChainMap(*config.values()) for config in (meta["config"], self.config.to_dict()))
-        changed, proteins = _changed(saved, current, SAMPLES), self._proteins()
+        changed, proteins = _changed(saved, current, SAMPLES), self._proteins
         # older checkpoints hold no lengths
         other_proteins = any(value != proteins.get(name, value) for name, value in meta.get("proteins", {}).items())
         other_proteins |= _shares(saved["data_path"]) != _shares(current["data_path"])
-        if other_proteins and not changed:
-            changed = {"data_path": "other proteins in the files of --data-path"}
+        if other_proteins and not changed.keys() & {"data_path", "split"}:
+            changed["data_path"] = "other proteins in the files of --data-path"
         if (other_proteins or changed.keys() & set(ORDER)) and not self.config.checkpoint.override_data:
             consumed = f"the {meta['counters']['consumed_train_samples']:,} samples consumed are others there"
             raise InputError(

@@ -177,6 +177,8 @@ def test_proteins_in_another_order_are_other_proteins(prefix, begun, tmp_path):
             writer.add(shard.read(number), [len(shard.read(number))])
     with pytest.raises(InputError, match="trained with other proteins in the files of --data-path: the 16 samples"):
         resumed(copy, tmp_path / "a", tmp_path / "a")
+    with pytest.raises(InputError, match=r"mask-prob 0\.15, this run asks for 0\.2; other proteins in the files"):
+        resumed(copy, tmp_path / "a", tmp_path / "a", "--mask-prob", "0.2")
     path = tmp_path / "a" / "iter_0000002" / "meta.json"
     meta = json.loads(path.read_text())
     del meta["proteins"]["lengths"]

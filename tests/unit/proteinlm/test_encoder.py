@@ -20,16 +20,6 @@ LETTERS = list("ACDEFGHIKLMNPQRSTVWYX")
 
 
 @pytest.fixture(scope="module")
-def directory(tmp_path_factory):
-    return write_model(tmp_path_factory.mktemp("encoder") / "model")
-
-
-@pytest.fixture(scope="module")
-def encoder(directory):
-    return proteinlm.load(directory, device="cpu")
-
-
-@pytest.fixture(scope="module")
 def proteins():
     rng = np.random.default_rng(0)
     return ["".join(rng.choice(LETTERS, length)) for length in rng.permutation(np.arange(1, 41, 3))]

@@ -13,16 +13,6 @@ from proteinlm.errors import InputError
 from tape import ProteinLSTMModel, embed, evaluate, predict, reproduce, train
 
 
-@pytest.fixture(scope="module")
-def directory(tmp_path_factory):
-    return write_model(tmp_path_factory.mktemp("load") / "model")
-
-
-@pytest.fixture(scope="module")
-def encoder(directory):
-    return proteinlm.load(directory, device="cpu")
-
-
 @pytest.mark.parametrize(
     ("sequences", "name"),
     [

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch_saved import torch_bytes, torch_file
 
 from proteinlm.errors import InputError
 from proteinlm.untrusted.safe_load import safe_pickle_loads, safe_torch_load
@@ -72,18 +73,6 @@ ATTACKS = {
     "as the state": lambda m: Call(OrderedDict, state={"x": Call(os.system, touch(m))}),
     "defaultdict factory": lambda m: defaultdict(Call(os.system, touch(m))),
 }
-
-
-def torch_bytes(value, **kwargs) -> io.BytesIO:
-    file = io.BytesIO()
-    torch.save(value, file, **kwargs)
-    file.seek(0)
-    return file
-
-
-def torch_file(path: Path, value, legacy: bool = False) -> Path:
-    torch.save(value, path, _use_new_zipfile_serialization=not legacy)
-    return path
 
 
 @pytest.fixture

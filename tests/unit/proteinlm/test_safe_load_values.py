@@ -11,24 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch_saved import torch_bytes, torch_file
 
 from proteinlm.errors import InputError
 from proteinlm.untrusted.safe_load import StandIn, safe_pickle_loads, safe_torch_load
 
 ROOT = Path(__file__).resolve().parents[3]
 FIXTURES = ROOT.parent / "shared" / "fixtures" / "megatron"
-
-
-def torch_bytes(value, **kwargs) -> io.BytesIO:
-    file = io.BytesIO()
-    torch.save(value, file, **kwargs)
-    file.seek(0)
-    return file
-
-
-def torch_file(path: Path, value, legacy: bool = False) -> Path:
-    torch.save(value, path, _use_new_zipfile_serialization=not legacy)
-    return path
 
 
 def same(a, b) -> bool:
