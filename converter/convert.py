@@ -17,8 +17,8 @@ from converter.sources import FORMATS, read, recognise
 from converter.verify import Say, first_step_loss, verify
 from proteinlm.errors import ArgumentParser, InputError
 from proteinlm.files import fsync_path, write_text
-from proteinlm.model import ACTIVATIONS
 from proteinlm.model_dir.load import DTYPES
+from proteinlm.network.config import ACTIVATIONS
 from tape.runs.flags import count, positive
 
 REPORT = "conversion_report.txt"

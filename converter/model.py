@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from proteinlm.errors import InputError
-from proteinlm.model import ModelConfig, ProteinBert, initialize
 from proteinlm.model_dir.config import CONFIG_KEYS, RULES, SIZE, check_values
 from proteinlm.model_dir.files import check_tensors, same
-from proteinlm.model_dir.names import parameters_without_memory
+from proteinlm.model_dir.names import tensors_without_memory
+from proteinlm.network.config import ModelConfig
+from proteinlm.network.model import ProteinBert, initialize
 from proteinlm.tokenizer import Tokenizer
 
 # The tensors whose first dimension is the (padded) vocabulary.
@@ -65,7 +66,7 @@ class PortableModel:
         if self.config.num_layers > len(self.tensors):  # before anything is made for each that a config claims
             layers = self.config.num_layers
             raise InputError(f"{self.origin}: {len(self.tensors)} tensors cannot be the {layers} layers of its config")
-        expected = parameters_without_memory(self.config, self.has_lm_head)
+        expected = tensors_without_memory(self.config, self.has_lm_head)
         check_tensors(self.tensors, expected, self.origin, who_needs="config asks for")
         for name, tensor in self.tensors.items():
             if tensor.dtype not in (torch.float32, torch.float16, torch.bfloat16, torch.float64):

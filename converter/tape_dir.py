@@ -6,7 +6,7 @@ from converter.formats import Format, ReadOptions, WriteOptions, model_dir_confi
 from converter.loaders import load_tape
 from converter.model import PortableModel
 from converter.vocabulary import to_tokenizer
-from proteinlm.model_dir.config import CONFIG_KEYS
+from proteinlm.model_dir.config import config_values
 from proteinlm.model_dir.files import CONFIG_NAME, read_config, write_tape_dir
 from proteinlm.model_dir.load import READERS
 
@@ -35,8 +35,7 @@ def prepare_tape(model: PortableModel, options: WriteOptions) -> PortableModel:
 
 def write_tape(model: PortableModel, directory: Path, options: WriteOptions) -> None:
     """Write encoder and masked-LM head."""
-    config = {key: getattr(model.config, field) for field, key in CONFIG_KEYS.items()}
-    config["converted_from"] = model.origin
+    config = config_values(model.config) | {"converted_from": model.origin}
     write_tape_dir(directory, config, model.tensors, torch_file=options.torch_file, dtype=options.dtype)
 
 

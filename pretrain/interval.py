@@ -13,7 +13,7 @@ from pretrain.data.dataset import Dataset
 from pretrain.data.loader import Batch
 from proteinlm.loss import IGNORE
 from proteinlm.masking import num_to_mask
-from proteinlm.model import ModelConfig
+from proteinlm.network.config import ModelConfig
 
 # Dense peak of the tensor cores in FLOP/s for bf16/fp16, from NVIDIA's data sheets (without sparsity). The longest name
 # that the device's own name contains decides. An unknown device has no MFU rather than a wrong one.

@@ -14,8 +14,8 @@ import importlib
 _MODULES = {
     "Encoder": "proteinlm.encoder",
     "InputError": "proteinlm.errors",
-    "ModelConfig": "proteinlm.model",
-    "ProteinBert": "proteinlm.model",
+    "ModelConfig": "proteinlm.network.config",
+    "ProteinBert": "proteinlm.network.model",
     "TAPETokenizer": "proteinlm.tokenizer",
     "Tokenizer": "proteinlm.tokenizer",
     "build_tokenizer": "proteinlm.tokenizer",

@@ -24,7 +24,8 @@ import torch
 from torch import Tensor
 
 from proteinlm.errors import InputError
-from proteinlm.model import ModelConfig, ProteinBert
+from proteinlm.network.config import ModelConfig
+from proteinlm.network.model import ProteinBert
 from proteinlm.progress import Progress
 from proteinlm.tokenizer import Tokenizer
 
@@ -252,12 +253,12 @@ class Encoder:
         if isinstance(sequences, Mapping | set | frozenset | bytes) or not np.iterable(sequences):
             raise InputError(f"sequences: a {type(sequences).__name__}; should be a string, or a list of strings")
         proteins = [sequences] if isinstance(sequences, str) else list(sequences)
-        limit = self.config.max_position_embeddings - 2
+        limit = self.config.max_tokens and self.config.max_tokens - 2
         for i, protein in enumerate(proteins):
             if not isinstance(protein, str) or not protein:
                 value = "empty" if protein == "" else f"a {type(protein).__name__}"
                 raise InputError(f"sequence {i}: {value}; should be a string of one residue or more")
-            if len(protein) > limit:
+            if limit is not None and len(protein) > limit:
                 raise InputError(f"sequence {i}: {len(protein)} residues, the model takes {limit}; crop or omit it")
         return proteins
 

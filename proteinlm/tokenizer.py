@@ -1,6 +1,6 @@
 """The only vocabulary: pretraining ids, TAPE ids, and SentencePiece as the alternative. Needs numpy alone; no torch.
 
-    tokenizer = build_tokenizer("iupac")          # or "tape", or "SentencePiece" with a model file
+    tokenizer = build_tokenizer("iupac")          # or "tape", "esm", or "SentencePiece" with a model file
     tokenizer.encode("MKV")                       # array([17, 15, 26], dtype=uint8): residues only, no [CLS]
 
 What must hold: ids are the line numbers of the published vocabularies (25 letters, no J); one residue is one id unless
@@ -22,11 +22,19 @@ from proteinlm.errors import InputError
 RESIDUES = "ABCDEFGHIKLMNOPQRSTUVWXYZ"  # every IUPAC letter but J
 PRETRAIN_SPECIALS = ("[PAD]", "[MASK]", "[CLS]", "[SEP]", "[UNK]")
 TAPE_SPECIALS = ("<pad>", "<mask>", "<cls>", "<sep>", "<unk>")
+ESM_SPECIALS = ("<pad>", "<mask>", "<cls>", "<eos>", "<unk>")
 PRETRAIN_TOKENS = (*PRETRAIN_SPECIALS, "[unused1]", *RESIDUES)
 TAPE_TOKENS = (*TAPE_SPECIALS, *RESIDUES)
+# ESM-1b, 1v and 2 (facebookresearch/esm, esm/constants.py and data.py); "." and "-" are gaps of alignments.
+ESM_TOKENS = ("<cls>", "<pad>", "<eos>", "<unk>", *"LAGVSERTIDPKQNFYMHWCXBUZO.-", "<null_1>", "<mask>")
+FIXED_VOCABULARIES = {
+    "iupac": (PRETRAIN_TOKENS, PRETRAIN_SPECIALS),
+    "tape": (TAPE_TOKENS, TAPE_SPECIALS),
+    "esm": (ESM_TOKENS, ESM_SPECIALS),
+}
 # The original's flag values; there is one upper-cased protein alphabet, so "case" and "lower case" are the same.
 IUPAC_TYPES = ("iupac", "BertWordPieceCase", "BertWordPieceLowerCase")
-TOKENIZER_TYPES = (*IUPAC_TYPES, "SentencePiece", "tape")
+TOKENIZER_TYPES = (*IUPAC_TYPES, "SentencePiece", "tape", "esm")
 # How a SentencePiece model is trained. [MASK] is a control symbol and takes the first free id, 1.
 SENTENCEPIECE = {
     **{"pad_id": 0, "pad_piece": "[PAD]", "bos_id": 2, "bos_piece": "[CLS]", "eos_id": 3, "eos_piece": "[SEP]"},
@@ -41,24 +49,29 @@ SENTENCEPIECE = {
 class Tokenizer:
     """A vocabulary and the map from residues to ids. `model` holds a SentencePiece model's bytes, else None."""
 
-    name: str  # iupac | tape | sentencepiece
+    name: str  # iupac | tape | esm | sentencepiece
     tokens: tuple[str, ...]
     model: bytes | None = None
 
     pad_id: int = field(init=False)
     mask_id: int = field(init=False)
     cls_id: int = field(init=False)
-    sep_id: int = field(init=False)
+    sep_id: int = field(init=False)  # ESM's <eos>
     unk_id: int = field(init=False)
 
     def __post_init__(self):
-        specials = TAPE_SPECIALS if self.name == "tape" else PRETRAIN_SPECIALS
+        _, specials = FIXED_VOCABULARIES.get(self.name, (None, PRETRAIN_SPECIALS))
         for name, token in zip(("pad_id", "mask_id", "cls_id", "sep_id", "unk_id"), specials, strict=True):
             object.__setattr__(self, name, self.tokens.index(token))
 
     @property
     def vocab_size(self) -> int:
         return len(self.tokens)
+
+    @property
+    def ends_proteins(self) -> bool:
+        """Whether a protein in pretraining ends with `sep_id`, as ESM's do; the others are `[CLS] residues`."""
+        return self.name == "esm"
 
     @property
     def one_to_one(self) -> bool:
@@ -85,8 +98,9 @@ class Tokenizer:
         if not self.one_to_one:
             raise InputError("a SentencePiece vocabulary does not map residues one to one; use --tokenizer-type iupac")
         table = np.full(256, self.unk_id, np.uint8)
-        for letter in RESIDUES:
-            table[[ord(letter), ord(letter.lower())]] = self.tokens.index(letter)
+        for i, token in enumerate(self.tokens):
+            if len(token) == 1:
+                table[[ord(token), ord(token.lower())]] = i
         table.setflags(write=False)
         return table
 
@@ -123,10 +137,10 @@ class Tokenizer:
         name, stored = value.get("name"), tuple(value.get("tokens", ()))
         if name == "sentencepiece":
             tokenizer = _from_model(base64.b64decode(value.get("model") or ""), "stored SentencePiece model")
-        elif name in ("iupac", "tape"):
+        elif name in FIXED_VOCABULARIES:
             tokenizer = build_tokenizer(name)
         else:
-            raise InputError(f"stored tokenizer is {name!r}; known: iupac, tape, sentencepiece")
+            raise InputError(f"stored tokenizer is {name!r}; known: {', '.join(FIXED_VOCABULARIES)}, sentencepiece")
         if tokenizer.tokens != stored:
             sizes = f"{len(stored)} tokens, {tokenizer.vocab_size} expected"
             raise InputError(f"stored {name} vocabulary is not the one of that name ({sizes})")
@@ -156,7 +170,8 @@ def build_tokenizer(tokenizer_type: str = "iupac", vocab_file: str | None = None
         if not vocab_file:
             raise InputError("--tokenizer-type SentencePiece needs --vocab-file x.model (--train-tokenizer makes one)")
         return _from_model(Path(vocab_file).read_bytes(), vocab_file)
-    tokenizer = Tokenizer("tape", TAPE_TOKENS) if kind == "tape" else Tokenizer("iupac", PRETRAIN_TOKENS)
+    name = "iupac" if kind in IUPAC_TYPES else kind
+    tokenizer = Tokenizer(name, FIXED_VOCABULARIES[name][0])
     if vocab_file:
         _check_vocab_file(vocab_file, tokenizer.tokens)
     return tokenizer

@@ -2,7 +2,7 @@
 
     weights = random_weights(seed=1, hidden=32, heads=4, layers=4)
     write_megatron(directory, weights, tp=2, pp=2, version=1.0)
-    our_tensors(weights)                 # what any reader must make of them, under the names of proteinlm.model
+    our_tensors(weights)                 # what any reader must make of them, under the names of proteinlm.network.model
 
 `weights` holds query, key and value apart, as [heads, head size, hidden]; nothing here is imported from the packages.
 """
@@ -88,7 +88,7 @@ def fused(layer: dict[str, np.ndarray], kind: str, version: float, heads: list[i
 
 
 def our_tensors(weights: Weights) -> dict[str, torch.Tensor]:
-    """The model under the names of proteinlm.model.ProteinBert, the vocabulary not padded."""
+    """The model under the names of proteinlm.network.model.ProteinBert, the vocabulary not padded."""
     tensors = {"word_embeddings.weight": weights.word, "position_embeddings.weight": weights.position}
     every_head = list(range(weights.heads))
     for i, layer in enumerate(weights.layers):

@@ -38,8 +38,8 @@ COMMANDS = {
 # tape.main is songlab's module of the commands as functions: it calls them, and nobody imports it.
 CALLS_COMMANDS = {"tape/main.py", "demo/run.py"}
 # The single-device maths knows nothing of files, flags or processes.
-MATHS = {"proteinlm/model.py", "proteinlm/attention.py", "proteinlm/loss.py"}
-MATHS_MAY_IMPORT = ("torch", "proteinlm.model", "proteinlm.attention", "proteinlm.loss")
+MATHS = {"proteinlm/network/model.py", "proteinlm/network/attention.py", "proteinlm/loss.py"}
+MATHS_MAY_IMPORT = ("torch", "proteinlm.network.model", "proteinlm.network.attention", "proteinlm.loss")
 UNTRUSTED = "proteinlm/untrusted/"
 # Who may read the environment: what starts a process, and (as torchrun wants it) what joins processes.
 READS_ENVIRONMENT = {
@@ -203,9 +203,9 @@ def test_every_python_file_keeps_the_rules(rule: Callable[[str, str], list[str]]
         (wrong_arrows, "converter/names.py", "import demo.run"),
         (imports_a_command, "tape/tune.py", "from tape.train import build_model"),
         (imports_a_command, "tape/runs/run_dir.py", "def lazy():\n    from tape import evaluate"),
-        (more_than_maths, "proteinlm/model.py", "import numpy"),
-        (too_long, "proteinlm/model.py", "\n" * 401),
-        (without_docstring, "proteinlm/model.py", "import torch"),
+        (more_than_maths, "proteinlm/network/model.py", "import numpy"),
+        (too_long, "proteinlm/network/model.py", "\n" * 401),
+        (without_docstring, "proteinlm/network/model.py", "import torch"),
         (opens_pickles, "tape/datasets.py", "import pickle\npickle.loads(b'')"),
         (opens_pickles, "tape/datasets.py", "torch.load(path, weights_only=True)"),
         (opens_pickles, "tape/datasets.py", "numpy.load(path, allow_pickle=True)"),
@@ -232,7 +232,7 @@ def test_a_crowded_folder_is_seen():
 @pytest.mark.parametrize(
     ("path", "source"),
     [
-        ("tape/models/base.py", "from proteinlm.model import ModelConfig\nimport proteinlm.errors"),
+        ("tape/models/base.py", "from proteinlm.network.model import ModelConfig\nimport proteinlm.errors"),
         ("tape/tasks/stability.py", "from ..models.heads import ValueHead\nfrom proteinlm import sequences"),
         ("converter/convert.py", "import pretrain.checkpoint.files\nimport tape.models.modeling_bert"),
         ("pretrain/trainer.py", "import tapestry"),

@@ -24,10 +24,10 @@ from converter.vocabulary import (
 )
 from proteinlm.errors import InputError
 from proteinlm.files import write_json
-from proteinlm.model import ModelConfig
 from proteinlm.model_dir.config import CONFIG_KEYS, model_config_of
 from proteinlm.model_dir.files import CONFIG_NAME, check_layers, check_tensors, read_config
 from proteinlm.model_dir.weights import WeightFiles, write_weights
+from proteinlm.network.config import ModelConfig
 from proteinlm.tokenizer import PRETRAIN_TOKENS, RESIDUES, build_tokenizer
 
 MODEL_TYPE, FAMILY = "megatron-bert", "MegatronBert"

@@ -16,7 +16,7 @@ from converter.model import PortableModel, make_config
 from converter.names import LAYER, MEGATRON_ARGS
 from converter.vocabulary import WIDEST_PADDING
 from proteinlm.errors import InputError
-from proteinlm.model import ModelConfig
+from proteinlm.network.config import ModelConfig
 from proteinlm.tokenizer import PRETRAIN_TOKENS
 
 # Fields of `args` that are one run's: where two shards differ in one, they are of two runs.

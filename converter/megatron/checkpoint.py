@@ -29,7 +29,7 @@ from converter.vocabulary import take_rows, to_pretraining
 from pretrain.checkpoint.files import TRACKER
 from proteinlm.errors import InputError
 from proteinlm.files import write_text
-from proteinlm.model_dir.names import parameters_without_memory
+from proteinlm.model_dir.names import tensors_without_memory
 from proteinlm.tokenizer import build_tokenizer
 
 VERSION = 3.0
@@ -129,7 +129,7 @@ def _rank_model(model: PortableModel, tp: int, pp: int, rows: int, options: Writ
         language["embedding"] = {kind: {"weight": part(f"{kind}.weight")} for kind in kinds}
     language["transformer"] = transformer = {}
     content: dict = {"language_model": language}
-    for name in parameters_without_memory(model.config, lm_head=True):  # Megatron's order too
+    for name in tensors_without_memory(model.config, lm_head=True):  # Megatron's order too
         layer = LAYER.fullmatch(name)
         if layer and int(layer[1]) // num_layers == pp:
             transformer[f"layers.{int(layer[1]) % num_layers}.{layer[2]}"] = part(name)

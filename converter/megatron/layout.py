@@ -8,7 +8,7 @@ from torch import Tensor
 
 from converter.names import FUSED, LAYER, TENSOR_PARALLEL_DIM
 from proteinlm.errors import InputError
-from proteinlm.model import ModelConfig
+from proteinlm.network.config import ModelConfig
 
 
 def part_of(name: str) -> str:

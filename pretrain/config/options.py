@@ -9,7 +9,7 @@ published ProteinLM-200M recipe where one exists. `pretrain.config.read` makes a
 
 from dataclasses import asdict, dataclass, field, fields
 
-from proteinlm.model import ACTIVATIONS, ModelConfig
+from proteinlm.network.config import ACTIVATIONS, ModelConfig
 from proteinlm.tokenizer import TOKENIZER_TYPES, Tokenizer
 
 ACTS = tuple(ACTIVATIONS)

@@ -13,7 +13,7 @@ from pretrain.config.schedules import batch_sizes
 from pretrain.data.sources import Split, parse_data_path, parse_valid_data_path
 from proteinlm.errors import InputError
 from proteinlm.masking import num_to_mask
-from proteinlm.model import ModelConfig
+from proteinlm.network.config import ModelConfig
 
 # bound -> (comparison that must hold, words)
 BOUNDS = {

@@ -1,1 +1,1 @@
-"""One model over many processes: tensor, pipeline and data parallelism, applied to `proteinlm.model` from outside."""
+"""One model over many processes: tensor, pipeline and data parallelism, applied to `proteinlm.network` from outside."""

@@ -18,7 +18,8 @@ from pretrain.parallel.replicas import shard
 from pretrain.parallel.tensor import parallelize, vocabulary_parallel_loss
 from proteinlm.loss import masked_lm_loss
 from proteinlm.masking import num_to_mask
-from proteinlm.model import ModelConfig, ProteinBert, initial_weight
+from proteinlm.network.config import ModelConfig
+from proteinlm.network.model import ProteinBert, initial_weight, initialize_buffers
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -67,6 +68,7 @@ def _initialize(part: ProteinBert, seed: int) -> None:
             value = value.to(parameter.device, parameter.dtype)
             value = distribute_tensor(value, parameter.device_mesh, parameter.placements, src_data_rank=None)
         parameter.copy_(value)
+    initialize_buffers(part)
 
 
 def _pipeline(parts: Parts, stages: list[int], num_stages: int, config: Config, world: World, loss: Loss) -> Pipeline:

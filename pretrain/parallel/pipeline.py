@@ -20,7 +20,7 @@ from torch.distributed.pipelining.schedules import Schedule1F1B, ScheduleInterle
 
 from pretrain.data.loader import Batch
 from pretrain.parallel.mesh import World
-from proteinlm.model import ProteinBert
+from proteinlm.network.model import ProteinBert
 
 NO_TOKEN = -1  # no token has this id
 
@@ -48,7 +48,8 @@ def cut(model: ProteinBert, stage: int, num_stages: int) -> ProteinBert:
     layers = layers_of_stage(stage, num_stages, len(model.layers))
     model.layers = nn.ModuleDict({str(number): model.layers[str(number)] for number in layers})
     if stage > 0:
-        model.position_embeddings = None
+        model.is_first_stage = False
+        model.position_embeddings = model.embedding_layernorm = None
     if stage < num_stages - 1:
         model.final_layernorm = model.lm_head = None
         if stage > 0:

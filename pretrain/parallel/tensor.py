@@ -21,7 +21,7 @@ from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Sha
 from torch.distributed.tensor.parallel import ColwiseParallel, ParallelStyle, RowwiseParallel, parallelize_module
 
 from proteinlm.loss import IGNORE
-from proteinlm.model import ProteinBert
+from proteinlm.network.model import ProteinBert
 
 WHOLE, TOKENS, COLUMNS = Replicate(), Shard(0), Shard(-1)
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Mapping
 from typing import NamedTuple
 
 from proteinlm.errors import InputError
-from proteinlm.model import ACTIVATIONS, ModelConfig
+from proteinlm.network.config import ACTIVATIONS, NORMALIZATIONS, POSITION_EMBEDDING_TYPES, ModelConfig
 
 LARGEST_SIZE = 2**28  # beyond any model, and a matrix of this by this still has a size that torch can compute
 
@@ -31,6 +31,8 @@ SIZE: Rule = (
 )
 POSITIVE: Rule = (lambda v: _number(v) and 0 < v < LARGEST_SIZE, "is {!r}; a positive number is needed")
 NOT_NEGATIVE: Rule = (lambda v: _number(v) and 0 <= v < LARGEST_SIZE, "is {!r}; a number of 0 or more is needed")
+COUNT: Rule = (lambda v: type(v) is int and 0 <= v < LARGEST_SIZE, "is {!r}; a whole number of 0 or more is needed")
+ID: Rule = (lambda v: v is None or (type(v) is int and 0 <= v < LARGEST_SIZE), "is {!r}; a token's number is needed")
 PROBABILITY: Rule = (lambda v: _number(v) and 0 <= v < 1, "{!r} must be at least 0 and below 1")
 FLAG: Rule = (lambda v: type(v) is bool, "{!r} is not one of True, False")
 ACTIVATION = one_of(ACTIVATIONS)
@@ -44,7 +46,7 @@ class Key(NamedTuple):
     rule: Rule
 
 
-# As TAPE and Hugging Face call them; the last three are not in TAPE's files.
+# As TAPE and Hugging Face call them, then what TAPE's files lack under ModelConfig's own names.
 MODEL_KEYS = {
     "vocab_size": Key("vocab_size", 30, SIZE),
     "hidden_size": Key("hidden_size", 768, SIZE),
@@ -62,7 +64,22 @@ MODEL_KEYS = {
     "final_layernorm": Key("final_layernorm", True, FLAG),
     # false: no dropout after attention.dense and dense_4h_h, as in the original project
     "output_dropout": Key("output_dropout", True, FLAG),
+    "position_embedding_type": Key("position_embedding_type", "learned_absolute", one_of(POSITION_EMBEDDING_TYPES)),
+    "rotary_base": Key("rotary_base", 10000.0, POSITIVE),
+    "position_offset": Key("position_offset", 0, COUNT),
+    "token_dropout": Key("token_dropout", False, FLAG),
+    "mask_token_id": Key("mask_token_id", None, ID),
+    "embedding_layernorm": Key("embedding_layernorm", False, FLAG),
+    "normalization": Key("normalization", "LayerNorm", one_of(NORMALIZATIONS)),
+    "add_bias_linear": Key("add_bias_linear", True, FLAG),
+    "swiglu": Key("swiglu", False, FLAG),
+    "qk_layernorm": Key("qk_layernorm", False, FLAG),
+    "residual_scale": Key("residual_scale", 1.0, POSITIVE),
+    "untie_embeddings_and_output_weights": Key("untie_embeddings_and_output_weights", False, FLAG),
+    "lm_head_transform": Key("lm_head_transform", True, FLAG),
 }
+# Written only where it is not the default, so that files of the default recipe are what they always were.
+OPTIONAL_KEYS = list(MODEL_KEYS)[list(MODEL_KEYS).index("position_embedding_type") :]
 MODEL_DEFAULTS = {name: key.default for name, key in MODEL_KEYS.items()}
 CONFIG_KEYS = {key.field: name for name, key in MODEL_KEYS.items()}
 RULES = {name: key.rule for name, key in MODEL_KEYS.items()}
@@ -108,4 +125,13 @@ def model_config_of(config: Mapping, where: str = "config.json") -> ModelConfig:
     values = MODEL_DEFAULTS | dict(config)
     check_values(values, MODEL_KEYS, where)
     fields = {field: values[key] for field, key in CONFIG_KEYS.items()}
-    return ModelConfig(**fields, make_vocab_size_divisible_by=1)
+    try:
+        return ModelConfig(**fields, make_vocab_size_divisible_by=1)
+    except ValueError as error:
+        raise InputError(f"{where}: {error}") from None
+
+
+def config_values(config: ModelConfig) -> dict[str, object]:
+    """The keys of config.json that mean `config`; those of newer options only where they are not the default."""
+    values = {key: getattr(config, field) for field, key in CONFIG_KEYS.items()}
+    return {k: v for k, v in values.items() if k not in OPTIONAL_KEYS or v != MODEL_DEFAULTS[k]}

@@ -1,6 +1,6 @@
 """TAPE model directories on disk: config.json and model.safetensors (or pytorch_model.bin).
 
-    files = load_tape_dir("runs/tape_model")                    # files.state: names of proteinlm.model.ProteinBert
+    files = load_tape_dir("runs/tape_model")    # files.state: names of proteinlm.network.model.ProteinBert
     write_tape_dir("runs/copy", files.config, files.state)      # lm_head.* may be in it; `head`: as in the model
 
 What must hold: every tensor's name and shape is checked against config.json, and nothing in a file is dropped silently:
@@ -21,10 +21,10 @@ from torch import Tensor
 
 from proteinlm.errors import InputError
 from proteinlm.files import read_json, write_json
-from proteinlm.model import ModelConfig
 from proteinlm.model_dir.config import TAPE_EXTRAS, model_config_of
 from proteinlm.model_dir.names import DECODER, FINAL_NORM, TAPE_NAMES, TOKEN_TYPES, UNUSED, WORDS, from_tape
 from proteinlm.model_dir.weights import SAFE_NAME, TORCH_NAME, WeightFiles, write_weights
+from proteinlm.network.config import ModelConfig
 
 CONFIG_NAME = "config.json"
 MEGATRON_NAME = "model_optim_rng.pt"

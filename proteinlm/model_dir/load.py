@@ -15,9 +15,10 @@ from torch import Tensor
 from proteinlm.devices import choose_device
 from proteinlm.encoder import Encoder
 from proteinlm.errors import InputError
-from proteinlm.model import ModelConfig, ProteinBert
 from proteinlm.model_dir.files import CONFIG_NAME, load_tape_dir, model_type_of, read_config
 from proteinlm.model_dir.find import find_model
+from proteinlm.network.config import ModelConfig
+from proteinlm.network.model import ProteinBert
 from proteinlm.tokenizer import Tokenizer, build_tokenizer
 
 logger = logging.getLogger(__name__)

@@ -1,7 +1,7 @@
 """The names of ProteinBert's tensors in files: what a table of them can do, and TAPE's. No files here.
 
 What must hold: to TAPE's names and back gives every tensor bit for bit (tests). Names are those of the original
-project's TAPE fork, a pre-LN BERT; the fused query_key_value has rows [heads, 3, head size], as in proteinlm.model.
+project's TAPE fork, a pre-LN BERT; the fused query_key_value has rows [heads, 3, head size], as in proteinlm.network.
 """
 
 import re
@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from proteinlm.model import ModelConfig, ProteinBert
+from proteinlm.network.config import ModelConfig
+from proteinlm.network.model import ProteinBert
 
 FUSED = "layers.#.attention.query_key_value"
 
@@ -53,22 +54,28 @@ class TensorNames:
 
     def expected(self, config: ModelConfig, lm_head: bool) -> dict[str, Tensor]:
         """Meta tensors of `ProteinBert(config, lm_head)` under the file's names; copies of tied ones are not there."""
-        return self.rename(parameters_without_memory(config, lm_head), config.num_attention_heads)
+        return self.rename(tensors_without_memory(config, lm_head), config.num_attention_heads)
 
 
 TAPE_NAMES = TensorNames(
     {
         "word_embeddings": "bert.embeddings.word_embeddings",
         "position_embeddings": "bert.embeddings.position_embeddings",
+        "rotary_embeddings": "bert.embeddings.rotary_embeddings",
+        "embedding_layernorm": "bert.embeddings.input_ln",
         "layers.#.input_layernorm": "bert.encoder.layer.#.input_ln",
         "layers.#.attention.dense": "bert.encoder.layer.#.attention.dense",
         "layers.#.post_attention_layernorm": "bert.encoder.layer.#.post_attn_ln",
+        "layers.#.attention.q_layernorm": "bert.encoder.layer.#.attention.q_ln",
+        "layers.#.attention.k_layernorm": "bert.encoder.layer.#.attention.k_ln",
+        "layers.#.mlp.dense_h_to_4h_gate": "bert.encoder.layer.#.mlp.dense_h_4h_gate",
         "layers.#.mlp.dense_h_to_4h": "bert.encoder.layer.#.mlp.dense_h_4h",
         "layers.#.mlp.dense_4h_to_h": "bert.encoder.layer.#.mlp.dense_4h_h",
         "final_layernorm": "bert.encoder.final_ln",
         "lm_head.dense": "mlm.transform.dense",
         "lm_head.layernorm": "mlm.transform.LayerNorm",
         "lm_head": "mlm",
+        "lm_head.decoder": "mlm.decoder",
     },
     tuple(f"bert.encoder.layer.#.attention.self.{part}" for part in ("query", "key", "value")),
 )
@@ -100,13 +107,13 @@ def from_tape(tensors: Mapping[str, Tensor], config: ModelConfig) -> tuple[dict[
     return state, notes
 
 
-def parameters_without_memory(config: ModelConfig, lm_head: bool) -> dict[str, Tensor]:
-    """The parameters of `ProteinBert(config, lm_head)` by name, on the meta device.
+def tensors_without_memory(config: ModelConfig, lm_head: bool) -> dict[str, Tensor]:
+    """The tensors of `ProteinBert(config, lm_head)` by name, on the meta device: its parameters, and rope's buffer.
 
     Layers are made one by one, so a caller first refuses a config that claims more of them than its file can hold.
     """
     with torch.device("meta"):
-        return dict(ProteinBert(config, lm_head).named_parameters())
+        return ProteinBert(config, lm_head).state_dict()
 
 
 def _split(name: str) -> tuple[str, str, str]:

@@ -8,10 +8,11 @@ TOO_LONG = ("error", "crop", "skip")
 def residue_limit(config: object, max_length: int | None) -> int | None:
     """Residues of a protein the model may see: --max_length, or all that fit beside <cls> and <sep>; None: any number.
 
-    A model whose configuration has no max_position_embeddings (or null) takes any length.
+    A model without a table of positions (no max_position_embeddings, or null, or another position_embedding_type than
+    learned_absolute) takes any length.
     """
     positions = getattr(config, "max_position_embeddings", None)
-    if positions is None:
+    if positions is None or getattr(config, "position_embedding_type", "learned_absolute") != "learned_absolute":
         return max_length
     if max_length is not None and max_length > positions - 2:
         raise InputError(

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar
 
-from proteinlm.model import ModelConfig
 from proteinlm.model_dir import config as ground
 from proteinlm.model_dir.config import MODEL_DEFAULTS, POSITIVE, PROBABILITY, SIZE, TAPE_EXTRAS, one_of
 from proteinlm.model_dir.files import read_config
+from proteinlm.network.config import ModelConfig
 from tape.models.base import ProteinConfig
 from tape.models.heads import HEADS
 

@@ -3,7 +3,7 @@
     model = ProteinBertModel.from_pretrained("runs/tape_model")
     sequence_output, pooled_output = model(input_ids, input_mask)[:2]
 
-What must hold: padding is dropped before the encoder (proteinlm.model.ProteinBert on the flat stream of real tokens)
+What must hold: padding is dropped before the encoder (the one ProteinBert, on the flat stream of real tokens)
 and put back as zeros, so no result depends on padding; loading checks every name and shape, and `load_report` lists
 what was left out. `load_state_dict` takes ProteinBert's names and TAPE's.
 
@@ -16,9 +16,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from proteinlm.model import LMHead, ProteinBert, initialize
 from proteinlm.model_dir.files import PostLayerNormFile, load_tape_dir, same, write_tape_dir
 from proteinlm.model_dir.names import from_tape
+from proteinlm.network.layers import LMHead
+from proteinlm.network.model import ProteinBert, initialize
 from tape.models import kinds, modeling_tape, outputs
 from tape.models.base import WeightFile
 from tape.models.config import ProteinBertConfig

@@ -23,10 +23,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from proteinlm.attention import AttentionPlan, choose_backend, make_plan, packed_attention
 from proteinlm.errors import InputError
-from proteinlm.model import ACTIVATIONS
 from proteinlm.model_dir.config import check_shape_keys
+from proteinlm.network.attention import AttentionPlan, choose_backend, make_plan, packed_attention
+from proteinlm.network.config import ACTIVATIONS
 from tape.models import kinds, outputs
 from tape.models.base import WeightFile
 from tape.models.config import BaselineConfig, check

@@ -5,7 +5,7 @@ import torch
 
 from converter.megatron.layout import check_even, cut_dim, padded_vocabulary, slice_for, to_our_rows
 from proteinlm.errors import InputError
-from proteinlm.model import ModelConfig
+from proteinlm.network.config import ModelConfig
 
 # Rows named by (part, head, element): part 1 query, 2 key, 3 value.
 EXPECTED = [111, 112, 211, 212, 311, 312, 121, 122, 221, 222, 321, 322]

@@ -7,7 +7,8 @@ import torch
 
 from converter.model import PortableModel, make_config, with_lm_head
 from proteinlm.errors import InputError
-from proteinlm.model import ModelConfig, ProteinBert, initialize
+from proteinlm.network.config import ModelConfig
+from proteinlm.network.model import ProteinBert, initialize
 from proteinlm.tokenizer import build_tokenizer
 
 CONFIG = ModelConfig(hidden_size=8, num_layers=2, num_attention_heads=2, max_position_embeddings=6, ffn_hidden_size=20)

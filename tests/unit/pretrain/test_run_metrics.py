@@ -10,10 +10,11 @@ from tensorboard.summary.writer import event_file_writer
 from torch.utils.flop_counter import FlopCounterMode
 
 from pretrain.interval import peak_flops, training_flops
-from proteinlm import model
 from proteinlm.errors import InputError
 from proteinlm.metrics_log import MetricsLog
-from proteinlm.model import ModelConfig, ProteinBert
+from proteinlm.network import model
+from proteinlm.network.config import ModelConfig
+from proteinlm.network.model import ProteinBert
 
 
 def read(directory):

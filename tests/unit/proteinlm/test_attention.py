@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from proteinlm import attention
-from proteinlm.attention import choose_backend, make_plan, packed_attention
+from proteinlm.network import attention
+from proteinlm.network.attention import choose_backend, make_plan, packed_attention
 
 
 def stream(lengths, heads=3, size=8, dtype=torch.float64, seed=0):

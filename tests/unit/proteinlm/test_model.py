@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from proteinlm.model import ModelConfig, ProteinBert, initialize
+from proteinlm.network.config import ModelConfig
+from proteinlm.network.model import ProteinBert, initialize
 
 CONFIG = ModelConfig(
     hidden_size=48,

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from proteinlm.model import ModelConfig, ProteinBert
+from proteinlm.network.config import ModelConfig
+from proteinlm.network.model import ProteinBert
 from proteinlm.optim import LossScaler, build_optimizer, clip_grad_norm, learning_rate, set_learning_rate
 
 CONFIG = ModelConfig(hidden_size=16, num_layers=2, num_attention_heads=2, max_position_embeddings=8)

@@ -4,9 +4,10 @@ import json
 
 import torch
 
-from proteinlm.model import ModelConfig, ProteinBert, initialize
 from proteinlm.model_dir.config import CONFIG_KEYS
 from proteinlm.model_dir.files import write_tape_dir
+from proteinlm.network.config import ModelConfig
+from proteinlm.network.model import ProteinBert, initialize
 
 CONFIG = ModelConfig(
     **{"hidden_size": 16, "num_layers": 2, "num_attention_heads": 2, "max_position_embeddings": 64, "vocab_size": 30},

@@ -44,6 +44,7 @@ class AttentionPlan:
     gather: Tensor | None = None  # [padded tokens] stream index of every bucketed slot
     scatter: Tensor | None = None  # [T] bucketed slot of every stream token
     buckets: tuple[Bucket, ...] = field(default=())
+    rotary: tuple[Tensor, Tensor] | None = None  # (cos, sin), each [T, 1, D / 2]; attention modules apply it
 
 
 def choose_backend(device: torch.device, dtype: torch.dtype, dropout_p: float) -> str:

@@ -1,0 +1,33 @@
+"""Rotary position embedding (Su et al. 2021) in the form that ESM-2 and GPT-NeoX use: the two halves of a head turn.
+
+The inverse frequencies are a buffer of the model, saved with it: trained checkpoints hold values rounded to fp16, so
+they are never computed anew from the base. Angles are taken in fp32 whatever the model's dtype, as Hugging Face's ESM.
+"""
+
+import torch
+from torch import Tensor, nn
+
+
+class RotaryEmbedding(nn.Module):
+    """inv_freq [D / 2]: what a pair of features turns by from one position to the next, in radians."""
+
+    def __init__(self, head_size: int, base: float):
+        super().__init__()
+        self.head_size, self.base = head_size, base
+        self.register_buffer("inv_freq", self.initial(torch.get_default_device()))
+
+    def initial(self, device: torch.device | None = None) -> Tensor:
+        """fp32 [D / 2]: base^(-2i / D)."""
+        exponents = torch.arange(0, self.head_size, 2, dtype=torch.float32, device=device) / self.head_size
+        return 1.0 / self.base**exponents
+
+    def forward(self, position_ids: Tensor) -> tuple[Tensor, Tensor]:
+        """(cos, sin), each fp32 [T, 1, D / 2], of positions [T]."""
+        angles = position_ids.float()[:, None, None] * self.inv_freq.float()
+        return angles.cos(), angles.sin()
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """x [T, H, D] turned by the angles of its tokens; computed in fp32 at least, returned in the dtype of x."""
+    first, second = x.to(torch.promote_types(x.dtype, torch.float32)).chunk(2, -1)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), -1).to(x.dtype)
