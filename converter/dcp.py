@@ -5,10 +5,11 @@ from pathlib import Path
 
 from converter.formats import Format, ReadOptions, WriteOptions
 from converter.model import PortableModel, make_config, require_final_layernorm, with_lm_head
-from converter.vocabulary import take_rows, to_pretraining
+from converter.vocabulary import to_pretraining
 from pretrain.checkpoint.files import ITERATION_NAME, META, TRACKER, load_meta, read_model_tensors, save_checkpoint
 from pretrain.parallel.mesh import Layout
 from proteinlm.errors import InputError
+from proteinlm.model_dir.vocabulary import take_rows
 from proteinlm.tokenizer import Tokenizer
 
 COUNTERS = ("iteration", "consumed_train_samples", "consumed_tokens", "consumed_proteins", "skipped_iterations")

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from converter.model import PortableModel
-from converter.vocabulary import canonical
 from proteinlm.errors import InputError
+from proteinlm.model_dir.vocabulary import canonical
 from proteinlm.tokenizer import TAPE_TOKENS
 
 

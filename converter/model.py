@@ -18,8 +18,6 @@ from proteinlm.network.config import ModelConfig
 from proteinlm.network.model import ProteinBert, initialize
 from proteinlm.tokenizer import Tokenizer
 
-# The tensors whose first dimension is the (padded) vocabulary.
-VOCABULARY_TENSORS = ("word_embeddings.weight", "lm_head.bias")
 HEAD_SEED = 1234  # of a masked-LM head made where the source has none
 # What a field of ModelConfig may be.
 FIELD_RULES = {field: RULES[key] for field, key in CONFIG_KEYS.items()} | {"make_vocab_size_divisible_by": SIZE}

@@ -17,15 +17,14 @@ from converter.names import HF_LEFT_OUT, HF_NAMES, HF_TIED, HF_TOKEN_TYPES
 from converter.vocabulary import (
     MEGATRON_PADDING,
     WIDEST_PADDING,
-    canonical,
     fold_token_types,
-    take_rows,
     to_pretraining,
 )
 from proteinlm.errors import InputError
 from proteinlm.files import write_json
 from proteinlm.model_dir.config import CONFIG_KEYS, model_config_of
 from proteinlm.model_dir.files import CONFIG_NAME, check_layers, check_tensors, read_config
+from proteinlm.model_dir.vocabulary import canonical, take_rows
 from proteinlm.model_dir.weights import WeightFiles, write_weights
 from proteinlm.network.config import ModelConfig
 from proteinlm.tokenizer import PRETRAIN_TOKENS, RESIDUES, build_tokenizer

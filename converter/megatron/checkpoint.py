@@ -23,13 +23,14 @@ from converter.megatron.files import (
 )
 from converter.megatron.layout import check_even, padded_vocabulary, slice_for
 from converter.megatron.merge import Merger
-from converter.model import VOCABULARY_TENSORS, PortableModel, require_final_layernorm, with_lm_head
+from converter.model import PortableModel, require_final_layernorm, with_lm_head
 from converter.names import LAYER, MEGATRON_HEAD_EMBEDDING
-from converter.vocabulary import take_rows, to_pretraining
+from converter.vocabulary import to_pretraining
 from pretrain.checkpoint.files import TRACKER
 from proteinlm.errors import InputError
 from proteinlm.files import write_text
 from proteinlm.model_dir.names import tensors_without_memory
+from proteinlm.model_dir.vocabulary import VOCABULARY_TENSORS, take_rows
 from proteinlm.tokenizer import build_tokenizer
 
 VERSION = 3.0

@@ -25,6 +25,8 @@ from proteinlm.model_dir.config import TAPE_EXTRAS, model_config_of
 from proteinlm.model_dir.names import DECODER, FINAL_NORM, TAPE_NAMES, TOKEN_TYPES, UNUSED, WORDS, from_tape
 from proteinlm.model_dir.weights import SAFE_NAME, TORCH_NAME, WeightFiles, write_weights
 from proteinlm.network.config import ModelConfig
+from proteinlm.network.contacts import ContactRegression
+from proteinlm.tokenizer import Tokenizer
 
 CONFIG_NAME = "config.json"
 MEGATRON_NAME = "model_optim_rng.pt"
@@ -47,6 +49,17 @@ class TapeFiles:
     head: dict[str, Tensor]  # predict.* / classify.* of a finetuned run, as in the file
     notes: tuple[str, ...]  # what was left out or changed, one sentence each
     source: Path  # the file of weights
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """What a reader makes of a directory or file, whatever its format (proteinlm.model_dir.load.READERS)."""
+
+    config: ModelConfig
+    tokenizer: Tokenizer
+    state: dict[str, Tensor]  # names of ProteinBert, lm_head.* only where there is a usable head
+    notes: tuple[str, ...]  # what was left out or changed, one sentence each
+    contact_head: ContactRegression | None = None
 
 
 def read_config(directory: str | Path) -> dict:

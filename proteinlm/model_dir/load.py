@@ -6,34 +6,22 @@ answered in one line with what to do. A form is a name in READERS; `recognise` s
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from proteinlm.devices import choose_device
 from proteinlm.encoder import Encoder
 from proteinlm.errors import InputError
-from proteinlm.model_dir.files import CONFIG_NAME, load_tape_dir, model_type_of, read_config
+from proteinlm.model_dir.esm.huggingface import MODEL_TYPE, read_esm
+from proteinlm.model_dir.files import CONFIG_NAME, ModelFiles, load_tape_dir, model_type_of, read_config
 from proteinlm.model_dir.find import find_model
-from proteinlm.network.config import ModelConfig
 from proteinlm.network.model import ProteinBert
-from proteinlm.tokenizer import Tokenizer, build_tokenizer
+from proteinlm.tokenizer import build_tokenizer
 
 logger = logging.getLogger(__name__)
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-@dataclass(frozen=True)
-class ModelFiles:
-    """What a reader makes of a directory. state: names of ProteinBert, lm_head.* only where there is a usable head."""
-
-    config: ModelConfig
-    tokenizer: Tokenizer
-    state: dict[str, Tensor]
-    notes: tuple[str, ...]  # what was left out or changed, one sentence each
 
 
 def load(path: str | Path, dtype: str | torch.dtype = "fp32", device: str | torch.device | None = "auto") -> Encoder:
@@ -59,7 +47,10 @@ def load(path: str | Path, dtype: str | torch.dtype = "fp32", device: str | torc
 
 def recognise(path: Path) -> str:
     """A key of READERS; InputError for what is no model, or another one."""
-    kind = model_type_of(read_config(path), path)
+    config = read_config(path)
+    if path.is_dir() and config.get("model_type") == MODEL_TYPE:
+        return "esm"
+    kind = model_type_of(config, path)
     if kind != "transformer":
         raise InputError(f"{path}: TAPE's {kind}, which has no such encoder; tape-embed {kind} IN.fasta OUT {path}")
     return "tape"
@@ -75,4 +66,4 @@ def _read_tape(directory: Path) -> ModelFiles:
     return ModelFiles(files.model_config, tokenizer, files.state, notes)
 
 
-READERS: dict[str, Callable[[Path], ModelFiles]] = {"tape": _read_tape}
+READERS: dict[str, Callable[[Path], ModelFiles]] = {"tape": _read_tape, "esm": read_esm}

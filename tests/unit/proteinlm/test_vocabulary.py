@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from converter.vocabulary import canonical, remap_rows, take_rows
 from proteinlm.errors import InputError
+from proteinlm.model_dir.vocabulary import canonical, remap_rows, take_rows
 from proteinlm.tokenizer import PRETRAIN_TOKENS, TAPE_TOKENS, build_tokenizer
 
 

@@ -1,0 +1,32 @@
+"""The names of ProteinBert's tensors in ESM's files: tables only."""
+
+from proteinlm.model_dir.names import TensorNames
+
+ESM_NAMES = TensorNames(
+    {
+        "word_embeddings": "esm.embeddings.word_embeddings",
+        "position_embeddings": "esm.embeddings.position_embeddings",
+        "rotary_embeddings": "esm.rotary_embeddings",
+        "embedding_layernorm": "esm.embeddings.layer_norm",
+        "layers.#.input_layernorm": "esm.encoder.layer.#.attention.LayerNorm",
+        "layers.#.attention.dense": "esm.encoder.layer.#.attention.output.dense",
+        "layers.#.post_attention_layernorm": "esm.encoder.layer.#.LayerNorm",
+        "layers.#.mlp.dense_h_to_4h": "esm.encoder.layer.#.intermediate.dense",
+        "layers.#.mlp.dense_4h_to_h": "esm.encoder.layer.#.output.dense",
+        "final_layernorm": "esm.encoder.emb_layer_norm_after",
+        "lm_head.dense": "lm_head.dense",
+        "lm_head.layernorm": "lm_head.layer_norm",
+        "lm_head": "lm_head",
+        "lm_head.decoder": "lm_head.decoder",
+    },
+    tuple(f"esm.encoder.layer.#.attention.self.{part}" for part in ("query", "key", "value")),
+)
+WORDS, DECODER = "esm.embeddings.word_embeddings.weight", "lm_head.decoder.weight"
+POSITIONS, INV_FREQ = "esm.embeddings.position_embeddings.weight", "esm.rotary_embeddings.inv_freq"
+# How its name ends where a file has one a layer; transformers 5 saves one of them, of the layer "*".
+LAYER_INV_FREQ = ".attention.self.rotary_embeddings.inv_freq"
+NORM_KINDS = {"gamma": "weight", "beta": "bias"}  # as TensorFlow has them, and what transformers 5 saves
+CONTACTS = "esm.contact_head.regression."  # weight, bias
+ENCODER_PARTS = ("embeddings.", "encoder.", "rotary_embeddings.", "contact_head.", "pooler.")  # below `esm.`
+UNUSED = ("esm.embeddings.position_ids",)  # the numbers 0, 1, 2 ... in older files
+OTHER_HEADS = ("esm.pooler.", "classifier.")
