@@ -42,7 +42,7 @@ def load(path: str | Path, dtype: str | torch.dtype = "fp32", device: str | torc
         model = ProteinBert(files.config, lm_head=any(name.startswith("lm_head.") for name in files.state))
     weights = {name: value.to(torch.float32, copy=True) for name, value in files.state.items()}
     model.load_state_dict(weights, assign=True)
-    return Encoder(model, files.tokenizer, target, precision, str(directory))
+    return Encoder(model, files.tokenizer, target, precision, str(directory), files.contact_head)
 
 
 def recognise(path: Path) -> str:
