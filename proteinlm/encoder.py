@@ -5,6 +5,7 @@
     encoder.embed(["MKV", "MKVLA"], pooling=None)         # a list of [L, h]: a row a residue
     encoder.logits("MKV")                                 # a list of one, [3, V]
     encoder.hidden_states("MKV", tensors=True)            # a list of one torch tensor, [layers + 1, 3, h]
+    encoder.contacts("MKV")                               # a list of one, [3, 3]: ESM models
 
 Proteins are sorted by length and run in batches of at most `batch_tokens` tokens, each batch one flat stream without
 padding. What must hold: a protein's numbers do not depend on its companions (1e-5 in fp32) and come in input order; a
@@ -18,6 +19,7 @@ import functools
 import numbers
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -25,12 +27,14 @@ from torch import Tensor
 
 from proteinlm.errors import InputError
 from proteinlm.network.config import ModelConfig
+from proteinlm.network.contacts import ContactRegression, contact_probabilities
 from proteinlm.network.model import ProteinBert
 from proteinlm.progress import Progress
 from proteinlm.tokenizer import Tokenizer
 
 HALVES = (torch.bfloat16, torch.float16)
 Proteins = str | Iterable[str]
+Computed = TypeVar("Computed")
 
 
 @dataclass(frozen=True)
@@ -125,6 +129,11 @@ def computing(device: torch.device, dtype: torch.dtype, batch: str) -> Iterator[
         raise OutOfMemory(f"{text}batch_tokens)") from error
 
 
+def at_least_fp32(values: Tensor) -> Tensor:
+    """Half precision as fp32; fp64 stays."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
 def segment_mean(values: Tensor, sizes: Tensor) -> Tensor:
     """[T, h] -> [B, h], the means of `sizes` [B] rows each, in order; the same bits every time, on a GPU too."""
     return torch.segment_reduce(values, "mean", lengths=sizes, axis=0, unsafe=True)
@@ -167,6 +176,7 @@ def layer_number(layer: int, depth: int, name: str = "layer") -> int:
 
 class Encoder:
     """A ProteinBert with its tokenizer on a device. dtype: float32, or a half for autocast. source: where it is from.
+    contact_head: what its attention maps say about contacts, where that is known.
 
     Every method takes a list of proteins, or one as a string, which is a list of one. A protein is a string with a
     character a residue: lower case is upper case, and what is no residue (J, *, -, a space) is the unknown token, so
@@ -174,9 +184,18 @@ class Encoder:
     the model. `tensors`: torch tensors on the CPU instead of numpy arrays. `quiet`: no progress, which long work shows.
     """
 
-    def __init__(self, model: ProteinBert, tokenizer: Tokenizer, device: torch.device, dtype: torch.dtype, source: str):
+    def __init__(
+        self,
+        model: ProteinBert,
+        tokenizer: Tokenizer,
+        device: torch.device,
+        dtype: torch.dtype,
+        source: str,
+        contact_head: ContactRegression | None = None,
+    ):
         self.model = model.to(device).eval()
         self.tokenizer, self.device, self.dtype, self.source = tokenizer, device, dtype, source
+        self.contact_head = contact_head
 
     @property
     def config(self) -> ModelConfig:
@@ -230,20 +249,31 @@ class Encoder:
 
         return self._rows(compute, sequences, batch_tokens, tensors, quiet)
 
+    def contacts(self, sequences: Proteins, *, batch_tokens: int | None = None, tensors=False, quiet=False) -> list:
+        """A list of [L, L]: the probability that two residues touch (C-beta within 8 A), from all attention maps."""
+        if self.contact_head is None:
+            raise InputError(f"{self.source}: no contact regression, so no contacts; ESM-1b, 1v and 2 come with one")
+        compute = functools.partial(contact_probabilities, self.model, self.contact_head)
+        proteins = self._checked(sequences)
+        maps: list = [None] * len(proteins)
+        for indices, stream in self._batches(proteins, batch_tokens, quiet):
+            for i, own in zip(indices, self._run(compute, stream), strict=True):
+                maps[i] = own.cpu() if tensors else own.cpu().numpy()
+        return maps
+
     def states(self, stream: Stream, depth: int) -> Tensor:
         """[T, h] on the device: the states of one batch after `depth` layers; no more are computed."""
-        return self._run(functools.partial(self.model.state_after, depth), stream)
+        return at_least_fp32(self._run(functools.partial(self.model.state_after, depth), stream))
 
     def states_of(self, stream: Stream, depths: Sequence[int]) -> list[Tensor]:
         """`states` of several depths, in one pass."""
-        return list(self._run(lambda *inputs: torch.stack(self.model.states_after(depths, *inputs)), stream))
+        return list(map(at_least_fp32, self._run(functools.partial(self.model.states_after, depths), stream)))
 
-    def _run(self, compute: Callable[..., Tensor], stream: Stream) -> Tensor:
-        """compute(tokens, positions, bounds) of one batch, as fp32 (fp64 where the weights are)."""
+    def _run(self, compute: Callable[..., Computed], stream: Stream) -> Computed:
+        """compute(tokens, positions, bounds) of one batch."""
         inputs = (to_device(array, self.device) for array in (stream.tokens, stream.positions, stream.bounds))
         with computing(self.device, self.dtype, f"{len(stream.sizes)} proteins, {len(stream.tokens)} tokens"):
-            values = compute(*inputs)
-        return values.to(torch.promote_types(values.dtype, torch.float32))
+            return compute(*inputs)
 
     def _rows(
         self, compute: Callable[..., Tensor], sequences: Proteins, batch_tokens: int | None, tensors: bool, quiet: bool
@@ -252,7 +282,7 @@ class Encoder:
         proteins = self._checked(sequences)
         rows: list = [None] * len(proteins)
         for indices, stream in self._batches(proteins, batch_tokens, quiet):
-            values = self._run(compute, stream).cpu()
+            values = at_least_fp32(self._run(compute, stream)).cpu()
             for i, begin, end in zip(indices, stream.starts + 1, stream.ends - 1, strict=True):
                 own = values[..., begin:end, :].clone()  # a view would keep the whole batch in memory
                 rows[i] = own if tensors else own.numpy()

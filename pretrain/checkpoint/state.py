@@ -28,16 +28,24 @@ from pretrain.interval import Interval
 from pretrain.parallel.apply import seed_generators
 from pretrain.parallel.mesh import Layout, World
 from proteinlm.errors import InputError
+from proteinlm.network.config import ModelConfig
 from proteinlm.optim import LossScaler
 from proteinlm.tokenizer import Tokenizer
 
 MOMENTS = ("exp_avg", "exp_avg_sq", "step")
-# What makes two models different.
+# What makes two models different; the last three only where the positions are of the kind that has them.
 ARCHITECTURE = (
-    *("hidden_size", "num_layers", "num_attention_heads", "ffn_hidden_size", "max_position_embeddings"),
-    *("vocab_size", "make_vocab_size_divisible_by", "hidden_act", "lm_head_act", "layernorm_epsilon"),
-    "final_layernorm",
+    *("hidden_size", "num_layers", "num_attention_heads", "ffn_hidden_size", "position_embedding_type", "vocab_size"),
+    *("make_vocab_size_divisible_by", "hidden_act", "lm_head_act", "layernorm_epsilon", "final_layernorm"),
+    *("token_dropout", "embedding_layernorm", "normalization", "add_bias_linear", "swiglu", "qk_layernorm"),
+    *("residual_scale", "untie_embeddings_and_output_weights", "lm_head_transform"),
+    *("max_position_embeddings", "position_offset", "rotary_base"),
 )
+UNUSED_BY = {
+    "learned_absolute": ("rotary_base",),
+    "rope": ("max_position_embeddings", "position_offset"),
+    "none": ("max_position_embeddings", "position_offset", "rotary_base"),
+}
 # A resumed run must go on with the schedule it began with, unless a flag chooses between the two.
 SCHEDULE = (
     *("lr", "min_lr", "lr_decay_style", "lr_decay_iters", "lr_decay_samples"),
@@ -166,8 +174,10 @@ class RunState:
             set_rng_state(state["rng"] if self.world.alone else next(iter(state["rng"].values())), rng)
 
     def _check_model(self, meta: dict, where: str) -> None:
-        current = asdict(self.config.model_config(self.tokenizer))
-        for change in _changed(meta["model_config"], current, ARCHITECTURE).values():
+        current = self.config.model_config(self.tokenizer)
+        saved = {name: getattr(ModelConfig, name, None) for name in ARCHITECTURE} | meta["model_config"]
+        compared = [name for name in ARCHITECTURE if name not in UNUSED_BY[current.position_embedding_type]]
+        for change in _changed(saved, asdict(current), compared).values():
             raise InputError(f"{where}: the checkpoint has {change}")
         if self.tokenizer.to_dict() != meta["tokenizer"]:
             raise InputError(f"{where}: the checkpoint was trained with another vocabulary; use its --tokenizer-type")

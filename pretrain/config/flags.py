@@ -27,6 +27,7 @@ MATHS = {
     "no-bias-gelu-fusion": {"hidden_act": "gelu"},
     "onnx-safe": {"hidden_act": "gelu"},
     "openai-gelu": {"hidden_act": "gelu_new", "lm_head_act": "gelu_new"},
+    "disable-bias-linear": {"add_bias_linear": False},
     "checkpoint-activations": {"recompute_granularity": "full"},
     "recompute-activations": {"recompute_granularity": "full"},
 }

@@ -9,7 +9,7 @@ published ProteinLM-200M recipe where one exists. `pretrain.config.read` makes a
 
 from dataclasses import asdict, dataclass, field, fields
 
-from proteinlm.network.config import ACTIVATIONS, ModelConfig
+from proteinlm.network.config import ACTIVATIONS, NORMALIZATIONS, POSITION_EMBEDDING_TYPES, ModelConfig
 from proteinlm.tokenizer import TOKENIZER_TYPES, Tokenizer
 
 ACTS = tuple(ACTIVATIONS)
@@ -30,13 +30,25 @@ class Model:
     num_attention_heads: int = opt(16, "attention heads; must divide hidden-size", low=1)
     ffn_hidden_size: int | None = opt(None, "width inside the MLP (4 x hidden-size unless given)", low=1)
     max_position_embeddings: int = opt(2176, "learned positions: the longest protein in tokens, [CLS] included", low=2)
-    layernorm_epsilon: float = opt(1e-12, "added to the variance in every LayerNorm", above=0)
+    position_embedding_type: str = opt("learned_absolute", "how places are told", choices=POSITION_EMBEDDING_TYPES)
+    position_offset: int = opt(0, "learned positions: rows before the first token's (ESM-1b: 2)", low=0)
+    rotary_base: float = opt(10000.0, "rope: base of the inverse frequencies of a new model", above=0)
+    normalization: str = opt("LayerNorm", "the norm before attention and MLP, and last", choices=NORMALIZATIONS)
+    layernorm_epsilon: float = opt(1e-12, "added to the variance in every norm", above=0)
+    embedding_layernorm: bool = opt(False, "a norm on the embedding, before the first layer (ESM-1b)")
+    qk_layernorm: bool = opt(False, "a LayerNorm without bias over all heads' queries, and over their keys (ESM C)")
+    add_bias_linear: bool = opt(True, "biases in attention and MLP; --disable-bias-linear: none")
+    swiglu: bool = opt(False, "gated MLP: swish(gate) x up, then down")
+    residual_scale: float = opt(1.0, "factor of what attention and MLP add to the stream (ESM C)", above=0)
+    token_dropout: bool = opt(False, "ESM: mask tokens embedded as 0, the others scaled for their share")
     attention_dropout: float = opt(0.1, "dropout on attention probabilities", low=0, below=1)
     hidden_dropout: float = opt(0.1, "dropout on the embedding and after attention and MLP", low=0, below=1)
     make_vocab_size_divisible_by: int = opt(128, "the embedding's rows are padded to a multiple of this", low=1)
     init_method_std: float = opt(0.02, "standard deviation of the initial weights", above=0)
     hidden_act: str = opt("gelu_new", "activation in the MLP; gelu is erf, gelu_new its tanh form", choices=ACTS)
     lm_head_act: str = opt("gelu", "activation in the masked-LM head", choices=ACTS)
+    lm_head_transform: bool = opt(True, "the head's dense layer and norm; --no-lm-head-transform: decoder alone")
+    untie_embeddings_and_output_weights: bool = opt(False, "a decoder of its own, not the word embedding")
 
 
 @dataclass(frozen=True)
@@ -159,7 +171,8 @@ class Config:
 
     def model_config(self, tokenizer: Tokenizer) -> ModelConfig:
         """The shape of this run's model for a tokenizer's vocabulary."""
-        return ModelConfig(vocab_size=tokenizer.vocab_size, **asdict(self.model))
+        mask_token_id = tokenizer.mask_id if self.model.token_dropout else None
+        return ModelConfig(vocab_size=tokenizer.vocab_size, mask_token_id=mask_token_id, **asdict(self.model))
 
     def to_dict(self) -> dict[str, dict]:
         """Plain dicts, lists, texts and numbers, by section: as YAML or JSON a file that --config reads."""

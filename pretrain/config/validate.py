@@ -76,13 +76,23 @@ def _values(config: Config, required: Sequence[str]) -> Iterator[str]:
 
 
 def _model(config: Config) -> Iterator[str]:
+    model, length = config.model, config.data.seq_length
     try:
-        ModelConfig(**asdict(config.model))
+        longest = _shape(config).max_tokens
     except ValueError as error:
-        yield str(error)
-    length, longest = config.data.seq_length, config.model.max_position_embeddings
-    if length > longest:
+        yield str(error).replace("_", "-")
+    if longest is not None and length > longest:
         yield f"seq-length {length} is more than max-position-embeddings {longest}"
+    if model.swiglu and model.hidden_act not in (type(model).hidden_act, "swish"):
+        yield f"--swiglu's activation is swish; --hidden-act {model.hidden_act} does not go with it"
+    if model.position_offset and longest is None:
+        offset, kind = model.position_offset, model.position_embedding_type
+        yield f"position-offset {offset} is of learned positions; position-embedding-type {kind} has none"
+
+
+def _shape(config: Config) -> ModelConfig:
+    """The model, for whatever vocabulary."""
+    return ModelConfig(mask_token_id=0, **asdict(config.model))
 
 
 def _data(config: Config) -> Iterator[str]:
@@ -143,7 +153,7 @@ def _precision(config: Config) -> Iterator[str]:
 
 
 def _layout(config: Config) -> Iterator[str]:
-    parallel, model = config.parallel, ModelConfig(**asdict(config.model))
+    parallel, model = config.parallel, _shape(config)
     tensor, groups = parallel.tensor_model_parallel_size, parallel.num_distributed_optimizer_instances
     for name in ("num_attention_heads", "ffn_hidden_size", "make_vocab_size_divisible_by"):
         if (size := getattr(model, name)) % tensor:

@@ -3,8 +3,9 @@
     train = PackedDataset(IndexedDataset(prefix), (0, 9000), tokenizer, 2176, 0.15, seed, train=True)
     row = train.sample(12345)
 
-A row is `[CLS] residues [CLS] residues ... [PAD]...`. Position ids restart at 0 with every protein, and the padding
-tail is a segment of its own. Sample n of a training set is row n % R of epoch n // R, whose order is drawn from
+A row is `[CLS] residues [CLS] residues ... [PAD]...`, with ESM's vocabulary `<cls> residues <eos> <cls> ...`, which
+crops have as whole proteins do. Position ids restart at 0 with every protein, and the padding tail is a segment of its
+own. Sample n of a training set is row n % R of epoch n // R, whose order is drawn from
 (seed, epoch); what is hidden, and which part of a too long protein is seen, is drawn from (seed, n). Nothing else
 decides, so `consumed_train_samples` is the whole state of the data.
 
@@ -36,7 +37,7 @@ class Row:
     segment_starts: np.ndarray  # int32 [segments]: every protein, then the padding tail if there is one
     masked_positions: np.ndarray  # int64 [m]
     labels: np.ndarray  # int64 [m]
-    num_real_tokens: int  # [CLS] included
+    num_real_tokens: int  # [CLS] and <eos> included
     num_proteins: int
     sum_squared_lengths: int  # over the proteins
     num_cropped: int
@@ -66,23 +67,26 @@ class RowReader:
     def read(self, sample: int, sequences: np.ndarray) -> Row:
         """The row of `sequences`; `sample` decides the crop and the masks. InputError for ids the vocabulary lacks."""
         s, tokenizer, own_cls = self.seq_length, self.tokenizer, int(self.has_cls)
+        most = s - num_added(tokenizer)
         residues = self.indexed.lengths[sequences].astype(np.int64) - own_cls
-        lengths = np.minimum(residues + 1, s)
+        lengths = np.minimum(residues, most) + num_added(tokenizer)
         ends = np.cumsum(lengths)
         starts = ends - lengths
         used = int(ends[-1])
         assert used <= s, (used, s)
         tokens = np.full(s, tokenizer.pad_id, np.int64)
         tokens[starts] = tokenizer.cls_id
-        crops = residues >= s
-        for sequence, start, end, crop, length in zip(
-            sequences.tolist(), starts.tolist(), ends.tolist(), crops.tolist(), residues.tolist(), strict=True
+        if tokenizer.ends_proteins:
+            tokens[ends - 1] = tokenizer.sep_id
+        crops = residues > most
+        for sequence, start, crop, length in zip(
+            sequences.tolist(), starts.tolist(), crops.tolist(), residues.tolist(), strict=True
         ):
             if crop:
-                first = own_cls + self._crop_start(sample, length)
-                tokens[start + 1 : end] = self.indexed.read(sequence, first, first + s - 1)
+                first = own_cls + self._crop_start(sample, length - most)
+                tokens[start + 1 : start + 1 + most] = self.indexed.read(sequence, first, first + most)
             else:  # with a [CLS] of its own it is read over ours, which `_check` then compares
-                tokens[start + 1 - own_cls : end] = self.indexed.read(sequence)
+                tokens[start + 1 - own_cls : start + 1 + length] = self.indexed.read(sequence)
         self._check(tokens[:used], len(sequences))
         segments = starts if used == s else np.append(starts, used)
         position_ids = np.arange(s) - np.repeat(segments, np.diff(segments, append=s))
@@ -101,11 +105,11 @@ class RowReader:
             num_cropped=int(crops.sum()),
         )
 
-    def _crop_start(self, sample: int, residues: int) -> int:
-        """Where the part of a too long protein begins, of residues - (s - 1) + 1 possible places; 0 in evaluation."""
+    def _crop_start(self, sample: int, spare: int) -> int:
+        """Where the part of a protein begins that is `spare` residues too long, 0 ... spare; 0 in evaluation."""
         if not self.train:
             return 0
-        return int(sample_rng(self.seed, CROP_STREAM, sample).random() * (residues - self.seq_length + 2))
+        return int(sample_rng(self.seed, CROP_STREAM, sample).random() * (spare + 1))
 
     @cached_property
     def _maskable(self) -> np.ndarray:  # bool [vocabulary]
@@ -128,6 +132,17 @@ class RowReader:
                 f"{self.indexed.prefix}: {num_cls} [CLS] in a row of {num_proteins} proteins: every protein "
                 f"of a shard must begin with one, or none may hold any"
             )
+        num_eos = np.count_nonzero(tokens == self.tokenizer.sep_id)
+        if self.tokenizer.ends_proteins and num_eos != num_proteins:
+            raise InputError(
+                f"{self.indexed.prefix}: {num_eos} <eos> in a row of {num_proteins} proteins: a shard holds residues "
+                "only, and each protein gets its one <eos> here"
+            )
+
+
+def num_added(tokenizer: Tokenizer) -> int:
+    """Tokens that a row has of every protein beside its residues: [CLS], and <eos> where the vocabulary has it."""
+    return 1 + tokenizer.ends_proteins
 
 
 class Dataset:
@@ -167,15 +182,17 @@ class PackedDataset(Dataset):
         seed: int,
         train: bool,
     ):
-        if seq_length < 2:
-            raise InputError(f"--seq-length {seq_length} must be at least 2: [CLS] and a residue")
+        added = num_added(tokenizer)
+        if seq_length <= added:
+            specials = "[CLS]" if added == 1 else "<cls>, <eos>"
+            raise InputError(f"--seq-length {seq_length} must be at least {added + 1}: {specials} and a residue")
         if not 0 < mask_prob <= 1:
             raise InputError(f"--mask-prob {mask_prob} must be above 0 and at most 1")
         start, end = (int(indexed.documents[bound]) for bound in documents)
         lengths = np.asarray(indexed.lengths[start:end])
         has_cls = _begin_with_cls(indexed, start + np.flatnonzero(lengths > 0), tokenizer.cls_id)
         proteins = np.flatnonzero(lengths > int(has_cls))  # an empty sequence is no protein
-        sizes = lengths[proteins] - int(has_cls) + 1
+        sizes = lengths[proteins] - int(has_cls) + added
         self.readers = (RowReader(indexed, tokenizer, seq_length, mask_prob, seed, train, has_cls),)
         self.num_proteins = len(proteins)
         self.num_cropped = int(np.count_nonzero(sizes > seq_length))  # proteins longer than a row

@@ -13,7 +13,7 @@ dense, GELU, LN, decoder tied to the word embedding, bias. `ModelConfig` has wha
 import hashlib
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import torch
@@ -92,6 +92,13 @@ class ProteinBert(nn.Module):
         """L+1 tensors shaped [..., h]: the embedding, then each layer's output, the last one after the final LN."""
         states = self.states_after(range(len(self.layers) + 1), tokens, position_ids, cu_seqlens)
         return [state.view(*position_ids.shape, state.shape[-1]) for state in states]
+
+    def queries_keys_values(self, tokens: Tensor, position_ids: Tensor, cu_seqlens: Tensor) -> Iterator[Tensor]:
+        """[T, H, 3, D] of each layer in turn, as its attention gets them: what attention maps are made of."""
+        hidden, plan = self._embed(tokens, position_ids, cu_seqlens)
+        for layer in self.layers.values():
+            yield layer.attention.queries_keys_values(layer.input_layernorm(hidden), plan)
+            hidden = self._run(layer, hidden, plan)
 
     def lm_logits(self, hidden: Tensor) -> Tensor:
         """hidden [..., h] -> logits [..., V]."""

@@ -1,0 +1,148 @@
+"""Hugging Face's ESM models with random weights, ours with the same ones, and proteins in the forms that both take."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from proteinlm.model_dir.names import TensorNames
+from proteinlm.network.config import ModelConfig
+from proteinlm.network.model import ProteinBert
+
+transformers = pytest.importorskip("transformers")
+
+CLS, PAD, EOS, MASK, VOCABULARY = 0, 1, 2, 32, 33
+SHAPES = [(1, 1, 2), (2, 3, 4), (4, 5, 6), (3, 2, 16)]  # layers, heads, head size
+ESM_1B = {"position_embedding_type": "absolute", "emb_layer_norm_before": True, "max_position_embeddings": 66}
+ESM_NAMES = TensorNames(
+    {
+        "word_embeddings": "esm.embeddings.word_embeddings",
+        "position_embeddings": "esm.embeddings.position_embeddings",
+        "embedding_layernorm": "esm.embeddings.layer_norm",
+        "rotary_embeddings": "esm.rotary_embeddings",
+        "layers.#.input_layernorm": "esm.encoder.layer.#.attention.LayerNorm",
+        "layers.#.attention.dense": "esm.encoder.layer.#.attention.output.dense",
+        "layers.#.post_attention_layernorm": "esm.encoder.layer.#.LayerNorm",
+        "layers.#.mlp.dense_h_to_4h": "esm.encoder.layer.#.intermediate.dense",
+        "layers.#.mlp.dense_4h_to_h": "esm.encoder.layer.#.output.dense",
+        "final_layernorm": "esm.encoder.emb_layer_norm_after",
+        "lm_head.dense": "lm_head.dense",
+        "lm_head.layernorm": "lm_head.layer_norm",
+        "lm_head": "lm_head",
+    },
+    tuple(f"esm.encoder.layer.#.attention.self.{part}" for part in ("query", "key", "value")),
+)
+NOT_OURS = ("esm.contact_head.", "lm_head.decoder.")
+
+
+@torch.no_grad()
+def randomise(model: torch.nn.Module, seed: int) -> None:
+    """Every weight far from where it begins: norms around 1, all else around 0."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        noise = torch.randn(parameter.shape, generator=generator)
+        parameter.copy_(1 + 0.3 * noise if "norm" in name.lower() and name.endswith("weight") else 0.4 * noise)
+
+
+def esm_peer(layers: int, heads: int, head_size: int, seed: int = 0, dtype=torch.float64, **changes):
+    """An EsmForMaskedLM of that shape, in evaluation mode. Its inverse frequencies are not those of its base."""
+    sizes = {"num_hidden_layers": layers, "num_attention_heads": heads, "hidden_size": heads * head_size}
+    values = {"vocab_size": VOCABULARY, "pad_token_id": PAD, "mask_token_id": MASK, "intermediate_size": 3 * heads}
+    values |= {"position_embedding_type": "rotary", "token_dropout": True, "layer_norm_eps": 1e-5, "hidden_act": "gelu"}
+    values |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "emb_layer_norm_before": False}
+    config = transformers.EsmConfig(**values | sizes | changes, attn_implementation="eager")
+    model = transformers.EsmForMaskedLM(config)
+    randomise(model, seed)
+    if model.esm.rotary_embeddings is not None:
+        noise = torch.rand(head_size // 2, generator=torch.Generator().manual_seed(seed))
+        model.esm.rotary_embeddings.inv_freq.mul_(0.7 + 0.6 * noise).copy_(model.esm.rotary_embeddings.inv_freq.half())
+    return model.to(dtype).eval()
+
+
+def esm_config(peer) -> ModelConfig:
+    """Our configuration of an EsmForMaskedLM."""
+    c, absolute = peer.config, peer.config.position_embedding_type == "absolute"
+    return ModelConfig(
+        hidden_size=c.hidden_size,
+        num_layers=c.num_hidden_layers,
+        num_attention_heads=c.num_attention_heads,
+        max_position_embeddings=c.max_position_embeddings - (2 if absolute else 0),
+        vocab_size=c.vocab_size,
+        ffn_hidden_size=c.intermediate_size,
+        layernorm_epsilon=c.layer_norm_eps,
+        hidden_dropout=0.0,
+        attention_dropout=0.0,
+        hidden_act="gelu",
+        make_vocab_size_divisible_by=1,
+        position_embedding_type="learned_absolute" if absolute else "rope",
+        position_offset=2 if absolute else 0,
+        token_dropout=c.token_dropout,
+        mask_token_id=c.mask_token_id,
+        embedding_layernorm=c.emb_layer_norm_before,
+    )
+
+
+def esm_ours(peer, **changes) -> ProteinBert:
+    """The same weights in our network. changes: to its configuration, for what must not agree."""
+    config = replace(esm_config(peer), **changes)
+    return filled(config, ESM_NAMES, peer.state_dict(), next(peer.parameters()).dtype)
+
+
+def filled(config: ModelConfig, names: TensorNames, tensors: dict[str, Tensor], dtype: torch.dtype) -> ProteinBert:
+    tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(NOT_OURS)}
+    model = ProteinBert(config).to(dtype).eval()
+    model.load_state_dict(names.restore(tensors, config.num_attention_heads))
+    return model
+
+
+def proteins(lengths=(7, 1, 30, 12, 2, 19), masked=(0, 1, 9, 3, 0, 18), seed=1) -> list[Tensor]:
+    """`<cls> residues <eos>` of each protein as ids, `masked` of its residues the mask token."""
+    generator = torch.Generator().manual_seed(seed)
+    result = []
+    for length, count in zip(lengths, masked, strict=True):
+        ids = torch.randint(4, 31, (length,), generator=generator)
+        ids[torch.randperm(length, generator=generator)[:count]] = MASK
+        result.append(torch.cat((torch.tensor([CLS]), ids, torch.tensor([EOS]))))
+    return result
+
+
+def packed(tokens: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """(tokens [T], positions [T], bounds int32 [B + 1]) of one stream."""
+    sizes = torch.tensor([0, *map(len, tokens)])
+    return torch.cat(tokens), torch.cat([torch.arange(len(ids)) for ids in tokens]), sizes.cumsum(0).int()
+
+
+def padded(tokens: list[Tensor], value: int = PAD) -> tuple[Tensor, Tensor]:
+    """(tokens [B, longest], attention mask) for Hugging Face."""
+    ids = torch.nn.utils.rnn.pad_sequence(tokens, batch_first=True, padding_value=value)
+    lengths = torch.tensor([len(protein) for protein in tokens])
+    return ids, (torch.arange(ids.shape[1]) < lengths[:, None]).long()
+
+
+def peer_outputs(peer, tokens: list[Tensor], batch: bool) -> list[list[Tensor]]:
+    """For each protein its L + 1 hidden states [T, h] and its logits [T, V], run alone or in one padded batch."""
+    inputs = [padded(tokens)] if batch else [padded([protein]) for protein in tokens]
+    rows = []
+    with torch.no_grad():
+        for ids, mask in inputs:
+            outputs = peer(ids, attention_mask=mask, output_hidden_states=True)
+            values = [*outputs.hidden_states, outputs.logits]
+            rows += [[value[i, : mask[i].sum()] for value in values] for i in range(len(ids))]
+    return rows
+
+
+def our_outputs(model: ProteinBert, tokens: list[Tensor]) -> list[list[Tensor]]:
+    """The same of ours, all proteins packed in one stream."""
+    with torch.no_grad():
+        states = model.hidden_states(*packed(tokens))
+        values = [*states, model.lm_logits(states[-1])]
+    sizes = [len(protein) for protein in tokens]
+    return [list(parts) for parts in zip(*(value.split(sizes) for value in values), strict=True)]
+
+
+def difference(outputs: list[list[Tensor]], expected: list[list[Tensor]]) -> float:
+    """The largest, over all proteins and all that was computed of them."""
+    pairs = [pair for rows in zip(outputs, expected, strict=True) for pair in zip(*rows, strict=True)]
+    assert all(a.shape == b.shape for a, b in pairs)
+    return max(float((a - b).abs().max()) for a, b in pairs)
