@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from parity_layouts import SHAPES
 from parity_ranks import Ranks
 
 from pretrain.data.indexed import IndexedWriter
@@ -28,6 +29,12 @@ def corpus(tmp_path_factory) -> list[str]:
 def esm_corpus(tmp_path_factory) -> list[str]:
     """Such proteins in ESM's vocabulary."""
     return random_corpus(tmp_path_factory.mktemp("parity"), "esm")
+
+
+@pytest.fixture(scope="session")
+def flags_of(corpus, esm_corpus):
+    """The flags of a shape and its proteins."""
+    return lambda shape: [*(esm_corpus if "--token-dropout" in SHAPES[shape] else corpus), *SHAPES[shape]]
 
 
 def random_corpus(folder: Path, tokenizer_type: str) -> list[str]:

@@ -132,13 +132,20 @@ def dropout_masks(flags: list[str]) -> dict[str, Tensor]:
     return seen
 
 
-def run_and_resume(flags: list[str], total: int, stop_at: int | None = None, load: str | None = None) -> dict:
-    """A whole run of the trainer to `total` iterations, or to `stop_at`; losses it logged, weights, moments."""
+def run_and_resume(
+    flags: list[str], total: int, stop_at: int | None = None, load: str | None = None, prepare=None
+) -> dict:
+    """A whole run of the trainer to `total` iterations, or to `stop_at`; losses it logged, weights, moments.
+
+    prepare(trainer) changes something before the first step.
+    """
     more = ["--train-iters", str(total)]
     more += ["--exit-interval", str(stop_at)] if stop_at else []
     more += ["--load", load] if load else []
     trainer = make_trainer([*flags, *more])
     began = trainer.counters.iteration
+    if prepare:
+        prepare(trainer)
     trainer.run()
     state = optimizer_state(trainer.model, trainer.optimizer)
     tensors = gathered(trainer, trainer.model.state_dict())
@@ -169,6 +176,12 @@ def messages_of_a_step(flags: list[str]) -> dict[str, int]:
         for name, place in places.items():
             setattr(place, name, honest[name])
     return counts
+
+
+def round_frequencies(trainer: Trainer) -> None:
+    """inv_freq as trained ESM-2 files have it: not what the base gives, here plainly so."""
+    for part in trainer.model:
+        part.rotary_embeddings.inv_freq.mul_(1.1).copy_(part.rotary_embeddings.inv_freq.half())
 
 
 # ---- what each negative control breaks

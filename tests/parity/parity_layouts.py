@@ -1,4 +1,4 @@
-"""The layouts that the parity tests compare with one process, and the comparison."""
+"""The layouts and shapes that the parity tests compare with one process, and the comparison."""
 
 import pytest
 import torch
@@ -41,6 +41,16 @@ LAYOUTS = {
     "fsdp2-full-recompute": (2, ["--use-torch-fsdp2", *RECOMPUTE]),
     "pp2-recompute": (2, [*PP, *RECOMPUTE]),
     "fsdp2-pp2-zero-bubble-recompute": (4, [*ZERO_BUBBLE, *FSDP, *RECOMPUTE]),
+}
+
+GATED = ["--swiglu", "--normalization", "RMSNorm", "--disable-bias-linear", "--untie-embeddings-and-output-weights"]
+ROPE = ["--position-embedding-type", "rope"]
+# shapes that use many of the network's options at once: name -> flags
+SHAPES = {
+    "esm2": [*ROPE, "--token-dropout", "--hidden-act", "gelu", "--layernorm-epsilon", "1e-5"],
+    "esmc": [*ROPE, *GATED, "--qk-layernorm", "--residual-scale", "1.5", "--embedding-layernorm"],
+    "esm1b": ["--embedding-layernorm", "--token-dropout", "--position-offset", "2"],
+    "amplify": [*GATED, "--no-lm-head-transform", "--position-embedding-type", "none"],
 }
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from parity_layouts import FSDP, LAYOUTS, PP, TOLERANCE, TP, ZERO_BUBBLE, differences, marks
 
+
 @pytest.fixture(scope="module")
 def one_process(ranks, corpus) -> dict[str, torch.Tensor]:
     return ranks.run(1, jobs.train, corpus)[0]

@@ -5,16 +5,8 @@ As test_layouts.py, with shapes that use many options at once.
 
 import parity_jobs as jobs
 import pytest
-from parity_layouts import LAYOUTS, PP, SP, TOLERANCE, TP, differences
+from parity_layouts import LAYOUTS, PP, SHAPES, SP, TOLERANCE, TP, differences
 
-GATED = ["--swiglu", "--normalization", "RMSNorm", "--disable-bias-linear", "--untie-embeddings-and-output-weights"]
-ROPE = ["--position-embedding-type", "rope"]
-SHAPES = {
-    "esm2": [*ROPE, "--token-dropout", "--hidden-act", "gelu", "--layernorm-epsilon", "1e-5"],
-    "esmc": [*ROPE, *GATED, "--qk-layernorm", "--residual-scale", "1.5", "--embedding-layernorm"],
-    "esm1b": ["--embedding-layernorm", "--token-dropout", "--position-offset", "2"],
-    "amplify": [*GATED, "--no-lm-head-transform", "--position-embedding-type", "none"],
-}
 CASES = {
     "esm2": ("dp2", "fsdp2", "tp2", "tp2-sp", "pp2", "dp2-pp2-tp2", "fsdp2-pp2-tp2-sp"),
     "esmc": (
@@ -30,11 +22,6 @@ FAST = [("esm2", "tp2-sp"), ("esmc", "fsdp2"), ("esmc", "tp2-sp"), *((shape, "pp
 def cases() -> list:
     pairs = [(shape, layout) for shape, layouts in CASES.items() for layout in layouts]
     return [pytest.param(*pair, marks=[] if pair in FAST else pytest.mark.slow) for pair in pairs]
-
-
-@pytest.fixture(scope="module")
-def flags_of(corpus, esm_corpus):
-    return lambda shape: [*(esm_corpus if "--token-dropout" in SHAPES[shape] else corpus), *SHAPES[shape]]
 
 
 @pytest.fixture(scope="module")
