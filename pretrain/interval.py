@@ -47,12 +47,12 @@ def training_flops(config: ModelConfig, real_tokens: int, sum_squared_lengths: i
     """FLOPs of forward and backward over real tokens: matrix products only, attention per protein, no recomputation.
 
     A product of [m, k] and [k, n] costs 2 m k n; the backward pass costs twice the forward one. Per layer and token:
-    query_key_value 6 h^2, dense 2 h^2, MLP 4 h f; per protein of n tokens: Q K^T and P V, 4 n^2 h; the LM head on
-    masked positions only: 2 h^2 + 2 h V.
+    query_key_value 6 h^2, dense 2 h^2, MLP 4 h f (gated 6 h f); per protein of n tokens: Q K^T and P V, 4 n^2 h; the LM
+    head on masked positions only: 2 h^2 for its dense layer, 2 h V.
     """
-    h, ffn = config.hidden_size, config.ffn_hidden_size
-    layers = config.num_layers * (real_tokens * (8 * h * h + 4 * h * ffn) + 4 * h * sum_squared_lengths)
-    head = masked * (2 * h * h + 2 * h * config.padded_vocab_size)
+    h, mlp = config.hidden_size, (6 if config.swiglu else 4) * config.hidden_size * config.ffn_hidden_size
+    layers = config.num_layers * (real_tokens * (8 * h * h + mlp) + 4 * h * sum_squared_lengths)
+    head = masked * (2 * h * h * config.lm_head_transform + 2 * h * config.padded_vocab_size)
     return 3.0 * (layers + head)
 
 

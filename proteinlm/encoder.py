@@ -225,7 +225,9 @@ class Encoder:
         proteins = self._checked(sequences)
         vectors = torch.empty(len(proteins), self.config.hidden_size)
         for indices, stream in self._batches(proteins, batch_tokens, quiet):
-            vectors[torch.from_numpy(indices)] = POOLINGS[pooling](self.states(stream, depth), stream).cpu()
+            vectors[torch.from_numpy(indices)] = POOLINGS[pooling](self.states(stream, depth), stream).to(
+                "cpu", vectors.dtype
+            )
         return vectors if tensors else vectors.numpy()
 
     def logits(self, sequences: Proteins, *, batch_tokens: int | None = None, tensors=False, quiet=False) -> list:

@@ -38,8 +38,8 @@ COMMANDS = {
 # tape.main is songlab's module of the commands as functions: it calls them, and nobody imports it.
 CALLS_COMMANDS = {"tape/main.py", "demo/run.py"}
 # The single-device maths knows nothing of files, flags or processes.
-MATHS = {"proteinlm/network/model.py", "proteinlm/network/attention.py", "proteinlm/loss.py"}
-MATHS_MAY_IMPORT = ("torch", "proteinlm.network.model", "proteinlm.network.attention", "proteinlm.loss")
+MATHS = ("proteinlm/network/", "proteinlm/loss.py")
+MATHS_MAY_IMPORT = ("torch", "proteinlm.network", "proteinlm.loss")
 UNTRUSTED = "proteinlm/untrusted/"
 # Who may read the environment: what starts a process, and (as torchrun wants it) what joins processes.
 READS_ENVIRONMENT = {
@@ -125,7 +125,7 @@ def crowded_folders(paths: Iterable[str]) -> list[str]:
 
 
 def more_than_maths(path: str, source: str) -> list[str]:
-    if path not in MATHS:
+    if not path.startswith(MATHS):
         return []
     names = {name for name in imported_modules(path, source) if name.split(".")[0] not in sys.stdlib_module_names}
     return [f"{path} imports {name}" for name in sorted(names) if not within(name, MATHS_MAY_IMPORT)]

@@ -1,8 +1,8 @@
 """Pipeline parallelism: the model cut into stages by layers, and micro-batches sent through them by a schedule.
 
 A stage is a `ProteinBert` without the modules of the others: the first has the embeddings, the last the final LN and
-the LM head with its own copy of the word embedding (`replicas.Gradients` sums the two copies' gradients). What a stage
-sends on is the residual stream [T, h] ([T / tp, h] under sequence parallelism), and back its gradient. Everything else
+the LM head, where it is tied with its own copy of the word embedding (`replicas.Gradients` sums the two copies'
+gradients); rotary positions are in all. What a stage sends on is the residual stream [T, h] ([T / tp, h] under sequence parallelism), and back its gradient. Everything else
 that layers need (position ids, protein boundaries, masked positions) every rank reads for itself and hands to its
 stages as tensors, so no stage can lose it.
 
@@ -52,8 +52,8 @@ def cut(model: ProteinBert, stage: int, num_stages: int) -> ProteinBert:
         model.position_embeddings = model.embedding_layernorm = None
     if stage < num_stages - 1:
         model.final_layernorm = model.lm_head = None
-        if stage > 0:
-            model.word_embeddings = None
+    if stage > 0 and (stage < num_stages - 1 or model.config.untie_embeddings_and_output_weights):
+        model.word_embeddings = None
     return model
 
 

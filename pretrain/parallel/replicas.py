@@ -66,6 +66,8 @@ class Gradients:
         self.world, self.reduce_dtype = world, reduce_dtype
         self.named = dict(model.named_parameters())
         self.sharded = world.layout.dp_shard > 1
+        untied = any(part.config.untie_embeddings_and_output_weights for part in model.children())
+        self.ends_group = None if untied else world.ends_group
 
     def finish(self) -> None:
         """Take the sums that are still to be taken: over tp, over plain replicas, over the tied embedding's copies."""
@@ -74,8 +76,8 @@ class Gradients:
         self._settle_placements()
         if not self.sharded and self.world.dp_size > 1:
             sum_together([_local(p.grad) for p in self._with_gradient()], self.world.dp_group, self.reduce_dtype)
-        if self.world.ends_group is not None and "word_embeddings.weight" in self.named:
-            sum_together([_local(self.named["word_embeddings.weight"].grad)], self.world.ends_group)
+        if self.ends_group is not None and "word_embeddings.weight" in self.named:
+            sum_together([_local(self.named["word_embeddings.weight"].grad)], self.ends_group)
 
     def _with_gradient(self) -> list[nn.Parameter]:
         return [p for p in self.named.values() if p.grad is not None]

@@ -1,10 +1,11 @@
 """Tensor parallelism: how each weight is cut over the tp axis, and the loss over a cut vocabulary.
 
-Megatron's cut (Shoeybi et al. 2019): query_key_value and dense_h_to_4h by output columns (whole heads: rows are
-[H, 3, D]), attention.dense and dense_4h_to_h by input rows, the word embedding and the LM head's bias by rows of the
-vocabulary; all else is whole on every rank. A layer sends two all-reduces forward and two backward. With
---sequence-parallel (Korthikanti et al. 2022) norms, dropout and the residual stream hold T / tp tokens a rank, and each
-all-reduce becomes a reduce-scatter and an all-gather: the same bytes, activations tp times smaller.
+Megatron's cut (Shoeybi et al. 2019): query_key_value, dense_h_to_4h and its gate by output columns (whole heads: rows
+are [H, 3, D]), attention.dense and dense_4h_to_h by input rows, the word embedding, the LM head's bias and a decoder of
+its own by rows of the vocabulary; all else is whole on every rank. A layer sends two all-reduces forward and two
+backward. With --sequence-parallel (Korthikanti et al. 2022) norms, dropout and the residual stream hold T / tp tokens a
+rank, and each all-reduce becomes a reduce-scatter and an all-gather: the same bytes, activations tp times smaller.
+--qk-layernorm is over all heads, so it gathers the queries and the keys, and keeps this rank's part of the result.
 
 Must hold: the plan names every parameter, so that all of them are DTensors on one mesh; and every rank ends with the
 same loss. Activations between modules are plain tensors, so the model's code knows nothing of this.
@@ -59,16 +60,20 @@ def plan(sequence_parallel: bool) -> dict[str, ParallelStyle]:
     return {
         "word_embeddings": RowwiseParallel(input_layouts=WHOLE, output_layouts=stream),
         "position_embeddings": Placed(WHOLE, stream, stream),
+        "embedding_layernorm": norm,
         "layers.*.input_layernorm": norm,
         "layers.*.attention.query_key_value": ColwiseParallel(input_layouts=stream),
+        "layers.*.attention.q_layernorm": Placed(COLUMNS, WHOLE, COLUMNS),
+        "layers.*.attention.k_layernorm": Placed(COLUMNS, WHOLE, COLUMNS),
         "layers.*.attention.dense": RowwiseParallel(output_layouts=stream),
         "layers.*.post_attention_layernorm": norm,
+        "layers.*.mlp.dense_h_to_4h_gate": ColwiseParallel(input_layouts=stream),
         "layers.*.mlp.dense_h_to_4h": ColwiseParallel(input_layouts=stream),
         "layers.*.mlp.dense_4h_to_h": RowwiseParallel(output_layouts=stream),
         "final_layernorm": Placed(stream, stream, WHOLE),  # masked positions index the whole stream
         "lm_head.dense": Placed(output=None),
         "lm_head.layernorm": Placed(output=None),
-        "lm_head": Placed(output=COLUMNS, weights=Shard(0)),  # its bias, and the logits: [M, V / tp] a rank
+        "lm_head": Placed(output=COLUMNS, weights=Shard(0)),  # bias, decoder; logits are [M, V / tp] a rank
     }
 
 
@@ -78,7 +83,9 @@ def parallelize(model: ProteinBert, mesh: DeviceMesh, sequence_parallel: bool) -
     parallelize_module(model, mesh, present)
     rank = mesh.get_local_rank()
     model.vocab_start = rank * (model.config.padded_vocab_size // mesh.size())
-    if not sequence_parallel:  # else every rank's default generator differs as it is
+    if sequence_parallel:  # every rank's default generator differs as it is
+        model.own_tokens = lambda values: values.chunk(mesh.size())[rank]
+    else:
         for layer in model.layers.values():
             layer.attention.dropout_rng = lambda: sharded_rng(rank)
     plain = [name for name, parameter in model.named_parameters() if not isinstance(parameter, DTensor)]
@@ -86,7 +93,10 @@ def parallelize(model: ProteinBert, mesh: DeviceMesh, sequence_parallel: bool) -
 
 
 def _has(model: ProteinBert, name: str) -> bool:
-    return getattr(model, name.split(".")[0]) is not None
+    module: nn.Module | None = model
+    for part in name.split("."):
+        module = next(module.children()) if part == "*" else getattr(module, part, None)
+    return module is not None
 
 
 def is_partial(tensor: Tensor) -> bool:

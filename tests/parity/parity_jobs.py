@@ -6,6 +6,7 @@ import time
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor
 from torch.distributed.fsdp._fully_shard import _fsdp_param_group
 from torch.distributed.tensor import DTensor
@@ -95,7 +96,7 @@ def train(flags: list[str], count: int = 3, sabotage=None) -> dict:
         "norm": torch.tensor([v["grad_norm"] for v in values], dtype=torch.float64),
         "validation": torch.tensor([loss, residues], dtype=torch.float64),
         **{f"gradient of {name}": value for name, value in gradients[0].items()},
-        **gathered(trainer, dict(trainer.model.named_parameters())),
+        **gathered(trainer, trainer.model.state_dict()),
     }
 
 
@@ -131,16 +132,23 @@ def dropout_masks(flags: list[str]) -> dict[str, Tensor]:
     return seen
 
 
-def run_and_resume(flags: list[str], total: int, stop_at: int | None = None, load: str | None = None) -> dict:
-    """A whole run of the trainer to `total` iterations, or to `stop_at`; losses it logged, weights, moments."""
+def run_and_resume(
+    flags: list[str], total: int, stop_at: int | None = None, load: str | None = None, prepare=None
+) -> dict:
+    """A whole run of the trainer to `total` iterations, or to `stop_at`; losses it logged, weights, moments.
+
+    prepare(trainer) changes something before the first step.
+    """
     more = ["--train-iters", str(total)]
     more += ["--exit-interval", str(stop_at)] if stop_at else []
     more += ["--load", load] if load else []
     trainer = make_trainer([*flags, *more])
     began = trainer.counters.iteration
+    if prepare:
+        prepare(trainer)
     trainer.run()
     state = optimizer_state(trainer.model, trainer.optimizer)
-    tensors = gathered(trainer, dict(trainer.model.named_parameters()))
+    tensors = gathered(trainer, trainer.model.state_dict())
     for moment in ("exp_avg", "exp_avg_sq"):
         tensors |= {f"{moment} {name}": value for name, value in gathered(trainer, state[moment]).items()}
     return {"began": began, "state": tensors, "dropout": torch.rand(4)}
@@ -170,6 +178,12 @@ def messages_of_a_step(flags: list[str]) -> dict[str, int]:
     return counts
 
 
+def round_frequencies(trainer: Trainer) -> None:
+    """inv_freq as trained ESM-2 files have it: not what the base gives, here plainly so."""
+    for part in trainer.model:
+        part.rotary_embeddings.inv_freq.mul_(1.1).copy_(part.rotary_embeddings.inv_freq.half())
+
+
 # ---- what each negative control breaks
 
 
@@ -186,6 +200,31 @@ def drop_boundaries(trainer: Trainer) -> None:
         part = trainer.model[0]
         honest = part._plan
         part._plan = lambda cu_seqlens, position_ids: honest(cu_seqlens[[0, -1]], position_ids)
+
+
+def without_rotation(trainer: Trainer) -> None:
+    """The last stage does not turn its queries and keys."""
+    if trainer.world.is_last_stage:
+        trainer.model[0].rotary_embeddings = None
+
+
+def scale_by_the_first_tokens(trainer: Trainer) -> None:
+    """Every rank scales its tokens as if they were the first rank's."""
+    for part in trainer.model:
+        part.own_tokens = lambda values: values.chunk(trainer.world.layout.tp)[0]
+
+
+def swap_the_gate(trainer: Trainer) -> None:
+    """Each rank has the other's part of a layer's gate."""
+    gate = trainer.model[0].layers["1"].mlp.dense_h_to_4h_gate.weight
+    parts = whole(gate.detach()).chunk(trainer.world.size)
+    gate.data.to_local().copy_(parts[1 - trainer.world.rank])
+
+
+def normalise_own_heads(trainer: Trainer) -> None:
+    """Each rank normalises the queries over its own heads."""
+    norm, ranks = trainer.model[0].layers["1"].attention.q_layernorm, trainer.world.size
+    norm.forward = lambda x: F.layer_norm(x.unflatten(-1, (ranks, -1)), (x.shape[-1] // ranks,)).flatten(-2)
 
 
 def mean_of_means(trainer: Trainer) -> None:
@@ -206,7 +245,7 @@ def norm_of_one_process(trainer: Trainer) -> None:
 
 def untie_embedding(trainer: Trainer) -> None:
     """Each copy of the word embedding is stepped by its own gradient."""
-    trainer.world.ends_group = None
+    trainer.gradients.ends_group = None
 
 
 def train_with_layers_as_units(flags: list[str]) -> dict:

@@ -7,51 +7,7 @@ controls break one thing each and must be seen by the same comparison.
 import parity_jobs as jobs
 import pytest
 import torch
-
-TOLERANCE = 1e-10  # measured: 1.3e-15 in gradients and norm, 1.3e-13 in weights
-
-TP = ["--tensor-model-parallel-size", "2"]
-SP = [*TP, "--sequence-parallel"]
-PP = ["--pipeline-model-parallel-size", "2"]
-VIRTUAL = ["--num-layers-per-virtual-pipeline-stage", "1"]
-ZERO_BUBBLE = [*PP, "--pipeline-schedule", "zero-bubble"]
-FSDP = ["--use-distributed-optimizer"]
-RECOMPUTE = ["--recompute-granularity", "full"]
-
-# name -> (processes, flags)
-LAYOUTS = {
-    "dp2": (2, []),
-    "fsdp2": (2, FSDP),
-    "fsdp2-full": (2, ["--use-torch-fsdp2"]),
-    "hybrid-2x2": (4, [*FSDP, "--num-distributed-optimizer-instances", "2"]),
-    "tp2": (2, TP),
-    "tp2-sp": (2, SP),
-    "pp2": (2, PP),
-    "pp3-uneven": (3, ["--pipeline-model-parallel-size", "3"]),
-    "pp4": (4, ["--pipeline-model-parallel-size", "4"]),
-    "pp2-interleaved": (2, [*PP, *VIRTUAL]),
-    "pp2-zero-bubble": (2, ZERO_BUBBLE),
-    "pp2-zero-bubble-interleaved": (2, [*ZERO_BUBBLE, *VIRTUAL]),
-    "dp2-tp2": (4, TP),
-    "fsdp2-tp2-sp": (4, [*SP, *FSDP]),
-    "dp2-pp2": (4, PP),
-    "fsdp2-pp2": (4, [*PP, *FSDP]),
-    "fsdp2-pp2-interleaved": (4, [*PP, *VIRTUAL, *FSDP]),
-    "fsdp2-pp2-zero-bubble": (4, [*ZERO_BUBBLE, *FSDP]),
-    "pp2-tp2": (4, [*PP, *TP]),
-    "pp2-tp2-sp-zero-bubble": (4, [*ZERO_BUBBLE, *SP]),
-    "dp2-pp2-tp2": (8, [*PP, *TP]),
-    "fsdp2-pp2-tp2-sp": (8, [*PP, *SP, *FSDP]),
-    "tp2-sp-recompute": (2, [*SP, *RECOMPUTE]),
-    "fsdp2-full-recompute": (2, ["--use-torch-fsdp2", *RECOMPUTE]),
-    "pp2-recompute": (2, [*PP, *RECOMPUTE]),
-    "fsdp2-pp2-zero-bubble-recompute": (4, [*ZERO_BUBBLE, *FSDP, *RECOMPUTE]),
-}
-
-
-def marks(processes: int, flags: list[str]) -> list[pytest.MarkDecorator]:
-    """The fast tier has every axis alone, without recomputation."""
-    return [pytest.mark.slow] if processes > 3 or flags[-2:] == RECOMPUTE else []
+from parity_layouts import FSDP, LAYOUTS, PP, TOLERANCE, TP, ZERO_BUBBLE, differences, marks
 
 
 @pytest.fixture(scope="module")
@@ -59,12 +15,7 @@ def one_process(ranks, corpus) -> dict[str, torch.Tensor]:
     return ranks.run(1, jobs.train, corpus)[0]
 
 
-def differences(actual: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> dict[str, float]:
-    assert set(actual) == set(expected)
-    return {name: float((actual[name] - value).abs().max()) for name, value in expected.items()}
-
-
-@pytest.mark.parametrize("layout", [pytest.param(name, marks=marks(*LAYOUTS[name])) for name in LAYOUTS])
+@pytest.mark.parametrize("layout", [pytest.param(name, marks=marks(name)) for name in LAYOUTS])
 def test_a_layout_trains_the_same_model(layout, ranks, corpus, one_process):
     size, flags = LAYOUTS[layout]
     for actual in ranks.run(size, jobs.train, [*corpus, *flags]):  # every process reports the same

@@ -29,10 +29,10 @@ LAYOUTS = {
 TOTAL, HALF = 4, 2
 
 
-def run(ranks, corpus, folder: Path, layout: str, *more: str, stop_at=None, load=None) -> list[dict]:
+def run(ranks, corpus, folder: Path, layout: str, *more: str, stop_at=None, load=None, prepare=None) -> list[dict]:
     size, flags = LAYOUTS[layout]
     flags = [*corpus, "--save", str(folder), *flags, *more]
-    return ranks.run(size, jobs.run_and_resume, flags, TOTAL, stop_at, load and str(load))
+    return ranks.run(size, jobs.run_and_resume, flags, TOTAL, stop_at, load and str(load), prepare)
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +74,24 @@ def test_any_layout_goes_on_where_another_stopped(source, target, ranks, corpus,
         if not torch.allclose(actual["state"][name], value, rtol=0, atol=1e-10)
     }
     assert not wrong
+
+
+@pytest.mark.parametrize(
+    ("shape", "layout"),
+    [("esm2", "dp2"), ("esm2", "pp2"), ("esm2", "tp2-sp"), ("esmc", "fsdp2"), ("esmc", "dp2-pp2-tp2")],
+)
+def test_stored_frequencies_go_through_every_layout(shape, layout, ranks, flags_of, tmp_path):
+    """One process, two iterations; the layout, one more; one process to the end. What rotates is never made anew."""
+    flags, prepare = flags_of(shape), jobs.round_frequencies
+    whole = run(ranks, flags, tmp_path / "whole", "one", prepare=prepare)[0]["state"]
+    run(ranks, flags, tmp_path / "one", "one", stop_at=HALF, prepare=prepare)
+    run(ranks, flags, tmp_path / "other", layout, stop_at=HALF + 1, load=tmp_path / "one")
+    last = run(ranks, flags, tmp_path / "last", "one", load=tmp_path / "other")[0]
+    name = "rotary_embeddings.inv_freq"
+    assert last["began"] == HALF + 1 and torch.equal(last["state"][name], whole[name])
+    assert all(torch.allclose(last["state"][n], value, rtol=0, atol=1e-10) for n, value in whole.items())
+    fresh = run(ranks, flags, tmp_path / "fresh", "one")[0]["state"]
+    assert all((fresh[n] - whole[n]).abs().max() > 1e-4 for n in (name, "word_embeddings.weight"))
 
 
 @pytest.mark.parametrize(("layout", "more"), [("fsdp2-pp2", []), ("tp2-sp", ["--async-save"])])

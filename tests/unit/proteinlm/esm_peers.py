@@ -1,13 +1,15 @@
 """Hugging Face's ESM models with random weights, ours with the same ones, and proteins in the forms that both take."""
 
+import tempfile
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
-from proteinlm.model_dir.names import TensorNames
-from proteinlm.network.config import ModelConfig
+from proteinlm.model_dir.files import ModelFiles
+from proteinlm.model_dir.load import READERS
 from proteinlm.network.model import ProteinBert
 
 transformers = pytest.importorskip("transformers")
@@ -15,25 +17,6 @@ transformers = pytest.importorskip("transformers")
 CLS, PAD, EOS, MASK, VOCABULARY = 0, 1, 2, 32, 33
 SHAPES = [(1, 1, 2), (2, 3, 4), (4, 5, 6), (3, 2, 16)]  # layers, heads, head size
 ESM_1B = {"position_embedding_type": "absolute", "emb_layer_norm_before": True, "max_position_embeddings": 66}
-ESM_NAMES = TensorNames(
-    {
-        "word_embeddings": "esm.embeddings.word_embeddings",
-        "position_embeddings": "esm.embeddings.position_embeddings",
-        "embedding_layernorm": "esm.embeddings.layer_norm",
-        "rotary_embeddings": "esm.rotary_embeddings",
-        "layers.#.input_layernorm": "esm.encoder.layer.#.attention.LayerNorm",
-        "layers.#.attention.dense": "esm.encoder.layer.#.attention.output.dense",
-        "layers.#.post_attention_layernorm": "esm.encoder.layer.#.LayerNorm",
-        "layers.#.mlp.dense_h_to_4h": "esm.encoder.layer.#.intermediate.dense",
-        "layers.#.mlp.dense_4h_to_h": "esm.encoder.layer.#.output.dense",
-        "final_layernorm": "esm.encoder.emb_layer_norm_after",
-        "lm_head.dense": "lm_head.dense",
-        "lm_head.layernorm": "lm_head.layer_norm",
-        "lm_head": "lm_head",
-    },
-    tuple(f"esm.encoder.layer.#.attention.self.{part}" for part in ("query", "key", "value")),
-)
-NOT_OURS = ("esm.contact_head.", "lm_head.decoder.")
 
 
 @torch.no_grad()
@@ -60,39 +43,18 @@ def esm_peer(layers: int, heads: int, head_size: int, seed: int = 0, dtype=torch
     return model.to(dtype).eval()
 
 
-def esm_config(peer) -> ModelConfig:
-    """Our configuration of an EsmForMaskedLM."""
-    c, absolute = peer.config, peer.config.position_embedding_type == "absolute"
-    return ModelConfig(
-        hidden_size=c.hidden_size,
-        num_layers=c.num_hidden_layers,
-        num_attention_heads=c.num_attention_heads,
-        max_position_embeddings=c.max_position_embeddings - (2 if absolute else 0),
-        vocab_size=c.vocab_size,
-        ffn_hidden_size=c.intermediate_size,
-        layernorm_epsilon=c.layer_norm_eps,
-        hidden_dropout=0.0,
-        attention_dropout=0.0,
-        hidden_act="gelu",
-        make_vocab_size_divisible_by=1,
-        position_embedding_type="learned_absolute" if absolute else "rope",
-        position_offset=2 if absolute else 0,
-        token_dropout=c.token_dropout,
-        mask_token_id=c.mask_token_id,
-        embedding_layernorm=c.emb_layer_norm_before,
-    )
+def opened(peer) -> ModelFiles:
+    """What proteinlm.load reads of the directory that Hugging Face writes of the peer."""
+    with tempfile.TemporaryDirectory() as directory:
+        peer.save_pretrained(directory)
+        return READERS[peer.config.model_type](Path(directory))
 
 
-def esm_ours(peer, **changes) -> ProteinBert:
-    """The same weights in our network. changes: to its configuration, for what must not agree."""
-    config = replace(esm_config(peer), **changes)
-    return filled(config, ESM_NAMES, peer.state_dict(), next(peer.parameters()).dtype)
-
-
-def filled(config: ModelConfig, names: TensorNames, tensors: dict[str, Tensor], dtype: torch.dtype) -> ProteinBert:
-    tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(NOT_OURS)}
-    model = ProteinBert(config).to(dtype).eval()
-    model.load_state_dict(names.restore(tensors, config.num_attention_heads))
+def same_network(peer, **changes) -> ProteinBert:
+    """The peer's weights in our network. changes: to its configuration, for what must not agree."""
+    files = opened(peer)
+    model = ProteinBert(replace(files.config, **changes)).to(next(peer.parameters()).dtype).eval()
+    model.load_state_dict(files.state)
     return model
 
 

@@ -5,8 +5,7 @@ from collections import Counter
 
 import pytest
 import torch
-from esm_peers import ESM_1B, esm_ours, esm_peer, packed, padded, proteins
-from test_esm_oracle import unrounded  # noqa: F401
+from esm_peers import ESM_1B, esm_peer, packed, padded, proteins, same_network
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -38,9 +37,9 @@ def difference(model, regression, tokens, expected):
 
 @pytest.mark.parametrize("form", [{}, ESM_1B, {"token_dropout": False}], ids=["esm2", "esm1b", "no token dropout"])
 @pytest.mark.parametrize("batch", [False, True], ids=["one by one", "padded batch"])
-def test_equal_to_predict_contacts(form, batch, unrounded, monkeypatch):  # noqa: F811
+def test_equal_to_predict_contacts(form, batch, unrounded, monkeypatch):
     peer, tokens = esm_peer(*SHAPE, **form), proteins()
-    model, regression, expected = esm_ours(peer), regression_of(peer), peer_contacts(peer, tokens, batch)
+    model, regression, expected = same_network(peer), regression_of(peer), peer_contacts(peer, tokens, batch)
     assert max(float(own.max() - own.min()) for own in expected) > 0.1  # they differ from residue to residue
     assert difference(model, regression, tokens, expected) < 1e-10
     monkeypatch.setattr(contacts, "MAX_SCORES", 2000)  # two heads at a time of the longest, all five of the others
@@ -61,9 +60,9 @@ def add_layer(corrected, cut_first):
     return add
 
 
-def test_each_mistake_would_show(unrounded, monkeypatch):  # noqa: F811
+def test_each_mistake_would_show(unrounded, monkeypatch):
     peer, tokens = esm_peer(*SHAPE), proteins()
-    model, regression, expected = esm_ours(peer), regression_of(peer), peer_contacts(peer, tokens, batch=True)
+    model, regression, expected = same_network(peer), regression_of(peer), peer_contacts(peer, tokens, batch=True)
     by_head = regression.weight.view(SHAPE[0], SHAPE[1]).T.reshape(1, -1)
     assert difference(model, ContactRegression(by_head, regression.bias), tokens, expected) > 1e-2
     assert difference(model, ContactRegression(regression.weight, -regression.bias), tokens, expected) > 1e-2
@@ -79,7 +78,7 @@ def test_where_nothing_attends_to_residues():
 
     peer, tokens = esm_peer(*SHAPE), proteins((1,), (0,))
     regression = regression_of(peer)
-    assert difference(esm_ours(peer), regression, tokens, [regression.bias.sigmoid().view(1, 1)]) < 1e-12
+    assert difference(same_network(peer), regression, tokens, [regression.bias.sigmoid().view(1, 1)]) < 1e-12
     logits, query, key = torch.zeros(3, 3), torch.ones(2, 5, 4), torch.zeros(2, 5, 4)
     key[:, 0] = 1e4  # <cls> gets it all
     contacts._add_layer(logits, query, key, torch.ones(2))
@@ -117,7 +116,7 @@ def test_maps_are_not_all_in_memory(monkeypatch):
     """At most one layer's, or one head's, and softmax's copy of them; Hugging Face holds every one."""
     layers, heads, tokens = 12, 5, proteins((200,), (0,))
     peer = esm_peer(layers, heads, 4)
-    model, regression, map_bytes = esm_ours(peer), regression_of(peer), 202 * 202 * 8
+    model, regression, map_bytes = same_network(peer), regression_of(peer), 202 * 202 * 8
 
     def peak(function, *arguments):
         with LiveMemory() as memory:

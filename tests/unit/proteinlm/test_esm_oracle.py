@@ -1,29 +1,29 @@
 """The network in the forms of ESM-2 and ESM-1b against Hugging Face's EsmForMaskedLM: states, logits, loss, gradients.
 
 Hugging Face makes cos and sin in fp32 whatever the model's dtype, and so do we. Beyond that its `apply_rotary_pos_emb`
-rounds queries and keys to fp32, also of an fp64 model. Comparisons at 1e-10 take that one rounding out of it, by
-putting the function of its ESM C in that place, which is the same without it; `test_unpatched` changes nothing.
+rounds queries and keys to fp32, also of an fp64 model. Comparisons at 1e-10 take that one rounding out of it (the
+fixture `unrounded`), by putting the function of its ESM C in that place, which is the same without it;
+`test_unpatched` changes nothing.
 """
 
 import pytest
 import torch
 from esm_peers import (
     ESM_1B,
-    ESM_NAMES,
     MASK,
-    NOT_OURS,
     SHAPES,
     difference,
-    esm_ours,
     esm_peer,
     our_outputs,
     packed,
     padded,
     peer_outputs,
     proteins,
+    same_network,
 )
 
 from proteinlm.loss import IGNORE, masked_lm_loss
+from proteinlm.model_dir.esm.names import ESM_NAMES
 from proteinlm.network import layers as layers_module
 from proteinlm.network.model import initialize_buffers
 
@@ -32,20 +32,11 @@ FORMS = {"esm2": {}, "esm2 without token dropout": {"token_dropout": False}, "es
 FORMS["esm1b without embedding LayerNorm"] = {**ESM_1B, "emb_layer_norm_before": False}
 
 
-@pytest.fixture
-def unrounded(monkeypatch):
-    """Hugging Face's ESM without the rounding of queries and keys to fp32."""
-    from transformers.models.esm import modeling_esm
-    from transformers.models.esmc import modeling_esmc
-
-    monkeypatch.setattr(modeling_esm, "apply_rotary_pos_emb", modeling_esmc.apply_rotary_pos_emb)
-
-
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_states_and_logits(shape, form, unrounded):
     peer, tokens = esm_peer(*shape, **FORMS[form]), proteins()
-    outputs = our_outputs(esm_ours(peer), tokens)
+    outputs = our_outputs(same_network(peer), tokens)
     assert difference(outputs, peer_outputs(peer, tokens, batch=False)) < EXACT
     assert difference(outputs, peer_outputs(peer, tokens, batch=True)) < EXACT
 
@@ -53,7 +44,7 @@ def test_states_and_logits(shape, form, unrounded):
 def test_long_proteins(unrounded):
     """Beyond the 1,022 residues that ESM-2 was trained with, and beyond max_position_embeddings."""
     peer, tokens = esm_peer(1, 2, 4, max_position_embeddings=1026), proteins((1500, 3), (200, 1))
-    assert difference(our_outputs(esm_ours(peer), tokens), peer_outputs(peer, tokens, batch=False)) < EXACT
+    assert difference(our_outputs(same_network(peer), tokens), peer_outputs(peer, tokens, batch=False)) < EXACT
 
 
 def test_unpatched():
@@ -62,8 +53,8 @@ def test_unpatched():
         peer, tokens = esm_peer(3, 2, 16, dtype=dtype), proteins()
         expected = peer_outputs(peer, tokens, batch=True)
         largest = max(float(value.abs().max()) for values in expected for value in values)
-        assert difference(our_outputs(esm_ours(peer), tokens), expected) < tolerance * largest
-        wrong = esm_ours(peer, hidden_act="gelu_new")
+        assert difference(our_outputs(same_network(peer), tokens), expected) < tolerance * largest
+        wrong = same_network(peer, hidden_act="gelu_new")
         assert difference(our_outputs(wrong, tokens), expected) > 10 * tolerance * largest
 
 
@@ -136,18 +127,18 @@ MISTAKES = {
 def test_each_mistake_would_show(form, unrounded, monkeypatch):
     peer, tokens = esm_peer(2, 3, 4, **FORMS[form]), proteins()
     expected = peer_outputs(peer, tokens, batch=True)
-    assert difference(our_outputs(esm_ours(peer), tokens), expected) < EXACT
+    assert difference(our_outputs(same_network(peer), tokens), expected) < EXACT
     wrong_configs, wrong_models = MISTAKES[form]
     for name, change in wrong_configs.items():
-        assert difference(our_outputs(esm_ours(peer, **change), tokens), expected) > VISIBLE, name
+        assert difference(our_outputs(same_network(peer, **change), tokens), expected) > VISIBLE, name
     for spoil in wrong_models:
-        model = esm_ours(peer)
+        model = same_network(peer)
         with torch.no_grad():
             spoil(model)
         assert difference(our_outputs(model, tokens), expected) > VISIBLE, spoil.__name__
     if form == "esm2":
         monkeypatch.setattr(layers_module, "rotate", turn_neighbours)
-        assert difference(our_outputs(esm_ours(peer), tokens), expected) > VISIBLE
+        assert difference(our_outputs(same_network(peer), tokens), expected) > VISIBLE
 
 
 # ---- a step of continued pretraining
@@ -178,7 +169,7 @@ def peer_step(peer, tokens, labels, names):
     peer.train().zero_grad()
     loss = peer(ids, attention_mask=mask, labels=padded(labels, IGNORE)[0]).loss
     loss.backward()
-    gradients = {name: weight.grad for name, weight in peer.named_parameters() if not name.startswith(NOT_OURS)}
+    gradients = {name: weight.grad for name, weight in peer.named_parameters() if weight.grad is not None}
     return loss.item(), names.restore(gradients, peer.config.num_attention_heads)
 
 
@@ -193,6 +184,6 @@ def test_loss_and_every_gradient(form, unrounded):
     peer, tokens = esm_peer(2, 3, 4, **FORMS[form]), proteins()
     labels = labelled(tokens)
     expected = peer_step(peer, tokens, labels, ESM_NAMES)
-    assert max(step_difference(our_step(esm_ours(peer), tokens, labels), expected)) < 1e-8
-    wrong = our_step(esm_ours(peer, hidden_act="gelu_new"), tokens, labels)
+    assert max(step_difference(our_step(same_network(peer), tokens, labels), expected)) < 1e-8
+    wrong = our_step(same_network(peer, hidden_act="gelu_new"), tokens, labels)
     assert min(step_difference(wrong, expected)) > 1e-6
