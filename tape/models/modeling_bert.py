@@ -52,20 +52,16 @@ class ProteinBertAbstractModel(kinds.BuiltInModel):
 
     @classmethod
     def _read(cls, directory: Path, values: dict, overrides: dict) -> WeightFile:
-        if (kind := recognise(directory)) != "tape":
-            return cls._read_other(kind, directory, values)
-        files = load_tape_dir(directory, values)
-        file = WeightFile(files.config, files.source, _own_names(files.state) | files.head, files.notes)
-        return kinds.with_head_kind(file, overrides)
-
-    @classmethod
-    def _read_other(cls, kind: str, directory: Path, values: dict) -> WeightFile:
-        """ESM's files: the vocabulary's rows go to the tokens of TAPE that they are of."""
-        files = to_tokenizer(READERS[kind](directory), "tape", origin=str(directory))
-        notes = tuple(note if note.startswith(str(directory)) else f"{directory}: {note}" for note in files.notes)
-        if files.contact_head is not None:
+        if (kind := recognise(directory)) == "tape":
+            files = load_tape_dir(directory, values)
+            config, source, head, notes = files.config, files.source, files.head, files.notes
+        else:  # the vocabulary's rows go to those of TAPE's tokens
+            files = to_tokenizer(READERS[kind](directory), "tape", origin=str(directory))
+            config, source, head, notes = tape_keys(files.config) | values, directory, {}, files.notes
+        if files.contact_head is not None:  # it is of this encoder's attention maps, which finetuning changes
             notes += (f"{directory}: the regression of contacts from attention maps left out",)
-        return WeightFile(tape_keys(files.config) | values, directory, _own_names(files.state), notes)
+        notes = tuple(note if note.startswith(str(directory)) else f"{directory}: {note}" for note in notes)
+        return kinds.with_head_kind(WeightFile(config, source, _own_names(files.state) | head, notes), overrides)
 
     def save_pretrained(self, directory: str | Path, torch_file: bool = False) -> None:
         """Write a TAPE directory with the head's weights. torch_file: also pytorch_model.bin."""

@@ -10,10 +10,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from toy_data import build_model, write_split
-from toy_esm import ESM2_8M, ESM_1B, TOKENIZER, peer_outputs, write_esm
+from toy_esm import ESM2_8M, ESM_1B, TOKENIZER, peer_outputs, transformers, write_esm
 from toy_fasta import write_fasta
 
 import proteinlm
+from converter.convert import main as convert
 from proteinlm import errors
 from proteinlm.network.rotary import RotaryEmbedding
 from tape import TAPETokenizer, embed, evaluate, predict, reproduce, train, tune
@@ -21,6 +22,7 @@ from tape.models.config import ProteinBertConfig
 from tape.models.modeling_bert import ProteinBertForMaskedLM, ProteinBertModel
 from tape.registry import resolve_task
 from tape.runs import jobs
+from tape.runs.results import file_sha256, weights_identity
 
 TASKS = ("secondary_structure", "contact_prediction", "remote_homology", "fluorescence", "stability")
 PROTEINS = {"a": "MKVLAAGIVPWXBUZO", "b": "A", "c": "ACDEFGHIKLMNPQRSTVWY" * 4, "d": "mkvw"}
@@ -149,6 +151,37 @@ def test_every_task_trains_scores_and_predicts(root, esm2, tmp_path, task):
     assert predict.main([str(out), str(root / "in.fasta"), str(name), "--too_long", "crop", *png]) == 0
     ids = np.load(name).files if maps else [line.split("\t")[0] for line in name.read_text().splitlines()[1:]]
     assert list(dict.fromkeys(ids)) == list(PROTEINS)
+
+
+def test_a_finetuned_encoder_goes_back_to_hugging_face(root, esm2, tmp_path):
+    out = finetune(root, "stability", "esm2", tmp_path / "run", "--learning_rate", "1e-2")
+    assert convert(["--load", str(out), "--save", str(tmp_path / "hf"), "--target", "esm"]) == 0
+    back = transformers.EsmModel.from_pretrained(tmp_path / "hf", add_pooling_layer=False).eval()
+    ids = torch.tensor([[TOKENIZER.cls_id, *TOKENIZER.encode("MKVLA").tolist(), TOKENIZER.sep_id]])
+    with torch.no_grad():
+        expected = back(ids, attention_mask=torch.ones_like(ids)).last_hidden_state
+        ours = ProteinBertModel.from_pretrained(out)(torch.from_numpy(TAPETokenizer().encode("MKVLA"))[None])[0]
+    torch.testing.assert_close(ours, expected, atol=1e-5, rtol=0)
+    assert (ours[0] - peer_outputs(esm2, "MKVLA")[0][-1]).abs().max() > 1e-4  # it has learned
+
+
+def test_a_file_of_fair_esm_is_opened_as_it_is(root, esm2):
+    assert convert(["--load", str(root / "esm2"), "--save", str(root / "fair"), "--target", "fair-esm"]) == 0
+    assert largest_difference(embed_residues(root, "fair", -1), esm2, -1) < 1e-5
+    (file,) = (path for path in (root / "fair").glob("*.pt") if "contact" not in path.name)
+    identity = weights_identity(file)
+    assert identity["weights"] == file.name and identity["weights_sha256"] == file_sha256(file)
+    assert weights_identity(root / "fair")["weights_sha256"] == identity["weights_sha256"]
+
+
+def test_weights_in_several_files_have_one_identity(root, esm2, tmp_path):
+    esm2.save_pretrained(tmp_path / "several", max_shard_size="10KB")
+    identity = weights_identity(tmp_path / "several")
+    assert identity["weights"] == "model.safetensors.index.json"
+    assert ProteinBertModel.from_pretrained(tmp_path / "several") is not None
+    shard = min((tmp_path / "several").glob("*.safetensors"))
+    save_file({name: value + 1 for name, value in load_file(shard).items()}, shard)
+    assert weights_identity(tmp_path / "several") != identity
 
 
 @pytest.mark.parametrize("flags", [["--lora", "2"], ["--freeze_encoder"], ["--freeze_layers", "1", "--recompute"]])

@@ -14,7 +14,7 @@ from proteinlm.tokenizer import ESM_TOKENS, build_tokenizer
 
 transformers = pytest.importorskip("transformers")
 
-TINY = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 32}
+TINY = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
 ESM2_8M = {"hidden_size": 320, "num_hidden_layers": 6, "num_attention_heads": 20, "intermediate_size": 1280}
 ESM_1B = {"position_embedding_type": "absolute", "emb_layer_norm_before": True, "max_position_embeddings": 66}
 TOKENIZER = build_tokenizer("esm")
