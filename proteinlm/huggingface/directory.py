@@ -18,13 +18,14 @@ import torch
 from torch import Tensor, nn
 
 from proteinlm.errors import InputError
-from proteinlm.huggingface.families import FAMILIES, OTHER, Family, find_family
+from proteinlm.huggingface.families import FAMILIES, OTHER, find_family
 from proteinlm.huggingface.tokens import TokenTable, read_tokens
 from proteinlm.huggingface.trunk import Trunk
-from proteinlm.model_dir.files import CONFIG_NAME, check_layers, read_config
+from proteinlm.model_dir.files import CONFIG_NAME, check_layers, check_tensors, read_config
 from proteinlm.model_dir.weights import WeightFiles
 
 LEFT_BEHIND = "decoder."  # of an encoder-decoder's file; never read
+TRUNK, LM_HEAD = "trunk.encoder.", "mlm."  # how names of the encoder and its masked-LM head begin in a run's file
 
 
 def import_transformers():
@@ -70,36 +71,64 @@ def make_config(values: Mapping, where: str) -> object:
 def open_directory(directory: Path, lm_head: bool = True) -> tuple[Trunk, dict, tuple[str, ...]]:
     """(the encoder in fp32, its config.json for `build`, what was left out).
 
-    lm_head: also the masked-LM head, if the file has one.
+    directory: as transformers writes it, or a finetuned run of model type huggingface. lm_head: also the masked-LM
+    head, if the file has one.
     """
-    values, where = read_config(directory), str(directory / CONFIG_NAME)
-    if "base_model" in values:
-        kind = str(values["base_model"])
-        raise InputError(f"{directory}: no directory of transformers; its model type is {ascii(kind)[:40]}")
-    config = make_config(values, where)
-    tokenizer = _tokenizer(directory, config)
-    family = find_family(config.model_type, tokenizer.get_vocab())
-    table = read_tokens(tokenizer, family, str(directory))
+    if "base_model" in (values := read_config(directory)):
+        return _open_run(directory, values, lm_head)
+    values, table = describe(directory)
+    config = make_config(values, str(directory / CONFIG_NAME))
     files = WeightFiles(directory)
     names = [name for name in files.files if config.model_type != "t5" or not name.startswith(LEFT_BEHIND)]
     check_layers({"num_hidden_layers": config.num_hidden_layers}, files.files, files.path)
     state = {name: files.get(name) for name in names}
-    trunk, notes = _load(config, family, table, state, lm_head, files.path)
+    trunk, notes = _load(config, table, state, lm_head, files.path)
     if len(names) < len(files.files):
         notes = (f"{files.path}: the decoder left out ({len(files.files) - len(names)} tensors)", *notes)
-    _check_ids(trunk, where)
-    return trunk, config.to_diff_dict() | {"model_type": config.model_type}, notes
+    return trunk, values, notes
+
+
+def describe(directory: Path) -> tuple[dict, TokenTable]:
+    """(config.json with its model_type, the table of tokens) of a directory of transformers; weights are not read."""
+    values = read_config(directory)
+    config = make_config(values, str(directory / CONFIG_NAME))
+    tokenizer = _tokenizer(directory, config)
+    table = read_tokens(tokenizer, find_family(config.model_type, tokenizer.get_vocab()), str(directory))
+    return values | {"model_type": config.model_type}, table
+
+
+def _open_run(directory: Path, values: Mapping, lm_head: bool) -> tuple[Trunk, dict, tuple[str, ...]]:
+    """`open_directory` of what model type huggingface has saved (tape.models.modeling_huggingface)."""
+    if values["base_model"] != "huggingface":
+        kind = ascii(str(values["base_model"]))[:40]
+        raise InputError(f"{directory}: no directory of transformers; its model type is {kind}")
+    where, files = str(directory / CONFIG_NAME), WeightFiles(directory)
+    lm_head = lm_head and any(name.startswith(LM_HEAD) for name in files.files)
+    config, table = run_config(values, where)
+    trunk = build(config, table, lm_head, where)
+    whole = {f"trunk.{name.removeprefix('trunk.')}": name for name in files.files}  # a bare encoder's names are shorter
+    state = {name.removeprefix(TRUNK): files.get(own) for name, own in whole.items() if name.startswith(TRUNK)}
+    if lm_head:
+        names = [name for name in files.files if name.startswith(LM_HEAD)]
+        state |= {f"lm_head.{name.removeprefix(LM_HEAD)}": files.get(name) for name in names}
+    check_tensors(state, trunk.state_dict(), files.path)
+    trunk.load_state_dict(state)
+    return trunk, config, ()
+
+
+def run_config(values: Mapping, where: str) -> tuple[dict, TokenTable]:
+    """(transformers' config, table of tokens) in a run's config.json."""
+    config = values.get("transformers_config")
+    if not isinstance(config, dict):
+        raise InputError(f"{where}: no transformers_config; give a directory of transformers, or a run made of one")
+    return config, TokenTable.from_dict(values.get("tokens"), where)
 
 
 def build(values: Mapping, table: TokenTable, lm_head: bool, where: str = "config.json") -> Trunk:
     """The network of `open_directory`'s config with random weights (torch's global seed)."""
     config = make_config(values, where)
-    family = next((family for family in FAMILIES if family.name == table.family), OTHER)
-    model_class = _model_class(config, family, lm_head)
     with _quietly():
-        trunk = _wrap(model_class(config), family, table)
-    _check_ids(trunk, where)
-    return trunk
+        return _wrap(_model_class(config, table, lm_head)(config), table, where)
 
 
 def _tokenizer(directory: Path, config: object) -> object:
@@ -114,38 +143,49 @@ def _tokenizer(directory: Path, config: object) -> object:
         raise InputError(f"{directory}: its tokenizer cannot be opened ({reason})") from None
 
 
-def _model_class(config: object, family: Family, lm_head: bool) -> type:
+def _head_modules(table: TokenTable) -> tuple[str, ...]:
+    return next((family for family in FAMILIES if family.name == table.family), OTHER).lm_head
+
+
+def _model_class(config: object, table: TokenTable, lm_head: bool) -> type:
     transformers = import_transformers()
     if config.model_type == "t5":
         return transformers.T5EncoderModel
-    masked = transformers.MODEL_FOR_MASKED_LM_MAPPING.get(type(config), None) if lm_head and family.lm_head else None
-    return masked or transformers.MODEL_MAPPING[type(config)]
+    with_head = transformers.MODEL_FOR_MASKED_LM_MAPPING.get(type(config), None)
+    return with_head if with_head and lm_head and _head_modules(table) else transformers.MODEL_MAPPING[type(config)]
 
 
-def _wrap(model: nn.Module, family: Family, table: TokenTable) -> Trunk:
-    """A model of transformers without what no encoder needs: T5EncoderModel's second name of the embedding, poolers."""
-    parts = [getattr(model, name, None) for name in family.lm_head]
+def _wrap(model: nn.Module, table: TokenTable, where: str | Path) -> Trunk:
+    """A model of transformers without what no encoder needs: T5EncoderModel's second name of the embedding, poolers.
+
+    InputError where the tokenizer has ids that the word embedding has no row for.
+    """
+    parts = [getattr(model, name, None) for name in _head_modules(table)]
     head = nn.Sequential(*parts) if parts and None not in parts else None
     base = model.encoder if model.config.model_type == "t5" else model.base_model
     if isinstance(getattr(base, "pooler", None), nn.Module):
         base.pooler = None
+    rows = base.get_input_embeddings().num_embeddings
+    largest = max(*table.ids, *table.columns, *table.prefix, *table.suffix, table.pad_id)
+    if largest >= rows:
+        raise InputError(f"{where}: vocab_size {rows}, but the tokenizer has the id {largest}")
     return Trunk(base.eval(), table, head)
 
 
 def _load(
-    config: object, family: Family, table: TokenTable, state: dict[str, Tensor], lm_head: bool, path: Path
+    config: object, table: TokenTable, state: dict[str, Tensor], lm_head: bool, path: Path
 ) -> tuple[Trunk, tuple[str, ...]]:
     """The trunk with a file's weights; a head that is not whole in the file is left out."""
-    trunk, missing, notes = _load_once(_model_class(config, family, lm_head), config, family, table, state, path)
+    trunk, missing, notes = _load_once(_model_class(config, table, lm_head), config, table, state, path)
     if trunk.lm_head is not None and missing:
-        trunk, missing, notes = _load_once(_model_class(config, family, False), config, family, table, state, path)
+        trunk, missing, notes = _load_once(_model_class(config, table, False), config, table, state, path)
     if missing:
         raise InputError(f"{path}: {missing[0]} is missing ({len(missing)} of the names that the encoder needs are)")
     return trunk, notes
 
 
 def _load_once(
-    model_class: type, config: object, family: Family, table: TokenTable, state: dict[str, Tensor], path: Path
+    model_class: type, config: object, table: TokenTable, state: dict[str, Tensor], path: Path
 ) -> tuple[Trunk, list[str], tuple[str, ...]]:
     """(the trunk, names that the file lacks, notes). transformers is given no path, so it opens no file."""
     try:
@@ -161,15 +201,7 @@ def _load_once(
     missing = sorted(name for name in report["missing_keys"] if "pooler." not in name)
     unused = sorted(report["unexpected_keys"])
     notes = (f"{path}: {len(unused)} tensors left out, no part of the encoder ({unused[0]} ...)",) if unused else ()
-    return _wrap(model, family, table), missing, notes
-
-
-def _check_ids(trunk: Trunk, where: str) -> None:
-    """InputError where the tokenizer has ids that the word embedding has no row for."""
-    rows, table = trunk.model.get_input_embeddings().num_embeddings, trunk.table
-    largest = max(*table.ids, *table.columns, *table.prefix, *table.suffix, table.pad_id)
-    if largest >= rows:
-        raise InputError(f"{where}: vocab_size {rows}, but the tokenizer has the id {largest}")
+    return _wrap(model, table, path), missing, notes
 
 
 @contextlib.contextmanager

@@ -88,8 +88,12 @@ class Trunk(nn.Module):
         return [self._stream(states, batch) for states in (*output.hidden_states[:-1], output[0])]
 
     def lm_logits(self, states: Tensor) -> Tensor:
-        """states [..., h] -> logits [..., 30] of TAPE's tokens; one that the family lacks has its unknown token's."""
-        return self.lm_head(states)[..., self._columns]
+        """states [..., h] -> logits [..., 30] of TAPE's tokens."""
+        return self.to_tape(self.lm_head(states))
+
+    def to_tape(self, logits: Tensor) -> Tensor:
+        """[..., V] -> [..., 30]: those of TAPE's tokens; one that the family lacks has its unknown token's."""
+        return logits[..., self._columns]
 
     def _rectangle(self, tokens: Tensor, position_ids: Tensor, cu_seqlens: Tensor) -> Rectangle:
         sizes = cu_seqlens.diff().long()

@@ -28,6 +28,7 @@ from proteinlm.tokenizer import build_tokenizer
 from tape.inference.fasta import Protein
 from tape.inference.parts import split_rows
 from tape.models.modeling_bert import ProteinBertModel
+from tape.models.modeling_huggingface import HuggingFaceModel
 
 TOKENIZER = build_tokenizer("tape")
 OUTPUTS = ("pooled", "avg", "mean", "seq")
@@ -47,10 +48,11 @@ class TrunkEncoder:
     def __init__(self, model: nn.Module, layer: int, device: torch.device, precision: torch.dtype):
         self.model = model.to(device).eval()
         self.device, self.precision = device, precision
-        self.flat = isinstance(model, ProteinBertModel)
-        self.depth, self.last = -1, True
+        self.flat = isinstance(model, ProteinBertModel | HuggingFaceModel)
+        self.depth, self.last, self.padded = -1, True, True
         if self.flat:
             self.encoder = Encoder(model.encoder, TOKENIZER, device, precision, type(model).__name__)
+            self.padded = self.encoder.padded
             self._set_depth(layer, self.encoder.config.num_layers)
         elif layer != -1:
             self._choose(layer)
@@ -105,7 +107,7 @@ class TrunkEncoder:
         """Rows of each output, in input order: one a protein, of `seq` one a token. args: tape-embed's."""
         lengths = np.array([len(protein.residues) for protein in proteins], np.int32)
         batches = []
-        for batch in token_batches(lengths, args.tokens_per_batch, args.batch_size, padded=not self.flat):
+        for batch in token_batches(lengths, args.tokens_per_batch, args.batch_size, padded=self.padded):
             batches.append((batch, self.embed([proteins[i].residues for i in batch], outputs)))
             progress.add(len(batch), int(lengths[batch].sum()))
         rows, arrays = list(split_rows(lengths)), {}
