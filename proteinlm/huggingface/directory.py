@@ -24,6 +24,7 @@ from proteinlm.huggingface.trunk import Trunk
 from proteinlm.model_dir.files import CONFIG_NAME, check_layers, check_tensors, read_config
 from proteinlm.model_dir.weights import WeightFiles
 
+LOADING = {"output_loading_info": True, "ignore_mismatched_sizes": True}  # reported, and an InputError here
 LEFT_BEHIND = "decoder."  # of an encoder-decoder's file; never read
 TRUNK, LM_HEAD = "trunk.encoder.", "mlm."  # how names of the encoder and its masked-LM head begin in a run's file
 
@@ -191,13 +192,14 @@ def _load_once(
     try:
         with _quietly():
             model, report = model_class.from_pretrained(
-                None, config=config, state_dict=dict(state), dtype=torch.float32, output_loading_info=True
+                None, config=config, state_dict=dict(state), dtype=torch.float32, **LOADING
             )
-    except Exception as error:  # shapes that do not fit
-        reason = next((line for line in str(error).splitlines() if "shape" in line), str(error)).strip()
-        raise InputError(f"{path}: the weights do not fit {CONFIG_NAME} ({ascii(reason)[1:160]})") from None
-    if mismatched := sorted(map(str, report["mismatched_keys"])):
-        raise InputError(f"{path}: {mismatched[0][:120]} has another shape than {CONFIG_NAME} gives")
+    except Exception as error:  # sizes from which no model can be made
+        reason = (str(error).strip() or type(error).__name__).splitlines()[-1][:160]
+        raise InputError(f"{path}: no encoder can be made of {CONFIG_NAME} and these weights ({reason})") from None
+    if report["mismatched_keys"]:
+        name, actual, right = min(report["mismatched_keys"])
+        raise InputError(f"{path}: {name} has shape {list(actual)}, but {CONFIG_NAME} gives {list(right)}")
     missing = sorted(name for name in report["missing_keys"] if "pooler." not in name)
     unused = sorted(report["unexpected_keys"])
     notes = (f"{path}: {len(unused)} tensors left out, no part of the encoder ({unused[0]} ...)",) if unused else ()
