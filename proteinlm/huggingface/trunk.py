@@ -52,6 +52,7 @@ class Trunk(nn.Module):
     def __init__(self, model: nn.Module, table: TokenTable, lm_head: nn.Module | None = None):
         super().__init__()
         self.model, self.lm_head, self.table = model, lm_head, table
+        self._recomputes = False
         limit = _position_limit(model)
         ends = len(table.prefix) + len(table.suffix)
         max_tokens = None if limit is None else limit - ends + 2
@@ -62,12 +63,17 @@ class Trunk(nn.Module):
     @property
     def recompute(self) -> bool | None:
         """Whether layers are computed again in the backward pass; None where the model cannot."""
-        return self.model.is_gradient_checkpointing if self.model.supports_gradient_checkpointing else None
+        return self._recomputes if self.model.supports_gradient_checkpointing else None
 
     @recompute.setter
     def recompute(self, value: bool) -> None:
-        if value:
-            self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        self._recomputes, options = value, {"use_reentrant": False}
+        if not value:
+            return
+        if hasattr(self.model, "activation_checkpointing_enable"):
+            self.model.activation_checkpointing_enable(activation_checkpointing_kwargs=options)
+        else:  # transformers before 5.24
+            self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
 
     def forward(self, tokens: Tensor, position_ids: Tensor, cu_seqlens: Tensor) -> Tensor:
         """[T, h], the last states. tokens int64 [T] of TAPE's vocabulary; position_ids [T], 0 at each <cls>;

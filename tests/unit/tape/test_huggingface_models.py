@@ -88,7 +88,7 @@ def test_embed_writes_what_the_encoder_gives(world, tmp_path, name):
 @pytest.mark.parametrize("name", families(*FAST))
 def test_padding_changes_nothing_and_states_are_in_tapes_layout(world, name):
     model = MODELS["huggingface"]["embed"].from_pretrained(family(world, name))
-    ids = torch.tensor([[2, 16, 14, 26, 15, 3, 0, 0], [2, 5, 7, 8, 9, 10, 11, 3]])
+    ids = torch.tensor([[2, 16, 14, 25, 15, 3, 0, 0], [2, 5, 7, 8, 9, 10, 11, 3]])  # MKVL, ACDEFG
     with torch.no_grad():
         states, pooled = model(ids)[:2]
         alone, own = model(ids[:1, :6])[:2]
@@ -135,7 +135,7 @@ def test_layers_and_lora(world, name):
     ids = torch.tensor([[2, 16, 14, 26, 15, 3]])
     before = model(ids)[0]
     add_lora(model, 2)
-    assert torch.equal(model(ids)[0], before)
+    assert torch.allclose(model(ids)[0], before, atol=1e-6)
     assert {layer_of(layer.removeprefix("trunk.")) for layer in lora_layers(model)} >= set(range(num_layers(model)))
     model.train()(ids)[0].sum().backward()
     trained = [name for name, parameter in model.named_parameters() if parameter.grad is not None]
