@@ -109,7 +109,7 @@ def rename_encoder(module: ProteinBertModel, state: dict[str, Tensor], prefix: s
 
 
 class ProteinBertForMaskedLM(kinds.LanguageModel, ProteinBertAbstractModel):
-    """Masked language model, decoder tied to the embedding."""
+    """Masked language model, its decoder tied to the embedding unless the configuration says otherwise."""
 
     kind = "masked_language_modeling"
     trunk_class = ProteinBertModel
@@ -117,8 +117,10 @@ class ProteinBertForMaskedLM(kinds.LanguageModel, ProteinBertAbstractModel):
     def __init__(self, config: ProteinBertConfig):
         super().__init__(config)
         self.mlm = LMHead(config.model_config())
-        nn.init.normal_(self.mlm.dense.weight, std=config.initializer_range)
-        nn.init.zeros_(self.mlm.dense.bias)
+        for linear in filter(None, (self.mlm.dense, self.mlm.decoder)):
+            nn.init.normal_(linear.weight, std=config.initializer_range)
+            if linear.bias is not None:
+                nn.init.zeros_(linear.bias)
         self.register_load_state_dict_pre_hook(rename_lm_head)
 
     def _logits(self, hidden: Tensor, pooled: Tensor, mask: Tensor) -> Tensor:
@@ -126,11 +128,11 @@ class ProteinBertForMaskedLM(kinds.LanguageModel, ProteinBertAbstractModel):
 
 
 def rename_lm_head(module: ProteinBertForMaskedLM, state: dict[str, Tensor], prefix: str, *_: object) -> None:
-    """load_state_dict pre-hook of ProteinBertForMaskedLM: renames TAPE's mlm.* to LMHead's names, in place. A decoder
-    that is not the embedding drops all of mlm.*, which strict loading then reports as missing."""
+    """load_state_dict pre-hook of ProteinBertForMaskedLM: renames TAPE's mlm.* to LMHead's names, in place. A tied
+    decoder that is not the embedding drops all of mlm.*, which strict loading then reports as missing."""
     spellings = (f"{prefix}bert.embeddings.word_embeddings.weight", f"{prefix}bert.encoder.word_embeddings.weight")
     words = next((state[name] for name in spellings if name in state), None)
-    decoder = state.pop(f"{prefix}mlm.decoder.weight", None)
+    decoder = state.pop(f"{prefix}mlm.decoder.weight", None) if module.mlm.decoder is None else None
     head = {name.removeprefix(prefix): state.pop(name) for name in list(state) if name.startswith(f"{prefix}mlm.")}
     if decoder is not None and words is not None and not same(decoder, words):
         logger.warning("mlm.decoder.weight differs from the word embedding: the embedding is kept, mlm.* dropped")

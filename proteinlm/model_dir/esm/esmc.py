@@ -16,8 +16,15 @@ from torch import Tensor
 
 from proteinlm.errors import InputError
 from proteinlm.model_dir.config import FLAG, POSITIVE, check_shape_keys, check_values, model_config_of
+from proteinlm.model_dir.esm.names import (
+    ESMC_FINAL_BIAS,
+    ESMC_INV_FREQ,
+    ESMC_NAMES,
+    ESMC_NOT_STORED,
+    ESMC_PARTS,
+    ESMC_UNUSED,
+)
 from proteinlm.model_dir.files import CONFIG_NAME, ModelFiles, check_layers, check_tensors, read_config
-from proteinlm.model_dir.names import TensorNames
 from proteinlm.model_dir.weights import WeightFiles
 from proteinlm.network.config import ModelConfig
 from proteinlm.network.rotary import RotaryEmbedding
@@ -27,44 +34,20 @@ MODEL_TYPE = "esmc"
 EPSILON = 1e-5  # nn.LayerNorm's own, which no key of config.json changes
 DEPTH_OF_SCALE_1 = 36  # what a layer adds is divided by sqrt(layers / 36)
 TOKEN_IDS = {"bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2, "mask_token_id": 32}
-ESMC_NAMES = TensorNames(
-    {
-        "word_embeddings": "esmc.embed_tokens",
-        "rotary_embeddings": "esmc.rotary_emb",
-        "layers.#.input_layernorm": "esmc.layers.#.input_layernorm",
-        "layers.#.attention.q_layernorm": "esmc.layers.#.self_attn.q_norm",
-        "layers.#.attention.k_layernorm": "esmc.layers.#.self_attn.k_norm",
-        "layers.#.attention.dense": "esmc.layers.#.self_attn.o_proj",
-        "layers.#.post_attention_layernorm": "esmc.layers.#.post_attention_layernorm",
-        "layers.#.mlp.dense_h_to_4h_gate": "esmc.layers.#.mlp.gate_proj",
-        "layers.#.mlp.dense_h_to_4h": "esmc.layers.#.mlp.up_proj",
-        "layers.#.mlp.dense_4h_to_h": "esmc.layers.#.mlp.down_proj",
-        "final_layernorm": "esmc.norm",
-        "lm_head.dense": "lm_head.dense",
-        "lm_head.layernorm": "lm_head.layer_norm",
-        "lm_head": "lm_head.decoder",  # the bias
-        "lm_head.decoder": "lm_head.decoder",  # the weight
-    },
-    tuple(f"esmc.layers.#.self_attn.{part}_proj" for part in "qkv"),
-)
-FINAL_BIAS, INV_FREQ = "final_layernorm.bias", "rotary_embeddings.inv_freq"  # of ProteinBert, and in no file
-NOT_STORED = ("esmc.norm.bias", "esmc.rotary_emb.inv_freq")
-UNUSED = ("classifier.", "score.", "esmc.rotary_emb.")  # a task's head; frequencies, which Hugging Face ignores too
-ENCODER_PARTS = ("embed_tokens.", "layers.", "norm.", "rotary_emb.")  # below `esmc.`
 
 
 def read_esmc(directory: Path) -> ModelFiles:
     """A directory of EsmcForMaskedLM, EsmcModel, or a class that adds a task's head, which is left out with a note."""
     stored, weights = read_config(directory), WeightFiles(Path(directory))
     config = esmc_config_of(stored, str(directory / CONFIG_NAME))
-    tensors = {f"esmc.{name}" if name.startswith(ENCODER_PARTS) else name: weights.get(name) for name in weights.files}
+    tensors = {f"esmc.{name}" if name.startswith(ESMC_PARTS) else name: weights.get(name) for name in weights.files}
     check_layers(stored, tensors, weights.path)
-    left_out = sorted(name for name in tensors if name.startswith(UNUSED))
+    left_out = sorted(name for name in tensors if name.startswith(ESMC_UNUSED))
     tensors = {name: value for name, value in tensors.items() if name not in left_out}
     notes = (f"{weights.path}: {', '.join(left_out)} left out: the masked language model has no use for it",)
     has_head = any(name.startswith("lm_head.") for name in tensors)
     expected = ESMC_NAMES.expected(config, has_head)
-    check_tensors(tensors, {name: expected[name] for name in expected if name not in NOT_STORED}, weights.path)
+    check_tensors(tensors, {name: expected[name] for name in expected if name not in ESMC_NOT_STORED}, weights.path)
     state = to_own_names(tensors, config)
     return ModelFiles(config, build_tokenizer("esmc"), state, notes if left_out else ())
 
@@ -74,14 +57,14 @@ def to_own_names(tensors: dict[str, Tensor], config: ModelConfig) -> dict[str, T
     state = ESMC_NAMES.restore(tensors, config.num_attention_heads)
     if "lm_head.decoder.bias" in state:
         state["lm_head.bias"] = state.pop("lm_head.decoder.bias")
-    state[FINAL_BIAS] = torch.zeros_like(state["final_layernorm.weight"])
-    state[INV_FREQ] = RotaryEmbedding(config.head_size, config.rotary_base).initial()
+    state[ESMC_FINAL_BIAS] = torch.zeros_like(state["final_layernorm.weight"])
+    state[ESMC_INV_FREQ] = RotaryEmbedding(config.head_size, config.rotary_base).initial()
     return state
 
 
 def to_file_names(name: str, tensor: Tensor, heads: int) -> dict[str, Tensor]:
     """What the file holds of a tensor of ProteinBert."""
-    return {} if name in (FINAL_BIAS, INV_FREQ) else ESMC_NAMES.rename({name: tensor}, heads)
+    return {} if name in (ESMC_FINAL_BIAS, ESMC_INV_FREQ) else ESMC_NAMES.rename({name: tensor}, heads)
 
 
 def esmc_config_of(stored: Mapping, where: str) -> ModelConfig:
@@ -97,7 +80,6 @@ def esmc_config_of(stored: Mapping, where: str) -> ModelConfig:
         "layer_norm_eps": EPSILON,
         "position_embedding_type": "rope",
         "rotary_base": _rope_theta(values, where),
-        "mask_token_id": TOKEN_IDS["mask_token_id"],
         "add_bias_linear": biases,
         "swiglu": True,
         "qk_layernorm": True,

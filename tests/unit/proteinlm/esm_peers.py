@@ -10,8 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from proteinlm.loss import IGNORE, masked_lm_loss
-from proteinlm.model_dir.esm.esmc import ESMC_NAMES
-from proteinlm.model_dir.esm.names import ESM_NAMES
+from proteinlm.model_dir.esm.names import ESM_NAMES, ESMC_NAMES
 from proteinlm.model_dir.files import ModelFiles
 from proteinlm.model_dir.load import READERS
 from proteinlm.network.model import ProteinBert

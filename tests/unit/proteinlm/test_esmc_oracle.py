@@ -72,7 +72,7 @@ WRONG_CONFIGS = {
     "residual scale upside down": {"residual_scale": (SHAPE[0] / 36) ** 0.5},
     "tanh GELU in the head": {"lm_head_act": "gelu_new"},
     "another eps": {"layernorm_epsilon": 1e-12},
-    "token dropout": {"token_dropout": True},
+    "token dropout": {"token_dropout": True, "mask_token_id": 32},
 }
 WRONG_MODELS = (
     leave_query_and_key_norms_out,
