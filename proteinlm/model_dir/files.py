@@ -114,8 +114,8 @@ def load_tape_dir(directory: str | Path, overrides: Mapping | None = None) -> Ta
     path, (tensors, head) = weights.path, _sort_names(weights.get_all(), weights.path)
     check_layers(config, tensors, path)
     notes = []
-    tied = not model_config.untie_embeddings_and_output_weights
-    decoder, words = tensors.pop(DECODER, None) if tied else None, tensors.get(WORDS)
+    untied = model_config.untie_embeddings_and_output_weights
+    decoder, words = None if untied else tensors.pop(DECODER, None), tensors.get(WORDS)
     if decoder is not None and words is not None and not same(decoder, words):
         notes.append(f"{DECODER} differs from the embedding: the embedding is kept, mlm.* dropped")
         tensors = {name: value for name, value in tensors.items() if not name.startswith("mlm.")}
