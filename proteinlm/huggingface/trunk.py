@@ -15,6 +15,7 @@ Legend: B proteins, T tokens of the stream (residues + 2 each), N tokens of the 
 h hidden size, V vocabulary of the model.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -82,16 +83,20 @@ class Trunk(nn.Module):
 
     def state_after(self, depth: int, tokens: Tensor, position_ids: Tensor, cu_seqlens: Tensor) -> Tensor:
         """[T, h]: the state after `depth` layers (0: the embedding). All layers are computed."""
-        if depth < self.config.num_layers:
-            return self.hidden_states(tokens, position_ids, cu_seqlens)[depth]
-        batch = self._rectangle(tokens, position_ids, cu_seqlens)
-        return self._stream(self.model(input_ids=batch.ids, attention_mask=batch.mask)[0], batch)
+        return self.states_after([depth], tokens, position_ids, cu_seqlens)[0]
 
     def hidden_states(self, tokens: Tensor, position_ids: Tensor, cu_seqlens: Tensor) -> list[Tensor]:
         """L + 1 tensors [T, h]: the embedding, then each layer's output, the last one as the model gives it."""
-        batch = self._rectangle(tokens, position_ids, cu_seqlens)
-        output = self.model(input_ids=batch.ids, attention_mask=batch.mask, output_hidden_states=True)
-        return [self._stream(states, batch) for states in (*output.hidden_states[:-1], output[0])]
+        return self.states_after(range(self.config.num_layers + 1), tokens, position_ids, cu_seqlens)
+
+    def states_after(
+        self, depths: Sequence[int], tokens: Tensor, position_ids: Tensor, cu_seqlens: Tensor
+    ) -> list[Tensor]:
+        """`state_after` of several depths, in one pass."""
+        batch, last = self._rectangle(tokens, position_ids, cu_seqlens), self.config.num_layers
+        every = any(depth < last for depth in depths)
+        output = self.model(input_ids=batch.ids, attention_mask=batch.mask, output_hidden_states=every)
+        return [self._stream(output[0] if depth == last else output.hidden_states[depth], batch) for depth in depths]
 
     def lm_logits(self, states: Tensor) -> Tensor:
         """states [..., h] -> logits [..., 30] of TAPE's tokens."""
