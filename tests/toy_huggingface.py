@@ -8,7 +8,10 @@ from pathlib import Path
 import torch
 from sentencepiece import sentencepiece_model_pb2 as protobuf
 
+from proteinlm.encoder import Encoder
 from proteinlm.files import write_json, write_text
+from proteinlm.huggingface.directory import open_directory
+from proteinlm.tokenizer import build_tokenizer
 
 LETTERS = "LAGVESIKRDTPNQFYMHCWXUBZO"  # the order of ProtTrans' vocab.txt
 T5_LETTERS = "ALGVSREDTIPKFQNYMHWCXBOUZ"  # and of ProtT5's SentencePiece model
@@ -187,3 +190,9 @@ def write_family(name: str, directory: Path, seed: int = 0) -> Path:
             parameter.data += 0.2 * torch.randn_like(parameter)
     model.save_pretrained(directory)
     return directory
+
+
+def load_trunk(directory: Path, dtype: torch.dtype = torch.float32) -> Encoder:
+    """The encoder of a directory through transformers, also where proteinlm.load has a network of its own (ESM C)."""
+    trunk, _, _ = open_directory(directory)
+    return Encoder(trunk, build_tokenizer("tape"), torch.device("cpu"), dtype, str(directory))

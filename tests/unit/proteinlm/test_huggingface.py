@@ -11,7 +11,7 @@ import pytest
 import torch
 from damage import Attack
 from safetensors.torch import load_file, save_file
-from toy_huggingface import FAMILIES, LETTERS, write_family
+from toy_huggingface import FAMILIES, LETTERS, load_trunk, write_family
 from toy_model import write_model
 
 import proteinlm
@@ -98,8 +98,9 @@ def states_as_written(
 
 
 def in_double(directory: Path) -> Encoder:
-    trunk, _, _ = open_directory(directory)
-    return Encoder(trunk.double(), build_tokenizer("tape"), torch.device("cpu"), torch.float64, str(directory))
+    encoder = load_trunk(directory)
+    encoder.model.double()
+    return encoder
 
 
 def difference(ours: list, peers: list) -> float:
@@ -126,7 +127,7 @@ def test_every_layer_is_what_the_authors_page_gives(directories, name):
 @pytest.mark.parametrize("name", READMES)
 def test_a_batch_is_the_single_proteins(directories, name):
     """In fp32, for every pooling, in batches of any size."""
-    encoder = proteinlm.load(directories[name], device="cpu")
+    encoder = load_trunk(directories[name])
     for pooling in ("mean", "cls", "avg"):
         alone = np.concatenate([encoder.embed(protein, pooling) for protein in PROTEINS])
         for budget in (1, 20, 10_000):
@@ -155,14 +156,14 @@ def test_logits_are_those_of_the_masked_lm(directories, name):
 @pytest.mark.parametrize("name", [name for name, readme in READMES.items() if not readme.head])
 def test_a_family_without_a_masked_lm_head_says_so(directories, name):
     with pytest.raises(InputError, match=r"no usable masked-LM head, so no logits; embed does without$"):
-        proteinlm.load(directories[name], device="cpu").logits("MKV")
+        load_trunk(directories[name]).logits("MKV")
 
 
 @pytest.mark.parametrize("name", READMES)
 def test_half_precision_halves_the_weights(directories, name):
-    full = proteinlm.load(directories[name], device="cpu").embed(PROTEINS)
-    for word, dtype, most in (("bf16", torch.bfloat16, 0.1), ("fp16", torch.float16, 0.01)):
-        encoder = proteinlm.load(directories[name], word, device="cpu")
+    full = load_trunk(directories[name]).embed(PROTEINS)
+    for dtype, most in ((torch.bfloat16, 0.1), (torch.float16, 0.01)):
+        encoder = load_trunk(directories[name], dtype)
         assert {parameter.dtype for parameter in encoder.model.parameters()} == {dtype}
         vectors = encoder.embed(PROTEINS)
         assert vectors.dtype == np.float32 and 0 < np.abs(vectors - full).max() < most
@@ -177,7 +178,7 @@ def test_half_precision_halves_the_weights(directories, name):
 )
 def test_letters_that_the_authors_replace(directories, name, same):
     """`same`: letters that are one token to the model; every other pair differs."""
-    encoder = proteinlm.load(directories[name], device="cpu")
+    encoder = load_trunk(directories[name])
     vectors = dict(zip("UZOBXJA", encoder.embed([f"MK{letter}V" for letter in "UZOBXJA"]), strict=True))
     for a in vectors:
         for b in vectors:
@@ -192,7 +193,7 @@ def test_cls_is_the_familys_own_or_the_mean_of_the_residues(directories):
         last = peer(directory, "XLNetModel")(**tokens_of(directory, readme, ["M K V"]))[0][0, -1]
     np.testing.assert_allclose(proteinlm.load(directory, device="cpu").embed("MKV", "cls")[0], last, atol=1e-5)
     for name in ("ProtT5", "ProstT5", "Ankh"):
-        encoder = proteinlm.load(directories[name], device="cpu")
+        encoder = load_trunk(directories[name])
         np.testing.assert_allclose(encoder.embed(PROTEINS, "cls"), encoder.embed(PROTEINS), atol=1e-6)
     encoder = proteinlm.load(directories["ProtBert"], device="cpu")
     assert np.abs(encoder.embed(PROTEINS, "cls") - encoder.embed(PROTEINS)).max() > 1e-2
@@ -211,12 +212,12 @@ def test_the_longest_protein(directories):
     """Learned positions end; XLNet's, T5's and ESM C's do not."""
     limits = {"ProtBert": 62, "ProtAlbert": 62, "ProtElectra generator": 62, "RoBERTa": 60}
     for name, limit in limits.items():
-        encoder = proteinlm.load(directories[name], device="cpu")
+        encoder = load_trunk(directories[name])
         assert encoder.embed("M" * limit).shape == (1, 16)
         with pytest.raises(InputError, match=f"{limit + 1} residues, the model takes {limit}"):
             encoder.embed("M" * (limit + 1))
     for name in ("ProtXLNet", "ProtT5", "ESM C"):
-        assert np.isfinite(proteinlm.load(directories[name], device="cpu").embed("MK" * 300)).all()
+        assert np.isfinite(load_trunk(directories[name]).embed("MK" * 300)).all()
 
 
 def test_of_t5_the_decoder_is_not_read(directories, monkeypatch, caplog):

@@ -9,7 +9,7 @@ import pytest
 import torch
 from toy_data import FOLDERS, write_data
 from toy_fasta import write_fasta
-from toy_huggingface import FAMILIES, write_family
+from toy_huggingface import FAMILIES, load_trunk, write_family
 
 import proteinlm
 from proteinlm import errors
@@ -79,7 +79,7 @@ def test_embed_writes_what_the_encoder_gives(world, tmp_path, name):
     words = ("huggingface", world / "in.fasta", tmp_path / "out.npz", family(world, name), "--device", "cpu")
     assert command(embed.main, *words, "--embeddings", "pooled", "avg", "mean", "--tokens_per_batch", 40) == 0
     written = np.load(tmp_path / "out.npz", allow_pickle=True)
-    encoder = proteinlm.load(family(world, name), device="cpu")
+    encoder = load_trunk(family(world, name))
     for i, (protein, residues) in enumerate(PROTEINS):
         for key, pooling in (("pooled", "cls"), ("avg", "avg"), ("mean", "mean")):
             expected = encoder.embed(residues, pooling)[0]
@@ -95,7 +95,7 @@ def test_padding_changes_nothing_and_states_are_in_tapes_layout(world, name):
         alone, own = model(ids[:1, :6])[:2]
     assert states.shape == (2, 8, 16) and not states[0, 6:].any()
     assert torch.allclose(states[0, :6], alone[0], atol=1e-5) and torch.allclose(pooled[:1], own, atol=1e-5)
-    expected = proteinlm.load(family(world, name), device="cpu").embed("MKVL", None)[0]
+    expected = load_trunk(family(world, name)).embed("MKVL", None)[0]
     assert np.abs(alone[0, 1:5].numpy() - expected).max() < 1e-5 < 1e-2 < np.abs(alone[0, :4].numpy() - expected).max()
 
 
@@ -108,7 +108,7 @@ def test_the_masked_lm_is_the_directorys_own(world, tmp_path, name):
     with torch.no_grad():
         logits = model(ids)[0][0, 1:-1]
         hidden = model(torch.where(ids == tokenizer.encode("V")[0], tokenizer.mask_id, ids))[0][0, 1:-1]
-    expected = proteinlm.load(family(world, name), device="cpu").logits("MKVLAW")[0]
+    expected = load_trunk(family(world, name)).logits("MKVLAW")[0]
     np.testing.assert_allclose(logits.numpy(), expected, atol=1e-5)
     assert (hidden - logits).abs().max() > 1e-2
     assert finetune(world, "masked_language_modeling", family(world, name), tmp_path / "run") == 0
