@@ -67,7 +67,7 @@ def _read_tape(directory: Path) -> ModelFiles:
         raise InputError(f"{directory / CONFIG_NAME}: vocab_size {size}; TAPE's vocabulary has {expected} tokens")
     if files.head:
         notes += (f"{files.source}: {', '.join(sorted(files.head))} left out: the head of a finetuned task",)
-    return ModelFiles(files.model_config, tokenizer, files.state, notes)
+    return ModelFiles(files.model_config, tokenizer, files.state, notes, files.contact_head)
 
 
 READERS: dict[str, Callable[[Path], ModelFiles]] = {"tape": _read_tape, "esm": read_esm, "fair-esm": read_fair_esm}

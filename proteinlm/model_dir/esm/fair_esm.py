@@ -9,20 +9,19 @@ import argparse
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from proteinlm.errors import InputError
 from proteinlm.model_dir.config import FLAG, SIZE, check_values, model_config_of
+from proteinlm.model_dir.contact_head import CONTACTS, expected_contacts, take_contacts
+from proteinlm.model_dir.esm.inv_freq import same_inv_freq
 from proteinlm.model_dir.esm.names import (
-    FAIR_CONTACTS,
     FAIR_DECODER,
     FAIR_LAYER_INV_FREQ,
     FAIR_NAMES,
     FAIR_PREFIX,
     FAIR_WORDS,
 )
-from proteinlm.model_dir.esm.parts import expected_contacts, same_inv_freq, take_contacts
 from proteinlm.model_dir.files import CONFIG_NAME, MEGATRON_NAME, ModelFiles, check_tensors, same
 from proteinlm.network.config import ModelConfig
 from proteinlm.tokenizer import ESM_TOKENS, build_tokenizer
@@ -83,11 +82,11 @@ def read_fair_esm(path: Path) -> ModelFiles:
     else:
         _clear_mask_row(tensors, file, notes)
     decoder = tensors.pop(FAIR_DECODER, None)
-    expected = FAIR_NAMES.expected(config, lm_head=True) | expected_contacts(tensors, FAIR_CONTACTS, config)
+    expected = FAIR_NAMES.expected(config, lm_head=True) | expected_contacts(tensors, config)
     check_tensors(tensors, expected, file, who_needs="its arguments give")
     if decoder is None or not same(decoder, tensors[FAIR_WORDS]):
         raise InputError(f"{file}: {FAIR_DECODER} is not {FAIR_WORDS}, and fair-esm has one matrix for both")
-    contact_head = take_contacts(tensors, FAIR_CONTACTS)
+    contact_head = take_contacts(tensors)
     state = FAIR_NAMES.restore(tensors, config.num_attention_heads)
     return ModelFiles(config, build_tokenizer("esm"), state, tuple(f"{file}: {note}" for note in notes), contact_head)
 
@@ -197,9 +196,9 @@ def _contact_tensors(file: Path) -> dict[str, Tensor]:
     if not isinstance(content, Mapping) or "model" not in content:
         raise InputError(f"{path}: not a contact regression of fair-esm; a dict of model was expected")
     tensors = _tensors(content["model"], path)
-    other = next((name for name in tensors if not name.startswith(FAIR_CONTACTS)), None)
+    other = next((name for name in tensors if not name.startswith(CONTACTS)), None)
     if other is not None:
-        raise InputError(f"{path}: {other[:80]} is no part of a contact regression ({FAIR_CONTACTS}weight and .bias)")
+        raise InputError(f"{path}: {other[:80]} is no part of a contact regression ({CONTACTS}weight and .bias)")
     return tensors
 
 
@@ -216,10 +215,8 @@ def _clear_mask_row(tensors: dict[str, Tensor], file: Path, notes: list[str]) ->
     """fair-esm sets ESM-1b's row of <mask> to zero when it loads; the decoder is the same matrix."""
     row, changed = ESM_TOKENS.index("<mask>"), False
     for name in (FAIR_WORDS, FAIR_DECODER):
-        if name in tensors and tensors[name].dim() == 2 and len(tensors[name]) > row and tensors[name][row].any():
-            changed = True
-            tensors[name] = torch.cat(
-                (tensors[name][:row], torch.zeros_like(tensors[name][:1]), tensors[name][row + 1 :])
-            )
+        if name in tensors and tensors[name].dim() == 2 and tensors[name][row : row + 1].any():
+            changed, tensors[name] = True, tensors[name].clone()
+            tensors[name][row] = 0.0
     if changed:
         notes.append("the row of <mask> was set to zero, as fair-esm does when it loads ESM-1b")

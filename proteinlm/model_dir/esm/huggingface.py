@@ -12,10 +12,12 @@ from torch import Tensor
 
 from proteinlm.errors import InputError
 from proteinlm.model_dir.config import FLAG, POSITIVE, check_shape_keys, check_values, model_config_of, one_of
+from proteinlm.model_dir.contact_head import expected_contacts, take_contacts
+from proteinlm.model_dir.esm.inv_freq import same_inv_freq
 from proteinlm.model_dir.esm.names import (
-    CONTACTS,
     DECODER,
     ENCODER_PARTS,
+    ESM_CONTACTS,
     ESM_NAMES,
     INV_FREQ,
     LAYER_INV_FREQ,
@@ -25,7 +27,6 @@ from proteinlm.model_dir.esm.names import (
     UNUSED,
     WORDS,
 )
-from proteinlm.model_dir.esm.parts import expected_contacts, same_inv_freq, take_contacts
 from proteinlm.model_dir.files import CONFIG_NAME, ModelFiles, check_layers, check_tensors, read_config, same
 from proteinlm.model_dir.weights import WeightFiles
 from proteinlm.network.config import ModelConfig
@@ -67,9 +68,9 @@ def read_esm(directory: Path) -> ModelFiles:
     if untied:
         config = esm_config_of(stored | {"tie_word_embeddings": False}, where)
     has_head = any(name.startswith("lm_head.") for name in tensors)
-    expected = ESM_NAMES.expected(config, has_head) | expected_contacts(tensors, CONTACTS, config)
+    expected = ESM_NAMES.expected(config, has_head) | expected_contacts(tensors, config, ESM_CONTACTS)
     check_tensors(tensors, expected, weights.path)
-    contact_head = take_contacts(tensors, CONTACTS)
+    contact_head = take_contacts(tensors, ESM_CONTACTS)
     state = ESM_NAMES.restore(tensors, config.num_attention_heads)
     return ModelFiles(config, tokenizer, state, tuple(f"{weights.path}: {note}" for note in notes), contact_head)
 

@@ -28,7 +28,7 @@ POSITIONS, INV_FREQ = "esm.embeddings.position_embeddings.weight", "esm.rotary_e
 # How its name ends where a file has one a layer; transformers 5 saves one of them, of the layer "*".
 LAYER_INV_FREQ = ".attention.self.rotary_embeddings.inv_freq"
 NORM_KINDS = {"gamma": "weight", "beta": "bias"}  # as TensorFlow has them, and what transformers 5 saves
-CONTACTS = "esm.contact_head.regression."  # weight, bias
+ESM_CONTACTS = "esm.contact_head.regression."  # weight, bias
 ENCODER_PARTS = ("embeddings.", "encoder.", "rotary_embeddings.", "contact_head.", "pooler.")  # below `esm.`
 UNUSED = ("esm.embeddings.position_ids",)  # the numbers 0, 1, 2 ... in older files
 OTHER_HEADS = ("esm.pooler.", "classifier.")
@@ -54,4 +54,3 @@ FAIR_NAMES = TensorNames(
 )
 FAIR_WORDS, FAIR_DECODER = "embed_tokens.weight", "lm_head.weight"  # one matrix, written twice
 FAIR_LAYER_INV_FREQ = ".self_attn.rot_emb.inv_freq"  # how its name ends, once a layer
-FAIR_CONTACTS = "contact_head.regression."
