@@ -48,7 +48,7 @@ class Difference:
 
 def probes(model: PortableModel, count: int = 8, seed: int = 0) -> list[str]:
     """Proteins of many lengths over every letter, that fit the model with `[CLS]` and `[SEP]`."""
-    longest = max(1, min(LONGEST_PROBE, model.config.max_position_embeddings - 2))
+    longest = max(1, min(LONGEST_PROBE, (model.config.max_tokens or LONGEST_PROBE) - 2))
     rng = np.random.default_rng(seed)
     lengths = np.unique(np.geomspace(1, longest, count).astype(int))
     return ["".join(rng.choice(list(RESIDUES), size)) for size in lengths]

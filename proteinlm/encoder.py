@@ -112,15 +112,21 @@ def to_device(array: np.ndarray, device: torch.device) -> Tensor:
     return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
 
 
+class OutOfMemory(InputError):
+    """A batch needs more memory than the device has."""
+
+
 @contextlib.contextmanager
 def computing(device: torch.device, dtype: torch.dtype, batch: str) -> Iterator[None]:
-    """No gradients; autocast to `dtype` where it is a half. Too little memory for `batch` is an InputError."""
+    """No gradients; autocast to `dtype` where it is a half. Too little memory for `batch` is OutOfMemory."""
     try:
         with torch.no_grad(), torch.autocast(device.type, dtype, enabled=dtype in HALVES):
             yield
-    except torch.OutOfMemoryError as error:
-        text = f"a batch of {batch} does not fit in GPU memory; lower --tokens_per_batch (in Python: batch_tokens)"
-        raise InputError(text) from error
+    except RuntimeError as error:  # on a CPU torch has no class of its own for it
+        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+            raise
+        text = f"a batch of {batch} does not fit in {device.type.upper()} memory; lower --tokens_per_batch (in Python: "
+        raise OutOfMemory(f"{text}batch_tokens)") from error
 
 
 def at_least_fp32(values: Tensor) -> Tensor:
@@ -260,6 +266,10 @@ class Encoder:
     def states(self, stream: Stream, depth: int) -> Tensor:
         """[T, h] on the device: the states of one batch after `depth` layers; no more are computed."""
         return at_least_fp32(self._run(functools.partial(self.model.state_after, depth), stream))
+
+    def states_of(self, stream: Stream, depths: Sequence[int]) -> list[Tensor]:
+        """`states` of several depths, in one pass."""
+        return list(map(at_least_fp32, self._run(functools.partial(self.model.states_after, depths), stream)))
 
     def _run(self, compute: Callable[..., Computed], stream: Stream) -> Computed:
         """compute(tokens, positions, bounds) of one batch."""

@@ -2,6 +2,7 @@
 
     tape-embed transformer proteins.fasta proteins.npz MODEL_DIR                        TAPE's command, TAPE's file
     tape-embed transformer uniref50.fasta.gz uniref50.h5 MODEL_DIR --bf16 --embeddings mean
+    tape-embed transformer proteins.fasta proteins.h5 MODEL_DIR --format h5-per-protein --half --layers 4 -1
     torchrun --nproc-per-node 8 -m tape.embed transformer big.fasta.gz big.parquet MODEL_DIR
 
 The input is cut into parts of 8,192 proteins (fewer where every residue is kept). Within a part proteins are sorted by
@@ -10,17 +11,21 @@ become OUT. Process r of n takes parts r, r + n ...
 
 What must hold: memory is one part, whatever the size of the input; a killed run, started again with the same command,
 goes on at its last part and ends in the same bytes, also with another number of processes; every protein of the input
-is embedded or counted in the last line. Outputs and layers: tape.inference.encoding. Files: tape.inference.files.
+is embedded or counted in the last line and listed, with the reason, in OUT.failed.tsv. The exit status is 3 where one
+of them should have been embedded (too little memory, numbers that are not finite); those that a flag leaves out do not
+count. Outputs and layers: tape.inference.encoding. Files: tape.inference.files.
 """
 
 import argparse
 import hashlib
+import heapq
+import itertools
 import json
 import resource
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
@@ -30,12 +35,13 @@ import torch
 from proteinlm import errors
 from proteinlm.encoder import default_batch_tokens
 from proteinlm.errors import InputError
+from proteinlm.files import atomic_path
 from proteinlm.progress import Progress
 from tape.data.lengths import residue_limit
 from tape.inference.encoding import OUTPUTS, TrunkEncoder
-from tape.inference.fasta import Rules, Scan, add_fasta_flags, read_windows, scan_fasta
-from tape.inference.files import FORMATS, WRITERS, Contents, choose_format
-from tape.inference.parts import PartStore, pack_names, plan_parts
+from tape.inference.fasta import Rules, Scan, add_fasta_flags, left_out, read_windows, scan_fasta
+from tape.inference.files import FORMATS, KEYS, NAME_KEYS, PER_PROTEIN, WRITERS, Contents, choose_format
+from tape.inference.parts import PartStore, is_per_token, pack_names, plan_parts, unpack_names
 from tape.registry import load_plugins, resolve_task
 from tape.runs.flags import DEVICE_FLAGS, add_flags, add_ignored_flags, check_flags, choose_precision, positive
 from tape.runs.processes import Processes, run_together
@@ -44,6 +50,7 @@ IGNORED = ("vocab_file", "output_dir", "debug")  # TAPE's
 SILENTLY_IGNORED = ("seed", "num_workers", "log_level", "task")
 MANIFEST_FLAGS = ("layer", "format", "save_fp16", "tokens_per_batch", "batch_size", "part_proteins")
 NPZ_MANY = 100_000  # proteins from which on a notice recommends another format
+EXIT_SOME_FAILED = 3
 
 
 def build_parser() -> errors.ArgumentParser:
@@ -54,9 +61,12 @@ def build_parser() -> errors.ArgumentParser:
     parser.add_argument("from_pretrained", metavar="MODEL_DIR", nargs="?", help="model directory (onehot needs none)")
     parser.add_argument("--embeddings", nargs="+", choices=OUTPUTS[:3], help="default: pooled avg, as TAPE")
     parser.add_argument("--full_sequence_embed", action="store_true", help="every token's state (`seq`), not `avg`")
-    parser.add_argument("--layer", type=int, default=-1, help="0: embedding; N: after layer N; -1: last, with its norm")
+    layers = parser.add_mutually_exclusive_group()
+    layers.add_argument("--layer", type=int, default=-1, help="0: embedding; N: after layer N; -1: last, with its norm")
+    layers.add_argument("--layers", type=int, nargs="+", metavar="N", help="several, each named: avg_layer_0 ...")
     parser.add_argument("--format", choices=("auto", *FORMATS), default="auto", help="default: by OUT's suffix")
-    parser.add_argument("--save_fp16", action="store_true", help="write float16 (default: float32)")
+    parser.add_argument("--h5_keys", choices=KEYS, help="of h5-per-protein (default: id)")
+    parser.add_argument("--save_fp16", "--half", action="store_true", help="write float16 (default: float32)")
     parser.add_argument("--part_proteins", type=positive, default=8192, help="proteins between two part files")
     add_fasta_flags(parser)
     add_flags(parser, *DEVICE_FLAGS, "tokenizer", "plugin")
@@ -84,15 +94,30 @@ def model_digest(model: torch.nn.Module) -> str:
     return digest.hexdigest()
 
 
+def choose_outputs(args: argparse.Namespace) -> list[str]:
+    """Which of OUTPUTS the flags ask for, in their order."""
+    if args.format == PER_PROTEIN:
+        requested = [*(args.embeddings or []), *(["seq"] if args.full_sequence_embed else [])] or ["mean"]
+        if len(requested) > 1:
+            raise InputError(
+                f"--format {PER_PROTEIN}: holds one kind of embedding, {' and '.join(requested)} were asked for; give "
+                "one --embeddings, or --full_sequence_embed alone (a row a residue)"
+            )
+    else:
+        requested = args.embeddings or (["pooled"] if args.full_sequence_embed else ["pooled", "avg"])
+    return [name for name in OUTPUTS if name in requested or (name == "seq" and args.full_sequence_embed)]
+
+
 def make_manifest(args: argparse.Namespace, scan: Scan, model_sha256: str, outputs: Sequence[str], device: str) -> dict:
-    """All that decides the bytes of the parts."""
+    """All that decides the bytes of the parts. Newer flags are in it only where they are given."""
+    flags = [*MANIFEST_FLAGS, *(name for name in ("layers", "h5_keys") if getattr(args, name))]
     return {
         "input size": scan.bytes,
         "input sha256": scan.sha256,
         "model_type": args.model_type,
         "model sha256": model_sha256,
         "embeddings": list(outputs),
-        **{f"--{flag}": getattr(args, flag) for flag in MANIFEST_FLAGS},
+        **{f"--{flag}": getattr(args, flag) for flag in flags},
         "precision": next((name for name in ("fp16", "bf16") if getattr(args, name)), "fp32"),
         "device": device,
         "torch": str(torch.__version__),
@@ -113,9 +138,12 @@ def embed_parts(
     total = sum(int(bounds[part + 1] - bounds[part]) for part in missing)
     with Progress("proteins", total, seconds=args.log_interval, quiet=not processes.is_main) as progress:
         for part, proteins in read_windows(scan, bounds, missing):
-            names = {"ids": pack_names([protein.id for protein in proteins])}
-            lengths = {"length": np.array([len(protein.residues) for protein in proteins], np.int32)}
-            store.save(part, names | lengths | encoder.embed_part(proteins, outputs, args, progress))
+            arrays = encoder.embed_part(proteins, outputs, args, progress)
+            if args.h5_keys:
+                failed = set(arrays.get("failed_numbers", np.zeros(0)).tolist())
+                keys = [KEYS[args.h5_keys](protein) for protein in proteins if protein.number not in failed]
+                arrays["keys"] = pack_names(keys)
+            store.save(part, arrays)
     return total
 
 
@@ -125,34 +153,93 @@ def peak_memory() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def run(args: argparse.Namespace, processes: Processes, device: torch.device) -> None:
-    """The whole command, on every process."""
-    requested = args.embeddings or (["pooled"] if args.full_sequence_embed else ["pooled", "avg"])
-    outputs = [name for name in OUTPUTS if name in requested or (name == "seq" and args.full_sequence_embed)]
+def run(args: argparse.Namespace, processes: Processes, device: torch.device) -> int:
+    """The whole command, on every process; returns the exit status."""
+    outputs = choose_outputs(args)
     args.tokens_per_batch = args.tokens_per_batch or default_batch_tokens(device)
     precision = choose_precision(args.fp16, args.bf16, device)
     model = load_trunk(args.model_type, args.from_pretrained, args.model_config_file)
     rules = Rules(residue_limit(model.config, args.max_length), args.too_long, args.duplicates)
-    scan = processes.together(lambda: scan_fasta(args.data_file, rules) if processes.is_main else None)
+    key = NAME_KEYS.get(args.h5_keys, str)
+    scan = processes.together(lambda: scan_fasta(args.data_file, rules, key) if processes.is_main else None)
     scan = processes.broadcast(scan)
     manifest = make_manifest(args, scan, model_digest(model), outputs, device.type)
-    encoder = TrunkEncoder(model, args.layer, device, precision)
-    widths = {name: width for name, width in encoder.widths.items() if name in outputs}
-    bounds = plan_parts(scan.selected_lengths, args.part_proteins, (2 if args.save_fp16 else 4) * widths.get("seq", 0))
+    encoder = TrunkEncoder(model, args.layers or args.layer, device, precision)
+    widths = encoder.widths(outputs)
+    token_bytes = (2 if args.save_fp16 else 4) * sum(width for name, width in widths.items() if is_per_token(name))
+    # a part of several layers is no larger than one of one
+    part_proteins = max(1, args.part_proteins * len(outputs) // len(widths))
+    bounds = plan_parts(scan.selected_lengths, part_proteins, token_bytes)
     store = PartStore(args.out_file, manifest)
     processes.together(lambda: begin(store, scan, len(bounds) - 1, args.format) if processes.is_main else None)
     started = time.monotonic()
     embedded = processes.together(lambda: embed_parts(encoder, scan, bounds, store, outputs, args, processes))
     shares = processes.all_gather((embedded, peak_memory()))  # waits for all parts
     seconds = time.monotonic() - started
-    if processes.is_main:
-        tokens = int(scan.selected_lengths.sum(dtype=np.int64)) + 2 * len(scan)
-        attributes = {name.removeprefix("--"): value for name, value in manifest.items()}
-        contents = Contents(len(scan), tokens, widths, "float16" if args.save_fp16 else "float32", attributes)
-        parts = (store.load(part) for part in range(len(bounds) - 1))
-        store.finish(lambda path: WRITERS[args.format](path, contents, parts))
-        peaks = [max(shares[0][1], peak_memory()), *(peak for _, peak in shares[1:])]
-        report(args.out_file, scan, contents, sum(count for count, _ in shares), seconds, peaks)
+    if not processes.is_main:
+        return 0
+    contents = write_files(args, scan, store, len(bounds) - 1, widths, manifest)
+    peaks = [max(shares[0][1], peak_memory()), *(peak for _, peak in shares[1:])]
+    report(args, scan, contents, sum(count for count, _ in shares), seconds, peaks)
+    return EXIT_SOME_FAILED if contents.proteins < len(scan) else 0
+
+
+def write_files(
+    args: argparse.Namespace, scan: Scan, store: PartStore, parts: int, widths: dict[str, int], manifest: dict
+) -> Contents:
+    """OUT (of h5-per-protein with several layers a file a layer) and OUT.failed.tsv, of all the parts."""
+    lengths = np.concatenate([store.load_one(part, "length") for part in range(parts)])
+    tokens = int(lengths.sum(dtype=np.int64)) + 2 * len(lengths)
+    attributes = {name.removeprefix("--"): value for name, value in manifest.items()}
+    if args.format == PER_PROTEIN:  # ProtSpace asks for this one
+        attributes["model_name"] = Path(args.from_pretrained or args.model_type).resolve().name
+    contents = Contents(len(lengths), tokens, widths, "float16" if args.save_fp16 else "float32", attributes)
+    write_failed(failed_path(args), scan, store, parts)
+    if not len(lengths):
+        store.finish({})
+        raise InputError(f"{scan.path}: no protein could be embedded; {failed_path(args)} says why")
+
+    def writer(own: dict[str, int]) -> Callable[[Path], None]:
+        return lambda path: WRITERS[args.format](path, replace(contents, widths=own), map(store.load, range(parts)))
+
+    store.finish({path: writer(own) for path, own in output_files(args, widths).items()})
+    return contents
+
+
+def output_files(args: argparse.Namespace, widths: dict[str, int]) -> dict[Path, dict[str, int]]:
+    """The files to write, and the outputs in each."""
+    path = Path(args.out_file)
+    if args.format != PER_PROTEIN or args.layers is None:
+        return {path: widths}
+    of_layer = {name: path.with_name(f"{path.stem}.{name.partition('_')[2]}{path.suffix}") for name in widths}
+    return {of_layer[name]: {name: width} for name, width in widths.items()}
+
+
+def failed_path(args: argparse.Namespace) -> Path:
+    return Path(f"{args.out_file}.failed.tsv")
+
+
+def write_failed(path: Path, scan: Scan, store: PartStore, parts: int) -> None:
+    """The proteins that have no embedding: id, the record's number in the input, residues, reason. No file for none."""
+    by_rule = left_out(scan) if not scan.selected.all() else ()
+    rows = heapq.merge(by_rule, failures(store, parts))
+    first = next(rows, None)
+    if first is None:
+        path.unlink(missing_ok=True)
+        return
+    with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+        file.write("id\trecord\tresidues\treason\n")
+        for number, name, residues, reason in itertools.chain([first], rows):
+            file.write(f"{name}\t{number}\t{residues}\t{reason}\n")
+
+
+def failures(store: PartStore, parts: int) -> Iterator[tuple[int, str, int, str]]:
+    """(number in the file, name, residues, why) of every selected protein that could not be embedded."""
+    for part in range(parts):
+        if (numbers := store.load_one(part, "failed_numbers")) is not None:
+            lengths = store.load_one(part, "failed_length").tolist()
+            names, reasons = (unpack_names(store.load_one(part, f"failed_{name}")) for name in ("ids", "reasons"))
+            yield from zip(numbers.tolist(), names, lengths, reasons, strict=True)
 
 
 def begin(store: PartStore, scan: Scan, count: int, name: str) -> None:
@@ -164,14 +251,19 @@ def begin(store: PartStore, scan: Scan, count: int, name: str) -> None:
         print("notice: .npz needs memory for every protein's name; .h5 and .parquet are for millions", file=sys.stderr)
 
 
-def report(path: str, scan: Scan, contents: Contents, count: int, seconds: float, peaks: Sequence[int]) -> None:
+def report(
+    args: argparse.Namespace, scan: Scan, contents: Contents, count: int, seconds: float, peaks: Sequence[int]
+) -> None:
     """The last line. count, seconds: proteins that this run embedded, in what time; peaks: bytes, of each process."""
     outputs = ", ".join(f"{name} [{width}]" for name, width in contents.widths.items())
     memory = " + ".join(f"{peak / 2**20:,.0f}" for peak in peaks)
+    failed = len(scan) - contents.proteins
+    missing = f", {failed:,} that could not be embedded" if failed else ""
+    missing += f" (listed in {failed_path(args)})" if failed or not scan.selected.all() else ""
     print(
-        f"wrote {path}: {contents.proteins:,} proteins ({contents.tokens - 2 * contents.proteins:,} residues)"
-        f"{scan.summary()}; {outputs}; {count:,} embedded in {seconds:,.1f} s, {count / seconds:,.1f} proteins/s; "
-        f"peak memory {memory} MiB",
+        f"wrote {', '.join(map(str, output_files(args, contents.widths)))}: {contents.proteins:,} proteins "
+        f"({contents.tokens - 2 * contents.proteins:,} residues){scan.summary()}{missing}; {outputs}; "
+        f"{count:,} embedded in {seconds:,.1f} s, {count / seconds:,.1f} proteins/s; peak memory {memory} MiB",
         flush=True,
     )
 
@@ -180,8 +272,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     load_plugins(argv)
     args = build_parser().parse_args(argv)
     args.format = choose_format(args.out_file, args.format)
-    if args.duplicates == "keep" and args.format == "npz":
-        raise InputError("--duplicates keep: the names are the keys of an .npz file; write .h5 or .parquet")
+    if args.h5_keys and args.format != PER_PROTEIN:
+        raise InputError(f"--h5_keys {args.h5_keys}: is for --format {PER_PROTEIN}")
+    if args.format == PER_PROTEIN:
+        args.h5_keys = args.h5_keys or "id"
+    if args.duplicates == "keep" and (args.format == "npz" or args.h5_keys in NAME_KEYS):
+        file = "an .npz" if args.format == "npz" else f"an {PER_PROTEIN}"
+        raise InputError(f"--duplicates keep: the names are the keys of {file} file; write .h5 or .parquet")
     if Path(args.out_file).resolve() == Path(args.data_file).resolve():
         raise InputError(f"{args.out_file}: is the input; give the output a name of its own")
     check_flags(args, IGNORED)

@@ -19,12 +19,15 @@ import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 from proteinlm import errors
 from proteinlm.errors import InputError
 from proteinlm.files import write_json
 from proteinlm.model_dir.files import model_type_of, read_config
+from tape.data.lengths import residue_limit
 from tape.data.splits import evaluation_splits, has_split
+from tape.models.config import read_keys
 from tape.recipes import PRESETS, read_yaml
 from tape.registry import model_types, resolve_task
 from tape.reporting import collect, pages
@@ -73,7 +76,7 @@ def parse_arm(word: str, model: Path) -> Arm:
 
 
 def _model_type(directory: Path) -> str:
-    return model_type_of(read_config(directory), directory)
+    return model_type_of(read_keys(directory), directory)
 
 
 def plan(args: argparse.Namespace) -> list[Job]:
@@ -89,8 +92,8 @@ def plan(args: argparse.Namespace) -> list[Job]:
         for arm in arms:
             recipe = recipe_of(preset, task, arm.name)
             if recipe.get("max_length"):  # no more than the encoder has positions for, and the same for every arm
-                positions = read_config(model).get("max_position_embeddings") or recipe["max_length"] + 2
-                recipe["max_length"] = min(recipe["max_length"], positions - 2)
+                limit = residue_limit(SimpleNamespace(**read_keys(model)), None)
+                recipe["max_length"] = min(recipe["max_length"], limit or recipe["max_length"])
             seeds = args.seeds or recipe.get("seeds") or [0]
             jobs += [(place, _job(args, arm, task, int(seed), recipe, splits)) for place, seed in enumerate(seeds)]
     return [job for _, job in sorted(jobs, key=lambda entry: entry[0])]
@@ -125,7 +128,7 @@ def _job(args: argparse.Namespace, arm: Arm, task: str, seed: int, recipe: dict,
 
 def build_parser() -> errors.ArgumentParser:
     parser = errors.ArgumentParser("reproduce_table", description="Five TAPE tasks, arms, seeds and splits: a table.")
-    parser.add_argument("model_dir", metavar="MODEL_DIR", help="a TAPE model directory: the pretrained encoder")
+    parser.add_argument("model_dir", metavar="MODEL_DIR", help="a directory of TAPE's or ESM's: the pretrained encoder")
     parser.add_argument("data_dir", metavar="DATA_DIR", help="holds the tasks' folders")
     parser.add_argument("out", metavar="OUT", nargs="?", default="table", help="where everything goes (default: table)")
     parser.add_argument("--preset", default="full", help="full, cpu, or a YAML file like tape/recipes/tables/cpu.yaml")

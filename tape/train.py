@@ -25,7 +25,6 @@ import torch
 from proteinlm import errors
 from proteinlm.errors import InputError
 from proteinlm.files import write_json
-from proteinlm.model_dir.files import read_config
 from proteinlm.model_dir.find import find_model
 from tape import recipes
 from tape.data.batching import training_steps
@@ -36,7 +35,7 @@ from tape.finetuning.lora import add_lora
 from tape.finetuning.options import TrainOptions, parse_options
 from tape.finetuning.trainer import Trainer
 from tape.metrics import mean_and_spread
-from tape.models.config import CONFIG_DEFAULTS, ProteinBertConfig
+from tape.models.config import CONFIG_DEFAULTS, ProteinBertConfig, read_keys
 from tape.registry import load_plugins, model_types, resolve_trained_task, task_names
 from tape.runs.flags import choose_precision, start_logging
 from tape.runs.processes import Processes, is_main_process, run_together
@@ -61,9 +60,9 @@ def build_model(task: Task, options: TrainOptions) -> torch.nn.Module:
     overrides |= {key: getattr(options, key) for key in ("head", "pooling") if getattr(options, key)}
     config = None
     if options.model_config_file:
-        file = read_config(options.model_config_file)
         config_class = getattr(task.model, "config_class", ProteinBertConfig)
         if config_class is ProteinBertConfig:  # only what the file says, so that a directory's other keys stay
+            file = read_keys(options.model_config_file)
             overrides = {key: value for key, value in file.items() if key in CONFIG_DEFAULTS} | overrides
         else:
             config = config_class.from_json_file(options.model_config_file)

@@ -114,7 +114,8 @@ def load_tape_dir(directory: str | Path, overrides: Mapping | None = None) -> Ta
     path, (tensors, head) = weights.path, _sort_names(weights.get_all(), weights.path)
     check_layers(config, tensors, path)
     notes = []
-    decoder, words = tensors.pop(DECODER, None), tensors.get(WORDS)
+    untied = model_config.untie_embeddings_and_output_weights
+    decoder, words = None if untied else tensors.pop(DECODER, None), tensors.get(WORDS)
     if decoder is not None and words is not None and not same(decoder, words):
         notes.append(f"{DECODER} differs from the embedding: the embedding is kept, mlm.* dropped")
         tensors = {name: value for name, value in tensors.items() if not name.startswith("mlm.")}
@@ -155,7 +156,7 @@ def write_tape_dir(
         parts = TAPE_NAMES.rename({name: tensor}, heads)
         if name == "word_embeddings.weight":
             parts[TOKEN_TYPES] = tensor.new_zeros(config["type_vocab_size"], model_config.hidden_size)
-            if has_lm_head:
+            if has_lm_head and not model_config.untie_embeddings_and_output_weights:
                 parts[DECODER] = tensor
         return parts
 

@@ -54,13 +54,15 @@ def recognise(path: Path) -> str:
     config = read_config(path)
     if path.is_dir() and config.get("model_type") == MODEL_TYPE:
         return "esm"
-    kind = model_type_of(config, path)
-    if kind != "transformer":
-        raise InputError(f"{path}: TAPE's {kind}, which has no such encoder; tape-embed {kind} IN.fasta OUT {path}")
+    model_type_of(config, path)  # refuses Hugging Face's others
     return "tape"
 
 
 def _read_tape(directory: Path) -> ModelFiles:
+    kind = model_type_of(read_config(directory), directory)
+    if kind != "transformer":
+        text = f"TAPE's {kind}, which has no such encoder; tape-embed {kind} IN.fasta OUT {directory}"
+        raise InputError(f"{directory}: {text}")
     files, tokenizer = load_tape_dir(directory), build_tokenizer("tape")
     size, expected, notes = files.model_config.vocab_size, tokenizer.vocab_size, files.notes
     if size != expected:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from proteinlm.errors import InputError
 from proteinlm.model_dir.files import ModelFiles
+from proteinlm.network.config import ModelConfig
 from proteinlm.tokenizer import ESM_SPECIALS, PRETRAIN_SPECIALS, TAPE_SPECIALS, Tokenizer, build_tokenizer
 
 # The tensors whose first dimension is the (padded) vocabulary.
@@ -67,15 +68,15 @@ def take_rows(
     return tensors, notes
 
 
+def on_vocabulary(config: ModelConfig, tokenizer: Tokenizer, divisible_by: int = 1) -> ModelConfig:
+    """The configuration of the same network on `tokenizer`'s ids."""
+    ids = {"vocab_size": tokenizer.vocab_size, "make_vocab_size_divisible_by": divisible_by}
+    return replace(config, **ids, mask_token_id=None if config.mask_token_id is None else tokenizer.mask_id)
+
+
 def to_tokenizer(files: ModelFiles, name: str, divisible_by: int = 1, origin: str = "the model") -> ModelFiles:
     """The model on the vocabulary `name` (iupac, tape or esm), its own being one to one. origin: for messages."""
-    tokenizer, config = build_tokenizer(name), files.config
+    tokenizer = build_tokenizer(name)
     state, notes = take_rows(files.state, files.tokenizer.tokens, tokenizer, divisible_by, origin)
-    mask_id = None if config.mask_token_id is None else tokenizer.mask_id
-    config = replace(
-        config,
-        vocab_size=tokenizer.vocab_size,
-        make_vocab_size_divisible_by=divisible_by,
-        mask_token_id=mask_id,
-    )
+    config = on_vocabulary(files.config, tokenizer, divisible_by)
     return replace(files, config=config, tokenizer=tokenizer, state=state, notes=(*files.notes, *notes))

@@ -13,7 +13,7 @@ dense, GELU, LN, decoder tied to the word embedding, bias. `ModelConfig` has wha
 import hashlib
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import torch
@@ -72,18 +72,25 @@ class ProteinBert(nn.Module):
 
     def state_after(self, depth: int, tokens: Tensor, position_ids: Tensor, cu_seqlens: Tensor) -> Tensor:
         """[T, h]: the state after the first `depth` layers (0: the embedding), after all of them with the final LN."""
+        return self.states_after((depth,), tokens, position_ids, cu_seqlens)[0]
+
+    def states_after(
+        self, depths: Sequence[int], tokens: Tensor, position_ids: Tensor, cu_seqlens: Tensor
+    ) -> list[Tensor]:
+        """`state_after` of each of `depths`, in one pass that ends at the deepest."""
         hidden, plan = self._embed(tokens, position_ids, cu_seqlens)
-        for layer in itertools.islice(self.layers.values(), depth):
+        states = {0: hidden} if 0 in depths else {}
+        for depth, layer in enumerate(itertools.islice(self.layers.values(), max(depths)), 1):
             hidden = self._run(layer, hidden, plan)
-        return self._normalise(hidden) if depth == len(self.layers) else hidden
+            if depth in depths:
+                states[depth] = hidden
+        if len(self.layers) in depths:
+            states[len(self.layers)] = self._normalise(hidden)
+        return [states[depth] for depth in depths]
 
     def hidden_states(self, tokens: Tensor, position_ids: Tensor, cu_seqlens: Tensor) -> list[Tensor]:
         """L+1 tensors shaped [..., h]: the embedding, then each layer's output, the last one after the final LN."""
-        hidden, plan = self._embed(tokens, position_ids, cu_seqlens)
-        states = [hidden]
-        for layer in self.layers.values():
-            states.append(self._run(layer, states[-1], plan))
-        states[-1] = self._normalise(states[-1])
+        states = self.states_after(range(len(self.layers) + 1), tokens, position_ids, cu_seqlens)
         return [state.view(*position_ids.shape, state.shape[-1]) for state in states]
 
     def queries_keys_values(self, tokens: Tensor, position_ids: Tensor, cu_seqlens: Tensor) -> Iterator[Tensor]:

@@ -6,27 +6,39 @@
 OUTPUTS: `pooled` the model's pooled output (for the transformer the first token's state); `avg` the mean over all
 tokens, <cls> and <sep> included, as TAPE's; `mean` the mean over residues alone; `seq` the state of every token, <cls>
 and <sep> included, as TAPE's. Layers: 0 the embedding, N the state after layer N, -1 (the same as the last N) after the
-final LayerNorm too; `pooled` of another layer is its first token's state.
+final LayerNorm too; `pooled` of another layer is its first token's state. With a list of layers each output's name says
+which it is of: mean_layer_0, mean_layer_6.
 
 What must hold: a protein's embedding does not depend on its companions (1e-5 in fp32). The transformer runs on the flat
-stream of tokens, without padding and only as deep as `layer` asks; other models get padded batches and a mask.
+stream of tokens, without padding and only as deep as `layer` asks; other models get padded batches and a mask. A batch
+that does not fit in memory is halved; a protein that does not fit alone, or whose numbers are not finite, is listed.
 
 Legend: B proteins, T tokens of a batch (residues + 2 each), N tokens of the longest, h hidden size.
 """
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from proteinlm.encoder import POOLINGS, Encoder, Stream, computing, layer_number, make_stream, to_device, token_batches
+from proteinlm.encoder import (
+    POOLINGS,
+    Encoder,
+    OutOfMemory,
+    Stream,
+    computing,
+    layer_number,
+    make_stream,
+    to_device,
+    token_batches,
+)
 from proteinlm.errors import InputError
 from proteinlm.progress import Progress
 from proteinlm.tokenizer import build_tokenizer
 from tape.inference.fasta import Protein
-from tape.inference.parts import split_rows
+from tape.inference.parts import is_per_token, pack_names, split_rows
 from tape.models.modeling_bert import ProteinBertModel
 
 TOKENIZER = build_tokenizer("tape")
@@ -42,58 +54,69 @@ def pad(stream: Stream) -> tuple[np.ndarray, np.ndarray]:
 
 
 class TrunkEncoder:
-    """A trunk on a device. precision: float32, or the dtype of autocast."""
+    """A trunk on a device. layer: one, or a list of several. precision: float32, or the dtype of autocast."""
 
-    def __init__(self, model: nn.Module, layer: int, device: torch.device, precision: torch.dtype):
+    def __init__(self, model: nn.Module, layer: int | Sequence[int], device: torch.device, precision: torch.dtype):
         self.model = model.to(device).eval()
         self.device, self.precision = device, precision
         self.flat = isinstance(model, ProteinBertModel)
-        self.depth, self.last = -1, True
+        self.last, self.depths = -1, {"": -1}  # the number of the last layer; ending of a name -> number of its layer
         if self.flat:
             self.encoder = Encoder(model.encoder, TOKENIZER, device, precision, type(model).__name__)
-            self._set_depth(layer, self.encoder.config.num_layers)
+            self._set_depths(layer, self.encoder.config.num_layers)
         elif layer != -1:
-            self._choose(layer)
+            self._set_depths(layer, self._count_layers(layer))
 
-    def _set_depth(self, layer: int, depth: int) -> None:
-        self.depth = layer_number(layer, depth, "--layer")
-        self.last = self.depth == depth
+    def _set_depths(self, layer: int | Sequence[int], last: int) -> None:
+        self.last = last
+        if isinstance(layer, int):
+            self.depths = {"": layer_number(layer, last, "--layer")}
+        else:
+            self.depths = {f"_layer_{n}": n for n in (layer_number(number, last, "--layers") for number in layer)}
 
-    def _choose(self, layer: int) -> None:
-        """Have the model return all its layers' states; InputError if it cannot."""
+    def _count_layers(self, layer: int | Sequence[int]) -> int:
+        """How many layers the model has, which from now on gives their states; InputError if it cannot."""
         config = self.model.config
         depth = getattr(config, "num_hidden_layers", None)
         config.output_hidden_states = True
         outputs = self._outputs(make_stream(["A"], TOKENIZER))
         if depth is None or len(outputs) < 3 or len(outputs[2]) != depth + 1:
             config.output_hidden_states = False
-            raise InputError(f"--layer {layer}: {type(self.model).__name__} gives only its last layer (-1)")
-        self._set_depth(layer, depth)
+            flag = f"--layer {layer}" if isinstance(layer, int) else f"--layers {' '.join(map(str, layer))}"
+            raise InputError(f"{flag}: {type(self.model).__name__} gives only its last layer (-1)")
+        return depth
 
-    @property
-    def widths(self) -> dict[str, int]:
+    def widths(self, outputs: Sequence[str]) -> dict[str, int]:
         """Numbers of each output's vectors (`pooled` may be wider than the rest); found by embedding one residue."""
-        return {name: value.shape[-1] for name, value in self.embed(["A"], OUTPUTS).items()}
+        return {name: value.shape[-1] for name, value in self.embed(["A"], outputs).items()}
 
     def embed(self, proteins: Sequence[str], outputs: Sequence[str]) -> dict[str, Tensor]:
         """fp32 on the device: `pooled`, `avg`, `mean` [B, h] and `seq` [T, h], the proteins one after the other."""
-        stream = make_stream(proteins, TOKENIZER)
-        states, pooled = self._flat_states(stream) if self.flat else self._padded_states(stream)
-        values = {"pooled": pooled, "seq": states}
-        return {name: values[name] if name in values else POOLINGS[name](states, stream) for name in outputs}
+        stream, values = make_stream(proteins, TOKENIZER), {}
+        states = self._flat_states(stream) if self.flat else self._padded_states(stream)
+        for ending, (tokens, pooled) in zip(self.depths, states, strict=True):
+            of_layer = {"pooled": pooled, "seq": tokens}
+            for name in outputs:
+                values[name + ending] = of_layer[name] if name in of_layer else POOLINGS[name](tokens, stream)
+        return values
 
-    def _flat_states(self, stream: Stream) -> tuple[Tensor, Tensor]:
-        """(states [T, h], pooled [B, h])."""
-        states = self.encoder.states(stream, self.depth)
-        pooling = "mean" if self.last and self.model.config.pooling == "mean" else "cls"
-        return states, POOLINGS[pooling](states, stream)
+    def _flat_states(self, stream: Stream) -> Iterator[tuple[Tensor, Tensor]]:
+        """(states [T, h], pooled [B, h]) of each layer."""
+        depths = list(self.depths.values())
+        one = len(depths) == 1
+        every = [self.encoder.states(stream, depths[0])] if one else self.encoder.states_of(stream, depths)
+        for depth, states in zip(depths, every, strict=True):
+            pooling = "mean" if depth == self.last and self.model.config.pooling == "mean" else "cls"
+            yield states, POOLINGS[pooling](states, stream)
 
-    def _padded_states(self, stream: Stream) -> tuple[Tensor, Tensor]:
-        """(states [T, h], pooled [B, p])."""
+    def _padded_states(self, stream: Stream) -> Iterator[tuple[Tensor, Tensor]]:
+        """(states [T, h], pooled [B, p]) of each layer."""
         outputs = self._outputs(stream)
-        padded = outputs[0] if self.depth == -1 else outputs[2][self.depth]
-        states = padded.flatten(0, 1)[to_device(np.flatnonzero(pad(stream)[1]), self.device)].float()
-        return states, outputs[1].float() if self.last else POOLINGS["cls"](states, stream)
+        real = to_device(np.flatnonzero(pad(stream)[1]), self.device)
+        for depth in self.depths.values():
+            padded = outputs[0] if depth == -1 else outputs[2][depth]
+            states = padded.flatten(0, 1)[real].float()
+            yield states, outputs[1].float() if depth == self.last else POOLINGS["cls"](states, stream)
 
     def _outputs(self, stream: Stream) -> tuple:
         with computing(self.device, self.precision, f"{len(stream.sizes)} proteins, {len(stream.tokens)} tokens"):
@@ -102,24 +125,81 @@ class TrunkEncoder:
     def embed_part(
         self, proteins: Sequence[Protein], outputs: Sequence[str], args: argparse.Namespace, progress: Progress
     ) -> dict[str, np.ndarray]:
-        """Rows of each output, in input order: one a protein, of `seq` one a token. args: tape-embed's."""
+        """A part of a file: `ids` (packed) and `length` of the proteins, in input order, and rows of each output, one a
+        protein, of `seq` one a token. `failed_numbers`, `failed_ids`, `failed_length` and `failed_reasons` list those
+        that could not be embedded and have no rows. args: tape-embed's."""
         lengths = np.array([len(protein.residues) for protein in proteins], np.int32)
-        batches = []
-        for batch in token_batches(lengths, args.tokens_per_batch, args.batch_size, padded=not self.flat):
-            batches.append((batch, self.embed([proteins[i].residues for i in batch], outputs)))
-            progress.add(len(batch), int(lengths[batch].sum()))
-        rows, arrays = list(split_rows(lengths)), {}
-        for name in outputs:
-            height = rows[-1].stop if name == "seq" else len(proteins)
-            width = batches[0][1][name].shape[1]
-            arrays[name] = np.empty((height, width), np.float16 if args.save_fp16 else np.float32)
-            for batch, tensors in batches:
-                values = tensors.pop(name).cpu().numpy()
-                if name == "seq":
+        batches, reasons = [], {}
+        for whole in token_batches(lengths, args.tokens_per_batch, args.batch_size, padded=not self.flat):
+            for batch, values in self._embed_in_memory(proteins, whole, outputs):
+                if values is None:
+                    reasons[int(batch[0])] = f"does not fit in {self.device.type.upper()} memory, even alone"
+                else:
+                    batches.append((batch, values))
+            progress.add(len(whole), int(lengths[whole].sum()))
+        widths = {name: v.shape[1] for name, v in batches[0][1].items()} if batches else self.widths(outputs)
+        arrays = _in_input_order(batches, lengths, widths, np.float16 if args.save_fp16 else np.float32)
+        where = "float16 (largest: 65,504)" if args.save_fp16 else "the model's output"
+        for i in sorted(_not_finite(arrays, lengths) - set(reasons)):
+            reasons[i] = f"a number that is not finite in {where}"
+        part = {"ids": pack_names([protein.id for protein in proteins]), "length": lengths} | arrays
+        return _list_failed(part, proteins, reasons) if reasons else part
+
+    def _embed_in_memory(
+        self, proteins: Sequence[Protein], batch: np.ndarray, outputs: Sequence[str]
+    ) -> Iterator[tuple[np.ndarray, dict[str, Tensor] | None]]:
+        """(indices, their `embed`) of `batch` in pieces that fit in memory; None for a protein that does not fit."""
+        pieces = [batch]
+        while pieces:
+            piece, values = pieces.pop(), None
+            try:
+                values = self.embed([proteins[i].residues for i in piece], outputs)
+            except OutOfMemory:
+                if len(piece) > 1:
+                    pieces += np.array_split(piece, 2)
+                    continue
+            yield piece, values
+
+
+def _in_input_order(batches: list, lengths: np.ndarray, widths: dict[str, int], dtype: type) -> dict[str, np.ndarray]:
+    """Rows of each output from what `embed` gave of batches, which is used up. What is in no batch has rows of 0."""
+    rows, arrays = list(split_rows(lengths)), {}
+    for name, width in widths.items():
+        arrays[name] = np.zeros((rows[-1].stop if is_per_token(name) else len(lengths), width), dtype)
+        for batch, tensors in batches:
+            values = tensors.pop(name).cpu().numpy()
+            with np.errstate(over="ignore"):  # what is beyond float16 is listed afterwards
+                if is_per_token(name):
                     for i, tokens in zip(batch, split_rows(lengths[batch]), strict=True):
                         arrays[name][rows[i]] = values[tokens]
                 else:
                     arrays[name][batch] = values
-            if args.save_fp16 and not np.isfinite(arrays[name]).all():
-                raise InputError(f"--save_fp16: {name} holds numbers beyond float16's 65504; write float32")
-        return arrays
+    return arrays
+
+
+def _not_finite(arrays: dict[str, np.ndarray], lengths: np.ndarray) -> set[int]:
+    """The proteins with an infinity or a NaN in any output."""
+    ends, bad = np.cumsum(lengths + 2, dtype=np.int64), set()
+    for name, values in arrays.items():
+        # the extremes hold every NaN and infinity, and need no memory for a truth value of each number
+        rows = np.flatnonzero(~(np.isfinite(values.min(1)) & np.isfinite(values.max(1))))
+        bad |= set((np.searchsorted(ends, rows, "right") if is_per_token(name) else rows).tolist())
+    return bad
+
+
+def _list_failed(part: dict, proteins: Sequence[Protein], reasons: dict[int, str]) -> dict[str, np.ndarray]:
+    """The part without the rows of the proteins in `reasons`, which are listed instead."""
+    failed = sorted(reasons)
+    kept = np.ones(len(proteins), bool)
+    kept[failed] = False
+    tokens = np.repeat(kept, part["length"] + 2)
+    outputs = {name: rows[tokens if is_per_token(name) else kept] for name, rows in part.items() if rows.ndim == 2}
+    return {
+        "ids": pack_names([protein.id for protein, keep in zip(proteins, kept, strict=True) if keep]),
+        "length": part["length"][kept],
+        **outputs,
+        "failed_numbers": np.array([proteins[i].number for i in failed], np.int64),
+        "failed_ids": pack_names([proteins[i].id for i in failed]),
+        "failed_length": part["length"][failed],
+        "failed_reasons": pack_names([reasons[i] for i in failed]),
+    }

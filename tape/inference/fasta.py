@@ -10,7 +10,7 @@ plus a megabyte of text, however large the file.
 
 import hashlib
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -84,15 +84,18 @@ def protein_id(header: str, path: str, number: int) -> str:
     return words[0]
 
 
-def scan_fasta(path: str | Path, rules: Rules) -> Scan:
-    """Scan the whole file. InputError for what `rules` refuse, a nameless record and a file of no proteins."""
+def scan_fasta(path: str | Path, rules: Rules, key: Callable[[str], str] = str) -> Scan:
+    """Scan the whole file. InputError for what `rules` refuse, a nameless record and a file of no proteins.
+
+    key: what is made of a name for the output; duplicates are those of it.
+    """
     path, lengths, digests = str(path), [], []
     records = read_fasta(path)
     while chunk := list(itertools.islice(records, 1 << 16)):  # lists of a chunk only: arrays are smaller
         first = sum(len(part) for part in lengths) + 1
         names = [protein_id(header, path, first + i) for i, (header, _) in enumerate(chunk)]
         lengths.append(np.array([len(residues) for _, residues in chunk], np.int32))
-        digests.append(np.array([hashlib.blake2b(n.encode(), digest_size=DIGEST).digest() for n in names], "S16"))
+        digests.append(np.array([hashlib.blake2b(key(n).encode(), digest_size=DIGEST).digest() for n in names], "S16"))
     length = np.concatenate(lengths) if lengths else np.zeros(0, np.int32)
     selected = length > 0
     counts = {"empty": int((~selected).sum())}
@@ -122,8 +125,10 @@ def _leave_out_duplicates(path: str, selected: np.ndarray, digests: np.ndarray, 
     if later.any() and rules.duplicates == "error":
         second = int(later.argmax())
         places = int(where[first[inverse[second]]]) + 1, int(where[second]) + 1
+        names = [_name(path, place - 1) for place in places]
+        both = f"both named {names[0]}" if names[0] == names[1] else f"{names[0]} and {names[1]}, one key in the output"
         raise InputError(
-            f"{path}: records {places[0]} and {places[1]} are both named {_name(path, places[0] - 1)} "
+            f"{path}: records {places[0]} and {places[1]} are {both} "
             f"({int(later.sum())} names repeated); --duplicates first leaves out the later ones"
         )
     selected[where[later]] = False
@@ -133,6 +138,18 @@ def _leave_out_duplicates(path: str, selected: np.ndarray, digests: np.ndarray, 
 def _name(path: str, index: int) -> str:
     header, _ = next(itertools.islice(read_fasta(path), index, None))
     return header.split(maxsplit=1)[0]
+
+
+def left_out(scan: Scan) -> Iterator[tuple[int, str, int, str]]:
+    """(number in the file, name, residues, why) of every record that is not selected, in the file's order."""
+    limit = scan.rules.max_length
+    records = zip(read_fasta(scan.path), scan.selected.tolist(), strict=False)
+    for number, ((header, residues), selected) in enumerate(records, 1):
+        if not selected:
+            reason = "a name met before" if residues else "no residues"
+            if limit is not None and len(residues) > limit and scan.rules.too_long == "skip":
+                reason = f"longer than {limit} residues"
+            yield number, protein_id(header, scan.path, number), len(residues), reason
 
 
 def read_proteins(scan: Scan) -> Iterator[Protein]:

@@ -3,7 +3,7 @@
     store = PartStore("out.h5", manifest)        # out.h5.parts/manifest.json
     store.open()                                 # creates it, or checks that it is of the same input, model and flags
     store.save(3, {"ids": ..., "avg": ...})      # out.h5.parts/part_000003.npz, whole or not at all
-    store.finish(write)                          # write(path) makes the output, which then replaces out.h5
+    store.finish({Path("out.h5"): write})        # write(path) makes the output, which then replaces out.h5
 
 What must hold: a part is a function of input, model and flags alone, so it does not matter which process made it, or
 when; a directory begun by something else is refused by name and never touched.
@@ -97,12 +97,19 @@ class PartStore:
         with np.load(self.path(part)) as file:
             return {name: file[name] for name in file.files}
 
-    def finish(self, write: Callable[[Path], None]) -> None:
-        """Write the output inside the directory, move it to its name, remove the directory."""
-        whole = self.directory / "whole"
-        with atomic_path(whole) as temporary:
-            write(temporary)
-        whole.replace(self.output)
+    def load_one(self, part: int, name: str) -> np.ndarray | None:
+        """One array of a part; None where the part has none of that name."""
+        with np.load(self.path(part)) as file:
+            return file[name] if name in file.files else None
+
+    def finish(self, outputs: Mapping[Path, Callable[[Path], None]]) -> None:
+        """Have each output written inside the directory, then move all to their names, and remove the directory."""
+        written = {output: self.directory / f"whole_{number}" for number, output in enumerate(outputs)}
+        for output, write in outputs.items():
+            with atomic_path(written[output]) as temporary:
+                write(temporary)
+        for output, whole in written.items():
+            whole.replace(output)
         fsync_path(self.output.parent)
         shutil.rmtree(self.directory)
 
@@ -113,4 +120,9 @@ def pack_names(names: list[str]) -> np.ndarray:
 
 
 def unpack_names(packed: np.ndarray) -> list[str]:
-    return packed.tobytes().decode().split("\n")
+    return packed.tobytes().decode().split("\n") if len(packed) else []
+
+
+def is_per_token(name: str) -> bool:
+    """Whether an output has a row a token (`seq`, seq_layer_6), not one a protein."""
+    return name.startswith("seq")

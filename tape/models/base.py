@@ -118,7 +118,7 @@ class ProteinModel(nn.Module):
         e.g. num_labels. require_head: refuse a directory without this class's head, for evaluation. `load_report` of
         the model says what was left out.
         """
-        values = (config.to_dict() if config else {}) | overrides
+        values = (dict(vars(config)) if config else {}) | overrides
         if pretrained_dir is None:
             if require_head:
                 raise InputError("from_pretrained: a trained head was asked for, but no directory was given")

@@ -8,9 +8,13 @@ from pathlib import Path
 from typing import ClassVar
 
 from proteinlm.model_dir import config as ground
-from proteinlm.model_dir.config import MODEL_DEFAULTS, POSITIVE, PROBABILITY, SIZE, TAPE_EXTRAS, one_of
+from proteinlm.model_dir.config import MODEL_DEFAULTS, OPTIONAL_KEYS, POSITIVE, PROBABILITY, SIZE, TAPE_EXTRAS, one_of
+from proteinlm.model_dir.esm.huggingface import MODEL_TYPE, esm_config_of
 from proteinlm.model_dir.files import read_config
+from proteinlm.model_dir.find import find_model
+from proteinlm.model_dir.vocabulary import on_vocabulary
 from proteinlm.network.config import ModelConfig
+from proteinlm.tokenizer import build_tokenizer
 from tape.models.base import ProteinConfig
 from tape.models.heads import HEADS
 
@@ -38,20 +42,43 @@ def check(config: ProteinConfig, *keys: str) -> None:
     ground.check_values(vars(config), keys, type(config).__name__, RULES)
 
 
+def tape_keys(config: ModelConfig) -> dict[str, object]:
+    """The keys of config.json that mean `config` on TAPE's vocabulary, whichever its own is."""
+    return ground.config_values(on_vocabulary(config, build_tokenizer("tape")))
+
+
+def read_keys(path: str | Path) -> dict:
+    """config.json of a model directory, or a JSON file, under TAPE's keys: Hugging Face's EsmConfig is translated."""
+    stored = read_config(path)
+    return tape_keys(esm_config_of(stored, str(path))) if stored.get("model_type") == MODEL_TYPE else stored
+
+
 class ProteinBertConfig(ProteinConfig):
     """The keys of config.json as attributes. Unknown keys of a file are kept and written back."""
 
     def __init__(self, vocab_size_or_config_json_file: int | str | Path = 30, **values):
         """TAPE's constructor: the vocabulary size, or the path of a JSON file; then any key of CONFIG_DEFAULTS."""
         first = vocab_size_or_config_json_file
-        file = read_config(first) if isinstance(first, str | Path) else {"vocab_size": first}
+        file = read_keys(first) if isinstance(first, str | Path) else {"vocab_size": first}
         self.__dict__.update(CONFIG_DEFAULTS | file | values)
         self.model_config()  # for its checks
         check(self, "head", "pooling", "contact_dropout_prob", "output_attentions")
 
     @classmethod
+    def from_pretrained(cls, directory: str | Path, **overrides) -> "ProteinBertConfig":
+        return cls.from_dict(read_keys(find_model(directory)) | overrides)
+
+    @classmethod
+    def from_json_file(cls, path: str | Path) -> "ProteinBertConfig":
+        return cls.from_dict(read_keys(path))
+
+    @classmethod
     def from_dict(cls, values: Mapping) -> "ProteinBertConfig":
         return cls(**values)
+
+    def to_dict(self) -> dict:
+        """Options of other encoders only where they are not the default, so that TAPE's files stay as they were."""
+        return {key: v for key, v in vars(self).items() if key not in OPTIONAL_KEYS or v != MODEL_DEFAULTS[key]}
 
     def model_config(self) -> ModelConfig:
         """The encoder's configuration; the vocabulary is not padded."""

@@ -2,6 +2,7 @@
 
     model = ProteinBertModel.from_pretrained("runs/tape_model")
     sequence_output, pooled_output = model(input_ids, input_mask)[:2]
+    model = ProteinBertModel.from_pretrained("esm2_t6_8M")      # ESM-2, as Hugging Face or fair-esm wrote it
 
 What must hold: padding is dropped before the encoder (the one ProteinBert, on the flat stream of real tokens)
 and put back as zeros, so no result depends on padding; loading checks every name and shape, and `load_report` lists
@@ -17,12 +18,14 @@ import torch
 from torch import Tensor, nn
 
 from proteinlm.model_dir.files import PostLayerNormFile, load_tape_dir, same, write_tape_dir
+from proteinlm.model_dir.load import READERS, recognise
 from proteinlm.model_dir.names import from_tape
+from proteinlm.model_dir.vocabulary import to_tokenizer
 from proteinlm.network.layers import LMHead
 from proteinlm.network.model import ProteinBert, initialize
 from tape.models import kinds, modeling_tape, outputs
 from tape.models.base import WeightFile
-from tape.models.config import ProteinBertConfig
+from tape.models.config import ProteinBertConfig, tape_keys
 
 logger = logging.getLogger(__name__)
 
@@ -49,13 +52,16 @@ class ProteinBertAbstractModel(kinds.BuiltInModel):
 
     @classmethod
     def _read(cls, directory: Path, values: dict, overrides: dict) -> WeightFile:
-        files = load_tape_dir(directory, values)
-        tensors = {
-            f"mlm.{name.removeprefix('lm_head.')}" if name.startswith("lm_head.") else f"bert.encoder.{name}": value
-            for name, value in files.state.items()
-        }
-        file = WeightFile(files.config, files.source, tensors | files.head, files.notes)
-        return kinds.with_head_kind(file, overrides)
+        if (kind := recognise(directory)) == "tape":
+            files = load_tape_dir(directory, values)
+            config, source, head, notes = files.config, files.source, files.head, files.notes
+        else:  # the vocabulary's rows go to those of TAPE's tokens
+            files = to_tokenizer(READERS[kind](directory), "tape", origin=str(directory))
+            config, source, head, notes = tape_keys(files.config) | values, directory, {}, files.notes
+        if files.contact_head is not None:  # it is of this encoder's attention maps, which finetuning changes
+            notes += (f"{directory}: the regression of contacts from attention maps left out",)
+        notes = tuple(note if note.startswith(str(directory)) else f"{directory}: {note}" for note in notes)
+        return kinds.with_head_kind(WeightFile(config, source, _own_names(files.state) | head, notes), overrides)
 
     def save_pretrained(self, directory: str | Path, torch_file: bool = False) -> None:
         """Write a TAPE directory with the head's weights. torch_file: also pytorch_model.bin."""
@@ -69,6 +75,14 @@ class ProteinBertAbstractModel(kinds.BuiltInModel):
             else:
                 head[name] = value
         write_tape_dir(directory, self.config.to_dict(), state, head, torch_file)
+
+
+def _own_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """ProteinBert's tensors as the parts of a task's model call them."""
+    return {
+        f"mlm.{name.removeprefix('lm_head.')}" if name.startswith("lm_head.") else f"bert.encoder.{name}": value
+        for name, value in state.items()
+    }
 
 
 class ProteinBertModel(ProteinBertAbstractModel):
@@ -85,10 +99,11 @@ class ProteinBertModel(ProteinBertAbstractModel):
         with config.pooling "mean" the mean of its residues' states.
 
         Without input_mask, <pad> tokens are taken as padding. With config.output_hidden_states a third element: the
-        L + 1 hidden states, each [B, N, h]. A protein longer than max_position_embeddings is an InputError.
+        L + 1 hidden states, each [B, N, h]. A protein longer than the learned positions go is an InputError.
         """
         mask = outputs.real_tokens(input_ids, input_mask)
-        outputs.check_positions(mask, self.config.max_position_embeddings)
+        if (longest := self.encoder.config.max_tokens) is not None:
+            outputs.check_positions(mask, longest)
         *stream, where = outputs.flatten_tokens(input_ids, mask)
         every_layer = self.config.output_hidden_states
         states = self.encoder.hidden_states(*stream) if every_layer else [self.encoder(*stream)]
@@ -109,7 +124,7 @@ def rename_encoder(module: ProteinBertModel, state: dict[str, Tensor], prefix: s
 
 
 class ProteinBertForMaskedLM(kinds.LanguageModel, ProteinBertAbstractModel):
-    """Masked language model, decoder tied to the embedding."""
+    """Masked language model, decoder tied to the embedding (unless the config says untied)."""
 
     kind = "masked_language_modeling"
     trunk_class = ProteinBertModel
@@ -117,8 +132,11 @@ class ProteinBertForMaskedLM(kinds.LanguageModel, ProteinBertAbstractModel):
     def __init__(self, config: ProteinBertConfig):
         super().__init__(config)
         self.mlm = LMHead(config.model_config())
-        nn.init.normal_(self.mlm.dense.weight, std=config.initializer_range)
-        nn.init.zeros_(self.mlm.dense.bias)
+        if self.mlm.decoder is not None:
+            nn.init.normal_(self.mlm.decoder.weight, std=config.initializer_range)
+        if self.mlm.dense is not None:
+            nn.init.normal_(self.mlm.dense.weight, std=config.initializer_range)
+            nn.init.zeros_(self.mlm.dense.bias)
         self.register_load_state_dict_pre_hook(rename_lm_head)
 
     def _logits(self, hidden: Tensor, pooled: Tensor, mask: Tensor) -> Tensor:
@@ -130,7 +148,7 @@ def rename_lm_head(module: ProteinBertForMaskedLM, state: dict[str, Tensor], pre
     that is not the embedding drops all of mlm.*, which strict loading then reports as missing."""
     spellings = (f"{prefix}bert.embeddings.word_embeddings.weight", f"{prefix}bert.encoder.word_embeddings.weight")
     words = next((state[name] for name in spellings if name in state), None)
-    decoder = state.pop(f"{prefix}mlm.decoder.weight", None)
+    decoder = state.pop(f"{prefix}mlm.decoder.weight", None) if module.mlm.decoder is None else None
     head = {name.removeprefix(prefix): state.pop(name) for name in list(state) if name.startswith(f"{prefix}mlm.")}
     if decoder is not None and words is not None and not same(decoder, words):
         logger.warning("mlm.decoder.weight differs from the word embedding: the embedding is kept, mlm.* dropped")

@@ -172,16 +172,15 @@ def start(device_name: str) -> tuple[Processes, torch.device]:
     return Processes(rank, size, local_rank, objects), device
 
 
-def run_together(device_name: str, work: Callable[[Processes, torch.device], None]) -> int:
-    """The frame of a command: join the run, work, leave. Returns the exit status.
+def run_together(device_name: str, work: Callable[[Processes, torch.device], int | None]) -> int:
+    """The frame of a command: join the run, work, leave. Returns the exit status, which is work's (None: 0).
 
     A mistake that all ranks know of is printed by rank 0, and none leaves before that: torchrun ends the others as
     soon as one has failed. Any other exception leaves at once, without a barrier that other ranks might not reach.
     """
     processes, device = start(device_name)
-    status = 0
     try:
-        work(processes, device)
+        status = work(processes, device) or 0
     except SharedInputError as error:
         status = errors.tell(str(error)) if processes.is_main else errors.EXIT_USAGE
         processes.barrier()

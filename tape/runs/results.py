@@ -12,7 +12,9 @@ import numpy as np
 
 from proteinlm import files
 from proteinlm.errors import InputError
+from proteinlm.model_dir.esm.fair_esm import fair_esm_file
 from proteinlm.model_dir.files import SAFE_NAME, TORCH_NAME
+from proteinlm.model_dir.weights import WeightFiles
 
 RESULT_KEYS = ("task", "split", "metric", "value", "n_examples", "head", "checkpoint", "seed")
 
@@ -47,11 +49,18 @@ def file_sha256(path: str | Path) -> str:
 
 
 def weights_identity(directory: str | Path) -> dict[str, str]:
-    """Which weights a number came from: the directory, the file's name and its sha256."""
+    """Which weights a number came from: the directory, the file's name and its sha256 (of several, that of theirs)."""
+    single = fair_esm_file(Path(directory))
+    if single is not None:
+        return {"path": str(directory), "weights": single.name, "weights_sha256": file_sha256(single)}
     for name in (SAFE_NAME, TORCH_NAME):
-        path = Path(directory) / name
+        path, index = Path(directory) / name, Path(directory) / f"{name}.index.json"
         if path.is_file():
             return {"path": str(directory), "weights": name, "weights_sha256": file_sha256(path)}
+        if index.is_file():
+            shards = sorted(set(WeightFiles(Path(directory)).files.values()))
+            digest = hashlib.sha256("".join(map(file_sha256, shards)).encode()).hexdigest()
+            return {"path": str(directory), "weights": index.name, "weights_sha256": digest}
     raise InputError(f"{directory}: holds neither {SAFE_NAME} nor {TORCH_NAME}; should be a directory of tape-train's")
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from toy_fasta import toy_config, toy_proteins, write_fasta, write_model
+from toy_fasta import by_hand, toy_config, toy_proteins, write_fasta, write_model
 
 import proteinlm
 from proteinlm import errors
@@ -37,14 +37,6 @@ def run(root: Path, out: str, *flags: str, data: str = "in.fasta") -> Path:
     assert embed.main(["transformer", str(root / data), str(root / out), str(root / "model"), *flags]) == 0
     assert not (root / f"{out}.parts").exists()
     return root / out
-
-
-def by_hand(model: ProteinBertModel, residues: str) -> dict[str, np.ndarray]:
-    """One protein alone, through the public interface."""
-    with torch.no_grad():
-        sequence, pooled = model(torch.from_numpy(TAPETokenizer().encode(residues))[None])[:2]
-    states = sequence[0].numpy()
-    return {"pooled": pooled[0].numpy(), "avg": states.mean(0), "mean": states[1:-1].mean(0), "seq": states}
 
 
 def read(path: Path) -> dict[str, dict[str, np.ndarray]]:
@@ -123,7 +115,7 @@ def test_gzip_changes_no_byte(toy):
 def test_killed_in_the_middle_and_started_again_ends_in_the_same_bytes(toy):
     root, _ = toy
     write_fasta(root / "many.fasta", toy_proteins(100))
-    flags = ["--part_proteins", "1", "--layer", "1"]
+    flags = ["--part_proteins", "1", "--layer", "1", "--format", "h5-per-protein", "--full_sequence_embed"]
     whole = run(root, "whole.h5", *flags, data="many.fasta")
     words = ["transformer", root / "many.fasta", root / "killed.h5", root / "model", *flags]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[3])}
@@ -138,7 +130,7 @@ def test_killed_in_the_middle_and_started_again_ends_in_the_same_bytes(toy):
     assert 6 <= len(done) < 101 and not (root / "killed.h5").exists()
     stamp = done[0].stat().st_mtime_ns
     with pytest.raises(InputError, match=r"begun with --layer 1, this run has 2"):
-        run(root, "killed.h5", "--part_proteins", "1", "--layer", "2", data="many.fasta")
+        run(root, "killed.h5", *flags[:3], "2", *flags[4:], data="many.fasta")
     write_fasta(root / "other.fasta", toy_proteins(100, seed=1))
     with pytest.raises(InputError, match="begun with input sha256"):
         run(root, "killed.h5", *flags, data="other.fasta")

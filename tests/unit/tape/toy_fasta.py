@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from toy_data import RESIDUES, TINY
 
-from tape import ProteinBertConfig, ProteinBertModel
+from tape import ProteinBertConfig, ProteinBertModel, TAPETokenizer
 
 
 def toy_proteins(count: int = 20, longest: int = 40, seed: int = 0) -> dict[str, str]:
@@ -37,3 +37,11 @@ def write_model(directory: Path, **changes) -> ProteinBertModel:
     model = ProteinBertModel(toy_config(**changes)).eval()
     model.save_pretrained(directory)
     return model
+
+
+def by_hand(model: ProteinBertModel, residues: str) -> dict[str, np.ndarray]:
+    """One protein alone, through the public interface."""
+    with torch.no_grad():
+        sequence, pooled = model(torch.from_numpy(TAPETokenizer().encode(residues))[None])[:2]
+    states = sequence[0].numpy()
+    return {"pooled": pooled[0].numpy(), "avg": states.mean(0), "mean": states[1:-1].mean(0), "seq": states}
