@@ -13,6 +13,7 @@ import torch
 from proteinlm.devices import choose_device
 from proteinlm.encoder import Encoder
 from proteinlm.errors import InputError
+from proteinlm.model_dir.esm import esmc
 from proteinlm.model_dir.esm.fair_esm import fair_esm_file, read_fair_esm
 from proteinlm.model_dir.esm.huggingface import MODEL_TYPE, read_esm
 from proteinlm.model_dir.files import CONFIG_NAME, ModelFiles, load_tape_dir, model_type_of, read_config
@@ -52,8 +53,8 @@ def recognise(path: Path) -> str:
     if fair_esm_file(path) is not None:
         return "fair-esm"
     config = read_config(path)
-    if path.is_dir() and config.get("model_type") == MODEL_TYPE:
-        return "esm"
+    if path.is_dir() and config.get("model_type") in (esmc.MODEL_TYPE, MODEL_TYPE):
+        return config["model_type"]
     model_type_of(config, path)  # refuses Hugging Face's others
     return "tape"
 
@@ -72,4 +73,9 @@ def _read_tape(directory: Path) -> ModelFiles:
     return ModelFiles(files.model_config, tokenizer, files.state, notes, files.contact_head)
 
 
-READERS: dict[str, Callable[[Path], ModelFiles]] = {"tape": _read_tape, "esm": read_esm, "fair-esm": read_fair_esm}
+READERS: dict[str, Callable[[Path], ModelFiles]] = {
+    "tape": _read_tape,
+    "esm": read_esm,
+    "fair-esm": read_fair_esm,
+    "esmc": esmc.read_esmc,
+}
