@@ -181,7 +181,7 @@ ROPE = ("--position-embedding-type", "rope", "--eval-interval", "1000")
 
 
 def test_a_checkpoint_with_other_options_of_the_network_is_refused(prefix, tmp_path):
-    load = ("--train-iters", "2", "--load", str(tmp_path))
+    load = ("--train-iters", "2", "--lr-decay-iters", "1", "--load", str(tmp_path))
     trainer(prefix, tmp_path, "--train-iters", "1", *ROPE).run()
     for flags, message in (
         ((), "has position-embedding-type rope, this run asks for learned_absolute"),
@@ -202,7 +202,7 @@ def test_a_checkpoint_from_before_these_options_goes_on(prefix, tmp_path):
     then = ("hidden_size", "num_layers", "num_attention_heads", "max_position_embeddings", "vocab_size", "hidden_act")
     meta["model_config"] = {name: meta["model_config"][name] for name in (*then, "ffn_hidden_size")}
     write_json(path, meta)
-    load = ("--train-iters", "2", "--load", str(tmp_path))
+    load = ("--train-iters", "2", "--lr-decay-iters", "1", "--load", str(tmp_path))
     assert torch.equal(weights(trainer(prefix, tmp_path, *load)), weights(run))
     with pytest.raises(InputError, match="has position-embedding-type learned_absolute, this run asks for rope"):
         trainer(prefix, tmp_path, *load, *ROPE)
