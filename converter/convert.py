@@ -24,19 +24,24 @@ from tape.runs.flags import count, positive
 REPORT = "conversion_report.txt"
 
 
+def format_name(text: str) -> str:
+    return text.replace("_", "-")
+
+
 def parser() -> ArgumentParser:
     p = ArgumentParser(prog="python -m converter", description=__doc__)
-    p.add_argument("--load", required=True, type=Path, help="a checkpoint or model directory, or a model_optim_rng.pt")
+    p.add_argument("--load", required=True, type=Path, help="a checkpoint, a model directory, or a .pt file")
     p.add_argument("--save", required=True, type=Path, help="directory to write; must be absent or empty")
-    p.add_argument("--target", default="tape", choices=FORMATS, help="format to write (default: tape)")
-    p.add_argument("--source", choices=FORMATS, help="what --load is (default: recognised by its contents)")
+    formats = {"type": format_name, "choices": FORMATS}
+    p.add_argument("--target", default="tape", **formats, help="format to write (default: tape)")
+    p.add_argument("--source", **formats, help="what --load is (default: recognised by its contents)")
     p.add_argument("--iteration", type=count, help="checkpoint of a run to read (default: the latest)")
     p.add_argument("--dtype", choices=DTYPES, help="dtype of the written tensors (default: as they are stored)")
     p.add_argument("--tensor-model-parallel-size", type=positive, default=1, help="--target megatron: TP (default 1)")
     p.add_argument("--pipeline-model-parallel-size", type=positive, default=1, help="--target megatron: PP (default 1)")
     p.add_argument("--num-attention-heads", type=positive, help="for Megatron files without args: no tensor shows it")
     p.add_argument("--hidden-act", choices=ACTIVATIONS, help="the MLP's activation, where the source says it wrongly")
-    p.add_argument("--bin", action="store_true", help="--target tape or hf: write pytorch_model.bin too")
+    p.add_argument("--bin", action="store_true", help="--target tape, esm or hf: write pytorch_model.bin too")
     p.add_argument("--verify", action="store_true", help="read the result back, run proteins through both and compare")
     data = p.add_argument_group("--verify with data: predicts the loss that continued pretraining starts from")
     data.add_argument("--data-path", nargs="+", help="token shards, as pretrain takes them")

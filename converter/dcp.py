@@ -4,14 +4,18 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from converter.formats import Format, ReadOptions, WriteOptions
-from converter.model import PortableModel, make_config, require_final_layernorm, with_lm_head
+from converter.model import PortableModel, make_config, require_final_layernorm, rounded_contacts, with_lm_head
 from converter.vocabulary import to_pretraining
 from pretrain.checkpoint.files import ITERATION_NAME, META, TRACKER, load_meta, read_model_tensors, save_checkpoint
 from pretrain.parallel.mesh import Layout
 from proteinlm.errors import InputError
+from proteinlm.model_dir.contact_head import contact_tensors, take_contacts
 from proteinlm.model_dir.vocabulary import take_rows
+from proteinlm.model_dir.weights import stored_dtype
+from proteinlm.network.contacts import ContactRegression
 from proteinlm.tokenizer import Tokenizer
 
+CONTACT_HEAD, HAS_CONTACT_HEAD = "contact_head", "has_contact_head"  # a part of a checkpoint; meta.json's word of it
 COUNTERS = ("iteration", "consumed_train_samples", "consumed_tokens", "consumed_proteins", "skipped_iterations")
 
 
@@ -45,17 +49,32 @@ def read_dcp(directory: Path, options: ReadOptions) -> PortableModel:
     counters = {name: stored[name] for name in COUNTERS if type(stored.get(name)) is int}
     tensors = read_model_tensors(directory, iteration)
     notes = ("the optimizer's and random generators' states were not read: only weights are converted",)
-    model = PortableModel(config, tokenizer, tensors, origin, notes, counters).checked()
+    head = _contact_head(directory, iteration, meta)
+    model = PortableModel(config, tokenizer, tensors, origin, notes, counters, head).checked()
     padding = config.make_vocab_size_divisible_by
     tensors, dropped = take_rows(tensors, tokenizer.tokens, tokenizer, padding, origin)  # only clears padding rows
     return replace(model, tensors=tensors).noted(*dropped)
 
 
+def _contact_head(directory: Path, iteration: int, meta: dict) -> ContactRegression | None:
+    """What the converter stored beside the weights of an ESM model."""
+    if meta.get(HAS_CONTACT_HEAD) is not True:
+        return None
+    tensors = read_model_tensors(directory, iteration, CONTACT_HEAD)
+    if set(tensors) != {"weight", "bias"}:
+        names = ", ".join(sorted(tensors))[:80]
+        raise InputError(f"{directory} iteration {iteration}: {CONTACT_HEAD} holds {names}; weight and bias are right")
+    return take_contacts(tensors, "")
+
+
 def prepare_dcp(model: PortableModel, options: WriteOptions) -> PortableModel:
-    """The model as `write_dcp` stores it: on the pretraining vocabulary (SentencePiece stays), with an LM head."""
+    """The model as `write_dcp` stores it: on a vocabulary of pretraining (ESM's and SentencePiece stay), with an LM
+    head."""
     require_final_layernorm(model, "pretraining always has")
     if model.tokenizer.one_to_one:
-        model = to_pretraining(model)
+        model = to_pretraining(model, name="esm" if model.tokenizer.name == "esm" else "iupac")
+    if model.contact_head is not None:
+        model = model.noted("the contact regression is stored too; a run that goes on from there leaves it out")
     return with_lm_head(model.with_config(output_dropout=True))
 
 
@@ -65,7 +84,7 @@ def write_dcp(model: PortableModel, directory: Path, options: WriteOptions) -> N
     tensors = {}
     for name in list(source):
         tensor = source.pop(name)
-        tensors[name] = tensor.to(options.dtype or tensor.dtype)
+        tensors[name] = tensor.to(stored_dtype(name, tensor, options.dtype))
     iteration = model.counters.get("iteration", 0)
     meta = {
         "model_config": asdict(model.config),
@@ -75,7 +94,11 @@ def write_dcp(model: PortableModel, directory: Path, options: WriteOptions) -> N
         "layout": asdict(Layout()),
         "converted_from": model.origin,
     }
-    save_checkpoint(directory, iteration, {"model": tensors}, meta)
+    state = {"model": tensors}
+    if model.contact_head is not None:
+        state[CONTACT_HEAD] = contact_tensors(rounded_contacts(model.contact_head, options.dtype), "")
+        meta[HAS_CONTACT_HEAD] = True
+    save_checkpoint(directory, iteration, state, meta)
 
 
 DCP = Format("dcp", recognises_dcp, read_dcp, prepare_dcp, write_dcp, has_iterations=True)

@@ -29,6 +29,7 @@ class LoadedModel:
     states: Callable[[Tensor], tuple[Tensor, Tensor | None]]  # ids [T] -> hidden [T, h], logits [T, rows] or None
     lm_head_act: str | None = None  # what its LM head computes, where that is not the model's own lm_head_act
     tokenize: Callable[[str], list[int]] | None = None  # the format's own tokenizer, on a plain sequence
+    ends_proteins: bool = False  # whether that puts the token of [SEP]'s role after the residues
 
     @torch.no_grad()
     def __call__(self, tokens: Sequence[str]) -> tuple[Tensor, Tensor | None]:
@@ -89,7 +90,8 @@ def load_transformers(directory: Path, model: PortableModel, family: str, tokens
     def tokenize(protein: str) -> list[int]:
         return list(tokenizer(protein)["input_ids"])
 
-    return LoadedModel("transformers", canonical(tokens), states, model.config.hidden_act, tokenize)
+    act, ends = model.config.hidden_act, model.tokenizer.ends_proteins
+    return LoadedModel("transformers", canonical(tokens), states, act, tokenize, ends)
 
 
 PROBLEMS = ("missing_keys", "unexpected_keys", "mismatched_keys")

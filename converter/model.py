@@ -11,10 +11,13 @@ import torch
 from torch import Tensor
 
 from proteinlm.errors import InputError
-from proteinlm.model_dir.config import CONFIG_KEYS, RULES, SIZE, check_values
-from proteinlm.model_dir.files import check_tensors, same
+from proteinlm.model_dir.config import CONFIG_KEYS, MODEL_DEFAULTS, OPTIONAL_KEYS, RULES, SIZE, check_values
+from proteinlm.model_dir.contact_head import contact_tensors, expected_contacts
+from proteinlm.model_dir.files import ModelFiles, check_tensors, same
 from proteinlm.model_dir.names import tensors_without_memory
+from proteinlm.model_dir.weights import stored_dtype
 from proteinlm.network.config import ModelConfig
+from proteinlm.network.contacts import ContactRegression
 from proteinlm.network.model import ProteinBert, initialize
 from proteinlm.tokenizer import Tokenizer
 
@@ -33,10 +36,16 @@ class PortableModel:
     origin: str  # what it was read from, for messages and provenance
     notes: tuple[str, ...] = ()  # what was left out, changed or assumed while reading, one sentence each
     counters: Mapping[str, int] = field(default_factory=dict)  # iteration, consumed_train_samples, ... if known
+    contact_head: ContactRegression | None = None
 
     @property
     def has_lm_head(self) -> bool:
         return any(name.startswith("lm_head.") for name in self.tensors)
+
+    @property
+    def all_tensors(self) -> dict[str, Tensor]:
+        """Those of the network, and of the contact regression where there is one."""
+        return self.tensors | contact_tensors(self.contact_head)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -57,22 +66,34 @@ class PortableModel:
 
     def rounded_to(self, dtype: torch.dtype | None) -> "PortableModel":
         """The same model after rounding to `dtype` (None: as it is)."""
-        return replace(self, tensors={name: tensor.to(dtype or tensor.dtype) for name, tensor in self.tensors.items()})
+        tensors = {name: tensor.to(stored_dtype(name, tensor, dtype)) for name, tensor in self.tensors.items()}
+        return replace(self, tensors=tensors, contact_head=rounded_contacts(self.contact_head, dtype))
 
     def checked(self) -> "PortableModel":
         """Self, after comparing names, shapes and numbers with what the config asks for."""
         if self.config.num_layers > len(self.tensors):  # before anything is made for each that a config claims
             layers = self.config.num_layers
             raise InputError(f"{self.origin}: {len(self.tensors)} tensors cannot be the {layers} layers of its config")
-        expected = tensors_without_memory(self.config, self.has_lm_head)
-        check_tensors(self.tensors, expected, self.origin, who_needs="config asks for")
-        for name, tensor in self.tensors.items():
+        tensors, expected = self.all_tensors, tensors_without_memory(self.config, self.has_lm_head)
+        expected |= expected_contacts(tensors, self.config)
+        check_tensors(tensors, expected, self.origin, who_needs="config asks for")
+        for name, tensor in tensors.items():
             if tensor.dtype not in (torch.float32, torch.float16, torch.bfloat16, torch.float64):
                 kind = str(tensor.dtype).removeprefix("torch.")
                 raise InputError(f"{self.origin}: {name} holds {kind}, not floating-point numbers")
             if not torch.isfinite(tensor).all():
                 raise InputError(f"{self.origin}: {name} holds NaN or infinity: a diverged run or a damaged file")
         return self
+
+
+def rounded_contacts(head: ContactRegression | None, dtype: torch.dtype | None) -> ContactRegression | None:
+    return head if head is None or dtype is None else ContactRegression(head.weight.to(dtype), head.bias.to(dtype))
+
+
+def portable(files: ModelFiles, origin: str) -> PortableModel:
+    """What one of proteinlm's readers made of a path, checked."""
+    model = PortableModel(files.config, files.tokenizer, files.state, origin, files.notes)
+    return replace(model, contact_head=files.contact_head).checked()
 
 
 def same_tensor(one: Tensor | None, other: Tensor | None) -> bool:
@@ -90,6 +111,24 @@ def make_config(values: Mapping[str, object], where: str) -> ModelConfig:
         return ModelConfig(**values)
     except (TypeError, ValueError) as error:
         raise InputError(f"{where}: {error}") from None
+
+
+# What makes another network than Megatron's BERT, and the value with which it is that one.
+PLAIN = {key: MODEL_DEFAULTS[key] for key in OPTIONAL_KEYS if key not in ("rotary_base", "mask_token_id")}
+
+
+def require_options(model: PortableModel, only: Mapping[str, object], who: str) -> None:
+    """InputError for a model whose configuration differs from `only`. who: "Megatron's BERT", which cannot say it."""
+    for name, value in only.items():
+        if getattr(model.config, name) != value:
+            raise InputError(f"{model.origin}: {name} {getattr(model.config, name)}; {who} has {name} {value} only")
+
+
+def without_contact_head(model: PortableModel, who: str) -> PortableModel:
+    """The model without its contact regression, for formats that have no place for it."""
+    if model.contact_head is None:
+        return model
+    return replace(model, contact_head=None).noted(f"the contact regression is left out: {who} has no place for it")
 
 
 def require_final_layernorm(model: PortableModel, who: str) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from converter.formats import Format, ReadOptions, WriteOptions, model_dir_config
 from converter.loaders import load_tape
-from converter.model import PortableModel
+from converter.model import PortableModel, portable
 from converter.vocabulary import to_tokenizer
 from proteinlm.model_dir.config import config_values
 from proteinlm.model_dir.files import CONFIG_NAME, read_config, write_tape_dir
@@ -19,7 +19,7 @@ def recognises_tape(path: Path) -> bool:
 def read_tape(directory: Path, options: ReadOptions) -> PortableModel:
     """A directory that this project, the original project's converter or its finetuning wrote."""
     files = READERS["tape"](directory)
-    model = PortableModel(files.config, files.tokenizer, files.state, str(directory), files.notes).checked()
+    model = portable(files, str(directory))
     if "lm_head_act" not in read_config(directory) and model.config.hidden_act == "gelu":
         model = model.noted(
             f"{directory / CONFIG_NAME} says hidden_act gelu (erf), which the original project's converter wrote for "
@@ -34,9 +34,10 @@ def prepare_tape(model: PortableModel, options: WriteOptions) -> PortableModel:
 
 
 def write_tape(model: PortableModel, directory: Path, options: WriteOptions) -> None:
-    """Write encoder and masked-LM head."""
+    """Write encoder, masked-LM head and contact regression."""
     config = config_values(model.config) | {"converted_from": model.origin}
-    write_tape_dir(directory, config, model.tensors, torch_file=options.torch_file, dtype=options.dtype)
+    settings = {"torch_file": options.torch_file, "dtype": options.dtype, "contact_head": model.contact_head}
+    write_tape_dir(directory, config, model.tensors, **settings)
 
 
 TAPE = Format("tape", recognises_tape, read_tape, prepare_tape, write_tape, load_tape, has_torch_file=True)

@@ -48,7 +48,7 @@ class Difference:
 
 def probes(model: PortableModel, count: int = 8, seed: int = 0) -> list[str]:
     """Proteins of many lengths over every letter, that fit the model with `[CLS]` and `[SEP]`."""
-    longest = max(1, min(LONGEST_PROBE, model.config.max_position_embeddings - 2))
+    longest = max(1, min(LONGEST_PROBE, (model.config.max_tokens or LONGEST_PROBE) - 2))
     rng = np.random.default_rng(seed)
     lengths = np.unique(np.geomspace(1, longest, count).astype(int))
     return ["".join(rng.choice(list(RESIDUES), size)) for size in lengths]
@@ -77,12 +77,13 @@ def _larger(so_far: float, values: torch.Tensor) -> float:
 def verify(source: PortableModel, stored: PortableModel, target: Format, directory: Path, say: Say) -> bool:
     """Whether `directory` holds `stored`, the source as this target and dtype have it. Says what was seen."""
     result = target.read(directory, ReadOptions())
-    names = sorted({*stored.tensors, *result.tensors})
-    wrong = [name for name in names if not same_tensor(stored.tensors.get(name), result.tensors.get(name))]
+    expected, written = stored.all_tensors, result.all_tensors
+    names = sorted({*expected, *written})
+    wrong = [name for name in names if not same_tensor(expected.get(name), written.get(name))]
     if wrong:
-        say(f"verification failed: {len(wrong)} of {len(stored.tensors)} tensors read back differ, first {wrong[0]}")
+        say(f"verification failed: {len(wrong)} of {len(expected)} tensors read back differ, first {wrong[0]}")
         return False
-    say(f"verified: all {len(stored.tensors)} tensors read back are equal, bit for bit")
+    say(f"verified: all {len(expected)} tensors read back are equal, bit for bit")
     loaded = target.load(directory, result) if target.load else load_own(result)
     if loaded is None:
         say("transformers is not installed, so the result was not run through it; this project's model is run instead")
@@ -111,8 +112,9 @@ def _compare_states(source: PortableModel, stored: PortableModel, loaded: Loaded
 def _compare_tokens(source: PortableModel, loaded: LoadedModel) -> str | None:
     """What is wrong with the tokenizer beside the result, None where it gives what pretraining wrote."""
     for protein in probes(source) if loaded.tokenize else ():
-        if loaded.tokenize(protein) != [loaded.tokens.index(token) for token in ("[CLS]", *protein)]:
-            return "AutoTokenizer does not give [CLS] and one id a residue"
+        tokens = ["[CLS]", *protein, *(["[SEP]"] if loaded.ends_proteins else [])]
+        if loaded.tokenize(protein) != [loaded.tokens.index(token) for token in tokens]:
+            return "AutoTokenizer does not give the first token, one id a residue and what ends a protein"
     return None
 
 
@@ -125,8 +127,8 @@ def first_step_loss(
     The same rows, masks and sums as `python -m pretrain --load X --finetune` with the same arguments, without dropout:
     with --hidden-dropout 0 --attention-dropout 0 the first lm_loss of that run is this number.
     """
-    if seq_length > model.config.max_position_embeddings:
-        longest = model.config.max_position_embeddings
+    longest = model.config.max_tokens
+    if longest is not None and seq_length > longest:
         raise InputError(f"--seq-length {seq_length}: the model has max-position-embeddings {longest}")
     train, _, _ = build_datasets(data_path, split, model.tokenizer, seq_length, mask_prob, seed)
     bert = model.build()

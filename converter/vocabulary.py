@@ -25,14 +25,14 @@ def to_tokenizer(model: PortableModel, name: str, divisible_by: int) -> Portable
     return replace(model, config=files.config, tokenizer=files.tokenizer, tensors=files.state, notes=files.notes)
 
 
-def to_pretraining(model: PortableModel, divisible_by: int | None = None) -> PortableModel:
-    """The model on the pretraining vocabulary, with dropout where Megatron has it, as pretraining and HF do.
+def to_pretraining(model: PortableModel, divisible_by: int | None = None, name: str = "iupac") -> PortableModel:
+    """The model on a vocabulary of pretraining, with dropout where Megatron has it, as pretraining and HF do.
 
     divisible_by: of the rows (None: as the config says, or Megatron's where that is without padding).
     """
     stored = model.config.make_vocab_size_divisible_by
     padded = MEGATRON_PADDING if stored == 1 else stored
-    return to_tokenizer(model, "iupac", divisible_by or padded).with_config(output_dropout=True)
+    return to_tokenizer(model, name, divisible_by or padded).with_config(output_dropout=True)
 
 
 def fold_token_types(types: Tensor, positions: Tensor, where: str) -> tuple[Tensor, str]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from converter.formats import Format, ReadOptions, WriteOptions, model_dir_config
 from converter.huggingface.tokenizer import read_vocabulary, write_tokenizer
 from converter.loaders import LoadedModel, load_transformers
-from converter.model import PortableModel, require_final_layernorm
+from converter.model import PLAIN, PortableModel, require_final_layernorm, require_options, without_contact_head
 from converter.names import HF_LEFT_OUT, HF_NAMES, HF_TIED, HF_TOKEN_TYPES
 from converter.vocabulary import (
     MEGATRON_PADDING,
@@ -22,7 +22,7 @@ from converter.vocabulary import (
 )
 from proteinlm.errors import InputError
 from proteinlm.files import write_json
-from proteinlm.model_dir.config import CONFIG_KEYS, model_config_of
+from proteinlm.model_dir.config import OPTIONAL_KEYS, config_values, model_config_of
 from proteinlm.model_dir.files import CONFIG_NAME, check_layers, check_tensors, read_config
 from proteinlm.model_dir.vocabulary import canonical, take_rows
 from proteinlm.model_dir.weights import WeightFiles, write_weights
@@ -44,7 +44,8 @@ def recognises_megatron_bert(path: Path) -> bool:
 def prepare_megatron_bert(model: PortableModel, options: WriteOptions) -> PortableModel:
     """The model as `write_megatron_bert` stores it: the 31 pretraining tokens without padding rows."""
     require_final_layernorm(model, "Hugging Face's MegatronBert always applies")
-    model = to_pretraining(model, divisible_by=1)
+    require_options(model, PLAIN, "Hugging Face's MegatronBert")
+    model = to_pretraining(without_contact_head(model, "MegatronBert"), divisible_by=1)
     if model.has_lm_head and model.config.lm_head_act != model.config.hidden_act:
         model = model.noted(
             f"Hugging Face has one activation for MLP and LM head: hidden_act {model.config.hidden_act} is kept, its "
@@ -75,7 +76,7 @@ def _config_json(model: PortableModel, dtype: torch.dtype) -> dict:
     return {
         "architectures": [f"{FAMILY}{'ForMaskedLM' if model.has_lm_head else 'Model'}"],
         "model_type": MODEL_TYPE,
-        **{key: getattr(model.config, field) for field, key in CONFIG_KEYS.items() if key not in ALWAYS},
+        **{key: value for key, value in config_values(model.config).items() if key not in (*ALWAYS, *OPTIONAL_KEYS)},
         "type_vocab_size": 2,
         "pad_token_id": model.tokenizer.pad_id,
         "tie_word_embeddings": True,

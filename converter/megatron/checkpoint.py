@@ -23,7 +23,14 @@ from converter.megatron.files import (
 )
 from converter.megatron.layout import check_even, padded_vocabulary, slice_for
 from converter.megatron.merge import Merger
-from converter.model import PortableModel, require_final_layernorm, with_lm_head
+from converter.model import (
+    PLAIN,
+    PortableModel,
+    require_final_layernorm,
+    require_options,
+    with_lm_head,
+    without_contact_head,
+)
 from converter.names import LAYER, MEGATRON_HEAD_EMBEDDING
 from converter.vocabulary import to_pretraining
 from pretrain.checkpoint.files import TRACKER
@@ -79,11 +86,12 @@ def prepare_megatron(model: PortableModel, options: WriteOptions) -> PortableMod
     (openai_gelu). Where they cannot express the model's, its LM head changes, with a note.
     """
     require_final_layernorm(model, "Megatron always applies")
+    require_options(model, PLAIN, "Megatron's BERT")
     hidden_act, lm_head_act = model.config.hidden_act, model.config.lm_head_act
     if hidden_act not in ("gelu", "gelu_new"):
         raise InputError(f"{model.origin}: hidden_act {hidden_act} has no counterpart in Megatron's BERT")
     check_even(model.config, options.tensor_parallel, options.pipeline_parallel)
-    model = with_lm_head(to_pretraining(model))
+    model = with_lm_head(to_pretraining(without_contact_head(model, "Megatron")))
     if lm_head_act not in ("gelu", "gelu_new") or (hidden_act, lm_head_act) == ("gelu", "gelu_new"):
         pair = f"hidden_act {hidden_act} with lm_head_act {lm_head_act}"
         model = model.noted(f"Megatron cannot express {pair}: its LM head will compute gelu there")

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from pretrain.checkpoint.files import ITERATION_NAME, TRACKER, checkpoint_name
 from proteinlm.errors import InputError
+from proteinlm.model_dir.esm.fair_esm import is_fair_esm
 from proteinlm.untrusted.safe_load import safe_torch_load
 
 FILE_NAME = "model_optim_rng.pt"
@@ -80,8 +81,10 @@ def iteration_name(iteration: int | None) -> str:
 
 
 def recognises_megatron(path: Path) -> bool:
-    """A file is taken for a model_optim_rng.pt: reading it says what else it is."""
-    if path.is_file() or (path / FILE_NAME).is_file() or _has_shards(path):
+    """A file that is not fair-esm's is taken for a model_optim_rng.pt: reading it says what else it is."""
+    if path.is_file():
+        return path.name == FILE_NAME or not is_fair_esm(path)
+    if (path / FILE_NAME).is_file() or _has_shards(path):
         return True
     return any(_has_shards(entry) for entry in [*path.glob("iter_*"), path / RELEASE] if entry.is_dir())
 

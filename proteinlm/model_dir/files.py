@@ -22,6 +22,7 @@ from torch import Tensor
 from proteinlm.errors import InputError
 from proteinlm.files import read_json, write_json
 from proteinlm.model_dir.config import TAPE_EXTRAS, model_config_of
+from proteinlm.model_dir.contact_head import CONTACTS, contact_tensors, expected_contacts, take_contacts
 from proteinlm.model_dir.names import DECODER, FINAL_NORM, TAPE_NAMES, TOKEN_TYPES, UNUSED, WORDS, from_tape
 from proteinlm.model_dir.weights import SAFE_NAME, TORCH_NAME, WeightFiles, write_weights
 from proteinlm.network.config import ModelConfig
@@ -49,6 +50,7 @@ class TapeFiles:
     head: dict[str, Tensor]  # predict.* / classify.* of a finetuned run, as in the file
     notes: tuple[str, ...]  # what was left out or changed, one sentence each
     source: Path  # the file of weights
+    contact_head: ContactRegression | None = None
 
 
 @dataclass(frozen=True)
@@ -117,11 +119,14 @@ def load_tape_dir(directory: str | Path, overrides: Mapping | None = None) -> Ta
         notes.append(f"{DECODER} differs from the embedding: the embedding is kept, mlm.* dropped")
         tensors = {name: value for name, value in tensors.items() if not name.startswith("mlm.")}
     expected = TAPE_NAMES.expected(model_config, lm_head=any(name.startswith("mlm.") for name in tensors))
+    expected |= expected_contacts(tensors, model_config)
     if (types := tensors.get(TOKEN_TYPES)) is not None:
         expected[TOKEN_TYPES] = torch.empty(len(types) if types.dim() else 1, model_config.hidden_size, device="meta")
     check_tensors(tensors, expected, path, OPTIONAL)
+    contact_head = take_contacts(tensors)
     state, more = from_tape(tensors, model_config)
-    return TapeFiles(config, model_config, state, head, tuple(f"{path}: {note}" for note in (*notes, *more)), path)
+    notes = tuple(f"{path}: {note}" for note in (*notes, *more))
+    return TapeFiles(config, model_config, state, head, notes, path, contact_head)
 
 
 def write_tape_dir(
@@ -131,6 +136,7 @@ def write_tape_dir(
     head: Mapping[str, Tensor] | None = None,
     torch_file: bool = False,
     dtype: torch.dtype | None = None,
+    contact_head: ContactRegression | None = None,
 ) -> None:
     """Write config.json and model.safetensors (also pytorch_model.bin if `torch_file`) with TAPE's names.
 
@@ -153,7 +159,8 @@ def write_tape_dir(
                 parts[DECODER] = tensor
         return parts
 
-    write_weights(directory, {**state, **(head or {})}, translate, dtype, torch_file)
+    tensors = {**state, **(head or {}), **contact_tensors(contact_head)}
+    write_weights(directory, tensors, translate, dtype, torch_file)
     write_json(directory / CONFIG_NAME, config)
 
 
@@ -177,7 +184,7 @@ def _sort_names(tensors: Mapping[str, Tensor], path: Path) -> tuple[dict[str, Te
     model, head = {}, {}
     for name, value in tensors.items():
         full_name = f"bert.{name.removeprefix('bert.')}"
-        if name.startswith("mlm."):
+        if name.startswith(("mlm.", CONTACTS)):
             model[name] = value
         elif full_name.startswith(("bert.embeddings.", "bert.encoder.", UNUSED)):
             model[full_name] = value

@@ -13,6 +13,7 @@ import torch
 from proteinlm.devices import choose_device
 from proteinlm.encoder import Encoder
 from proteinlm.errors import InputError
+from proteinlm.model_dir.esm.fair_esm import fair_esm_file, read_fair_esm
 from proteinlm.model_dir.esm.huggingface import MODEL_TYPE, read_esm
 from proteinlm.model_dir.files import CONFIG_NAME, ModelFiles, load_tape_dir, model_type_of, read_config
 from proteinlm.model_dir.find import find_model
@@ -25,7 +26,8 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def load(path: str | Path, dtype: str | torch.dtype = "fp32", device: str | torch.device | None = "auto") -> Encoder:
-    """The encoder of a model directory, or of its name (proteinlm.model_dir.find).
+    """The encoder of a model directory, of its name (proteinlm.model_dir.find), or of a fair-esm file such as
+    esm2_t6_8M_UR50D.pt.
 
     dtype: "fp32", or "bf16" or "fp16" for autocast to it (the weights stay fp32); a torch dtype does too. device:
     "auto" or None, "cpu", "cuda", "cuda:1" ... InputError for a training checkpoint, with the line that makes a model
@@ -47,6 +49,8 @@ def load(path: str | Path, dtype: str | torch.dtype = "fp32", device: str | torc
 
 def recognise(path: Path) -> str:
     """A key of READERS; InputError for what is no model, or another one."""
+    if fair_esm_file(path) is not None:
+        return "fair-esm"
     config = read_config(path)
     if path.is_dir() and config.get("model_type") == MODEL_TYPE:
         return "esm"
@@ -63,7 +67,7 @@ def _read_tape(directory: Path) -> ModelFiles:
         raise InputError(f"{directory / CONFIG_NAME}: vocab_size {size}; TAPE's vocabulary has {expected} tokens")
     if files.head:
         notes += (f"{files.source}: {', '.join(sorted(files.head))} left out: the head of a finetuned task",)
-    return ModelFiles(files.model_config, tokenizer, files.state, notes)
+    return ModelFiles(files.model_config, tokenizer, files.state, notes, files.contact_head)
 
 
-READERS: dict[str, Callable[[Path], ModelFiles]] = {"tape": _read_tape, "esm": read_esm}
+READERS: dict[str, Callable[[Path], ModelFiles]] = {"tape": _read_tape, "esm": read_esm, "fair-esm": read_fair_esm}

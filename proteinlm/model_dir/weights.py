@@ -27,6 +27,14 @@ DTYPE_NAMES = {  # in the order in which a file has them, the widest first
 }
 
 
+def stored_dtype(name: str, tensor: Tensor, dtype: torch.dtype | None) -> torch.dtype:
+    """What a tensor becomes where a file is rounded to `dtype` (None: its own).
+
+    Inverse frequencies stay: a position times one is an angle, which bf16's error of 1 in 500 would turn by radians.
+    """
+    return tensor.dtype if dtype is None or name.endswith("inv_freq") else dtype
+
+
 def write_weights(
     directory: Path,
     tensors: Mapping[str, Tensor],
@@ -36,14 +44,14 @@ def write_weights(
 ) -> None:
     """model.safetensors, and pytorch_model.bin if `torch_file`: what `translate` makes of each tensor.
 
-    dtype: what to round to (None: each tensor's own).
+    dtype: what to round to, as `stored_dtype` says (None: each tensor's own).
     """
     with atomic_path(directory / SAFE_NAME) as temporary:
         _write_safetensors(temporary, tensors, translate, dtype)
     if torch_file:  # for software that reads nothing else; needs memory for a second model
         state: dict[str, Tensor] = {}
         for name, tensor in tensors.items():
-            parts = translate(name, tensor.detach().cpu().to(dtype or tensor.dtype))
+            parts = translate(name, tensor.detach().cpu().to(stored_dtype(name, tensor, dtype)))
             state |= {key: part.clone(memory_format=torch.contiguous_format) for key, part in parts.items()}
         with atomic_path(directory / TORCH_NAME) as temporary:
             torch.save(state, temporary)
@@ -58,7 +66,7 @@ def _write_safetensors(
     """
     parts: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
-        like = torch.empty_like(tensor, device="meta", dtype=dtype or tensor.dtype)
+        like = torch.empty_like(tensor, device="meta", dtype=stored_dtype(name, tensor, dtype))
         for key, part in translate(name, like).items():
             assert key not in parts, key
             parts[key] = part
@@ -72,7 +80,7 @@ def _write_safetensors(
     with open(path, "wb") as file:
         file.write(struct.pack("<Q", len(head)) + head)
         for name, tensor in tensors.items():
-            for key, part in translate(name, tensor.detach().cpu().to(dtype or tensor.dtype)).items():
+            for key, part in translate(name, tensor.detach().cpu().to(stored_dtype(name, tensor, dtype))).items():
                 file.seek(8 + len(head) + table[key]["data_offsets"][0])
                 file.write(memoryview(part.contiguous().reshape(-1).view(torch.uint8).numpy()))
 

@@ -24,6 +24,7 @@ BUDGET_FACTOR, BUDGET_FLOOR = 64, 1 << 20  # bytes that building objects may cop
 MAX_DIMENSIONS, MAX_KEY_DEPTH, MAX_KEY_PARTS = 64, 16, 256  # numpy's and torch's limit; of what hashing a key visits
 ENCODINGS = {"latin1": "latin1", "latin-1": "latin1", "utf-8": "utf8", "utf8": "utf8", "ascii": "ascii"}
 BYTES = (bytes, bytearray)
+STAND_INS = ("megatron", "fp16", "omegaconf")  # packages whose classes come as a StandIn
 DTYPE_NAME = re.compile(r"[<>|=]?(?:[biufc]\d{1,2}|[SU]\d{0,9}|\?)")
 # What builds plain data. Not: persistent ids as text, DUP, copyreg's extensions, keyword arguments, foreign buffers.
 DATA_OPCODES = b"(.01BCFGIJKLMNQRSTUVX]abcdeghijlopqrstu})\x80\x81\x93\x94\x95\x96" + bytes(range(0x85, 0x92))
@@ -89,7 +90,7 @@ def find(module: str, name: str) -> object:
     """The entry, or the value, that `module.name` stands for; an InputError names what is not admitted."""
     module = {"__builtin__": "builtins", "copy_reg": "copyreg"}.get(module, module)
     full = f"{module}.{name}".replace("numpy.core.", "numpy._core.")
-    if module.split(".")[0] in ("megatron", "fp16"):
+    if module.split(".")[0] in STAND_INS:
         return Admitted(full, lambda *arguments: StandIn(full, arguments))
     require(full in NAMES, f"names {ascii(full)[1:-1][:200]}, which is not data; refused, nothing was run")
     return NAMES[full]
@@ -128,6 +129,7 @@ MAKERS = {
 }
 for _name in ("object", "dict", "list", "tuple", "int", "float", "str", "bool"):
     MAKERS[f"builtins.{_name}"] = None  # as an argument (defaultdict's factory)
+MAKERS |= dict.fromkeys(("typing.Any", "typing.Dict", "typing.List"))  # omegaconf notes types by them
 MAKERS |= {f"pathlib.{name}Path": lambda *parts: "/".join(parts) for name in ("Posix", "PurePosix", "Windows")}
 NAMES = {name: Admitted(name, make) for name, make in MAKERS.items()}
 

@@ -1,8 +1,9 @@
 """The one unpickler: opens torch files, pickled LMDB values and DCP's pickles without running anything hidden in them.
 
 Admitted: tensors, numpy arrays, scalars and dtypes, plain containers, argparse.Namespace, torch dtypes, sizes and
-devices; classes of `megatron.*` and `fp16.*` become inert `StandIn`s. Everything else is an InputError that names it.
-Parameters come back as plain tensors; tensors that share a storage share it here. torch is imported only when needed.
+devices; classes of `megatron.*`, `fp16.*` and `omegaconf.*` become inert `StandIn`s. Everything else is an InputError
+that names it. Parameters come back as plain tensors; tensors that share a storage share it here. torch is imported only
+when needed.
 """
 
 import functools

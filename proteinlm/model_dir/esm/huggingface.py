@@ -8,15 +8,16 @@ a file is dropped silently. Read from transformers 5.23, modeling_esm.py and con
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from proteinlm.errors import InputError
 from proteinlm.model_dir.config import FLAG, POSITIVE, check_shape_keys, check_values, model_config_of, one_of
+from proteinlm.model_dir.contact_head import expected_contacts, take_contacts
+from proteinlm.model_dir.esm.inv_freq import same_inv_freq
 from proteinlm.model_dir.esm.names import (
-    CONTACTS,
     DECODER,
     ENCODER_PARTS,
+    ESM_CONTACTS,
     ESM_NAMES,
     INV_FREQ,
     LAYER_INV_FREQ,
@@ -29,7 +30,6 @@ from proteinlm.model_dir.esm.names import (
 from proteinlm.model_dir.files import CONFIG_NAME, ModelFiles, check_layers, check_tensors, read_config, same
 from proteinlm.model_dir.weights import WeightFiles
 from proteinlm.network.config import ModelConfig
-from proteinlm.network.contacts import ContactRegression
 from proteinlm.network.rotary import RotaryEmbedding
 from proteinlm.tokenizer import ESM_TOKENS, build_tokenizer
 
@@ -68,9 +68,9 @@ def read_esm(directory: Path) -> ModelFiles:
     if untied:
         config = esm_config_of(stored | {"tie_word_embeddings": False}, where)
     has_head = any(name.startswith("lm_head.") for name in tensors)
-    expected = ESM_NAMES.expected(config, has_head) | _expected_contacts(tensors, config)
+    expected = ESM_NAMES.expected(config, has_head) | expected_contacts(tensors, config, ESM_CONTACTS)
     check_tensors(tensors, expected, weights.path)
-    contact_head = take_contacts(tensors, CONTACTS)
+    contact_head = take_contacts(tensors, ESM_CONTACTS)
     state = ESM_NAMES.restore(tensors, config.num_attention_heads)
     return ModelFiles(config, tokenizer, state, tuple(f"{weights.path}: {note}" for note in notes), contact_head)
 
@@ -162,17 +162,6 @@ def _one_inv_freq(tensors: dict[str, Tensor], config: ModelConfig, path: Path, n
     tensors[INV_FREQ] = same_inv_freq({name: tensors.pop(name) for name in names}, path)
 
 
-def same_inv_freq(copies: Mapping[str, Tensor], path: Path) -> Tensor:
-    """The one tensor that all `copies` are; InputError for different ones, and for what are no frequencies."""
-    (first, value), *others = copies.items()
-    for name, other in others:
-        if not same(value, other):
-            raise InputError(f"{path}: {name} is not {first}; a model has one inv_freq for all layers")
-    if not value.is_floating_point() or not (torch.isfinite(value) & (value > 0)).all():
-        raise InputError(f"{path}: {first} holds what are no frequencies; positive numbers are needed")
-    return value
-
-
 def _decoder(tensors: dict[str, Tensor], stored: Mapping, notes: list[str]) -> bool:
     """Whether the LM head has a matrix of its own. The copy of a tied one is removed."""
     if DECODER not in tensors or stored.get("tie_word_embeddings") is False:
@@ -182,19 +171,3 @@ def _decoder(tensors: dict[str, Tensor], stored: Mapping, notes: list[str]) -> b
         return False
     notes.append(f"{DECODER} differs from {WORDS}: the head keeps its own matrix, untied")
     return True
-
-
-def _expected_contacts(tensors: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
-    if not any(name.startswith(CONTACTS) for name in tensors):
-        return {}
-    maps = config.num_layers * config.num_attention_heads
-    shapes = {"weight": (1, maps), "bias": (1,)}
-    return {CONTACTS + kind: torch.empty(shape, device="meta") for kind, shape in shapes.items()}
-
-
-def take_contacts(tensors: dict[str, Tensor], prefix: str) -> ContactRegression | None:
-    """The contact regression, removed from `tensors`; None where there is none, and for zeros, which stand for none."""
-    if prefix + "weight" not in tensors:
-        return None
-    head = ContactRegression(tensors.pop(prefix + "weight"), tensors.pop(prefix + "bias"))
-    return head if head.weight.any() or head.bias.any() else None

@@ -1,5 +1,7 @@
 """The names of ProteinBert's tensors in ESM's files: tables only."""
 
+import re
+
 from proteinlm.model_dir.names import TensorNames
 
 ESM_NAMES = TensorNames(
@@ -26,7 +28,29 @@ POSITIONS, INV_FREQ = "esm.embeddings.position_embeddings.weight", "esm.rotary_e
 # How its name ends where a file has one a layer; transformers 5 saves one of them, of the layer "*".
 LAYER_INV_FREQ = ".attention.self.rotary_embeddings.inv_freq"
 NORM_KINDS = {"gamma": "weight", "beta": "bias"}  # as TensorFlow has them, and what transformers 5 saves
-CONTACTS = "esm.contact_head.regression."  # weight, bias
+ESM_CONTACTS = "esm.contact_head.regression."  # weight, bias
 ENCODER_PARTS = ("embeddings.", "encoder.", "rotary_embeddings.", "contact_head.", "pooler.")  # below `esm.`
 UNUSED = ("esm.embeddings.position_ids",)  # the numbers 0, 1, 2 ... in older files
 OTHER_HEADS = ("esm.pooler.", "classifier.")
+
+# fair-esm's, after the prefixes of its training code.
+FAIR_PREFIX = re.compile(r"(?:encoder\.)?(?:sentence_encoder\.)?")
+FAIR_NAMES = TensorNames(
+    {
+        "word_embeddings": "embed_tokens",
+        "position_embeddings": "embed_positions",
+        "embedding_layernorm": "emb_layer_norm_before",
+        "layers.#.input_layernorm": "layers.#.self_attn_layer_norm",
+        "layers.#.attention.dense": "layers.#.self_attn.out_proj",
+        "layers.#.post_attention_layernorm": "layers.#.final_layer_norm",  # before the MLP, in spite of its name
+        "layers.#.mlp.dense_h_to_4h": "layers.#.fc1",
+        "layers.#.mlp.dense_4h_to_h": "layers.#.fc2",
+        "final_layernorm": "emb_layer_norm_after",
+        "lm_head.dense": "lm_head.dense",
+        "lm_head.layernorm": "lm_head.layer_norm",
+        "lm_head": "lm_head",
+    },
+    tuple(f"layers.#.self_attn.{part}_proj" for part in "qkv"),
+)
+FAIR_WORDS, FAIR_DECODER = "embed_tokens.weight", "lm_head.weight"  # one matrix, written twice
+FAIR_LAYER_INV_FREQ = ".self_attn.rot_emb.inv_freq"  # how its name ends, once a layer
