@@ -184,7 +184,7 @@ class Encoder:
     contacts, where that is known.
 
     Every method takes a list of proteins, or one as a string, which is a list of one. A protein is a string with a
-    character a residue: lower case is upper case, and what is no residue (J, *, -, a space) is the unknown token, so
+    character a residue: lower case is upper case, and what is no token (J, *, a space) is the unknown one, so
     row i is always character i. InputError, with the protein's place in the list, for an empty one and one longer than
     the model. `tensors`: torch tensors on the CPU instead of numpy arrays. `quiet`: no progress, which long work shows.
     """
