@@ -1,4 +1,4 @@
-"""Any checkpoint of ProteinLM's neighbourhood to any other: what `pretrain` saved, Megatron, TAPE, Hugging Face.
+"""Any checkpoint of ProteinLM's neighbourhood to any other: what `pretrain` saved, Megatron, TAPE, ESM, Hugging Face.
 
 One conversion from end to end: recognise the source, read it, write the target beside its final name, verify, rename.
 What was left out, changed or assumed is printed and stays beside the result in conversion_report.txt.
@@ -18,6 +18,7 @@ from converter.verify import Say, first_step_loss, verify
 from proteinlm.errors import ArgumentParser, InputError
 from proteinlm.files import fsync_path, write_text
 from proteinlm.model_dir.load import DTYPES
+from proteinlm.model_dir.weights import stored_dtype
 from proteinlm.network.config import ACTIVATIONS
 from tape.runs.flags import count, positive
 
@@ -121,8 +122,8 @@ def _read(args, say: Say) -> PortableModel:
 
 def _check_range(model: PortableModel, dtype: torch.dtype | None) -> None:
     """No number becomes infinite by rounding."""
-    for name, tensor in model.tensors.items():
-        if dtype is not None and tensor.dtype != dtype and tensor.numel():
+    for name, tensor in model.all_tensors.items():
+        if dtype is not None and tensor.dtype != stored_dtype(name, tensor, dtype) and tensor.numel():
             largest = float(tensor.abs().max())
             if largest > torch.finfo(dtype).max:
                 kind = str(dtype).removeprefix("torch.")

@@ -72,7 +72,7 @@ def prepare_dcp(model: PortableModel, options: WriteOptions) -> PortableModel:
     head."""
     require_final_layernorm(model, "pretraining always has")
     if model.tokenizer.one_to_one:
-        model = to_pretraining(model, name="esm" if model.tokenizer.name == "esm" else "iupac")
+        model = to_pretraining(model, name=model.tokenizer.name if model.tokenizer.ends_proteins else "iupac")
     if model.contact_head is not None:
         model = model.noted("the contact regression is stored too; a run that goes on from there leaves it out")
     return with_lm_head(model.with_config(output_dropout=True))

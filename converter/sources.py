@@ -6,6 +6,7 @@ from converter.dcp import DCP
 from converter.fair_esm import FAIR_ESM
 from converter.formats import ReadOptions, model_dir_config
 from converter.huggingface.esm import ESM
+from converter.huggingface.esmc import ESMC
 from converter.huggingface.megatron_bert import MEGATRON_BERT
 from converter.megatron.checkpoint import MEGATRON
 from converter.model import PortableModel
@@ -13,7 +14,7 @@ from converter.tape_dir import TAPE
 from proteinlm.errors import InputError
 from proteinlm.model_dir.files import CONFIG_NAME
 
-FORMATS = {known.name: known for known in (TAPE, ESM, FAIR_ESM, MEGATRON_BERT, MEGATRON, DCP)}
+FORMATS = {known.name: known for known in (TAPE, ESM, FAIR_ESM, ESMC, MEGATRON_BERT, MEGATRON, DCP)}
 
 
 def recognise(path: Path) -> str:

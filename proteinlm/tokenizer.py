@@ -1,6 +1,6 @@
 """The only vocabulary: pretraining ids, TAPE ids, and SentencePiece as the alternative. Needs numpy alone; no torch.
 
-    tokenizer = build_tokenizer("iupac")          # or "tape", "esm", or "SentencePiece" with a model file
+    tokenizer = build_tokenizer("iupac")          # or "tape", "esm", "esmc", or "SentencePiece" with a model file
     tokenizer.encode("MKV")                       # array([17, 15, 26], dtype=uint8): residues only, no [CLS]
 
 What must hold: ids are the line numbers of the published vocabularies (25 letters, no J); one residue is one id unless
@@ -27,14 +27,17 @@ PRETRAIN_TOKENS = (*PRETRAIN_SPECIALS, "[unused1]", *RESIDUES)
 TAPE_TOKENS = (*TAPE_SPECIALS, *RESIDUES)
 # ESM-1b, 1v and 2 (facebookresearch/esm, esm/constants.py and data.py); "." and "-" are gaps of alignments.
 ESM_TOKENS = ("<cls>", "<pad>", "<eos>", "<unk>", *"LAGVSERTIDPKQNFYMHWCXBUZO.-", "<null_1>", "<mask>")
+# ESM C (transformers, tokenization_esmc.py): "|" stands between chains. Its models have 64 rows; the others are unused.
+ESMC_TOKENS = (*ESM_TOKENS[:31], "|", "<mask>", *(f"<unused_{i}>" for i in range(33, 64)))
 FIXED_VOCABULARIES = {
     "iupac": (PRETRAIN_TOKENS, PRETRAIN_SPECIALS),
     "tape": (TAPE_TOKENS, TAPE_SPECIALS),
     "esm": (ESM_TOKENS, ESM_SPECIALS),
+    "esmc": (ESMC_TOKENS, ESM_SPECIALS),
 }
 # The original's flag values; there is one upper-cased protein alphabet, so "case" and "lower case" are the same.
 IUPAC_TYPES = ("iupac", "BertWordPieceCase", "BertWordPieceLowerCase")
-TOKENIZER_TYPES = (*IUPAC_TYPES, "SentencePiece", "tape", "esm")
+TOKENIZER_TYPES = (*IUPAC_TYPES, "SentencePiece", "tape", "esm", "esmc")
 # How a SentencePiece model is trained. [MASK] is a control symbol and takes the first free id, 1.
 SENTENCEPIECE = {
     **{"pad_id": 0, "pad_piece": "[PAD]", "bos_id": 2, "bos_piece": "[CLS]", "eos_id": 3, "eos_piece": "[SEP]"},
@@ -49,7 +52,7 @@ SENTENCEPIECE = {
 class Tokenizer:
     """A vocabulary and the map from residues to ids. `model` holds a SentencePiece model's bytes, else None."""
 
-    name: str  # iupac | tape | esm | sentencepiece
+    name: str  # iupac | tape | esm | esmc | sentencepiece
     tokens: tuple[str, ...]
     model: bytes | None = None
 
@@ -71,7 +74,7 @@ class Tokenizer:
     @property
     def ends_proteins(self) -> bool:
         """Whether a protein in pretraining ends with `sep_id`, as ESM's do; the others are `[CLS] residues`."""
-        return self.name == "esm"
+        return self.name in ("esm", "esmc")
 
     @property
     def one_to_one(self) -> bool:

@@ -16,12 +16,14 @@ of proteins. numpy only.
 
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 
 from pretrain.data.indexed import IndexedDataset
 from pretrain.data.packing import pack, utilisation
 from proteinlm.errors import InputError
+from proteinlm.files import read_json
 from proteinlm.masking import CROP_STREAM, EPOCH_STREAM, MASK_STREAM, mask_tokens, permutation, sample_rng
 from proteinlm.tokenizer import Tokenizer
 
@@ -188,6 +190,7 @@ class PackedDataset(Dataset):
             raise InputError(f"--seq-length {seq_length} must be at least {added + 1}: {specials} and a residue")
         if not 0 < mask_prob <= 1:
             raise InputError(f"--mask-prob {mask_prob} must be above 0 and at most 1")
+        _check_vocabulary(indexed.prefix, tokenizer)
         start, end = (int(indexed.documents[bound]) for bound in documents)
         lengths = np.asarray(indexed.lengths[start:end])
         has_cls = _begin_with_cls(indexed, start + np.flatnonzero(lengths > 0), tokenizer.cls_id)
@@ -218,6 +221,18 @@ class PackedDataset(Dataset):
         if self._drawn is None or self._drawn[0] != epoch:
             self._drawn = epoch, permutation(len(self), self._seed, EPOCH_STREAM, epoch)
         return self._drawn[1]
+
+
+def _check_vocabulary(prefix: str, tokenizer: Tokenizer) -> None:
+    """InputError where the summary beside a shard (not every shard has one) names another vocabulary: ids of one are
+    valid in another, so nothing else would tell."""
+    summary = Path(f"{prefix}.summary.json")
+    stored = read_json(summary).get("tokenizer") if summary.is_file() else None
+    if isinstance(stored, dict) and (stored.get("name"), stored.get("tokens")) != (tokenizer.name, [*tokenizer.tokens]):
+        raise InputError(
+            f"{summary}: preprocessed with the vocabulary {stored.get('name')}, this run's is {tokenizer.name}; give "
+            "its --tokenizer-type (and --vocab-file), or preprocess again"
+        )
 
 
 def _begin_with_cls(indexed: IndexedDataset, sequences: np.ndarray, cls_id: int) -> bool:

@@ -1,10 +1,10 @@
 """Pipeline parallelism: the model cut into stages by layers, and micro-batches sent through them by a schedule.
 
 A stage is a `ProteinBert` without the modules of the others: the first has the embeddings, the last the final LN and
-the LM head, where it is tied with its own copy of the word embedding (`replicas.Gradients` sums the two copies'
-gradients); rotary positions are in all. What a stage sends on is the residual stream [T, h] ([T / tp, h] under sequence parallelism), and back its gradient. Everything else
-that layers need (position ids, protein boundaries, masked positions) every rank reads for itself and hands to its
-stages as tensors, so no stage can lose it.
+the LM head, which where it is tied has its own copy of the word embedding (`replicas.Gradients` sums the two copies'
+gradients); rotary positions are in all. What a stage sends on is the residual stream [T, h] ([T / tp, h] under sequence
+parallelism), and back its gradient. Everything else that layers need (position ids, protein boundaries, masked
+positions) every rank reads for itself and hands to its stages as tensors, so no stage can lose it.
 
 Schedules: 1f1b; interleaved, with several smaller stages a rank (--num-layers-per-virtual-pipeline-stage); zero-bubble
 (ZB1P, Qi et al. 2023: the backward pass for weights fills the bubble), with one or several stages a rank.

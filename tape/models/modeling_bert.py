@@ -52,7 +52,7 @@ class ProteinBertAbstractModel(kinds.BuiltInModel):
 
     @classmethod
     def _read(cls, directory: Path, values: dict, overrides: dict) -> WeightFile:
-        if (kind := recognise(directory)) == "tape":
+        if (kind := recognise(directory)) in ("tape", "huggingface"):  # the second is refused in one line
             files = load_tape_dir(directory, values)
             config, source, head, notes = files.config, files.source, files.head, files.notes
         else:  # the vocabulary's rows go to those of TAPE's tokens
@@ -144,8 +144,8 @@ class ProteinBertForMaskedLM(kinds.LanguageModel, ProteinBertAbstractModel):
 
 
 def rename_lm_head(module: ProteinBertForMaskedLM, state: dict[str, Tensor], prefix: str, *_: object) -> None:
-    """load_state_dict pre-hook of ProteinBertForMaskedLM: renames TAPE's mlm.* to LMHead's names, in place. A decoder
-    that is not the embedding drops all of mlm.*, which strict loading then reports as missing."""
+    """load_state_dict pre-hook of ProteinBertForMaskedLM: renames TAPE's mlm.* to LMHead's names, in place. A tied
+    decoder that is not the embedding drops all of mlm.*, which strict loading then reports as missing."""
     spellings = (f"{prefix}bert.embeddings.word_embeddings.weight", f"{prefix}bert.encoder.word_embeddings.weight")
     words = next((state[name] for name in spellings if name in state), None)
     decoder = state.pop(f"{prefix}mlm.decoder.weight", None) if module.mlm.decoder is None else None

@@ -54,3 +54,30 @@ FAIR_NAMES = TensorNames(
 )
 FAIR_WORDS, FAIR_DECODER = "embed_tokens.weight", "lm_head.weight"  # one matrix, written twice
 FAIR_LAYER_INV_FREQ = ".self_attn.rot_emb.inv_freq"  # how its name ends, once a layer
+
+# Hugging Face's ESM C.
+ESMC_NAMES = TensorNames(
+    {
+        "word_embeddings": "esmc.embed_tokens",
+        "rotary_embeddings": "esmc.rotary_emb",
+        "layers.#.input_layernorm": "esmc.layers.#.input_layernorm",
+        "layers.#.attention.q_layernorm": "esmc.layers.#.self_attn.q_norm",
+        "layers.#.attention.k_layernorm": "esmc.layers.#.self_attn.k_norm",
+        "layers.#.attention.dense": "esmc.layers.#.self_attn.o_proj",
+        "layers.#.post_attention_layernorm": "esmc.layers.#.post_attention_layernorm",
+        "layers.#.mlp.dense_h_to_4h_gate": "esmc.layers.#.mlp.gate_proj",
+        "layers.#.mlp.dense_h_to_4h": "esmc.layers.#.mlp.up_proj",
+        "layers.#.mlp.dense_4h_to_h": "esmc.layers.#.mlp.down_proj",
+        "final_layernorm": "esmc.norm",
+        "lm_head.dense": "lm_head.dense",
+        "lm_head.layernorm": "lm_head.layer_norm",
+        "lm_head": "lm_head.decoder",  # the bias
+        "lm_head.decoder": "lm_head.decoder",  # the weight
+    },
+    tuple(f"esmc.layers.#.self_attn.{part}_proj" for part in "qkv"),
+)
+ESMC_FINAL_BIAS, ESMC_INV_FREQ = "final_layernorm.bias", "rotary_embeddings.inv_freq"  # of ProteinBert, and in no file
+ESMC_NOT_STORED = ("esmc.norm.bias", "esmc.rotary_emb.inv_freq")
+# A task's head, and frequencies, which Hugging Face computes from their base whatever a file has.
+ESMC_UNUSED = ("classifier.", "score.", "esmc.rotary_emb.")
+ESMC_PARTS = ("embed_tokens.", "layers.", "norm.", "rotary_emb.")  # below `esmc.`

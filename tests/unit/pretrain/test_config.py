@@ -5,12 +5,15 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from pretrain.config.flags import MATHS, OBSOLETE
 from pretrain.config.options import OPTIONS, SECTIONS, Config
 from pretrain.config.read import parse_config
+from pretrain.config.schedules import Schedule
 from proteinlm.errors import InputError
+from proteinlm.network.model import ProteinBert
 from proteinlm.tokenizer import build_tokenizer
 
 CONFIGS = Path(__file__).resolve().parents[3] / "pretrain" / "configs"
@@ -105,6 +108,24 @@ def test_help_lists_every_option(capsys):
 def test_activations(flags, acts):
     model = parse(*flags.split()).model
     assert (model.hidden_act, model.lm_head_act) == acts
+
+
+def test_the_networks_options(tmp_path):
+    words = "--position-embedding-type rope --seq-length 4096 --rotary-base 5e5 --swiglu --normalization RMSNorm"
+    words += " --disable-bias-linear --qk-layernorm --untie-embeddings-and-output-weights --embedding-layernorm"
+    words += " --residual-scale 1.5 --no-lm-head-transform --token-dropout --tokenizer-type esm"
+    tokenizer = build_tokenizer("esm")
+    model = parse(*words.split()).model_config(tokenizer)
+    assert (model.position_embedding_type, model.rotary_base, model.max_tokens) == ("rope", 5e5, None)
+    assert model.swiglu and model.hidden_act == "swish" and model.ffn_hidden_size == 2688  # two thirds of 4096, in 64s
+    assert (model.normalization, model.add_bias_linear, model.lm_head_transform) == ("RMSNorm", False, False)
+    assert model.qk_layernorm and model.untie_embeddings_and_output_weights and model.embedding_layernorm
+    assert model.residual_scale == 1.5 and model.token_dropout and model.mask_token_id == tokenizer.mask_id == 32
+    text = "add_bias_linear: false\nlm_head_transform: no\n"
+    from_file = parse(*yaml_file(tmp_path, text)).model
+    assert not from_file.add_bias_linear and not from_file.lm_head_transform
+    assert parse(*yaml_file(tmp_path, text), "--add-bias-linear").model.add_bias_linear
+    assert parse().model_config(build_tokenizer()).mask_token_id is None
 
 
 def test_aliases():
@@ -203,6 +224,22 @@ WRONG = [
         "--pipeline-model-parallel-size 4 --num-layers-per-virtual-pipeline-stage 3",
         "num-layers 16 must be a multiple of pipeline-model-parallel-size 4 x num-layers-per-virtual-pipeline-stage 3",
     ),
+    ("--position-embedding-type alibi", "alibi is not one of learned_absolute, rope, none"),
+    (
+        "--position-embedding-type rope --hidden-size 48",
+        "position-embedding-type rope rotates pairs: hidden-size 48 / num-attention-heads 16 = 3 must be even",
+    ),
+    ("--position-embedding-type rope --position-offset 2", "position-offset 2 is of learned positions"),
+    ("--normalization BatchNorm", "--normalization BatchNorm is not one of LayerNorm, RMSNorm"),
+    ("--swiglu --hidden-act relu", "--swiglu's activation is swish; --hidden-act relu does not go with it"),
+    ("--swiglu --openai-gelu --lm-head-act relu", "--openai-gelu means --lm-head-act gelu_new"),
+    ("--residual-scale 0", "--residual-scale is 0.0, but must be more than 0"),
+    ("--rotary-base 0", "--rotary-base is 0.0, but must be more than 0"),
+    (
+        "--swiglu --hidden-size 64 --tensor-model-parallel-size 16 --ffn-hidden-size 40",
+        "tensor-model-parallel-size 16 must divide ffn-hidden-size 40",
+    ),
+    ("--disable-bias-linear --add-bias-linear", "--disable-bias-linear means --add-bias-linear False"),
     ("--keep-last 0", "--keep-last is 0, but must be at least 1"),
     ("--override-lr-scheduler --use-checkpoint-lr-scheduler", "exclude each other"),
 ]
@@ -325,6 +362,24 @@ def test_configs_are_what_they_are_called(name, millions):
     model = config.model_config(build_tokenizer(config.data.tokenizer_type))
     assert model.num_parameters() / 1e6 == pytest.approx(millions, rel=0.02)
     assert model.hidden_act == "gelu_new" and model.vocab_size == 31
+
+
+# Trainable parameters of transformers' EsmForMaskedLM in these sizes (5.23), without its contact head.
+ESM2 = {"8m": 7512353, "35m": 33501153, "150m": 148139553, "650m": 651042593, "3b": 2839004193}
+
+
+@pytest.mark.parametrize("name", ESM2)
+def test_esm2_configs_are_the_published_models(name):
+    config = parse_config(["--config", str(CONFIGS / f"esm2_{name}.yaml")], required=())
+    model = config.model_config(build_tokenizer(config.data.tokenizer_type))
+    assert (model.vocab_size, model.mask_token_id, model.max_tokens) == (33, 32, None)
+    unpadded = dataclasses.replace(model, make_vocab_size_divisible_by=1)
+    with torch.device("meta"):
+        built = sum(parameter.numel() for parameter in ProteinBert(unpadded).parameters())
+    assert built == unpadded.num_parameters() == ESM2[name]
+    assert config.training.global_batch_size * config.data.seq_length == 2**21
+    assert Schedule(config).learning_rate(2000, 0) == 4e-4
+    assert Schedule(config).learning_rate(450_000, 0) == Schedule(config).learning_rate(500_000, 0) == 4e-5
 
 
 def test_3b_says_that_its_shape_is_unknown():

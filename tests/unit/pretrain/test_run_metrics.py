@@ -74,11 +74,27 @@ def test_tensorboard_events_are_written(tmp_path):
     assert list((tmp_path / "tb").glob("events.*"))
 
 
-def test_training_flops_equal_pytorchs_own_counter(monkeypatch):
-    """Forward and backward of real proteins, every matrix product counted by PyTorch."""
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"position_embedding_type": "rope", "token_dropout": True, "mask_token_id": 1},
+        {
+            "swiglu": True,
+            "untie_embeddings_and_output_weights": True,
+            "add_bias_linear": False,
+            "qk_layernorm": True,
+            "embedding_layernorm": True,
+            "position_offset": 2,
+        },
+        {"lm_head_transform": False, "normalization": "RMSNorm", "position_embedding_type": "none"},
+    ],
+)
+def test_training_flops_equal_pytorchs_own_counter(options, monkeypatch):
+    """Forward and backward of real proteins, every matrix product counted by PyTorch; parameters are the network's."""
     config = ModelConfig(
         hidden_size=32, num_layers=2, num_attention_heads=4, max_position_embeddings=64,
-        hidden_dropout=0.0, attention_dropout=0.0,
+        hidden_dropout=0.0, attention_dropout=0.0, **options,
     )  # fmt: skip
     monkeypatch.setattr(model, "choose_backend", lambda *_: "reference")
     lengths = [40, 7, 64]
@@ -91,6 +107,7 @@ def test_training_flops_equal_pytorchs_own_counter(monkeypatch):
         net(tokens, positions, bounds, masked).exp().sum().backward()
     flops = training_flops(config, sum(lengths), sum(n * n for n in lengths), len(masked))
     assert counter.get_total_flops() == pytest.approx(flops, rel=1e-3)
+    assert sum(parameter.numel() for parameter in net.parameters()) == config.num_parameters()
 
 
 def test_unknown_devices_have_no_peak():

@@ -13,6 +13,7 @@ from tiny_runs import MODEL, lines, losses, steps, trainer, weights
 
 from pretrain.checkpoint import files as checkpoint
 from proteinlm.errors import InputError
+from proteinlm.files import read_json, write_json
 
 
 def test_a_resumed_run_is_bit_identical_to_the_uninterrupted_one(prefix, tmp_path):
@@ -174,6 +175,37 @@ def test_a_checkpoint_of_another_shape_is_refused(prefix, tmp_path):
     trainer(prefix, tmp_path, "--train-iters", "1", "--eval-interval", "1000").run()
     with pytest.raises(InputError, match=r"has num-layers 2, this run asks for 3"):
         trainer(prefix, tmp_path, "--train-iters", "2", "--load", str(tmp_path), "--num-layers", "3")
+
+
+ROPE = ("--position-embedding-type", "rope", "--eval-interval", "1000")
+
+
+def test_a_checkpoint_with_other_options_of_the_network_is_refused(prefix, tmp_path):
+    load = ("--train-iters", "2", "--lr-decay-iters", "1", "--load", str(tmp_path))
+    trainer(prefix, tmp_path, "--train-iters", "1", *ROPE).run()
+    for flags, message in (
+        ((), "has position-embedding-type rope, this run asks for learned_absolute"),
+        ((*ROPE, "--swiglu"), "this run asks for"),
+        ((*ROPE, "--rotary-base", "500"), "has rotary-base 10000.0, this run asks for 500.0"),
+        ((*ROPE, "--disable-bias-linear"), "has add-bias-linear True, this run asks for False"),
+    ):
+        with pytest.raises(InputError, match=message):
+            trainer(prefix, tmp_path, *load, *flags)
+    assert trainer(prefix, tmp_path, *load, *ROPE, "--max-position-embeddings", "32").resumed == 1  # no table of places
+
+
+def test_a_checkpoint_from_before_these_options_goes_on(prefix, tmp_path):
+    run = trainer(prefix, tmp_path, "--train-iters", "1", "--eval-interval", "1000")
+    run.run()
+    path = tmp_path / "iter_0000001/meta.json"
+    meta = read_json(path)
+    then = ("hidden_size", "num_layers", "num_attention_heads", "max_position_embeddings", "vocab_size", "hidden_act")
+    meta["model_config"] = {name: meta["model_config"][name] for name in (*then, "ffn_hidden_size")}
+    write_json(path, meta)
+    load = ("--train-iters", "2", "--lr-decay-iters", "1", "--load", str(tmp_path))
+    assert torch.equal(weights(trainer(prefix, tmp_path, *load)), weights(run))
+    with pytest.raises(InputError, match="has position-embedding-type learned_absolute, this run asks for rope"):
+        trainer(prefix, tmp_path, *load, *ROPE)
 
 
 def test_sigterm_saves_and_exits_cleanly(prefix, tmp_path):

@@ -6,8 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from proteinlm.loss import IGNORE, masked_lm_loss
+from proteinlm.model_dir.esm.names import ESM_NAMES, ESMC_NAMES
 from proteinlm.model_dir.files import ModelFiles
 from proteinlm.model_dir.load import READERS
 from proteinlm.network.model import ProteinBert
@@ -15,6 +18,9 @@ from proteinlm.network.model import ProteinBert
 transformers = pytest.importorskip("transformers")
 
 CLS, PAD, EOS, MASK, VOCABULARY = 0, 1, 2, 32, 33
+EXACT, VISIBLE = 1e-10, 1e-4  # a tolerance, and what a mistake exceeds
+NAMES = {"esm": ESM_NAMES, "esmc": ESMC_NAMES}
+OTHERWISE = {"lm_head.decoder.bias": "lm_head.bias"}
 SHAPES = [(1, 1, 2), (2, 3, 4), (4, 5, 6), (3, 2, 16)]  # layers, heads, head size
 ESM_1B = {"position_embedding_type": "absolute", "emb_layer_norm_before": True, "max_position_embeddings": 66}
 
@@ -40,6 +46,15 @@ def esm_peer(layers: int, heads: int, head_size: int, seed: int = 0, dtype=torch
     if model.esm.rotary_embeddings is not None:
         noise = torch.rand(head_size // 2, generator=torch.Generator().manual_seed(seed))
         model.esm.rotary_embeddings.inv_freq.mul_(0.7 + 0.6 * noise).copy_(model.esm.rotary_embeddings.inv_freq.half())
+    return model.to(dtype).eval()
+
+
+def esmc_peer(layers: int, heads: int, head_size: int, seed: int = 0, dtype=torch.float64, **changes):
+    """An EsmcForMaskedLM of that shape, in evaluation mode."""
+    sizes = {"num_hidden_layers": layers, "num_attention_heads": heads, "hidden_size": heads * head_size}
+    values = sizes | {"intermediate_size": 3 * heads} | changes
+    model = transformers.EsmcForMaskedLM(transformers.EsmcConfig(**values, attn_implementation="eager"))
+    randomise(model, seed)
     return model.to(dtype).eval()
 
 
@@ -108,3 +123,56 @@ def difference(outputs: list[list[Tensor]], expected: list[list[Tensor]]) -> flo
     pairs = [pair for rows in zip(outputs, expected, strict=True) for pair in zip(*rows, strict=True)]
     assert all(a.shape == b.shape for a, b in pairs)
     return max(float((a - b).abs().max()) for a, b in pairs)
+
+
+def labelled(tokens: list[Tensor]) -> list[Tensor]:
+    """A random residue to predict at every mask token, and at some places that training left or replaced."""
+    generator = torch.Generator().manual_seed(5)
+    labels = []
+    for protein in tokens:
+        predicted = (protein == MASK) | (torch.rand(len(protein), generator=generator) < 0.1)
+        predicted[[0, -1]] = False
+        labels.append(torch.where(predicted, torch.randint(4, 24, protein.shape, generator=generator), IGNORE))
+    return labels
+
+
+def our_step(model: ProteinBert, tokens: list[Tensor], labels: list[Tensor]) -> tuple[float, dict[str, Tensor]]:
+    """(mean loss over the labels, gradients by name) of a step of training."""
+    labels = torch.cat(labels)
+    places = (labels != IGNORE).nonzero().flatten()
+    loss = masked_lm_loss(model.train()(*packed(tokens), places), labels[places]) / len(places)
+    loss.backward()
+    return loss.item(), {name: parameter.grad for name, parameter in model.named_parameters()}
+
+
+def peer_step(peer, tokens: list[Tensor], labels: list[Tensor]) -> tuple[float, dict[str, Tensor]]:
+    """The same of the peer, its gradients under our names."""
+    ids, mask = padded(tokens)
+    peer.train().zero_grad()
+    outputs, labels = peer(ids, attention_mask=mask), padded(labels, IGNORE)[0]
+    # Not `outputs.loss`: for ESM C transformers rounds the logits to fp32 before it.
+    loss = F.cross_entropy(outputs.logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORE)
+    loss.backward()
+    gradients = {name: weight.grad for name, weight in peer.named_parameters() if weight.grad is not None}
+    gradients = NAMES[peer.config.model_type].restore(gradients, peer.config.num_attention_heads)
+    return loss.item(), {OTHERWISE.get(name, name): gradient for name, gradient in gradients.items()}
+
+
+def step_difference(step, expected) -> tuple[float, float]:
+    """Of the losses, and the largest of the gradients."""
+    assert step[1].keys() == expected[1].keys()
+    return abs(step[0] - expected[0]), max(float((step[1][name] - expected[1][name]).abs().max()) for name in step[1])
+
+
+# ---- mistakes that many make
+
+
+def turn_neighbours(x, cos, sin):
+    """GPT-J's form of the rotation: features 2 i and 2 i + 1 turn."""
+    even, odd = x[..., ::2], x[..., 1::2]
+    return torch.stack((even * cos - odd * sin, odd * cos + even * sin), -1).flatten(-2)
+
+
+def swap_norms(model):
+    for layer in model.layers.values():
+        layer.input_layernorm, layer.post_attention_layernorm = layer.post_attention_layernorm, layer.input_layernorm

@@ -207,8 +207,8 @@ CONVERTER = r"python -m converter --load \S+ --save DIR --target tape"
             "config.json: no such file; a model directory holds config.json",
         ),
         (
-            lambda path: write_config(path, model_type="esm"),
-            "Hugging Face's 'esm'; of Hugging Face's models only a megatron-bert can be opened, after conversion$",
+            lambda path: write_config(path, model_type="gpt2"),
+            "config.json: model_type 'gpt2' is no encoder that transformers has$",
         ),
         (lambda path: write_config(path, base_model="lstm"), "TAPE's lstm, .*; tape-embed lstm IN.fasta OUT "),
         (lambda path: write_config(path, hidden_size=16), "config.json: vocab_size is missing"),

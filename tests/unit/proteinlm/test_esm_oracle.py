@@ -10,24 +10,26 @@ import pytest
 import torch
 from esm_peers import (
     ESM_1B,
-    MASK,
+    EXACT,
     SHAPES,
+    VISIBLE,
     difference,
     esm_peer,
+    labelled,
     our_outputs,
-    packed,
-    padded,
+    our_step,
     peer_outputs,
+    peer_step,
     proteins,
     same_network,
+    step_difference,
+    swap_norms,
+    turn_neighbours,
 )
 
-from proteinlm.loss import IGNORE, masked_lm_loss
-from proteinlm.model_dir.esm.names import ESM_NAMES
 from proteinlm.network import layers as layers_module
 from proteinlm.network.model import initialize_buffers
 
-EXACT, VISIBLE = 1e-10, 1e-4  # a tolerance, and what a mistake exceeds
 FORMS = {"esm2": {}, "esm2 without token dropout": {"token_dropout": False}, "esm1b": ESM_1B}
 FORMS["esm1b without embedding LayerNorm"] = {**ESM_1B, "emb_layer_norm_before": False}
 
@@ -61,11 +63,6 @@ def test_unpatched():
 # ---- what must not agree. Rope knows distances alone, so that positions off by one change nothing: they are doubled.
 
 
-def swap_norms(model):
-    for layer in model.layers.values():
-        layer.input_layernorm, layer.post_attention_layernorm = layer.post_attention_layernorm, layer.input_layernorm
-
-
 def ignore_proteins_in_token_dropout(model):
     per_protein = model._token_scale
     model._token_scale = lambda tokens, bounds: per_protein(tokens, bounds[[0, -1]])
@@ -94,12 +91,6 @@ def swap_queries_and_keys(model):
 
 def leave_final_norm_out(model):
     model.final_layernorm = None
-
-
-def turn_neighbours(x, cos, sin):
-    """GPT-J's form of the rotation: features 2 i and 2 i + 1 turn."""
-    even, odd = x[..., ::2], x[..., 1::2]
-    return torch.stack((even * cos - odd * sin, odd * cos + even * sin), -1).flatten(-2)
 
 
 WRONG_CONFIGS = {
@@ -144,46 +135,11 @@ def test_each_mistake_would_show(form, unrounded, monkeypatch):
 # ---- a step of continued pretraining
 
 
-def labelled(tokens):
-    """A random residue to predict at every mask token, and at some places that training left or replaced."""
-    generator = torch.Generator().manual_seed(5)
-    labels = []
-    for protein in tokens:
-        predicted = (protein == MASK) | (torch.rand(len(protein), generator=generator) < 0.1)
-        predicted[[0, -1]] = False
-        labels.append(torch.where(predicted, torch.randint(4, 24, protein.shape, generator=generator), IGNORE))
-    return labels
-
-
-def our_step(model, tokens, labels):
-    """(mean loss, gradients by name)."""
-    labels = torch.cat(labels)
-    places = (labels != IGNORE).nonzero().flatten()
-    loss = masked_lm_loss(model.train()(*packed(tokens), places), labels[places]) / len(places)
-    loss.backward()
-    return loss.item(), {name: parameter.grad for name, parameter in model.named_parameters()}
-
-
-def peer_step(peer, tokens, labels, names):
-    ids, mask = padded(tokens)
-    peer.train().zero_grad()
-    loss = peer(ids, attention_mask=mask, labels=padded(labels, IGNORE)[0]).loss
-    loss.backward()
-    gradients = {name: weight.grad for name, weight in peer.named_parameters() if weight.grad is not None}
-    return loss.item(), names.restore(gradients, peer.config.num_attention_heads)
-
-
-def step_difference(step, expected):
-    """(of the losses, the largest of the gradients)"""
-    assert step[1].keys() == expected[1].keys()
-    return abs(step[0] - expected[0]), max(float((step[1][name] - expected[1][name]).abs().max()) for name in step[1])
-
-
 @pytest.mark.parametrize("form", FORMS)
 def test_loss_and_every_gradient(form, unrounded):
     peer, tokens = esm_peer(2, 3, 4, **FORMS[form]), proteins()
     labels = labelled(tokens)
-    expected = peer_step(peer, tokens, labels, ESM_NAMES)
+    expected = peer_step(peer, tokens, labels)
     assert max(step_difference(our_step(same_network(peer), tokens, labels), expected)) < 1e-8
     wrong = our_step(same_network(peer, hidden_act="gelu_new"), tokens, labels)
     assert min(step_difference(wrong, expected)) > 1e-6
