@@ -14,7 +14,6 @@ import torch.nn.functional as F
 from esm_writer import HEADS, HIDDEN, LAYERS, POSITIONS, peer, write_hf
 
 from pretrain import __main__ as pretrain
-from pretrain.checkpoint.files import read_model_tensors
 from pretrain.data import preprocess
 from pretrain.data.blending import build_datasets
 from pretrain.data.loader import PackedLoader
@@ -95,10 +94,7 @@ def test_a_hugging_face_model_is_continued_on_a_family_and_goes_back(kind, famil
     tuned = AutoModelForMaskedLM.from_pretrained(written)
     assert AutoTokenizer.from_pretrained(written)("MK")["input_ids"] == [0, 20, 15, 2]
     state, old = tuned.state_dict(), before.state_dict()
-    for name in set(old) - {"esm.rotary_embeddings.inv_freq"}:
-        assert name.startswith("esm.contact_head") or not torch.equal(state[name], old[name]), name
+    for name in old:  # training has no gradient for two parts of the model, which it hands on
+        handed_on = name.startswith("esm.contact_head") or name == "esm.rotary_embeddings.inv_freq"
+        assert torch.equal(state[name], old[name]) == handed_on, name
     assert loss_there(tuned, family) < there - 0.1
-    if kind == "esm2":
-        saved = read_model_tensors(tmp_path / "run")["rotary_embeddings.inv_freq"]
-        assert torch.equal(state["esm.rotary_embeddings.inv_freq"], old["esm.rotary_embeddings.inv_freq"])
-        assert torch.equal(saved, old["esm.rotary_embeddings.inv_freq"])
