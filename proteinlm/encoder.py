@@ -8,8 +8,9 @@
     encoder.contacts("MKV")                               # a list of one, [3, 3]: ESM models
 
 Proteins are sorted by length and run in batches of at most `batch_tokens` tokens, each batch one flat stream without
-padding. What must hold: a protein's numbers do not depend on its companions (1e-5 in fp32) and come in input order; a
-device holds one batch at a time; results are fp32 also where autocast computes in less.
+padding (which another project's encoder makes a padded rectangle of; its tokens are counted then). What must hold: a
+protein's numbers do not depend on its companions (1e-5 in fp32) and come in input order; a device holds one batch at a
+time; results are fp32 also where less is computed in.
 
 Legend: B proteins, T tokens of a batch (residues + 2 each), L residues of a protein, h hidden size, V vocabulary.
 """
@@ -26,6 +27,7 @@ import torch
 from torch import Tensor
 
 from proteinlm.errors import InputError
+from proteinlm.huggingface.trunk import Trunk, TrunkConfig
 from proteinlm.network.config import ModelConfig
 from proteinlm.network.contacts import ContactRegression, contact_probabilities
 from proteinlm.network.model import ProteinBert
@@ -175,8 +177,11 @@ def layer_number(layer: int, depth: int, name: str = "layer") -> int:
 
 
 class Encoder:
-    """A ProteinBert with its tokenizer on a device. dtype: float32, or a half for autocast. source: where it is from.
-    contact_head: what its attention maps say about contacts, where that is known.
+    """An encoder with its tokenizer on a device. source: where it is from.
+
+    dtype: float32, or a half: autocast to it for a ProteinBert, whose weights stay fp32; for a Trunk its weights are
+    rounded to it, as the users of ProtT5 do (half the memory). contact_head: what its attention maps say about
+    contacts, where that is known.
 
     Every method takes a list of proteins, or one as a string, which is a list of one. A protein is a string with a
     character a residue: lower case is upper case, and what is no token (J, *, a space) is the unknown one, so
@@ -186,19 +191,21 @@ class Encoder:
 
     def __init__(
         self,
-        model: ProteinBert,
+        model: ProteinBert | Trunk,
         tokenizer: Tokenizer,
         device: torch.device,
         dtype: torch.dtype,
         source: str,
         contact_head: ContactRegression | None = None,
     ):
-        self.model = model.to(device).eval()
+        self.padded = isinstance(model, Trunk)
+        self.autocast = torch.float32 if self.padded else dtype
+        self.model = model.to(device, dtype=dtype if self.padded and dtype in HALVES else None).eval()
         self.tokenizer, self.device, self.dtype, self.source = tokenizer, device, dtype, source
         self.contact_head = contact_head
 
     @property
-    def config(self) -> ModelConfig:
+    def config(self) -> ModelConfig | TrunkConfig:
         return self.model.config
 
     def embed(
@@ -233,7 +240,8 @@ class Encoder:
     def logits(self, sequences: Proteins, *, batch_tokens: int | None = None, tensors=False, quiet=False) -> list:
         """A list of [L, V]: the masked-LM head's score of every token of the vocabulary at each residue."""
         if self.model.lm_head is None:
-            raise InputError(f"{self.source}: no usable masked-LM head (mlm.*), so no logits; embed does without")
+            names = "" if self.padded else " (mlm.*)"
+            raise InputError(f"{self.source}: no usable masked-LM head{names}, so no logits; embed does without")
 
         def compute(*inputs: Tensor) -> Tensor:
             states = self.model.state_after(self.config.num_layers, *inputs)
@@ -274,7 +282,7 @@ class Encoder:
     def _run(self, compute: Callable[..., Computed], stream: Stream) -> Computed:
         """compute(tokens, positions, bounds) of one batch."""
         inputs = (to_device(array, self.device) for array in (stream.tokens, stream.positions, stream.bounds))
-        with computing(self.device, self.dtype, f"{len(stream.sizes)} proteins, {len(stream.tokens)} tokens"):
+        with computing(self.device, self.autocast, f"{len(stream.sizes)} proteins, {len(stream.tokens)} tokens"):
             return compute(*inputs)
 
     def _rows(
@@ -310,6 +318,7 @@ class Encoder:
             raise InputError(f"batch_tokens {batch_tokens}: should be 1 or more")
         lengths = np.fromiter(map(len, proteins), np.int64, len(proteins))
         with Progress("proteins", len(proteins), quiet=quiet) as progress:
-            for indices in token_batches(lengths, batch_tokens or default_batch_tokens(self.device)):
+            budget = batch_tokens or default_batch_tokens(self.device)
+            for indices in token_batches(lengths, budget, padded=self.padded):
                 yield indices, make_stream([proteins[i] for i in indices], self.tokenizer)
                 progress.add(len(indices), int(lengths[indices].sum()))

@@ -86,17 +86,18 @@ def no_model_directory(path: Path) -> InputError:
 
 
 def model_type_of(config: Mapping, directory: Path) -> str:
-    """The model type (TAPE's base_model) of a directory with this config.json; InputError for a file, and for Hugging
-    Face's, which have a model_type and no base_model."""
+    """The model type (TAPE's base_model) of a directory with this config.json; "huggingface" for what `transformers`
+    runs, whose files have a model_type and no base_model. InputError for a file, and for a megatron-bert."""
     if directory.is_file():
         raise no_model_directory(directory)
-    kind = config.get("model_type") or config.get("architectures")
-    if kind and "base_model" not in config:
-        advice = f"{_conversion(directory)} makes a model of it"
-        if "megatronbert" not in str(kind).lower().replace("-", ""):
-            advice = "of Hugging Face's models only a megatron-bert can be opened, after conversion"
-        raise InputError(f"{directory}: Hugging Face's {ascii(kind)[:40]}; {advice}")
-    return str(config.get("base_model") or "transformer")
+    kind = config.get("model_type") or config.get("architectures")  # old files of Hugging Face's have only a class
+    if not kind or "base_model" in config:
+        return str(config.get("base_model") or "transformer")
+    if "megatronbert" in str(kind).lower().replace("-", ""):
+        raise InputError(
+            f"{directory}: Hugging Face's {ascii(kind)[:40]}; {_conversion(directory)} makes a model of it"
+        )
+    return "huggingface"
 
 
 def _conversion(path: Path) -> str:
@@ -107,7 +108,10 @@ def load_tape_dir(directory: str | Path, overrides: Mapping | None = None) -> Ta
     """Read and check a TAPE directory; `overrides` replace keys of config.json before the shapes are checked."""
     directory = Path(directory)
     config = read_config(directory)
-    model_type_of(config, directory)  # refuses Hugging Face's
+    if model_type_of(config, directory) == "huggingface":
+        kind = config.get("model_type") or config.get("architectures") or "run"
+        advice = f"its model type is huggingface (tape-train huggingface TASK --from_pretrained {directory} ...)"
+        raise InputError(f"{directory}: Hugging Face's {ascii(kind)[:40]}; {advice}")
     config |= dict(overrides or {})
     model_config = model_config_of(config, str(directory / CONFIG_NAME))
     weights = WeightFiles(directory)

@@ -5,7 +5,7 @@ answered in one line with what to do. A form is a name in READERS; `recognise` s
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
@@ -13,6 +13,7 @@ import torch
 from proteinlm.devices import choose_device
 from proteinlm.encoder import Encoder
 from proteinlm.errors import InputError
+from proteinlm.huggingface.directory import open_directory
 from proteinlm.model_dir.esm import esmc
 from proteinlm.model_dir.esm.fair_esm import fair_esm_file, read_fair_esm
 from proteinlm.model_dir.esm.huggingface import MODEL_TYPE, read_esm
@@ -30,17 +31,21 @@ def load(path: str | Path, dtype: str | torch.dtype = "fp32", device: str | torc
     """The encoder of a model directory, of its name (proteinlm.model_dir.find), or of a fair-esm file such as
     esm2_t6_8M_UR50D.pt.
 
-    dtype: "fp32", or "bf16" or "fp16" for autocast to it (the weights stay fp32); a torch dtype does too. device:
-    "auto" or None, "cpu", "cuda", "cuda:1" ... InputError for a training checkpoint, with the line that makes a model
-    of it.
+    dtype: "fp32", or "bf16" or "fp16" for autocast to it (the weights stay fp32, but for an encoder that transformers
+    runs, whose weights are rounded); a torch dtype does too. device: "auto" or None, "cpu", "cuda", "cuda:1" ...
+    InputError for a training checkpoint, with the line that makes a model of it.
     """
     precision = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
     if precision not in DTYPES.values():
         raise InputError(f"dtype {dtype!r}: should be one of {', '.join(DTYPES)}")
     target, directory = choose_device(device), find_model(path)
-    files = READERS[recognise(directory)](directory)
-    for note in files.notes:
-        logger.warning("%s", note)
+    kind = recognise(directory)
+    if kind == "huggingface":
+        trunk, _, notes = open_directory(directory)
+        _report(notes)
+        return Encoder(trunk, build_tokenizer("tape"), target, precision, str(directory))
+    files = READERS[kind](directory)
+    _report(files.notes)
     with torch.device("meta"):  # no first weights, which would be overwritten
         model = ProteinBert(files.config, lm_head=any(name.startswith("lm_head.") for name in files.state))
     weights = {name: value.to(torch.float32, copy=True) for name, value in files.state.items()}
@@ -48,14 +53,20 @@ def load(path: str | Path, dtype: str | torch.dtype = "fp32", device: str | torc
     return Encoder(model, files.tokenizer, target, precision, str(directory), files.contact_head)
 
 
+def _report(notes: Iterable[str]) -> None:
+    for note in notes:
+        logger.warning("%s", note)
+
+
 def recognise(path: Path) -> str:
-    """A key of READERS; InputError for what is no model, or another one."""
+    """A key of READERS, or "huggingface"; InputError for what is no model, or another one."""
     if fair_esm_file(path) is not None:
         return "fair-esm"
     config = read_config(path)
     if path.is_dir() and config.get("model_type") in (esmc.MODEL_TYPE, MODEL_TYPE):
         return config["model_type"]
-    model_type_of(config, path)  # refuses Hugging Face's others
+    if model_type_of(config, path) == "huggingface":
+        return "huggingface"
     return "tape"
 
 

@@ -40,6 +40,7 @@ from proteinlm.tokenizer import build_tokenizer
 from tape.inference.fasta import Protein
 from tape.inference.parts import is_per_token, pack_names, split_rows
 from tape.models.modeling_bert import ProteinBertModel
+from tape.models.modeling_huggingface import HuggingFaceModel
 
 TOKENIZER = build_tokenizer("tape")
 OUTPUTS = ("pooled", "avg", "mean", "seq")
@@ -59,10 +60,12 @@ class TrunkEncoder:
     def __init__(self, model: nn.Module, layer: int | Sequence[int], device: torch.device, precision: torch.dtype):
         self.model = model.to(device).eval()
         self.device, self.precision = device, precision
-        self.flat = isinstance(model, ProteinBertModel)
+        self.flat = isinstance(model, ProteinBertModel | HuggingFaceModel)
         self.last, self.depths = -1, {"": -1}  # the number of the last layer; ending of a name -> number of its layer
+        self.padded = True
         if self.flat:
             self.encoder = Encoder(model.encoder, TOKENIZER, device, precision, type(model).__name__)
+            self.padded = self.encoder.padded
             self._set_depths(layer, self.encoder.config.num_layers)
         elif layer != -1:
             self._set_depths(layer, self._count_layers(layer))
@@ -130,7 +133,7 @@ class TrunkEncoder:
         that could not be embedded and have no rows. args: tape-embed's."""
         lengths = np.array([len(protein.residues) for protein in proteins], np.int32)
         batches, reasons = [], {}
-        for whole in token_batches(lengths, args.tokens_per_batch, args.batch_size, padded=not self.flat):
+        for whole in token_batches(lengths, args.tokens_per_batch, args.batch_size, padded=self.padded):
             for batch, values in self._embed_in_memory(proteins, whole, outputs):
                 if values is None:
                     reasons[int(batch[0])] = f"does not fit in {self.device.type.upper()} memory, even alone"

@@ -52,7 +52,7 @@ class ProteinBertAbstractModel(kinds.BuiltInModel):
 
     @classmethod
     def _read(cls, directory: Path, values: dict, overrides: dict) -> WeightFile:
-        if (kind := recognise(directory)) == "tape":
+        if (kind := recognise(directory)) in ("tape", "huggingface"):  # the second is refused in one line
             files = load_tape_dir(directory, values)
             config, source, head, notes = files.config, files.source, files.head, files.notes
         else:  # the vocabulary's rows go to those of TAPE's tokens

@@ -9,13 +9,14 @@ files written here have "tape_transformer". What must hold: hidden states, poole
 of Hugging Face's BERT with the same weights; padding changes nothing; every name of a file is checked, and a pre-LN
 file is refused.
 
-Only real tokens are computed: padding is dropped before the embedding and put back as zeros.
+Only real tokens are computed: padding is dropped before the embedding and put back as zeros. ProtBert is this network
+under Hugging Face's names: its directories open here too, rows of the vocabulary moved by token.
 
 Legend: B proteins, N tokens of the longest (residues + 2), T real tokens of the batch, h hidden size, H heads, D head
 size, V vocabulary.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import ClassVar
 
@@ -24,9 +25,12 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from proteinlm.errors import InputError
+from proteinlm.huggingface.directory import model_type_in
 from proteinlm.model_dir.config import check_shape_keys
+from proteinlm.model_dir.vocabulary import SPECIAL_TOKENS
 from proteinlm.network.attention import AttentionPlan, choose_backend, make_plan, packed_attention
 from proteinlm.network.config import ACTIVATIONS
+from proteinlm.tokenizer import TAPE_TOKENS, read_tokens
 from tape.models import kinds, outputs
 from tape.models.base import WeightFile
 from tape.models.config import BaselineConfig, check
@@ -162,7 +166,7 @@ class TapeTransformerAbstractModel(kinds.BuiltInModel):
     @classmethod
     def _read(cls, directory: Path, values: dict, overrides: dict) -> WeightFile:
         """Refuse a pre-LN file before anything is made; take TensorFlow's spelling of LayerNorm, as songlab does."""
-        file = super()._read(directory, values, overrides)
+        file = _from_protbert(super()._read(directory, values, overrides), directory, values)
         pre_ln = next((name for name in file.tensors if any(part in name for part in PRE_LN_NAMES)), None)
         post_ln = next((name for name in file.tensors if "embeddings.LayerNorm." in name), None)
         if pre_ln and post_ln:
@@ -177,6 +181,38 @@ class TapeTransformerAbstractModel(kinds.BuiltInModel):
         types = next((v for name, v in tensors.items() if name.endswith("token_type_embeddings.weight")), None)
         rows = {"type_vocab_size": len(types)} if types is not None and types.dim() == 2 else {}
         return file._replace(tensors=tensors, config=file.config | rows)  # a ProteinBertConfig says 1 whatever it has
+
+
+def _from_protbert(file: WeightFile, directory: Path, values: Mapping) -> WeightFile:
+    """A directory of ProtBert under songlab's names and TAPE's tokens; another file as it is.
+
+    values: what replaces keys of config.json.
+    """
+    if "base_model" in file.config or not {"model_type", "architectures"} & file.config.keys():
+        return file
+    if model_type_in(file.config) != "bert":
+        return file
+    known = {key: file.config[key] for key in TapeTransformerConfig.defaults if key in file.config}
+    config = TapeTransformerConfig.defaults | known | {"vocab_size": len(TAPE_TOKENS)} | dict(values)
+    tokens, tensors = read_tokens(directory / "vocab.txt"), {}
+    letters = [SPECIAL_TOKENS.get(token, "X" if token in "UZOB" else token) for token in TAPE_TOKENS]
+    if missing := set(letters) - set(tokens):
+        raise InputError(f"{directory / 'vocab.txt'}: no token {min(missing)}; ProtBert's 30 tokens are needed")
+    rows = torch.tensor([tokens.index(letter) for letter in letters])
+    for name, value in file.tensors.items():
+        name = name.replace("cls.predictions.", "mlm.")
+        if name.endswith("word_embeddings.weight") or name in ("mlm.bias", "mlm.decoder.weight"):
+            value = value[rows]
+        if not name.startswith("cls.") and not name.endswith(("decoder.bias", "position_ids")):
+            tensors[name] = value
+    notes = ("ProtBert: rows of U, Z, O, B are those of X, as its authors replace these letters",)
+    if not any(".pooler." in name for name in tensors):  # of a BertForMaskedLM; songlab's pooler, untrained
+        size = config["hidden_size"]
+        weight = torch.empty(size, size).normal_(std=config["initializer_range"])
+        tensors |= {"bert.pooler.dense.weight": weight, "bert.pooler.dense.bias": torch.zeros(size)}
+        config |= {"pooling": values.get("pooling", "mean")}
+        notes += ('no pooler in the file: pooled_output is the mean over residues (pooling "mean")',)
+    return WeightFile(config, file.path, tensors, (*file.notes, *notes))
 
 
 class TapeTransformerModel(TapeTransformerAbstractModel):

@@ -23,9 +23,9 @@ def real_tokens(input_ids: Tensor, input_mask: Tensor | None) -> Tensor:
     return mask
 
 
-def check_positions(mask: Tensor, limit: int) -> None:
-    """InputError if a protein of mask [B, N] has more tokens than the model has positions."""
-    if mask.shape[1] > limit and (longest := int(mask.sum(1).max())) > limit:
+def check_positions(mask: Tensor, limit: int | None) -> None:
+    """InputError if a protein of mask [B, N] has more tokens than the model has positions (None: any number)."""
+    if limit is not None and mask.shape[1] > limit and (longest := int(mask.sum(1).max())) > limit:
         raise InputError(
             f"a protein of {longest} tokens (residues + 2) is longer than the model's max_position_embeddings {limit}; "
             "crop or leave out long proteins (--max_length)"

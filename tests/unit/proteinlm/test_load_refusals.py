@@ -66,7 +66,10 @@ def test_other_arguments_of_a_wrong_kind(encoder, directory):
 CHECKPOINT = r"{0}: a training checkpoint; python -m converter --load {0} --save DIR --target tape makes a model of it"
 INSIDE = r"{0}: a file of a model directory; give the directory, \S*model"
 OTHER = r"{0}: a file; a model directory holds config.json and model.safetensors or pytorch_model.bin"
-UNKNOWN = "{0}: Hugging Face's 'bert'; of Hugging Face's models only a megatron-bert can be opened, after conversion"
+OTHER_TYPE = (
+    "{0}: Hugging Face's 'bert'; its model type is huggingface "
+    r"\(tape-train huggingface TASK --from_pretrained {0} \.\.\.\)"
+)
 MEGATRON_BERT = (
     "{0}: Hugging Face's 'megatron-bert'; python -m converter --load {0} --save DIR --target tape makes a model of it"
 )
@@ -78,7 +81,6 @@ LINES = {
     "other.pt": OTHER,
     "model/config.json": INSIDE,
     "model/model.safetensors": INSIDE,
-    "bert": UNKNOWN,
     "megatron-bert": MEGATRON_BERT,
 }
 
@@ -123,6 +125,17 @@ def test_every_command_says_the_same(home, monkeypatch, capsys, command):
         capsys.readouterr()
         status, error = errors.run(main, words.format(path).split()), capsys.readouterr().err
         assert (path, status) == (path, 2) and re.search(f"error: {line.format(path)}$", error.strip()), error
+
+
+@pytest.mark.parametrize("command", [name for name in COMMANDS if name != "tape.reproduce"])
+def test_model_type_transformer_is_not_transformers(home, monkeypatch, capsys, command):
+    """Which proteinlm.load and tape.reproduce find out; there is no tokenizer here, and they say so."""
+    monkeypatch.chdir(home)
+    main, words = COMMANDS[command]
+    assert errors.run(main, words.format("bert").split()) == 2
+    assert re.search(f"error: {OTHER_TYPE.format('bert')}$", capsys.readouterr().err.strip())
+    with pytest.raises(InputError, match=r"bert: its tokenizer .*: A, C, D are not one token"):
+        proteinlm.load(home / "bert", device="cpu")
 
 
 def test_tapes_other_models_say_the_same(home):
