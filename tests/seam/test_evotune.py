@@ -117,3 +117,5 @@ def test_esm_c_is_continued_on_a_family(family, convert_to, tmp_path):
     assert first == pytest.approx(loss_there(model, shard, "esmc"), abs=2e-6)
     model.esmc.layers[0].self_attn.q_norm.weight.data[:2] *= 2
     assert abs(first - loss_there(model, shard, "esmc")) > 1e-5  # the control
+    _, printed = convert_to(tmp_path / "run", "tuned", "--target", "tape", "--verify")
+    assert "verified" in printed
