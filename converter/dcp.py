@@ -7,6 +7,7 @@ from converter.formats import Format, ReadOptions, WriteOptions
 from converter.model import PortableModel, make_config, require_final_layernorm, rounded_contacts, with_lm_head
 from converter.vocabulary import to_pretraining
 from pretrain.checkpoint.files import ITERATION_NAME, META, TRACKER, load_meta, read_model_tensors, save_checkpoint
+from pretrain.checkpoint.state import CONTACT_HEAD, HAS_CONTACT_HEAD
 from pretrain.parallel.mesh import Layout
 from proteinlm.errors import InputError
 from proteinlm.model_dir.contact_head import contact_tensors, take_contacts
@@ -15,7 +16,6 @@ from proteinlm.model_dir.weights import stored_dtype
 from proteinlm.network.contacts import ContactRegression
 from proteinlm.tokenizer import Tokenizer
 
-CONTACT_HEAD, HAS_CONTACT_HEAD = "contact_head", "has_contact_head"  # a part of a checkpoint; meta.json's word of it
 COUNTERS = ("iteration", "consumed_train_samples", "consumed_tokens", "consumed_proteins", "skipped_iterations")
 
 
@@ -73,8 +73,6 @@ def prepare_dcp(model: PortableModel, options: WriteOptions) -> PortableModel:
     require_final_layernorm(model, "pretraining always has")
     if model.tokenizer.one_to_one:
         model = to_pretraining(model, name=model.tokenizer.name if model.tokenizer.ends_proteins else "iupac")
-    if model.contact_head is not None:
-        model = model.noted("the contact regression is stored too; a run that goes on from there leaves it out")
     return with_lm_head(model.with_config(output_dropout=True))
 
 

@@ -32,6 +32,8 @@ from proteinlm.network.config import ModelConfig
 from proteinlm.optim import LossScaler
 from proteinlm.tokenizer import Tokenizer
 
+# A contact regression that the converter stored beside the weights: a part of a checkpoint, and meta.json's word of it.
+CONTACT_HEAD, HAS_CONTACT_HEAD = "contact_head", "has_contact_head"
 MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 # What makes two models different; the last three only where the positions are of the kind that has them.
 ARCHITECTURE = (
@@ -87,10 +89,13 @@ class RunState:
     interval: Interval
     counters: Counters = field(default_factory=Counters)
     saved_at: int | None = None  # the newest checkpoint of this run's history
+    contact_head: dict[str, Tensor] = field(default_factory=dict)  # handed on as it was loaded
 
     def tensors(self, optimizer: bool, rng: torch.device | None) -> dict:
         """By name, to be saved or filled. rng: the generators of this device, None for none."""
         state = {"model": dict(self.model.state_dict())}
+        if self.contact_head:
+            state[CONTACT_HEAD] = self.contact_head
         if optimizer:
             state["optimizer"] = optimizer_state(self.model, self.optimizer)
         if rng:  # under the process's name, where there are several
@@ -111,6 +116,7 @@ class RunState:
             "device": self.world.device.type,
             "loss_scaler": self.scaler.state_dict() if self.scaler else None,
             "previous": self.saved_at,
+            HAS_CONTACT_HEAD: bool(self.contact_head),
         }
 
     @cached_property
@@ -137,6 +143,9 @@ class RunState:
         iteration, meta = checkpoint.load_meta(options.load, iteration)
         where = f"{options.load} iteration {iteration}"
         self._check_model(meta, where)
+        if meta.get(HAS_CONTACT_HEAD):
+            maps = self.config.model.num_layers * self.config.model.num_attention_heads
+            self.contact_head = {"weight": torch.zeros(1, maps), "bias": torch.zeros(1)}
         if options.finetune:
             checkpoint.load_checkpoint(options.load, iteration, self.tensors(optimizer=False, rng=None))
             say(f"loaded {where}")
