@@ -23,14 +23,19 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """argparse with one-line errors, no abbreviated flags, and the nearest flag suggested for an unknown one."""
+    """argparse with one-line errors, no abbreviated flags, and the nearest flag suggested for an unknown one.
 
-    def __init__(self, *args, **kwargs):
+    intermixed: flags may stand between the words of a command one of which may be absent (nargs="?").
+    """
+
+    def __init__(self, *args, intermixed: bool = False, **kwargs):
         kwargs.setdefault("allow_abbrev", False)
         super().__init__(*args, **kwargs)
+        self.intermixed = intermixed
 
     def parse_args(self, args: Sequence[str] | None = None, namespace=None):
-        parsed, unknown = self.parse_known_args(args, namespace)
+        parse = self.parse_known_intermixed_args if self.intermixed else self.parse_known_args
+        parsed, unknown = parse(args, namespace)
         if unknown:
             flag = next((word for word in unknown if word.startswith("-")), unknown[0]).split("=")[0]
             self.error(f"unknown argument {flag}{did_you_mean(flag, self._option_string_actions)}")

@@ -79,6 +79,11 @@ def _proteins(marked: bytes, path: str) -> Proteins:
     return Proteins(b"".join(pieces), lengths[~empty].astype(np.int32), int(empty.sum()), removed, unknown)
 
 
+def residues_of(text: str) -> str:
+    """The residues in a cell of a table, by the same rule; what is no letter of latin-1 becomes "?"."""
+    return text.encode("latin-1", "replace").translate(UPPER, REMOVED).decode("latin-1")
+
+
 def _letter(code: int) -> str:
     return chr(code) if 32 < code < 127 else f"0x{code:02x}"
 

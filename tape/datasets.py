@@ -93,6 +93,11 @@ class RemoteHomologyDataset(TapeDataset):
             raise InputError(f"{where}: fold_label is {label!r}, one of 0-{self.num_labels - 1} was expected")
         return int(label)
 
+    @property
+    def class_of(self) -> np.ndarray:
+        """int64 [len(self)]: the fold of each protein."""
+        return np.array([self._target(self.record(i), self.where(i), 0) for i in range(len(self))], np.int64)
+
 
 class SecondaryStructureDataset(TapeDataset):
     """3-class structure of each residue. Item: (token_ids [N], input_mask [N], labels [N], -1 at <cls> and <sep>).

@@ -28,7 +28,9 @@ from proteinlm.files import write_json
 from tape.data.lengths import residue_limit
 from tape.data.splits import choose_splits, load_split
 from tape.metrics import canonical_metric
-from tape.registry import load_plugins, resolve_trained_task
+from tape.own_data.data import DATA_JSON, OwnData
+from tape.own_data.report import describe_own, scored_table
+from tape.registry import load_plugins, own_data_task, resolve_trained_task
 from tape.runs.flags import (
     DEVICE_FLAGS,
     add_flags,
@@ -38,9 +40,9 @@ from tape.runs.flags import (
     positive,
     start_logging,
 )
-from tape.runs.processes import Processes, run_together
+from tape.runs.processes import Processes, is_main_process, run_together
 from tape.runs.results import finite, read_run, weights_identity
-from tape.scoring.bootstrap import Scores, confidence_interval, mean_of
+from tape.scoring.bootstrap import Scores, confidence_interval, mean_of, several_intervals
 from tape.scoring.files import (
     FORMS,
     check_form,
@@ -50,7 +52,9 @@ from tape.scoring.files import (
     save_results_pkl,
 )
 from tape.scoring.inference import load_finetuned, predict
+from tape.scoring.resampled import resamples
 from tape.tasks import Prediction, Task
+from tape.tasks.own_data import OwnTask
 from tape.tokenizers import TAPETokenizer
 
 IGNORED = ("model_config_file", "vocab_file", "output_dir", "seed", "log_dir", "debug")  # TAPE's
@@ -58,6 +62,10 @@ IGNORED = ("model_config_file", "vocab_file", "output_dir", "seed", "log_dir", "
 
 def intervals(task: Task, predictions: Sequence[Prediction], asked: Sequence[str]) -> dict[str, dict]:
     """95% intervals over proteins of the primary metric and of those asked for that are means over proteins."""
+    if isinstance(task, OwnTask):
+        statistics, scores = task.statistics(predictions), sum(p.scores.size for p in predictions)
+        spreads = several_intervals(statistics, len(predictions), resamples(scores))
+        return {name: interval | {"level": 0.95, "over": "proteins"} for name, interval in spreads.items()}
     scores = per_protein_scores(task, predictions)
     own = {n: mean_of(v) for n, v in per_protein_metrics(task, predictions, scores).items() if n in task.metrics}
     columns: dict[str, Scores] = own | {task.metric: scores}
@@ -92,7 +100,8 @@ def evaluate_split(
         return None
     assert len(predictions) == len(data), "a protein has no prediction"
     directory = Path(args.run_dir)
-    asked = [canonical_metric(name) for name in args.metrics or [task.metric]]
+    own = isinstance(task, OwnTask)
+    asked = [canonical_metric(name) for name in args.metrics or (task.metrics if own else [task.metric])]
     metrics = all_metrics(task, predictions, asked)
     spread = intervals(task, predictions, asked)
     if args.save_predictions:
@@ -113,6 +122,7 @@ def evaluate_split(
             "metrics": metrics,
             "loss": loss,
             "truncated": data.truncated,
+            **({"own_data": task.summary(predictions)} if own else {}),
             "head": getattr(model.config, "head", None),
             "run": flags.get("time_or_name"),
             "seed": flags.get("seed"),
@@ -133,6 +143,26 @@ def evaluate_split(
     )
 
 
+def choose_task(args: argparse.Namespace, run: dict) -> Task:
+    """The task of RUN_DIR: TAPE's or a plugin's by its name, or the user's table as the run has it (or another one)."""
+    directory, name = Path(args.run_dir), args.task or run.get("args", {}).get("task")
+    if not (directory / DATA_JSON).is_file():
+        if args.csv or name is None:
+            need = f"--csv {args.csv}: {directory} is no run on one's own table" if args.csv else "no task"
+            raise InputError(
+                f"{need}; {directory} should hold {DATA_JSON if args.csv else 'args.json, or TASK be given'}"
+            )
+        return resolve_trained_task(name, args.model_type)
+    data = OwnData.load(directory)
+    if args.task and args.task not in (data.name, data.table):
+        raise InputError(f"task {args.task!r}: {directory} was finetuned on {data.name} ({data.table})")
+    if args.csv:
+        data, args.split = scored_table(data, args.csv, args.ignore), ["test"]
+    elif is_main_process() and (note := data.changed()):
+        print(f"notice: {note}; the run's copy is scored", flush=True)
+    return own_data_task(data, args.model_type)
+
+
 def device_name(device: torch.device) -> str:
     """'NVIDIA H100 80GB HBM3', or the processor's architecture and how many threads compute on it."""
     if device.type == "cuda":
@@ -142,12 +172,14 @@ def device_name(device: torch.device) -> str:
 
 
 def build_parser() -> errors.ArgumentParser:
-    parser = errors.ArgumentParser("tape-eval", description="Score a finetuned model on whole splits.")
+    parser = errors.ArgumentParser("tape-eval", description="Score a finetuned model on whole splits.", intermixed=True)
     parser.add_argument("model_type", help="transformer, tape_transformer, lstm, resnet, onehot or a plugin's")
-    parser.add_argument("task", help="the task that RUN_DIR was finetuned on")
+    parser.add_argument("task", nargs="?", help="the task that RUN_DIR was finetuned on (default: as RUN_DIR says)")
     parser.add_argument("run_dir", metavar="RUN_DIR", help="what tape-train wrote")
     parser.add_argument("--data_dir", default="./data", help="holds <task>/<task>_<split>.lmdb or .json")
     parser.add_argument("--split", nargs="+", default=["test"], help="one or more; all: every evaluation split")
+    parser.add_argument("--csv", help="of a run on your own table: another table to score, with the same columns")
+    parser.add_argument("--ignore", nargs="+", default=[], metavar="LABEL", help="of --csv: labels to leave out")
     parser.add_argument("--metrics", nargs="*", help="which to print (TAPE's names, L5 too); the file has all of them")
     parser.add_argument("--batch_size", type=positive, default=32, help="proteins at a time; changes no number")
     parser.add_argument("--save_predictions", nargs="?", const="npz", choices=FORMS, help="each protein's scores (npz)")
@@ -160,7 +192,9 @@ def build_parser() -> errors.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     load_plugins(argv)
     args = build_parser().parse_args(argv)
-    task = resolve_trained_task(args.task, args.model_type)
+    directory = Path(args.run_dir)
+    run = read_run(directory)
+    task = choose_task(args, run)
     check_flags(args, IGNORED)
     start_logging(args.log_level)
     for name in map(canonical_metric, args.metrics or ()):
@@ -168,9 +202,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if name not in task.metrics and task.metric != "loss":
             raise InputError(f"--metrics {name}: {task.name} has {', '.join(task.metrics)}")
     check_form(args.save_predictions)
-    directory = Path(args.run_dir)
     splits, absent = choose_splits(task, args.data_dir, args.split)
-    run = read_run(directory)
 
     def work(processes: Processes, device: torch.device) -> None:
         if absent and processes.is_main:
@@ -179,7 +211,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for split in splits:
             result = evaluate_split(task, model, split, args, run, processes)
             if result is not None:
-                target = directory / f"{task.name}-{split}.json"
+                target = directory / f"{task.name}-{Path(args.csv).name.split('.')[0] if args.csv else split}.json"
                 write_json(target, result)
                 print(describe(result, target), flush=True)
         processes.barrier()
@@ -198,7 +230,8 @@ def describe(result: dict, target: Path) -> str:
     crop = f", {cropped} cropped to {result['truncated']['max_length']} residues" if cropped else ""
     low, high = (show(result["interval"][end]) for end in ("low", "high"))
     interval = f"95% of {result['metric']} [{low}, {high}]"
-    return f"{result['task']} {result['split']} n={result['n_examples']}{crop}: {values} ({interval}) -> {target}"
+    line = f"{result['task']} {result['split']} n={result['n_examples']}{crop}: {values} ({interval}) -> {target}"
+    return "\n".join([line, *(describe_own(result) if "own_data" in result else [])])
 
 
 cli = partial(errors.run, main)  # the console command

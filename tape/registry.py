@@ -30,7 +30,9 @@ import torch
 from proteinlm.errors import InputError
 from tape import metrics
 from tape.models.zoo import MODELS
+from tape.own_data.data import OwnData
 from tape.tasks import MORE_TASKS, TASKS, Task
+from tape.tasks.own_data import KINDS, own_task
 from tape.tasks.plugin import plugin_task, registered_metrics
 
 LEFT_OUT = ("unirep", "trrosetta", "bepler")  # songlab's model types that have no counterpart here
@@ -172,6 +174,12 @@ def resolve_task(name: str, model_type: str) -> Task:
     task = BUILT_IN.get(name)
     task = plugin_task(spec, model) if task is None or spec.dataset is not task.dataset else replace(task, model=model)
     return replace(task, metrics=dict(task.metrics) | registered_metrics(added, task.metrics))
+
+
+def own_data_task(data: OwnData, model_type: str) -> Task:
+    """The task of a user's table, with the class that `model_type` has for TAPE's task of the same kind."""
+    like = next(name for name, kind in TASK_KINDS.items() if kind == KINDS[data.kind])
+    return own_task(data, _model_of(registry.get_task_spec(like), model_type))
 
 
 def resolve_trained_task(name: str, model_type: str) -> Task:

@@ -12,6 +12,7 @@ took. What must hold: with --holdout the valid split is never opened; RUN_DIR is
 writes.
 """
 
+import os
 import shlex
 import sys
 import time
@@ -31,12 +32,14 @@ from tape.data.batching import training_steps
 from tape.data.holdout import hold_out
 from tape.data.lengths import residue_limit
 from tape.data.splits import SplitData, load_split
+from tape.finetuning.frozen import attach_states
 from tape.finetuning.lora import add_lora
-from tape.finetuning.options import TrainOptions, parse_options
+from tape.finetuning.options import TrainOptions, choice_of, parse_options
 from tape.finetuning.trainer import Trainer
 from tape.metrics import mean_and_spread
 from tape.models.config import CONFIG_DEFAULTS, ProteinBertConfig, read_keys
-from tape.registry import load_plugins, model_types, resolve_trained_task, task_names
+from tape.own_data.read import read_own_data
+from tape.registry import load_plugins, model_types, own_data_task, resolve_trained_task, task_names
 from tape.runs.flags import choose_precision, start_logging
 from tape.runs.processes import Processes, is_main_process, run_together
 from tape.runs.results import finite, read_run, weights_identity
@@ -49,6 +52,7 @@ from tape.runs.run_dir import (
     save_weights,
 )
 from tape.tasks import Task
+from tape.tasks.own_data import OwnTask
 from tape.tokenizers import TAPETokenizer
 
 Splits = tuple[SplitData, SplitData | None, dict]
@@ -91,7 +95,7 @@ def choose_validation(task: Task, options: TrainOptions, limit: int | None) -> S
     """
     tokenizer = TAPETokenizer(options.tokenizer)
     train = load_split(task, options.data_dir, "train", tokenizer, limit, options.too_long)
-    if options.holdout is None:
+    if options.holdout is None or (options.csv and task.own.division["valid_held_out"]):
         if not options.evaluates:
             return train, None, {"method": "none", "train": len(train), "held_out": 0}
         valid = load_split(task, options.data_dir, options.valid_split, tokenizer, limit, options.too_long)
@@ -102,6 +106,17 @@ def choose_validation(task: Task, options: TrainOptions, limit: int | None) -> S
     summary = parts.summary() | {"fraction": options.holdout, "seed": options.holdout_seed}
     held_out = train.subset(parts.held_out) if options.evaluates else None
     return train.subset(parts.train), held_out, summary
+
+
+def choose_task(options: TrainOptions) -> Task:
+    """TAPE's task or a plugin's by its name, or the user's table, read and divided."""
+    if options.csv is None:
+        return resolve_trained_task(options.task, options.model_type)
+    data = replace(read_own_data(options.csv, choice_of(options)), name=options.task)
+    data = data.divided(options.holdout, options.test_holdout, options.holdout_seed)
+    if is_main_process():
+        print("\n".join(data.describe()), flush=True)
+    return own_data_task(data, options.model_type)
 
 
 def expand(options: TrainOptions, directory: str) -> list[TrainOptions]:
@@ -119,7 +134,7 @@ def expand(options: TrainOptions, directory: str) -> list[TrainOptions]:
 def main(argv: Sequence[str] | None = None) -> int:
     load_plugins(argv)
     options = parse_options(argv, task_names(), model_types())
-    task = resolve_trained_task(options.task, options.model_type)
+    task = choose_task(options)
     start_logging(options.log_level)
     command = shlex.join(["tape-train", *map(str, sys.argv[1:] if argv is None else argv)])
     return run_together(options.device, lambda processes, device: run(task, options, command, processes, device))
@@ -167,12 +182,16 @@ def train_one(
         source = None
         if options.from_pretrained and processes.is_main:
             source = weights_identity(find_model(options.from_pretrained))  # for a name, the directory it means
-        if resume and processes.is_main:
-            check_same_weights(source, Path(options.output_dir))
+        if processes.is_main:
+            if resume:
+                check_same_weights(source, Path(options.output_dir))
+            task.remember(Path(options.output_dir), resume)
         return model, splits, source
 
     model, splits, source = processes.together(prepare)
     train, valid, validation = splits
+    if options.csv and options.freeze_encoder and options.embeddings_dir != "none":
+        keep_states(task, model, options, [part for part in (train, valid) if part], processes, device)
     trainer = Trainer(task, model, options, train, valid, processes, device)
     record = {
         "args": asdict(options),
@@ -213,6 +232,26 @@ def train_one(
             flush=True,
         )
     return splits, progress
+
+
+def keep_states(
+    task: OwnTask,
+    model: torch.nn.Module,
+    options: TrainOptions,
+    splits: Sequence[SplitData],
+    processes: Processes,
+    device: torch.device,
+) -> None:
+    """Let a frozen encoder run once a protein, if its head can be run without it."""
+    if not hasattr(model, "head_logits"):
+        return
+    table, run = Path(options.csv), Path(options.output_dir)
+    beside = table.with_name(f"{table.name}.embeddings")
+    place = beside if os.access(table.parent, os.W_OK) else run / "embeddings"
+    directory = Path(options.embeddings_dir) if options.embeddings_dir else place
+    precision = choose_precision(options.fp16, options.bf16, device)
+    output = "seq" if task.own.kind == "per_residue" else "pooled"
+    attach_states(model, output, splits, directory, device, precision, processes)
 
 
 def _values(options: TrainOptions) -> dict[str, object]:

@@ -71,7 +71,11 @@ class TapeDataset(torch.utils.data.Dataset):
 
     def where(self, index: int) -> str:
         """File and record of protein `index`, for messages."""
-        return f"{self.path} record {int(self._numbers[index])}"
+        return self.place(int(self._numbers[index]))
+
+    def place(self, number: int) -> str:
+        """File and place of record `number` of the file."""
+        return f"{self.path} record {number}"
 
     @property
     def whole_lengths(self) -> np.ndarray:
@@ -109,8 +113,9 @@ class TapeDataset(torch.utils.data.Dataset):
         if self.too_long == "error" and not fits.all():
             first = int(fits.argmin())
             raise InputError(
-                f"{self.path} record {first}: {self._record_lengths[first]} residues, but max_length is"
+                f"{self.place(first)}: {self._record_lengths[first]} residues, but max_length is"
                 f" {self.max_length} ({int((~fits).sum())} such records); crop or skip them explicitly"
+                " (--too_long crop)"
             )
         return np.flatnonzero(fits)
 

@@ -62,7 +62,8 @@ def distinct_kmers(sequences: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         codes = codes * 32 + (residues[place : place + len(codes)] & 31)
     owners = np.repeat(np.arange(len(sequences)), lengths)
     inside = owners[: len(codes)] == owners[KMER - 1 :]  # a window that crosses into the next protein is not a k-mer
-    packed = np.unique((owners[: len(codes)][inside] << 5 * KMER) | codes[inside])
+    packed = np.sort((owners[: len(codes)][inside] << 5 * KMER) | codes[inside])  # np.unique's hashing is slower
+    packed = packed[np.append(True, packed[1:] != packed[:-1])[: len(packed)]]
     return packed & ((1 << 5 * KMER) - 1), packed >> 5 * KMER
 
 
@@ -88,14 +89,17 @@ def _union(parent: np.ndarray, left: np.ndarray, right: np.ndarray) -> np.ndarra
         parent = _roots(parent)
 
 
-def _related(left: np.ndarray, right: np.ndarray, codes: np.ndarray, starts: np.ndarray) -> np.ndarray:
-    """bool per pair: do they share MIN_SHARED of the k-mers of the one with fewer?"""
+def _related(
+    left: np.ndarray, right: np.ndarray, codes: np.ndarray, starts: np.ndarray, keys: np.ndarray
+) -> np.ndarray:
+    """bool per pair: do they share MIN_SHARED of the k-mers of the one with fewer? keys: (owner, code) of each k-mer.
+
+    keys are sorted, so membership is one binary search over all proteins at once.
+    """
     sizes = np.diff(starts)
     smaller = np.where(sizes[left] <= sizes[right], left, right)
     larger = left + right - smaller
     related = np.zeros(len(left), dtype=bool)
-    # packed keys are sorted (owner, then code), so membership is one binary search over all proteins at once
-    keys = (np.repeat(np.arange(len(sizes)), sizes) << 5 * KMER) | codes
     for begin in range(0, len(left), 1 << 14):
         some = slice(begin, begin + (1 << 14))
         counts = sizes[smaller[some]]
@@ -115,7 +119,7 @@ def cluster_sequences(sequences: Sequence[str], rounds: int = ROUNDS) -> np.ndar
     codes, owners = distinct_kmers([sequences[i] for i in distinct])
     starts = np.searchsorted(owners, np.arange(len(distinct) + 1))
     has_kmers = np.flatnonzero(np.diff(starts) > 0)
-    parent = np.arange(len(distinct))
+    keys, parent = (owners << 5 * KMER) | codes, np.arange(len(distinct))
     rng = np.random.default_rng(0)  # the hashes are part of the method, not of the user's seed
     previous = np.zeros(len(has_kmers), dtype=np.uint64)
     for _ in range(rounds if len(has_kmers) > 1 else 0):
@@ -128,7 +132,7 @@ def cluster_sequences(sequences: Sequence[str], rounds: int = ROUNDS) -> np.ndar
         first, second = has_kmers[order[:-1]], has_kmers[order[1:]]
         candidates = (minima[order[:-1]] == minima[order[1:]]) & (parent[first] != parent[second])
         first, second = first[candidates], second[candidates]
-        good = _related(first, second, codes, starts)
+        good = _related(first, second, codes, starts, keys)
         parent = _union(parent, first[good], second[good])
         previous = minima
     _, first_seen, cluster = np.unique(parent[same], return_index=True, return_inverse=True)
@@ -173,14 +177,21 @@ def _choose(groups: np.ndarray, number: int, seed: int, labels: np.ndarray | Non
 
 
 def hold_out(
-    sequences: Sequence[str], fraction: float = 0.1, seed: int = 0, labels: np.ndarray | None = None
+    sequences: Sequence[str],
+    fraction: float = 0.1,
+    seed: int = 0,
+    labels: np.ndarray | None = None,
+    clusters: np.ndarray | None = None,
 ) -> Holdout:
-    """Hold `fraction` of train out by whole clusters. `labels`: int[N], classes that must stay known to train."""
+    """Hold `fraction` of train out by whole clusters. `labels`: int[N], classes that must stay known to train.
+
+    clusters: int[N], of `cluster_sequences` (of more proteins than these, where they are a part), if known already.
+    """
     if not 0 < fraction < 0.5:
         raise InputError(f"--holdout {fraction}: should lie between 0 and 0.5, for instance 0.1")
     if len(sequences) < 4:
         raise InputError(f"--holdout {fraction}: train has {len(sequences)} proteins, at least 4 are needed")
-    clusters = cluster_sequences(sequences)
+    clusters = cluster_sequences(sequences) if clusters is None else np.unique(clusters, return_inverse=True)[1]
     sizes = np.bincount(clusters)
     number = max(1, round(fraction * len(sequences)))
     out, method = np.zeros(len(sequences), dtype=bool), "whole clusters"

@@ -6,6 +6,7 @@ was cut.
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ import torch
 from proteinlm.errors import InputError
 from tape.data.examples import TapeBatch, collate_with
 from tape.data.records import find_data_file
-from tape.datasets import RemoteHomologyDataset, TapeDataset
+from tape.datasets import TapeDataset
 from tape.tasks import Task
 from tape.tokenizers import TAPETokenizer
 
@@ -30,6 +31,7 @@ class SplitData:
         self.lengths = dataset.lengths[self.indices]
         self._cache: dict[int, tuple] = {} if cache is None else cache
         self._room = CACHE_BYTES
+        self.states: Any = None  # of a frozen encoder (tape.finetuning.frozen.States): batches then have `states`
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -42,9 +44,8 @@ class SplitData:
     @property
     def classes(self) -> np.ndarray | None:
         """int64 [N] of a classification task; None where a protein has no class."""
-        if not isinstance(self.dataset, RemoteHomologyDataset):
-            return None
-        return np.array([self._example(int(index))[2] for index in self.indices], np.int64)
+        classes = getattr(self.dataset, "class_of", None)
+        return None if classes is None else classes[self.indices]
 
     @property
     def truncated(self) -> dict:
@@ -62,7 +63,7 @@ class SplitData:
     def subset(self, indices: np.ndarray) -> "SplitData":
         """The proteins at these places, sharing what is in memory."""
         part = SplitData(self.dataset, self.indices[indices], self._cache)
-        part._room = self._room
+        part._room, part.states = self._room, self.states
         return part
 
     def _example(self, index: int) -> tuple:
@@ -88,7 +89,10 @@ class SplitData:
         numbers, collate_fn = self.indices[indices].tolist(), self.dataset.collate_fn
         examples = [self._example(number) for number in numbers]
         if collate_fn.__module__.startswith("tape."):
-            return collate_fn(examples)
+            batch = collate_fn(examples)
+            if self.states is not None:
+                batch.extra["states"] = self.states.of(numbers)
+            return batch
         batch = collate_with(collate_fn, examples)
         extra = {
             "ids": [getattr(example, "id", str(n)) for n, example in zip(numbers, examples, strict=True)],

@@ -11,6 +11,10 @@ from functools import partial
 from pathlib import Path
 
 from proteinlm.errors import ArgumentParser, InputError
+from proteinlm.tables import is_table
+from tape.own_data.data import Choice
+from tape.own_data.kinds import KINDS
+from tape.own_data.read import read_own_data
 from tape.recipes import BUILT_IN, resolve
 from tape.runs.flags import (
     DEVICE_FLAGS,
@@ -27,7 +31,20 @@ MODEL_TYPES = ("transformer",)
 IGNORED = ("vocab_file", "fp16_opt_level", "debug")  # TAPE's
 # A resumed run may change these; every other flag makes another run.
 MAY_CHANGE = (
-    *("output_dir", "data_dir", "num_workers", "log_dir", "log_level", "device", "resume", "num_log_iter", "save_freq"),
+    *(
+        "output_dir",
+        "data_dir",
+        "csv",
+        "labels",
+        "embeddings_dir",
+        "num_workers",
+        "log_dir",
+        "log_level",
+        "device",
+        "resume",
+        "num_log_iter",
+        "save_freq",
+    ),
     *("plugin", "recipe", "force_save", "recompute"),
 )
 
@@ -50,8 +67,8 @@ def flag(group: str, doc: str, *spellings: str, **argument):
     return field(metadata={"group": group, "spellings": spellings, "argument": argument | {"help": doc}})
 
 
-GROUPS = ("model", "data", "recipe", "evaluation and files")
-model_flag, data_flag, recipe_flag, run_flag = (partial(flag, group) for group in GROUPS)
+GROUPS = ("model", "data", "one's own data", "recipe", "evaluation and files")
+model_flag, data_flag, own_flag, recipe_flag, run_flag = (partial(flag, group) for group in GROUPS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +90,17 @@ class TrainOptions:
     holdout_seed: int = data_flag("of --holdout; the same for every --seed", type=count, default=0)
     max_length: int | None
     too_long: str
+
+    csv: str | None = own_flag("the table (.csv, .tsv or FASTA, also .gz); the same as giving it as the task")
+    labels: str | None = own_flag("FASTA of a label a residue, beside a FASTA of sequences")
+    sequence: str | None = own_flag("column of the sequences")
+    target: Sequence[str] | None = own_flag("column of the labels; several: a class each, with 1 and 0", nargs="+")
+    id: str | None = own_flag("column of the proteins' names; none: there is none")
+    split_column: str | None = own_flag("column of train, valid (val, dev) and test; none: divide by cluster")
+    kind: str | None = own_flag("what the labels are (default: as they look, which is printed)", choices=KINDS)
+    ignore: Sequence[str] | None = own_flag("labels to leave out; a residue's: not scored", nargs="+", metavar="LABEL")
+    test_holdout: float | None = own_flag("fraction for test where no column says it (0.1); 0: no test", type=fraction)
+    embeddings_dir: str | None = own_flag("where a frozen encoder's embeddings are kept (default: beside the table)")
 
     recipe: dict = field(default_factory=dict)  # {"name": --recipe, "from": {key: flag, a recipe, built-in}}
     batch_size: int = recipe_flag("proteins an optimizer step, on all devices together", type=positive)
@@ -125,9 +153,11 @@ class TrainOptions:
 
 
 def build_parser(model_types: Sequence[str] = MODEL_TYPES) -> ArgumentParser:
-    parser = ArgumentParser("tape-train", description="Finetune a protein model on one TAPE task.")
+    parser = ArgumentParser(
+        "tape-train", description="Finetune a protein model on a TAPE task or your own table.", intermixed=True
+    )
     parser.add_argument("model_type", help=", ".join(model_types))
-    parser.add_argument("task", help="secondary_structure, contact_prediction, remote_homology, fluorescence ...")
+    parser.add_argument("task", nargs="?", help="secondary_structure, remote_homology ... or a table: my_task.csv")
     groups = {name: parser.add_argument_group(name) for name in GROUPS}
     groups["recipe"].description = "Their defaults are those of --recipe, then of tape/recipes/<task>.yaml."
     groups["recipe"].add_argument("--recipe", default="default", metavar="default|none|FILE", help="more defaults")
@@ -149,10 +179,11 @@ def parse_options(
     """argv -> TrainOptions; wrong flags end the process with one line and status 2."""
     parser = build_parser(model_types)
     args = parser.parse_args(argv)
-    if args.task not in tasks:
-        raise InputError(f"task {args.task!r} is unknown; should be one of {', '.join(tasks)}")
+    recipe = _own_table(args) if args.csv or is_table(args.task or "") else args.task
+    if args.csv is None:
+        _refuse_unknown_task(args, tasks)
     flags = {key: getattr(args, key) for key in BUILT_IN}
-    values, sources = resolve(args.task, args.recipe, flags, recipe_checks(parser))
+    values, sources = resolve(recipe, args.recipe, flags, recipe_checks(parser))
     vars(args).update(values)
     args.recipe = {"name": args.recipe, "from": sources}
     if args.gradient_accumulation_steps > args.batch_size:
@@ -168,6 +199,34 @@ def parse_options(
     _check_flags(args)
     args.time_or_name = args.time_or_name or args.exp_name
     return TrainOptions(**{entry.name: getattr(args, entry.name) for entry in fields(TrainOptions)})
+
+
+def _own_table(args: argparse.Namespace) -> str:
+    """Look at the user's table: its kind is the name of its recipe, and the task's name is settled."""
+    if args.csv and is_table(args.task or ""):
+        raise InputError(f"{args.task} and --csv {args.csv}: one table at a time; give one")
+    named = None if args.csv is None else args.task
+    args.csv = args.csv or args.task
+    data = read_own_data(args.csv, choice_of(args))
+    args.task, args.kind = named or data.name, data.kind
+    return f"own_data/{data.kind}"
+
+
+def _refuse_unknown_task(args: argparse.Namespace, tasks: Sequence[str]) -> None:
+    if args.task not in tasks:
+        named = f"task {args.task!r} is unknown" if args.task else "no task"
+        raise InputError(f"{named}; should be a table (my_task.csv) or one of {', '.join(tasks)}")
+    for name in ("labels", "sequence", "target", "id", "split_column", "kind", "ignore", "test_holdout"):
+        if getattr(args, name) is not None:
+            raise InputError(f"--{name}: is of a table of one's own, and {args.task} is none; give --csv FILE")
+
+
+def choice_of(options: object) -> Choice:
+    """What the flags say of the user's table."""
+    target = tuple(options.target) if options.target else None
+    ignore = tuple(options.ignore or ())
+    values = (options.sequence, target, options.id, options.split_column, options.kind, ignore)
+    return Choice(*values, options.labels)
 
 
 def _check_flags(args: argparse.Namespace) -> None:

@@ -110,6 +110,10 @@ class TaskModel(BuiltInModel):
         logits = self._logits(hidden, pooled, mask)
         return (logits, *rest) if targets is None else (self._loss(logits, targets, mask), logits, *rest)
 
+    def head_logits(self, states: Tensor, mask: Tensor) -> Tensor:
+        """The logits from a trunk's output: pooled [B, p], or sequence [B, N, h] for a kind that needs every token."""
+        return self._logits(states, states, mask)
+
 
 class Value(TaskModel):
     """One number a protein. logits [B, 1]; targets [B, 1]; mean squared error."""

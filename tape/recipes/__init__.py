@@ -38,7 +38,8 @@ BUILT_IN: dict[str, object] = {
     "lora_dropout": 0.0,
     "patience": -1,  # TAPE's: never stop early
 }
-RIVALS = (("max_steps", "num_train_epochs"), ("warmup_steps", "warmup_fraction"))
+RIVALS = (("max_steps", "num_train_epochs"), ("warmup_steps", "warmup_fraction"), ("lora", "freeze_encoder"))
+OFF = {"lora": 0, "freeze_encoder": False}  # values with which a key excludes nothing
 FOLDER = Path(__file__).parent
 PRESETS = FOLDER / "tables"  # of tape.reproduce: recipes of whole tables
 
@@ -90,9 +91,9 @@ def resolve(
         for key, value in level.items():
             values[key], sources[key] = value, source
             for pair in RIVALS if source != "built-in" else ():
-                rival = pair[1 - pair.index(key)] if key in pair else None
+                rival = pair[1 - pair.index(key)] if key in pair and value != OFF.get(key) else None
                 if rival and rival not in level:
-                    values[rival], sources[rival] = None, f"{key} instead"
+                    values[rival], sources[rival] = OFF.get(rival), f"{key} instead"
     return values, sources
 
 

@@ -102,7 +102,7 @@ def check_same_weights(source: dict | None, output: Path) -> None:
 def clear(output: Path) -> None:
     """Remove what a run left, its results of evaluation included, args.json last: until then it is a started run."""
     shutil.rmtree(output / "last", ignore_errors=True)
-    for name in ("metrics.jsonl", CONFIG_NAME, SAFE_NAME, TORCH_NAME):
+    for name in ("metrics.jsonl", "data.json", "data.csv", CONFIG_NAME, SAFE_NAME, TORCH_NAME):
         (output / name).unlink(missing_ok=True)
     task = read_run(output).get("args", {}).get("task")
     for path in output.glob(f"{task}-*.*") if task else ():

@@ -15,6 +15,7 @@ hold: one protein, one entry, in the split's order; the file appears whole.
 """
 
 import json
+import math
 import pickle
 import zipfile
 from collections.abc import Sequence
@@ -30,13 +31,15 @@ from tape.scoring.bootstrap import Scores, mean_of
 from tape.tasks import Prediction, Task
 
 FORMS = ("npz", "parquet")
-PARQUET_COLUMNS = ("column_0", "column_1")  # npz has them as `columns`
+PARQUET_COLUMN = "column_{}"  # npz has them as `columns`
 
 
 def per_protein_scores(task: Task, predictions: Sequence[Prediction]) -> Scores:
     """The two columns per protein that the primary metric is made of."""
     if task.metric == "spearmanr":
         return Scores("spearman", np.array([[p.scores.item(), p.labels.item()] for p in predictions], np.float64))
+    if task.metric == "mcc":
+        return Scores("mcc", task.per_protein(predictions).astype(np.float64))
     if task.metric == "perplexity":
         sums = [[p.scores.sum(dtype=np.float64), p.scores.size] for p in predictions]
         return Scores("perplexity", np.array(sums, np.float64))
@@ -52,12 +55,23 @@ def per_protein_metrics(task: Task, predictions: Sequence[Prediction], scores: S
     """
     if task.metric in metrics.PRECISIONS:
         return metrics.precision_table([(p.scores, p.labels) for p in predictions])
+    if scores.kind == "mcc":
+        return {"accuracy": _accuracy(scores.columns)}
     first, second = scores.columns.T
     if scores.kind == "spearman":
         return {"squared_error": (first - second) ** 2}
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         share = np.where(second > 0, first / second, np.nan)
         return {task.metric: np.exp(share) if scores.kind == "perplexity" else share}
+
+
+def _accuracy(columns: np.ndarray) -> np.ndarray:
+    """float64 [N]: each protein's share of right classes, of the columns of mcc; NaN where nothing is counted."""
+    if columns.shape[1] == 2:
+        return (columns[:, 0] == columns[:, 1]).astype(np.float64)
+    size = math.isqrt(columns.shape[1])
+    with np.errstate(invalid="ignore"):
+        return columns[:, :: size + 1].sum(1) / columns.sum(1)
 
 
 def save_predictions(path: str | Path, task: Task, split: str, predictions: Sequence[Prediction]) -> None:
@@ -102,7 +116,7 @@ def _write_parquet(path, metadata, ids, lengths, rows, columns, per_protein) -> 
         parts = [row[place] for row in rows]
         scalar = all(part.ndim == 0 for part in parts)
         table[name] = np.array(parts) if scalar else pyarrow.array([part.ravel() for part in parts])
-    table |= per_protein | dict(zip(PARQUET_COLUMNS, columns.T, strict=True))
+    table |= per_protein | {PARQUET_COLUMN.format(i): column for i, column in enumerate(columns.T)}
     classes = sorted({row[0].shape[-1] for row in rows if row[0].ndim > row[1].ndim})
     metadata = metadata | {"classes": classes[0] if len(classes) == 1 else None}
     content = pyarrow.table(table).replace_schema_metadata({"tape": json.dumps(metadata)})
@@ -138,8 +152,10 @@ def load_scores(path: str | Path, metric: str | None = None) -> Scores:
         if path.suffix == ".parquet":
             import pyarrow.parquet
 
-            metadata = json.loads(pyarrow.parquet.read_schema(path).metadata[b"tape"])
-            return Scores(metadata["kind"], np.stack(_read_arrays(path, *PARQUET_COLUMNS), axis=1))
+            schema = pyarrow.parquet.read_schema(path)
+            names = [name for i in range(len(schema.names)) if (name := PARQUET_COLUMN.format(i)) in schema.names]
+            kind = json.loads(schema.metadata[b"tape"])["kind"]
+            return Scores(kind, np.stack(_read_arrays(path, *names), axis=1))
         kind, columns = _read_arrays(path, "kind", "columns")
         return Scores(str(kind), columns)
     except (KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:

@@ -11,6 +11,7 @@ Legend: B proteins, L residues, T tokens (L + 2), C classes.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -76,6 +77,10 @@ class Task:
     def score(self, predictions: Sequence[Prediction]) -> dict[str, float | int]:
         """Every metric of a whole split, and the counts behind it."""
         return {name: metric(predictions) for name, metric in self.metrics.items()} | self.counts(predictions)
+
+    def remember(self, directory: Path, resume: bool) -> None:
+        """Write what a run's directory needs, beside args.json, to be scored and used without its data; or, of a run
+        that is resumed, check it."""
 
     def counts(self, predictions: Sequence[Prediction]) -> dict[str, int]:
         """What the metrics were taken over."""

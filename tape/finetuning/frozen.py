@@ -1,0 +1,152 @@
+"""A frozen encoder runs once a protein: what the head needs of it is kept in a file, and the head is trained on that.
+
+    attach_states(model, output, [train, valid], Path("table.csv.embeddings"), ...)
+    batch = train[0, indices]; batch["states"]              # [B, p] pooled, or [B, N, h] of every token
+
+The file (<key>.npy; its parts while it is being made, so that a killed run goes on) belongs to one encoder, one set of
+sequences and one precision, which make the key: another run, seed or trial over the same table finds it again. What
+must hold: the head sees what the encoder would give it in the same evaluation mode (1e-5, as of any other batch).
+
+Legend: B proteins, N tokens of the longest (residues + 2), h and p sizes, T tokens of all proteins.
+"""
+
+import argparse
+import hashlib
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from proteinlm.encoder import default_batch_tokens
+from proteinlm.errors import InputError
+from proteinlm.progress import Progress
+from tape.data.examples import pad_sequences
+from tape.data.splits import SplitData
+from tape.inference.encoding import TrunkEncoder
+from tape.inference.fasta import Protein
+from tape.inference.parts import PartStore, plan_parts, split_rows
+from tape.runs.processes import Processes
+
+PART_PROTEINS = 256  # what a killed run may have to do again
+BATCH_PROTEINS = 1024
+
+
+class States:
+    """The states of a data set's proteins: rows of a file, one a protein (pooled) or one a token (seq)."""
+
+    def __init__(self, array: np.ndarray, rows: Sequence[slice], a_token: bool):
+        self.array, self.rows, self.a_token = array, rows, a_token  # rows[i]: of protein i of the data set
+
+    def of(self, proteins: Sequence[int]) -> torch.Tensor:
+        """[B, p], or [B, N, h] with 0 at padding."""
+        parts = [np.asarray(self.array[self.rows[i]]) for i in proteins]
+        return torch.from_numpy(pad_sequences(parts) if self.a_token else np.concatenate(parts))
+
+
+def attach_states(
+    model: nn.Module,
+    output: str,
+    splits: Sequence[SplitData],
+    directory: Path,
+    device: torch.device,
+    precision: torch.dtype,
+    processes: Processes,
+) -> Path:
+    """Give each split the `states` of its proteins; those that no file has are computed. Returns the file.
+
+    output: what the head needs of the encoder, "pooled" or "seq" (tape.inference.encoding).
+    """
+    seen = [_sequences(split) for split in splits]
+    sequences = list(dict.fromkeys(sequence for part in seen for sequence in part))
+    encoder = TrunkEncoder(model.base_model, -1, device, precision)
+    manifest = {
+        "encoder": _digest(model.base_model),
+        "sequences": hashlib.sha256("\n".join(sequences).encode()).hexdigest(),
+        "output": output,
+        "precision": str(precision).removeprefix("torch."),
+    }
+    key = hashlib.sha256(json.dumps(manifest).encode()).hexdigest()[:16]
+    store = PartStore(directory / f"{key}.npy", manifest)
+    if not store.output.is_file():
+        _compute(encoder, output, sequences, store, processes)
+    array = np.load(store.output, mmap_mode="r" if output == "seq" else None)
+    lengths = np.array([len(sequence) for sequence in sequences], np.int64)
+    rows = list(split_rows(lengths)) if output == "seq" else [slice(i, i + 1) for i in range(len(sequences))]
+    place = dict(zip(sequences, rows, strict=True))
+    for split, part in zip(splits, seen, strict=True):
+        split.states = States(array, [place[sequence] for sequence in part], output == "seq")
+    return store.output
+
+
+def _sequences(split: SplitData) -> list[str]:
+    """What the encoder sees of each protein of a split's whole data set."""
+    data = split.dataset
+    return [data.record(i)["primary"][: data.max_length] for i in range(len(data))]
+
+
+def _digest(trunk: nn.Module) -> str:
+    """sha256 of a trunk's configuration and weights."""
+    digest = hashlib.sha256(json.dumps(trunk.config.to_dict(), sort_keys=True, default=str).encode())
+    for name, tensor in sorted(trunk.state_dict().items()):
+        flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+        digest.update(f"{name} {list(tensor.shape)}".encode() + flat.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _compute(encoder: TrunkEncoder, output: str, sequences: list[str], store: PartStore, processes: Processes) -> None:
+    """Embed what is missing, each process its share of the parts, then join the parts."""
+    lengths = np.array([len(sequence) for sequence in sequences], np.int64)
+    width = encoder.widths[output]
+    rows = int((lengths + 2).sum()) if output == "seq" else len(sequences)
+    _check_room(store.output, 8 * rows * width)
+    bounds = plan_parts(lengths, PART_PROTEINS, 4 * width if output == "seq" else 0)
+    resumed = processes.broadcast(processes.together(lambda: processes.is_main and store.open()))
+    todo = [part for part in range(len(bounds) - 1) if not store.has(part)]
+    if processes.is_main:
+        done = f" ({len(bounds) - 1 - len(todo)} of {len(bounds) - 1} parts are done)" if resumed else ""
+        print(
+            f"the encoder is frozen: {len(sequences):,} proteins are embedded once{done} -> {store.output}", flush=True
+        )
+    settings = argparse.Namespace(
+        tokens_per_batch=default_batch_tokens(encoder.device), batch_size=BATCH_PROTEINS, save_fp16=False
+    )
+    own = [todo[place] for place in processes.share(len(todo))]
+    with Progress(
+        "proteins", sum(int(bounds[p + 1] - bounds[p]) for p in own), quiet=not processes.is_main
+    ) as progress:
+        for part in own:
+            if store.output.is_file():  # another run over the same table was faster
+                break
+            first, last = int(bounds[part]), int(bounds[part + 1])
+            proteins = [Protein(i, "", sequences[i]) for i in range(first, last)]
+            store.save(part, encoder.embed_part(proteins, (output,), settings, progress))
+    processes.barrier()
+    if processes.is_main and not store.output.is_file():
+        store.finish(lambda path: _join(store, output, (rows, width), len(bounds) - 1, path))
+    processes.barrier()
+
+
+def _join(store: PartStore, output: str, shape: tuple[int, int], parts: int, path: Path) -> None:
+    """All parts as one .npy, one part in memory at a time."""
+    whole = np.lib.format.open_memmap(path, "w+", np.float32, shape)
+    at = 0
+    for part in range(parts):
+        values = store.load(part)[output]
+        whole[at : at + len(values)] = values
+        at += len(values)
+    whole.flush()
+
+
+def _check_room(path: Path, needed: int) -> None:
+    """needed: bytes of the parts and the whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(path.parent).free
+    if needed > free:
+        raise InputError(
+            f"{path.parent}: the encoder's states need {needed / 1e9:,.1f} GB and {free / 1e9:,.1f} GB are free; "
+            "--embeddings_dir DIR names another place, --embeddings_dir none keeps nothing"
+        )
