@@ -157,7 +157,8 @@ def choose_task(args: argparse.Namespace, run: dict) -> Task:
     if args.task and args.task not in (data.name, data.table):
         raise InputError(f"task {args.task!r}: {directory} was finetuned on {data.name} ({data.table})")
     if args.csv:
-        data, args.split = scored_table(data, args.csv, args.ignore), ["test"]
+        args.split = [Path(args.csv).name]
+        data = scored_table(data, args.csv, args.ignore, args.split[0])
     elif is_main_process() and (note := data.changed()):
         print(f"notice: {note}; the run's copy is scored", flush=True)
     return own_data_task(data, args.model_type)
@@ -211,7 +212,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for split in splits:
             result = evaluate_split(task, model, split, args, run, processes)
             if result is not None:
-                target = directory / f"{task.name}-{Path(args.csv).name.split('.')[0] if args.csv else split}.json"
+                target = directory / f"{task.name}-{split}.json"
                 write_json(target, result)
                 print(describe(result, target), flush=True)
         processes.barrier()
@@ -225,7 +226,8 @@ def describe(result: dict, target: Path) -> str:
     def show(value: float | None) -> str:
         return "undefined" if value is None else f"{value:.4f}"
 
-    values = " ".join(f"{name} {show(value)}" for name, value in result["requested"].items())
+    requested = {result["metric"]: result["value"]} if "own_data" in result else result["requested"]
+    values = " ".join(f"{name} {show(value)}" for name, value in requested.items())
     cropped = result["truncated"]["proteins_cropped"]
     crop = f", {cropped} cropped to {result['truncated']['max_length']} residues" if cropped else ""
     low, high = (show(result["interval"][end]) for end in ("low", "high"))

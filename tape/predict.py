@@ -1,6 +1,7 @@
 """A finetuned model's predictions for the proteins of a FASTA file (.gz too), for every task.
 
     tape-predict RUN_DIR proteins.fasta out.tsv
+    tape-predict RUN_DIR proteins.csv out.csv                   one's own data: a table goes in and comes out too
     tape-predict RUN_DIR proteins.fasta maps.npz                contacts: also maps_png/000001_<id>.png ...
 
 RUN_DIR is what tape-train wrote: its args.json or config.json names the task and the model type (--task and
@@ -30,11 +31,14 @@ from proteinlm.progress import Progress
 from tape.data.lengths import residue_limit
 from tape.inference.encoding import TOKENIZER, pad
 from tape.inference.fasta import Protein, Rules, add_fasta_flags, read_windows, scan_fasta
+from tape.inference.own_reports import own_report
 from tape.inference.parts import plan_parts
-from tape.inference.predictors import REPORTS, kind_of_logits, open_maps, open_table
-from tape.registry import TASK_KINDS, load_plugins, resolve_task
+from tape.inference.predictors import REPORTS, Report, kind_of_logits, open_maps, open_table
+from tape.own_data.data import DATA_JSON, OwnData
+from tape.registry import TASK_KINDS, load_plugins, own_data_task, resolve_task
 from tape.runs.flags import DEVICE_FLAGS, add_flags, choose_precision, positive
 from tape.runs.results import read_run
+from tape.tasks.own_data import KINDS
 
 WINDOW = 1024  # proteins; sorted by length within
 MAP_WINDOW = 16  # whose maps are in memory together
@@ -43,8 +47,8 @@ MAP_WINDOW = 16  # whose maps are in memory together
 def build_parser() -> errors.ArgumentParser:
     parser = errors.ArgumentParser("tape-predict", description="Predict with a finetuned model.")
     parser.add_argument("run_dir", metavar="RUN_DIR", help="what tape-train wrote")
-    parser.add_argument("data_file", metavar="IN.fasta", help="FASTA, also .gz")
-    parser.add_argument("out_file", metavar="OUT", help=".tsv; contacts: .npz")
+    parser.add_argument("data_file", metavar="IN", help="FASTA, or a table of proteins (.csv, .tsv), also .gz")
+    parser.add_argument("out_file", metavar="OUT", help=".tsv; contacts: .npz; of a run on your own table also .csv")
     parser.add_argument("--task", help="default: as RUN_DIR says")
     parser.add_argument("--model_type", help="default: as RUN_DIR says")
     parser.add_argument("--top_k", type=positive, default=5, help="classes a protein (remote homology)")
@@ -56,13 +60,21 @@ def build_parser() -> errors.ArgumentParser:
 
 
 class Predictor:
-    """A finetuned model on a device; `kind` is a key of tape.inference.predictors.REPORTS."""
+    """A finetuned model on a device; `kind` is a key of tape.inference.predictors.REPORTS, `report` what it writes."""
 
-    def __init__(self, model: torch.nn.Module, kind: str | None, device: torch.device, precision: torch.dtype):
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        kind: str | None,
+        device: torch.device,
+        precision: torch.dtype,
+        report: Report | None = None,
+    ):
         self.model, self.device, self.precision = model.to(device).eval(), device, precision
         one_residue = self.logits(make_stream(["A"], TOKENIZER))
         self.kind = kind or kind_of_logits(one_residue)
         self.labels = one_residue.shape[-1]
+        self.report = report or REPORTS[self.kind]
 
     def logits(self, stream: Stream) -> Tensor:
         """fp32 on the CPU, [B, ...], of a padded batch."""
@@ -90,8 +102,7 @@ class Predictor:
             logits = list(self.logits(make_stream([protein.residues for protein in proteins], TOKENIZER)))
             if self.kind == "masked_language_modeling":
                 logits = [row[1 : len(p.residues) + 1] for row, p in zip(logits, proteins, strict=True)]
-        result = REPORTS[self.kind].result
-        return [result(row, protein, args.top_k) for row, protein in zip(logits, proteins, strict=True)]
+        return [self.report.result(row, protein, args.top_k) for row, protein in zip(logits, proteins, strict=True)]
 
 
 def load_predictor(args: argparse.Namespace) -> tuple[str, Predictor, dict]:
@@ -100,14 +111,16 @@ def load_predictor(args: argparse.Namespace) -> tuple[str, Predictor, dict]:
     if not directory.exists():
         raise InputError(f"{directory}: no such directory; should be one that tape-train wrote")
     flags, config = read_run(directory).get("args", {}), read_config(directory)
-    name = args.task or flags.get("task") or config.get("finetuning_task")
+    own = OwnData.load(directory, proteins=False) if (directory / DATA_JSON).is_file() else None
+    name = own.name if own else args.task or flags.get("task") or config.get("finetuning_task")
     if name is None:
         raise InputError(f"{directory}/config.json: finetuning_task is empty and there is no args.json; give --task")
     made_for = config.get("finetuning_task") or flags.get("task")
     if made_for not in (None, name):
         raise InputError(f"--task {name}: {directory} was finetuned on {made_for}")
-    task = resolve_task(name, args.model_type or flags.get("model_type") or config.get("base_model") or "transformer")
-    kind = TASK_KINDS.get(name)
+    model_type = args.model_type or flags.get("model_type") or config.get("base_model") or "transformer"
+    task = own_data_task(own, model_type) if own else resolve_task(name, model_type)
+    kind = KINDS[own.kind] if own else TASK_KINDS.get(name)
     if kind is not None and kind not in REPORTS:
         raise InputError(f"task {name}: has no predictions to write; tape-embed gives embeddings")
     if args.masked and kind != "masked_language_modeling":
@@ -115,15 +128,16 @@ def load_predictor(args: argparse.Namespace) -> tuple[str, Predictor, dict]:
     model = task.model.from_pretrained(directory, require_head=True, num_labels=task.num_labels)
     device = choose_device(args.device)
     args.tokens_per_batch = args.tokens_per_batch or default_batch_tokens(device)
-    return name, Predictor(model, kind, device, choose_precision(args.fp16, args.bf16, device)), flags
+    precision = choose_precision(args.fp16, args.bf16, device)
+    return name, Predictor(model, kind, device, precision, own_report(own) if own else None), flags
 
 
-def check_output(args: argparse.Namespace, name: str, kind: str) -> None:
+def check_output(args: argparse.Namespace, name: str, kind: str, tables: Sequence[str] = (".tsv", ".txt")) -> None:
     """OUT's suffix must fit the task: a wrong one is a mistake that shows only later."""
     output = Path(args.out_file)
     if output.resolve() == Path(args.data_file).resolve():
         raise InputError(f"{output}: is the input; give the output a name of its own")
-    suffixes = (".npz",) if kind == "contacts" else (".tsv", ".txt")
+    suffixes = (".npz",) if kind == "contacts" else tables
     if output.suffix not in suffixes:
         raise InputError(f"{output}: {name} is written as {suffixes[0]}, so OUT should end in {suffixes[0]}")
     if args.png and kind != "contacts":
@@ -135,13 +149,13 @@ def check_output(args: argparse.Namespace, name: str, kind: str) -> None:
 def run(args: argparse.Namespace) -> None:
     """The whole command."""
     name, predictor, flags = load_predictor(args)
-    check_output(args, name, predictor.kind)
+    check_output(args, name, predictor.kind, (".csv", ".tsv") if predictor.report.rows else (".tsv", ".txt"))
     limit = residue_limit(predictor.model.config, args.max_length or flags.get("max_length"))
     scan = scan_fasta(args.data_file, Rules(limit, args.too_long, args.duplicates))
     output = Path(args.out_file)
     maps = predictor.kind == "contacts"
     pictures = output.with_name(output.stem + "_png") if maps and args.png is not False else None
-    opened = open_maps(output, pictures) if maps else open_table(output, REPORTS[predictor.kind], predictor.labels)
+    opened = open_maps(output, pictures) if maps else open_table(output, predictor.report, predictor.labels)
     bounds = plan_parts(scan.selected_lengths, MAP_WINDOW if maps else WINDOW, 0)
     cap = 1 if maps else args.batch_size  # a map is work enough, and its padding would be squared
     with opened as write, Progress("proteins", len(scan), seconds=args.log_interval) as progress:

@@ -34,7 +34,7 @@ from tape.data.lengths import residue_limit
 from tape.data.splits import SplitData, load_split
 from tape.finetuning.frozen import attach_states
 from tape.finetuning.lora import add_lora
-from tape.finetuning.options import TrainOptions, choice_of, parse_options
+from tape.finetuning.options import TrainOptions, parse_options, table_choice
 from tape.finetuning.trainer import Trainer
 from tape.metrics import mean_and_spread
 from tape.models.config import CONFIG_DEFAULTS, ProteinBertConfig, read_keys
@@ -112,7 +112,7 @@ def choose_task(options: TrainOptions) -> Task:
     """TAPE's task or a plugin's by its name, or the user's table, read and divided."""
     if options.csv is None:
         return resolve_trained_task(options.task, options.model_type)
-    data = replace(read_own_data(options.csv, choice_of(options)), name=options.task)
+    data = replace(read_own_data(options.csv, table_choice(options)), name=options.task)
     data = data.divided(options.holdout, options.test_holdout, options.holdout_seed)
     if is_main_process():
         print("\n".join(data.describe()), flush=True)

@@ -47,7 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("beside tape-train's: --nproc_per_node --nnodes --node_rank --master_addr --master_port\n")
     load_plugins(rest)
     options = parse_options(rest, task_names(), model_types())
-    resolve_task(options.task, options.model_type)
+    if options.csv is None:
+        resolve_task(options.task, options.model_type)
     return start_processes([*launch, "--module", "tape.train", *rest])
 
 

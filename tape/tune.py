@@ -28,10 +28,11 @@ import yaml
 from proteinlm import errors
 from proteinlm.errors import InputError
 from proteinlm.files import write_json, write_text
-from tape.finetuning.options import TrainOptions, build_parser, parse_options, recipe_checks
+from tape.finetuning.options import TrainOptions, build_parser, parse_options, recipe_checks, table_choice
 from tape.metrics import mean_and_spread
+from tape.own_data.read import read_own_data
 from tape.recipes import BUILT_IN
-from tape.registry import load_plugins, model_types, resolve_trained_task, task_names
+from tape.registry import load_plugins, model_types, own_data_task, resolve_trained_task, task_names
 from tape.runs.flags import flag_words, positive
 from tape.runs.jobs import call
 from tape.runs.results import finite, read_run
@@ -71,6 +72,13 @@ class Score:
     @property
     def mean(self) -> float:
         return mean_and_spread(self.best)[0]
+
+
+def task_of(options: TrainOptions) -> Task:
+    """The task that the trials train, for its metric."""
+    if options.csv is None:
+        return resolve_trained_task(options.task, options.model_type)
+    return own_data_task(read_own_data(options.csv, table_choice(options)), options.model_type)
 
 
 def read_grid(axes: Sequence[Sequence[str]]) -> dict[str, list]:
@@ -186,7 +194,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     load_plugins(words)
     out, grid = Path(args.out), read_grid(args.grid)
     trials = plan(out, grid, words)
-    task = resolve_trained_task(trials[0].options.task, trials[0].options.model_type)
+    task = task_of(trials[0].options)
 
     def one(trial: Trial) -> Score:
         score = run_trial(trial)

@@ -201,13 +201,20 @@ def parse_options(
     return TrainOptions(**{entry.name: getattr(args, entry.name) for entry in fields(TrainOptions)})
 
 
+def table_choice(options: argparse.Namespace | TrainOptions) -> Choice:
+    """What the flags say of the user's table."""
+    target, ignore = tuple(options.target or ()) or None, tuple(options.ignore or ())
+    columns = (options.sequence, target, options.id, options.split_column)
+    return Choice(*columns, options.kind, ignore, options.labels)
+
+
 def _own_table(args: argparse.Namespace) -> str:
     """Look at the user's table: its kind is the name of its recipe, and the task's name is settled."""
     if args.csv and is_table(args.task or ""):
         raise InputError(f"{args.task} and --csv {args.csv}: one table at a time; give one")
     named = None if args.csv is None else args.task
     args.csv = args.csv or args.task
-    data = read_own_data(args.csv, choice_of(args))
+    data = read_own_data(args.csv, table_choice(args))
     args.task, args.kind = named or data.name, data.kind
     return f"own_data/{data.kind}"
 
@@ -215,18 +222,10 @@ def _own_table(args: argparse.Namespace) -> str:
 def _refuse_unknown_task(args: argparse.Namespace, tasks: Sequence[str]) -> None:
     if args.task not in tasks:
         named = f"task {args.task!r} is unknown" if args.task else "no task"
-        raise InputError(f"{named}; should be a table (my_task.csv) or one of {', '.join(tasks)}")
+        raise InputError(f"{named}; should be one of {', '.join(tasks)}, or a table (my_task.csv)")
     for name in ("labels", "sequence", "target", "id", "split_column", "kind", "ignore", "test_holdout"):
         if getattr(args, name) is not None:
             raise InputError(f"--{name}: is of a table of one's own, and {args.task} is none; give --csv FILE")
-
-
-def choice_of(options: object) -> Choice:
-    """What the flags say of the user's table."""
-    target = tuple(options.target) if options.target else None
-    ignore = tuple(options.ignore or ())
-    values = (options.sequence, target, options.id, options.split_column, options.kind, ignore)
-    return Choice(*values, options.labels)
 
 
 def _check_flags(args: argparse.Namespace) -> None:

@@ -38,7 +38,7 @@ from proteinlm.progress import Progress
 from tape.data.batching import Share, num_steps, share_step, training_steps
 from tape.data.examples import TapeBatch
 from tape.data.splits import SplitData, batches
-from tape.finetuning.layers import freeze, learning_rate_scales
+from tape.finetuning.layers import encoder_name, freeze, learning_rate_scales
 from tape.finetuning.norms import NormKeeper
 from tape.finetuning.options import TrainOptions
 from tape.runs.flags import choose_precision
@@ -47,6 +47,7 @@ from tape.runs.run_dir import RunProgress, load_state, save_state, save_weights
 from tape.scoring.inference import predict
 from tape.tasks import Task
 
+STATES_SAVE_SECONDS = 60.0  # between saved states of a head on a frozen encoder's kept states
 MAX_BAD_STEPS = 20  # losses in a row that are not finite before a run gives up (fp16 first lowers its scale)
 
 
@@ -82,6 +83,8 @@ class Trainer:
         warmup = int(self.total_steps * (options.warmup_fraction or 0.0) + 1e-9)
         self.warmup = warmup if options.warmup_steps is None else options.warmup_steps
         self.eval_every = options.eval_steps or max(1, options.eval_freq) * self.steps_per_epoch
+        self.best_head: dict[str, torch.Tensor] | None = None  # better weights that are not on disk yet
+        self.written = time.monotonic()
         self.progress = RunProgress()
         self.on_best: Callable[[RunProgress], None] = lambda progress: None  # called when better weights are saved
 
@@ -190,10 +193,31 @@ class Trainer:
         return value > best if self.task.higher_is_better else value < best
 
     def keep_weights(self) -> None:
-        """The run's directory becomes a TAPE model directory with the weights as they are now."""
-        if self.processes.is_main:
+        """The run's directory becomes a TAPE model directory with the weights as they are now.
+
+        Where a frozen encoder's states are kept an epoch takes less time than writing the encoder: its head is put
+        aside, and written with the next saved state.
+        """
+        if self.train.states is not None:
+            self.best_head = self._head()
+        elif self.processes.is_main:
             save_weights(self.model, self.output)
             self.on_best(self.progress)
+
+    def _head(self) -> dict[str, torch.Tensor]:
+        """A copy of what is not the encoder."""
+        prefix = encoder_name(self.model) + "."
+        return {name: v.clone() for name, v in self.model.state_dict().items() if not name.startswith(prefix)}
+
+    def _write_best_head(self) -> None:
+        if self.best_head is None or not self.processes.is_main:
+            return
+        now = self._head()
+        self.model.load_state_dict(self.best_head, strict=False)
+        save_weights(self.model, self.output)
+        self.on_best(self.progress)
+        self.model.load_state_dict(now, strict=False)
+        self.best_head = None
 
     # ---- the run
 
@@ -254,10 +278,14 @@ class Trainer:
             self._train_mode()
         improved = progress.best_step != best
         due = improved if options.save_freq == "improvement" else number % options.save_freq == 0
+        if self.train.states is not None and time.monotonic() - self.written < STATES_SAVE_SECONDS:
+            due = False
         if due or progress.finished:
             if self.valid is None:  # no evaluation says which weights are best: the newest
                 progress.best_step = progress.step
                 self.keep_weights()
+            self._write_best_head()
+            self.written = time.monotonic()
             if self.processes.is_main:
                 save_state(self.output, self.model, self.optimizer, self.scaler, self.progress)
 

@@ -17,8 +17,10 @@ from pathlib import Path
 import numpy as np
 
 from proteinlm.errors import ArgumentParser, InputError
-from proteinlm.sequences import read_fasta
+from proteinlm.sequences import read_fasta, residues_of
+from proteinlm.tables import is_fasta, is_table, read_table
 from tape.data.lengths import TOO_LONG
+from tape.own_data.columns import find_id, find_sequence
 from tape.runs.flags import add_flags, positive
 from tape.runs.results import file_sha256
 
@@ -76,6 +78,18 @@ class Scan:
         return "".join(f", {words[key].format(count)}" for key, count in self.counts.items() if count)
 
 
+def read_records(path: str) -> Iterator[tuple[str, str]]:
+    """(header, residues) of a FASTA file, or (name, residues) of a table of proteins with names."""
+    if is_fasta(path) or not is_table(path):
+        yield from read_fasta(path)
+        return
+    table = read_table(path)
+    name, sequences = find_id(table, None), table.column(find_sequence(table, None))
+    names = table.column(name) if name else [f"line{line}" for line in table.lines]
+    for header, sequence in zip(names, sequences, strict=True):
+        yield "_".join(header.split()), residues_of(sequence)
+
+
 def protein_id(header: str, path: str, number: int) -> str:
     """The first word of a header; InputError where there is none."""
     words = header.split(maxsplit=1)
@@ -90,7 +104,7 @@ def scan_fasta(path: str | Path, rules: Rules, key: Callable[[str], str] = str) 
     key: what is made of a name for the output; duplicates are those of it.
     """
     path, lengths, digests = str(path), [], []
-    records = read_fasta(path)
+    records = read_records(path)
     while chunk := list(itertools.islice(records, 1 << 16)):  # lists of a chunk only: arrays are smaller
         first = sum(len(part) for part in lengths) + 1
         names = [protein_id(header, path, first + i) for i, (header, _) in enumerate(chunk)]
@@ -136,7 +150,7 @@ def _leave_out_duplicates(path: str, selected: np.ndarray, digests: np.ndarray, 
 
 
 def _name(path: str, index: int) -> str:
-    header, _ = next(itertools.islice(read_fasta(path), index, None))
+    header, _ = next(itertools.islice(read_records(path), index, None))
     return header.split(maxsplit=1)[0]
 
 
@@ -155,7 +169,7 @@ def left_out(scan: Scan) -> Iterator[tuple[int, str, int, str]]:
 def read_proteins(scan: Scan) -> Iterator[Protein]:
     """The selected proteins in input order; InputError if the file is no longer the one that was scanned."""
     number = 0
-    for number, (header, residues) in enumerate(read_fasta(scan.path), 1):
+    for number, (header, residues) in enumerate(read_records(scan.path), 1):
         if number > len(scan.selected):
             break
         if scan.selected[number - 1]:

@@ -7,6 +7,7 @@
                             likeliest residue and its probability. One pass with every residue visible; `masked` hides
                             each residue in turn (a pass a residue): then the sum over a protein is its pseudo
                             log-likelihood, and exp(-mean) its pseudo-perplexity
+  one's own data            tape.inference.own_reports, with the table's names
   contacts                  .npz of an L x L matrix a protein (probability of C-alpha atoms within 8 Angstrom; pairs
                             closer than six along the chain were not trained), and a picture each
 
@@ -15,9 +16,10 @@ Legend: L residues, C classes.
 """
 
 import contextlib
+import csv
 import re
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,11 +40,14 @@ STATES = {3: "HEC", 8: "GHIBESTC"}
 
 @dataclass(frozen=True)
 class Report:
-    """logits of one protein (padding removed where it is per residue) -> result; result -> lines."""
+    """logits of one protein (padding removed where it is per residue) -> result; result -> lines of a TSV file, or of a
+    CSV file where `rows` gives their cells."""
 
     result: Callable[[Tensor, Protein, int], Any]  # logits, protein, top_k
     lines: Callable[[Protein, Any], Iterator[str]] | None = None  # None: a matrix for the .npz
     header: str = ""  # {p_states}: a column for each label
+    rows: Callable[[Protein, Any], Iterator[Sequence[object]]] | None = None  # instead of lines
+    columns: Sequence[str] = ()  # their names
 
 
 def _states(labels: int) -> list[str]:
@@ -113,7 +118,14 @@ def kind_of_logits(logits: Tensor) -> str:
 
 @contextlib.contextmanager
 def open_table(path: Path, report: Report, labels: int) -> Iterator[Callable[[Protein, Any], None]]:
-    """Yield write(protein, result) into a TSV file that appears when all is written."""
+    """Yield write(protein, result) into a TSV (or CSV) file that appears when all is written."""
+    if report.rows:
+        delimiter = "," if path.suffix == ".csv" else "\t"
+        with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file, delimiter=delimiter, lineterminator="\n")
+            writer.writerow(report.columns)
+            yield lambda protein, result: writer.writerows(report.rows(protein, result))
+        return
     p_states = "".join(f"\tp_{state}" for state in _states(labels))
     with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         file.write(report.header.format(p_states=p_states) + "\n")

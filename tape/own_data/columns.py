@@ -72,7 +72,7 @@ def choose_columns(
     for column in target or ():
         table.column(column)
     if target and sequence in target:
-        raise InputError(f"--target {sequence}: is the column of the sequences; should be the one of the labels")
+        raise InputError(f"{table.path}: --target {sequence} is the column of the sequences; should be another")
     return Columns(sequence, tuple(target or _find_target(table, {sequence, name, split})), name, split)
 
 

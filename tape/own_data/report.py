@@ -15,13 +15,13 @@ from tape.runs.processes import is_main_process
 MOST_CLASSES = 50  # rows that are printed
 
 
-def scored_table(data: OwnData, path: str, ignore: Sequence[str]) -> OwnData:
-    """Another table as the test split of a run's data, with the leak looked for; printed."""
+def scored_table(data: OwnData, path: str, ignore: Sequence[str], split: str) -> OwnData:
+    """Another table as the one split of a run's data, with the leak looked for; printed."""
     other = read_own_data(path, Choice(ignore=tuple(ignore)), like=data)
-    test = [replace(protein, split="test") for protein in other.proteins]
+    test = [replace(protein, split=split) for protein in other.proteins]
     seen = [*data.proteins, *test]
     sequences, splits = [p.sequence for p in seen], [p.split for p in data.proteins]
-    splits = ["train" if split == "train" else "" for split in splits] + ["test"] * len(test)
+    splits = ["train" if split == "train" else "" for split in splits] + [split] * len(test)
     leak = find_leak(splits, sequences, cluster_sequences(sequences))
     other = replace(other, proteins=test, division={"leak": leak})
     if is_main_process():

@@ -75,21 +75,23 @@ def _move(splits: list[str], name: str, sequences, labels, clusters, fraction: f
 
 
 def find_leak(splits: Sequence[str], sequences: Sequence[str], clusters: np.ndarray) -> dict[str, dict[str, int]]:
-    """For valid and test: how many proteins have a relative in train (share a cluster), and the same sequence."""
+    """For every split but train (and ""): how many proteins have a relative in train (share a cluster), and how many
+    the same sequence."""
     part = np.array(splits)
     in_train, same = (
         set(clusters[part == "train"].tolist()),
         {sequence for sequence, split in zip(sequences, splits, strict=True) if split == "train"},
     )
     leak = {}
-    for name in SPLITS[1:]:
+    for name in dict.fromkeys(splits):
+        if name in ("train", ""):
+            continue
         places = np.flatnonzero(part == name).tolist()
-        if places:
-            leak[name] = {
-                "proteins": len(places),
-                "relative_in_train": sum(int(clusters[i]) in in_train for i in places),
-                "identical_in_train": sum(sequences[i] in same for i in places),
-            }
+        leak[name] = {
+            "proteins": len(places),
+            "relative_in_train": sum(int(clusters[i]) in in_train for i in places),
+            "identical_in_train": sum(sequences[i] in same for i in places),
+        }
     return leak
 
 
