@@ -17,10 +17,8 @@ count. Outputs and layers: tape.inference.encoding. Files: tape.inference.files.
 """
 
 import argparse
-import hashlib
 import heapq
 import itertools
-import json
 import resource
 import sys
 import time
@@ -38,7 +36,7 @@ from proteinlm.errors import InputError
 from proteinlm.files import atomic_path
 from proteinlm.progress import Progress
 from tape.data.lengths import residue_limit
-from tape.inference.encoding import OUTPUTS, TrunkEncoder
+from tape.inference.encoding import OUTPUTS, TrunkEncoder, model_digest
 from tape.inference.fasta import Rules, Scan, add_fasta_flags, left_out, read_windows, scan_fasta
 from tape.inference.files import FORMATS, KEYS, NAME_KEYS, PER_PROTEIN, WRITERS, Contents, choose_format
 from tape.inference.parts import PartStore, is_per_token, pack_names, plan_parts, unpack_names
@@ -56,7 +54,7 @@ EXIT_SOME_FAILED = 3
 def build_parser() -> errors.ArgumentParser:
     parser = errors.ArgumentParser("tape-embed", description="Embed the proteins of a FASTA file.")
     parser.add_argument("model_type", help="transformer, tape_transformer, lstm, resnet, onehot or a plugin's")
-    parser.add_argument("data_file", metavar="IN.fasta", help="FASTA, also .gz")
+    parser.add_argument("data_file", metavar="IN.fasta", help="FASTA, or a table of proteins (.csv, .tsv), also .gz")
     parser.add_argument("out_file", metavar="OUT", help=".npz (TAPE's layout), .h5 or .parquet")
     parser.add_argument("from_pretrained", metavar="MODEL_DIR", nargs="?", help="model directory (onehot needs none)")
     parser.add_argument("--embeddings", nargs="+", choices=OUTPUTS[:3], help="default: pooled avg, as TAPE")
@@ -82,16 +80,6 @@ def load_trunk(model_type: str, directory: str | None, config_file: str | None =
         raise InputError("MODEL_DIR: missing; tape-embed MODEL_TYPE IN.fasta OUT MODEL_DIR")
     config = None if config_file is None else model_class.config_class.from_json_file(config_file)
     return model_class.from_pretrained(directory, config=config)
-
-
-def model_digest(model: torch.nn.Module) -> str:
-    """sha256 over the model's class, configuration and weights."""
-    digest = hashlib.sha256(type(model).__name__.encode())
-    digest.update(json.dumps(model.config.to_dict(), sort_keys=True, default=str).encode())
-    for name, value in sorted(model.state_dict().items()):
-        digest.update(f"{name} {value.dtype} {list(value.shape)}".encode())
-        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
 
 
 def choose_outputs(args: argparse.Namespace) -> list[str]:
@@ -159,7 +147,7 @@ def run(args: argparse.Namespace, processes: Processes, device: torch.device) ->
     args.tokens_per_batch = args.tokens_per_batch or default_batch_tokens(device)
     precision = choose_precision(args.fp16, args.bf16, device)
     model = load_trunk(args.model_type, args.from_pretrained, args.model_config_file)
-    rules = Rules(residue_limit(model.config, args.max_length), args.too_long, args.duplicates)
+    rules = Rules(residue_limit(model.config, args.max_length), args.too_long, args.duplicates, args.sequence, args.id)
     key = NAME_KEYS.get(args.h5_keys, str)
     scan = processes.together(lambda: scan_fasta(args.data_file, rules, key) if processes.is_main else None)
     scan = processes.broadcast(scan)

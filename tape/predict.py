@@ -28,6 +28,7 @@ from proteinlm.encoder import Stream, computing, default_batch_tokens, make_stre
 from proteinlm.errors import InputError
 from proteinlm.model_dir.files import read_config
 from proteinlm.progress import Progress
+from proteinlm.tables import is_fasta, is_table, read_table
 from tape.data.lengths import residue_limit
 from tape.inference.encoding import TOKENIZER, pad
 from tape.inference.fasta import Protein, Rules, add_fasta_flags, read_windows, scan_fasta
@@ -112,6 +113,8 @@ def load_predictor(args: argparse.Namespace) -> tuple[str, Predictor, dict]:
         raise InputError(f"{directory}: no such directory; should be one that tape-train wrote")
     flags, config = read_run(directory).get("args", {}), read_config(directory)
     own = OwnData.load(directory, proteins=False) if (directory / DATA_JSON).is_file() else None
+    if own and is_table(args.data_file) and not is_fasta(args.data_file):
+        own.columns.as_before(args, read_table(args.data_file).columns)
     name = own.name if own else args.task or flags.get("task") or config.get("finetuning_task")
     if name is None:
         raise InputError(f"{directory}/config.json: finetuning_task is empty and there is no args.json; give --task")
@@ -151,7 +154,7 @@ def run(args: argparse.Namespace) -> None:
     name, predictor, flags = load_predictor(args)
     check_output(args, name, predictor.kind, (".csv", ".tsv") if predictor.report.rows else (".tsv", ".txt"))
     limit = residue_limit(predictor.model.config, args.max_length or flags.get("max_length"))
-    scan = scan_fasta(args.data_file, Rules(limit, args.too_long, args.duplicates))
+    scan = scan_fasta(args.data_file, Rules(limit, args.too_long, args.duplicates, args.sequence, args.id))
     output = Path(args.out_file)
     maps = predictor.kind == "contacts"
     pictures = output.with_name(output.stem + "_png") if maps and args.png is not False else None

@@ -251,7 +251,7 @@ def keep_states(
     directory = Path(options.embeddings_dir) if options.embeddings_dir else place
     precision = choose_precision(options.fp16, options.bf16, device)
     output = "seq" if task.own.kind == "per_residue" else "pooled"
-    attach_states(model, output, splits, directory, device, precision, processes)
+    attach_states(model, output, task.own.sequences, splits, directory, device, precision, processes)
 
 
 def _values(options: TrainOptions) -> dict[str, object]:

@@ -1,6 +1,6 @@
 """A frozen encoder runs once a protein: what the head needs of it is kept in a file, and the head is trained on that.
 
-    attach_states(model, output, [train, valid], Path("table.csv.embeddings"), ...)
+    attach_states(model, "pooled", sequences, [train, valid], Path("table.csv.embeddings"), ...)
     batch = train[0, indices]; batch["states"]              # [B, p] pooled, or [B, N, h] of every token
 
 The file (<key>.npy; its parts while it is being made, so that a killed run goes on) belongs to one encoder, one set of
@@ -26,13 +26,14 @@ from proteinlm.errors import InputError
 from proteinlm.progress import Progress
 from tape.data.examples import pad_sequences
 from tape.data.splits import SplitData
-from tape.inference.encoding import TrunkEncoder
+from tape.inference.encoding import TrunkEncoder, model_digest
 from tape.inference.fasta import Protein
-from tape.inference.parts import PartStore, plan_parts, split_rows
+from tape.inference.parts import PartStore, plan_parts, split_rows, unpack_names
 from tape.runs.processes import Processes
 
 PART_PROTEINS = 256  # what a killed run may have to do again
 BATCH_PROTEINS = 1024
+OF_THE_TASK = ("finetuning_task", "num_labels", "head", "contact_dropout_prob")  # keys that say nothing of the encoder
 
 
 class States:
@@ -50,6 +51,7 @@ class States:
 def attach_states(
     model: nn.Module,
     output: str,
+    sequences: Sequence[str],
     splits: Sequence[SplitData],
     directory: Path,
     device: torch.device,
@@ -58,13 +60,14 @@ def attach_states(
 ) -> Path:
     """Give each split the `states` of its proteins; those that no file has are computed. Returns the file.
 
-    output: what the head needs of the encoder, "pooled" or "seq" (tape.inference.encoding).
+    output: what the head needs of the encoder, "pooled" or "seq" (tape.inference.encoding); sequences: of the whole
+    table, so that another target or another division of it finds the same file.
     """
-    seen = [_sequences(split) for split in splits]
-    sequences = list(dict.fromkeys(sequence for part in seen for sequence in part))
+    longest = splits[0].dataset.max_length
+    sequences = list(dict.fromkeys(sequence[:longest] for sequence in sequences))
     encoder = TrunkEncoder(model.base_model, -1, device, precision)
     manifest = {
-        "encoder": _digest(model.base_model),
+        "encoder": model_digest(model.base_model, OF_THE_TASK),
         "sequences": hashlib.sha256("\n".join(sequences).encode()).hexdigest(),
         "output": output,
         "precision": str(precision).removeprefix("torch."),
@@ -77,30 +80,16 @@ def attach_states(
     lengths = np.array([len(sequence) for sequence in sequences], np.int64)
     rows = list(split_rows(lengths)) if output == "seq" else [slice(i, i + 1) for i in range(len(sequences))]
     place = dict(zip(sequences, rows, strict=True))
-    for split, part in zip(splits, seen, strict=True):
-        split.states = States(array, [place[sequence] for sequence in part], output == "seq")
+    for split in splits:
+        own = (split.dataset.record(i)["primary"][:longest] for i in range(len(split.dataset)))
+        split.states = States(array, [place[sequence] for sequence in own], output == "seq")
     return store.output
-
-
-def _sequences(split: SplitData) -> list[str]:
-    """What the encoder sees of each protein of a split's whole data set."""
-    data = split.dataset
-    return [data.record(i)["primary"][: data.max_length] for i in range(len(data))]
-
-
-def _digest(trunk: nn.Module) -> str:
-    """sha256 of a trunk's configuration and weights."""
-    digest = hashlib.sha256(json.dumps(trunk.config.to_dict(), sort_keys=True, default=str).encode())
-    for name, tensor in sorted(trunk.state_dict().items()):
-        flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-        digest.update(f"{name} {list(tensor.shape)}".encode() + flat.numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _compute(encoder: TrunkEncoder, output: str, sequences: list[str], store: PartStore, processes: Processes) -> None:
     """Embed what is missing, each process its share of the parts, then join the parts."""
     lengths = np.array([len(sequence) for sequence in sequences], np.int64)
-    width = encoder.widths[output]
+    width = encoder.widths((output,))[output]
     rows = int((lengths + 2).sum()) if output == "seq" else len(sequences)
     _check_room(store.output, 8 * rows * width)
     bounds = plan_parts(lengths, PART_PROTEINS, 4 * width if output == "seq" else 0)
@@ -122,11 +111,15 @@ def _compute(encoder: TrunkEncoder, output: str, sequences: list[str], store: Pa
             if store.output.is_file():  # another run over the same table was faster
                 break
             first, last = int(bounds[part]), int(bounds[part + 1])
-            proteins = [Protein(i, "", sequences[i]) for i in range(first, last)]
-            store.save(part, encoder.embed_part(proteins, (output,), settings, progress))
+            proteins = [Protein(i, str(i), sequences[i]) for i in range(first, last)]
+            values = encoder.embed_part(proteins, (output,), settings, progress)
+            if "failed_reasons" in values:
+                length, reason = values["failed_length"][0], unpack_names(values["failed_reasons"])[0]
+                raise InputError(f"{store.output}: a protein of {length} residues has no states: {reason}")
+            store.save(part, {output: values[output]})
     processes.barrier()
     if processes.is_main and not store.output.is_file():
-        store.finish(lambda path: _join(store, output, (rows, width), len(bounds) - 1, path))
+        store.finish({store.output: lambda path: _join(store, output, (rows, width), len(bounds) - 1, path)})
     processes.barrier()
 
 

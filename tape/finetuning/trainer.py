@@ -171,9 +171,10 @@ class Trainer:
         )
         scores = self.processes.broadcast(self.task.score(predictions) if self.processes.is_main else None)
         value = scores[self.task.metric]
-        improved = self._improves(value)
+        improved = self._improves(value, loss)
         if improved:
             progress.best, progress.best_step, progress.without_improvement = value, progress.step, 0
+            progress.best_loss = loss
             self.keep_weights()
         else:
             progress.without_improvement += 1
@@ -186,8 +187,10 @@ class Trainer:
             score = f"{self.task.metric} {value:.4f} loss {loss:.4f}"
             print(f"step {progress.step} {score} ({seconds:.1f} s){' *' if improved else ''}", flush=True)
 
-    def _improves(self, value: float) -> bool:
-        best = self.progress.best
+    def _improves(self, value: float, loss: float) -> bool:
+        best, best_loss = self.progress.best, self.progress.best_loss
+        if value == best and self.task.loss_breaks_ties and best_loss is not None:
+            return loss < best_loss
         if best is None or math.isnan(best):  # an undefined metric decides nothing: the newest weights stay
             return True
         return value > best if self.task.higher_is_better else value < best

@@ -17,6 +17,8 @@ Legend: B proteins, T tokens of a batch (residues + 2 each), N tokens of the lon
 """
 
 import argparse
+import hashlib
+import json
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -44,6 +46,17 @@ from tape.models.modeling_huggingface import HuggingFaceModel
 
 TOKENIZER = build_tokenizer("tape")
 OUTPUTS = ("pooled", "avg", "mean", "seq")
+
+
+def model_digest(model: nn.Module, without: Sequence[str] = ()) -> str:
+    """sha256 over the model's class, configuration (but for the keys in `without`) and weights."""
+    digest = hashlib.sha256(type(model).__name__.encode())
+    config = {key: value for key, value in model.config.to_dict().items() if key not in without}
+    digest.update(json.dumps(config, sort_keys=True, default=str).encode())
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(f"{name} {value.dtype} {list(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def pad(stream: Stream) -> tuple[np.ndarray, np.ndarray]:

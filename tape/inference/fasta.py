@@ -35,6 +35,8 @@ class Rules:
     max_length: int | None = None  # residues the model may see; None: any number
     too_long: str = "error"  # or "crop" (its first max_length residues), "skip"
     duplicates: str = "error"  # or "first" (later ones of a name are left out), "keep"
+    sequence: str | None = None  # of a table: the column of sequences, and that of names ("none": there is none)
+    id: str | None = None
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ class Protein:
     """One record that is selected. residues: as the model is to see them."""
 
     number: int  # of the record in the file, from 1
-    id: str  # the first word of its header, as in TAPE
+    id: str  # the first word of its header, as in TAPE; of a table, its name there
     residues: str
 
 
@@ -78,24 +80,23 @@ class Scan:
         return "".join(f", {words[key].format(count)}" for key, count in self.counts.items() if count)
 
 
-def read_records(path: str) -> Iterator[tuple[str, str]]:
-    """(header, residues) of a FASTA file, or (name, residues) of a table of proteins with names."""
+def read_records(path: str, rules: Rules) -> Iterator[tuple[str, str]]:
+    """(name, residues) of every record of a FASTA file (the first word of its header, as in TAPE), or of a table (its
+    column of names; without one line2, line3 ...). InputError for a record without a name."""
     if is_fasta(path) or not is_table(path):
-        yield from read_fasta(path)
+        for number, (header, residues) in enumerate(read_fasta(path), 1):
+            words = header.split(maxsplit=1)
+            if not words:
+                raise InputError(f"{path}, record {number}: no name after '>'; every protein needs one")
+            yield words[0], residues
         return
     table = read_table(path)
-    name, sequences = find_id(table, None), table.column(find_sequence(table, None))
-    names = table.column(name) if name else [f"line{line}" for line in table.lines]
-    for header, sequence in zip(names, sequences, strict=True):
-        yield "_".join(header.split()), residues_of(sequence)
-
-
-def protein_id(header: str, path: str, number: int) -> str:
-    """The first word of a header; InputError where there is none."""
-    words = header.split(maxsplit=1)
-    if not words:
-        raise InputError(f"{path}, record {number}: no name after '>'; every protein needs one")
-    return words[0]
+    column, sequences = find_id(table, rules.id), table.column(find_sequence(table, rules.sequence))
+    names = table.column(column) if column else [f"line{line}" for line in table.lines]
+    for row, (name, sequence) in enumerate(zip(names, sequences, strict=True)):
+        if not name:
+            raise InputError(f"{table.where(row, column)}: empty; every protein needs a name (or --id none)")
+        yield " ".join(name.split()), residues_of(sequence)
 
 
 def scan_fasta(path: str | Path, rules: Rules, key: Callable[[str], str] = str) -> Scan:
@@ -104,12 +105,12 @@ def scan_fasta(path: str | Path, rules: Rules, key: Callable[[str], str] = str) 
     key: what is made of a name for the output; duplicates are those of it.
     """
     path, lengths, digests = str(path), [], []
-    records = read_records(path)
+    records = read_records(path, rules)
     while chunk := list(itertools.islice(records, 1 << 16)):  # lists of a chunk only: arrays are smaller
-        first = sum(len(part) for part in lengths) + 1
-        names = [protein_id(header, path, first + i) for i, (header, _) in enumerate(chunk)]
         lengths.append(np.array([len(residues) for _, residues in chunk], np.int32))
-        digests.append(np.array([hashlib.blake2b(key(n).encode(), digest_size=DIGEST).digest() for n in names], "S16"))
+        digests.append(
+            np.array([hashlib.blake2b(key(n).encode(), digest_size=DIGEST).digest() for n, _ in chunk], "S16")
+        )
     length = np.concatenate(lengths) if lengths else np.zeros(0, np.int32)
     selected = length > 0
     counts = {"empty": int((~selected).sum())}
@@ -117,7 +118,7 @@ def scan_fasta(path: str | Path, rules: Rules, key: Callable[[str], str] = str) 
     if over.any() and rules.too_long == "error":
         first = int(over.argmax())
         raise InputError(
-            f"{path}, record {first + 1} ({_name(path, first)}): {length[first]} residues, the model takes "
+            f"{path}, record {first + 1} ({_name(path, rules, first)}): {length[first]} residues, the model takes "
             f"{rules.max_length} ({int(over.sum())} such proteins); --too_long crop or --too_long skip"
         )
     if rules.too_long == "skip":
@@ -139,7 +140,7 @@ def _leave_out_duplicates(path: str, selected: np.ndarray, digests: np.ndarray, 
     if later.any() and rules.duplicates == "error":
         second = int(later.argmax())
         places = int(where[first[inverse[second]]]) + 1, int(where[second]) + 1
-        names = [_name(path, place - 1) for place in places]
+        names = [_name(path, rules, place - 1) for place in places]
         both = f"both named {names[0]}" if names[0] == names[1] else f"{names[0]} and {names[1]}, one key in the output"
         raise InputError(
             f"{path}: records {places[0]} and {places[1]} are {both} "
@@ -149,34 +150,33 @@ def _leave_out_duplicates(path: str, selected: np.ndarray, digests: np.ndarray, 
     return int(later.sum())
 
 
-def _name(path: str, index: int) -> str:
-    header, _ = next(itertools.islice(read_records(path), index, None))
-    return header.split(maxsplit=1)[0]
+def _name(path: str, rules: Rules, index: int) -> str:
+    return next(itertools.islice(read_records(path, rules), index, None))[0]
 
 
 def left_out(scan: Scan) -> Iterator[tuple[int, str, int, str]]:
     """(number in the file, name, residues, why) of every record that is not selected, in the file's order."""
     limit = scan.rules.max_length
-    records = zip(read_fasta(scan.path), scan.selected.tolist(), strict=False)
-    for number, ((header, residues), selected) in enumerate(records, 1):
+    records = zip(read_records(scan.path, scan.rules), scan.selected.tolist(), strict=False)
+    for number, ((name, residues), selected) in enumerate(records, 1):
         if not selected:
             reason = "a name met before" if residues else "no residues"
             if limit is not None and len(residues) > limit and scan.rules.too_long == "skip":
                 reason = f"longer than {limit} residues"
-            yield number, protein_id(header, scan.path, number), len(residues), reason
+            yield number, name, len(residues), reason
 
 
 def read_proteins(scan: Scan) -> Iterator[Protein]:
     """The selected proteins in input order; InputError if the file is no longer the one that was scanned."""
     number = 0
-    for number, (header, residues) in enumerate(read_records(scan.path), 1):
+    for number, (name, residues) in enumerate(read_records(scan.path, scan.rules), 1):
         if number > len(scan.selected):
             break
         if scan.selected[number - 1]:
             residues = residues[: scan.rules.max_length]
             if len(residues) != scan.lengths[number - 1]:
                 break
-            yield Protein(number, protein_id(header, scan.path, number), residues)
+            yield Protein(number, name, residues)
     else:
         if number == len(scan.selected):
             return
@@ -196,8 +196,10 @@ def read_windows(scan: Scan, bounds: np.ndarray, windows: Sequence[int]) -> Iter
 
 
 def add_fasta_flags(parser: ArgumentParser) -> None:
-    """--max_length, --too_long, --duplicates, --tokens_per_batch, --batch_size, --log_interval."""
+    """--max_length, --too_long, --duplicates, --sequence, --id, --tokens_per_batch, --batch_size, --log_interval."""
     add_flags(parser, "max_length")
+    parser.add_argument("--sequence", metavar="COLUMN", help="of a table: where the sequences are")
+    parser.add_argument("--id", metavar="COLUMN", help="of a table: where the names are; none: nowhere")
     parser.add_argument("--tokens_per_batch", type=positive, help="residues + 2 of a batch (8192; on a GPU 65536)")
     parser.add_argument("--batch_size", type=positive, default=1024, help="at most so many proteins a batch")
     parser.add_argument("--too_long", choices=TOO_LONG, default="error", help="what happens to a longer protein")

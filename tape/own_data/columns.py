@@ -4,6 +4,7 @@ What must hold: a column that the user names is taken or refused by name; one th
 doubt, and is printed.
 """
 
+import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -33,6 +34,12 @@ class Columns:
         """One line for the log."""
         parts = {"sequence": self.sequence, "target": ", ".join(self.target), "id": self.id, "split": self.split}
         return "columns: " + ", ".join(f"{part} {name or 'none'}" for part, name in parts.items())
+
+    def as_before(self, args: argparse.Namespace, columns: Sequence[str]) -> None:
+        """Where the flags --sequence and --id say nothing, a new table's columns are those of the run's, if it has
+        them."""
+        args.sequence = args.sequence or (self.sequence if self.sequence in columns else None)
+        args.id = args.id or (self.id if self.id in columns else None)
 
 
 def _plain(name: str) -> str:

@@ -16,7 +16,7 @@ from proteinlm.sequences import residues_of
 from proteinlm.tables import Table, fasta_records, is_fasta, read_table
 from proteinlm.tokenizer import RESIDUES
 from tape.own_data import kinds
-from tape.own_data.columns import MASK, VALIDATION, Columns, choose_columns
+from tape.own_data.columns import MASK, NONE, VALIDATION, Columns, choose_columns
 from tape.own_data.data import Choice, OwnData, OwnProtein, task_name
 from tape.own_data.kinds import MISSING
 from tape.own_data.splits import LEFT_OUT, read_split
@@ -76,7 +76,7 @@ def read_own_data(path: str, choice: Choice, like: OwnData | None = None) -> Own
 def columns_like(table: Table, choice: Choice, columns: Columns) -> Columns:
     """Of another table: the user's words, else the names that the run's table had."""
     name = choice.id or (columns.id if columns.id in table.columns else None)
-    return choose_columns(table, choice.sequence or columns.sequence, choice.target or columns.target, name, "none")
+    return choose_columns(table, choice.sequence or columns.sequence, choice.target or columns.target, name, NONE)
 
 
 def with_residue_labels(table: Table, path: str) -> Table:

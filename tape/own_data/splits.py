@@ -83,7 +83,7 @@ def find_leak(splits: Sequence[str], sequences: Sequence[str], clusters: np.ndar
         {sequence for sequence, split in zip(sequences, splits, strict=True) if split == "train"},
     )
     leak = {}
-    for name in dict.fromkeys(splits):
+    for name in dict.fromkeys((*(name for name in SPLITS if name in splits), *splits)):
         if name in ("train", ""):
             continue
         places = np.flatnonzero(part == name).tolist()

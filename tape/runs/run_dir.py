@@ -37,6 +37,7 @@ class RunProgress:
 
     step: int = 0  # optimizer steps done
     best: float | None = None  # of the task's metric
+    best_loss: float | None = None  # at that evaluation
     best_step: int = 0
     without_improvement: int = 0
     bad_steps: int = 0

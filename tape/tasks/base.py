@@ -56,6 +56,7 @@ class Task:
     metric: str  # the primary metric, a key of `metrics`
     metrics: Mapping[str, Metric] = field(repr=False)
     higher_is_better: bool = True
+    loss_breaks_ties: bool = False  # of two evaluations with the same metric the one of the lower loss is better
 
     def forward(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
         """The task's logits for one batch."""
