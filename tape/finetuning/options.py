@@ -215,7 +215,7 @@ def _own_table(args: argparse.Namespace) -> str:
     named = None if args.csv is None else args.task
     args.csv = args.csv or args.task
     data = read_own_data(args.csv, table_choice(args))
-    args.task, args.kind = named or data.name, data.kind
+    args.task = named or data.name
     return f"own_data/{data.kind}"
 
 

@@ -74,7 +74,7 @@ def test_from_table_to_numbers_to_predictions(world, tmp_path, capsys, kind):
     finally:
         hidden.rename(world / f"{kind}.csv")
     printed = capsys.readouterr().out
-    assert "leak check: 0 of 4 valid proteins" in printed and f"{kind} test n=4" in printed
+    assert "leak check: 0 of 4 test proteins" in printed and f"{kind} test n=4" in printed
     result = json.loads((out / f"{kind}-test.json").read_text())
     task = own_data_task(OwnData.load(out), "transformer")
     assert set(result["requested"]) == set(result["intervals"]) == set(task.metrics)
