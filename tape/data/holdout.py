@@ -94,14 +94,15 @@ def _related(
 ) -> np.ndarray:
     """bool per pair: do they share MIN_SHARED of the k-mers of the one with fewer? keys: (owner, code) of each k-mer.
 
-    keys are sorted, so membership is one binary search over all proteins at once.
+    keys are sorted, so membership is one binary search over all proteins at once; pairs are taken in the order of the
+    larger one, so that neighbouring searches end near each other.
     """
     sizes = np.diff(starts)
     smaller = np.where(sizes[left] <= sizes[right], left, right)
     larger = left + right - smaller
-    related = np.zeros(len(left), dtype=bool)
+    order, related = np.argsort(larger, kind="stable"), np.zeros(len(left), dtype=bool)
     for begin in range(0, len(left), 1 << 14):
-        some = slice(begin, begin + (1 << 14))
+        some = order[begin : begin + (1 << 14)]
         counts = sizes[smaller[some]]
         firsts = np.repeat(starts[smaller[some]] - (np.cumsum(counts) - counts), counts)
         keys_of_smaller = (np.repeat(larger[some], counts) << 5 * KMER) | codes[firsts + np.arange(counts.sum())]
@@ -114,7 +115,9 @@ def _related(
 
 def cluster_sequences(sequences: Sequence[str], rounds: int = ROUNDS) -> np.ndarray:
     """Cluster number of each protein, int64[N], numbered 0... by first appearance. Identical sequences share one."""
-    _, same = np.unique(np.array([sequence.upper() for sequence in sequences]), return_inverse=True)
+    upper = [sequence.upper() for sequence in sequences]
+    number = {sequence: i for i, sequence in enumerate(sorted(set(upper)))}  # an array would be as wide as the longest
+    same = np.array([number[sequence] for sequence in upper], np.int64)
     distinct = np.unique(same, return_index=True)[1]  # one protein per distinct sequence
     codes, owners = distinct_kmers([sequences[i] for i in distinct])
     starts = np.searchsorted(owners, np.arange(len(distinct) + 1))

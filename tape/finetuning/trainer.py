@@ -102,7 +102,11 @@ class Trainer:
         """
         step = self.progress.step + 1
         # Dropout is a function of (seed, step) and the process: a resumed run needs no generator's state.
-        torch.manual_seed(self.options.seed * 1_000_003 + step + self.processes.rank * 7_368_787_000_000)
+        seed = self.options.seed * 1_000_003 + step + self.processes.rank * 7_368_787_000_000
+        if self.device.type == "cpu":  # torch.manual_seed queues a call for each other device, with a stack trace
+            torch.default_generator.manual_seed(seed)
+        else:
+            torch.manual_seed(seed)
         set_learning_rate(self.optimizer, self.learning_rate(step))
         before = self.norms.begin(share)
         total, numbers, divisor, scale = 0.0, 0, None, self.scaler.scale if self.scaler else 1.0
