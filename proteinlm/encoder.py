@@ -177,7 +177,8 @@ def layer_number(layer: int, depth: int, name: str = "layer") -> int:
 
 
 class Encoder:
-    """An encoder with its tokenizer on a device. source: where it is from.
+    """An encoder with its tokenizer on a device. source: where it is from. Of `model` it uses `config`, `states_after`,
+    `lm_head` (None for none) and `lm_logits`.
 
     dtype: float32, or a half: autocast to it for a ProteinBert, whose weights stay fp32; for a Trunk its weights are
     rounded to it, as the users of ProtT5 do (half the memory). contact_head: what its attention maps say about
@@ -225,16 +226,14 @@ class Encoder:
         """
         depth = layer_number(layer, self.config.num_layers)
         if pooling is None:
-            compute = functools.partial(self.model.state_after, depth)
-            return self._rows(compute, sequences, batch_tokens, tensors, quiet)
+            return self._rows(functools.partial(self._state_after, depth), sequences, batch_tokens, tensors, quiet)
         if not isinstance(pooling, str) or pooling not in POOLINGS:
             raise InputError(f"pooling {pooling!r}: should be one of {', '.join(POOLINGS)}, or None")
         proteins = self._checked(sequences)
         vectors = torch.empty(len(proteins), self.config.hidden_size)
         for indices, stream in self._batches(proteins, batch_tokens, quiet):
-            vectors[torch.from_numpy(indices)] = POOLINGS[pooling](self.states(stream, depth), stream).to(
-                "cpu", vectors.dtype
-            )
+            (states,) = self.states(stream, [depth])
+            vectors[torch.from_numpy(indices)] = POOLINGS[pooling](states, stream).to("cpu", vectors.dtype)
         return vectors if tensors else vectors.numpy()
 
     def logits(self, sequences: Proteins, *, batch_tokens: int | None = None, tensors=False, quiet=False) -> list:
@@ -244,7 +243,7 @@ class Encoder:
             raise InputError(f"{self.source}: no usable masked-LM head{names}, so no logits; embed does without")
 
         def compute(*inputs: Tensor) -> Tensor:
-            states = self.model.state_after(self.config.num_layers, *inputs)
+            states = self._state_after(self.config.num_layers, *inputs)
             return self.model.lm_logits(states)[:, : self.config.vocab_size]  # no padding rows
 
         return self._rows(compute, sequences, batch_tokens, tensors, quiet)
@@ -255,7 +254,7 @@ class Encoder:
         """A list of [layers + 1, L, h]: the embedding, then the state after each layer, the last one normalised."""
 
         def compute(*inputs: Tensor) -> Tensor:
-            return torch.stack(self.model.hidden_states(*inputs))
+            return torch.stack(self.model.states_after(range(self.config.num_layers + 1), *inputs))
 
         return self._rows(compute, sequences, batch_tokens, tensors, quiet)
 
@@ -271,13 +270,12 @@ class Encoder:
                 maps[i] = own.cpu() if tensors else own.cpu().numpy()
         return maps
 
-    def states(self, stream: Stream, depth: int) -> Tensor:
-        """[T, h] on the device: the states of one batch after `depth` layers; no more are computed."""
-        return at_least_fp32(self._run(functools.partial(self.model.state_after, depth), stream))
-
-    def states_of(self, stream: Stream, depths: Sequence[int]) -> list[Tensor]:
-        """`states` of several depths, in one pass."""
+    def states(self, stream: Stream, depths: Sequence[int]) -> list[Tensor]:
+        """[T, h] on the device for each depth: the states of one batch after so many layers, in one pass."""
         return list(map(at_least_fp32, self._run(functools.partial(self.model.states_after, depths), stream)))
+
+    def _state_after(self, depth: int, *inputs: Tensor) -> Tensor:
+        return self.model.states_after([depth], *inputs)[0]
 
     def _run(self, compute: Callable[..., Computed], stream: Stream) -> Computed:
         """compute(tokens, positions, bounds) of one batch."""

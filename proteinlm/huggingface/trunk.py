@@ -79,20 +79,13 @@ class Trunk(nn.Module):
     def forward(self, tokens: Tensor, position_ids: Tensor, cu_seqlens: Tensor) -> Tensor:
         """[T, h], the last states. tokens int64 [T] of TAPE's vocabulary; position_ids [T], 0 at each <cls>;
         cu_seqlens int32 [B + 1]."""
-        return self.state_after(self.config.num_layers, tokens, position_ids, cu_seqlens)
-
-    def state_after(self, depth: int, tokens: Tensor, position_ids: Tensor, cu_seqlens: Tensor) -> Tensor:
-        """[T, h]: the state after `depth` layers (0: the embedding). All layers are computed."""
-        return self.states_after([depth], tokens, position_ids, cu_seqlens)[0]
-
-    def hidden_states(self, tokens: Tensor, position_ids: Tensor, cu_seqlens: Tensor) -> list[Tensor]:
-        """L + 1 tensors [T, h]: the embedding, then each layer's output, the last one as the model gives it."""
-        return self.states_after(range(self.config.num_layers + 1), tokens, position_ids, cu_seqlens)
+        return self.states_after([self.config.num_layers], tokens, position_ids, cu_seqlens)[0]
 
     def states_after(
         self, depths: Sequence[int], tokens: Tensor, position_ids: Tensor, cu_seqlens: Tensor
     ) -> list[Tensor]:
-        """`state_after` of several depths, in one pass."""
+        """[T, h] for each of `depths`: the state after so many layers (0: the embedding), the last one as the model
+        gives it. All layers are computed, in one pass."""
         batch, last = self._rectangle(tokens, position_ids, cu_seqlens), self.config.num_layers
         every = any(depth < last for depth in depths)
         output = self.model(input_ids=batch.ids, attention_mask=batch.mask, output_hidden_states=every)

@@ -119,9 +119,7 @@ class TrunkEncoder:
     def _flat_states(self, stream: Stream) -> Iterator[tuple[Tensor, Tensor]]:
         """(states [T, h], pooled [B, h]) of each layer."""
         depths = list(self.depths.values())
-        one = len(depths) == 1
-        every = [self.encoder.states(stream, depths[0])] if one else self.encoder.states_of(stream, depths)
-        for depth, states in zip(depths, every, strict=True):
+        for depth, states in zip(depths, self.encoder.states(stream, depths), strict=True):
             pooling = "mean" if depth == self.last and self.model.config.pooling == "mean" else "cls"
             yield states, POOLINGS[pooling](states, stream)
 
@@ -206,13 +204,13 @@ def _not_finite(arrays: dict[str, np.ndarray], lengths: np.ndarray) -> set[int]:
 def _list_failed(part: dict, proteins: Sequence[Protein], reasons: dict[int, str]) -> dict[str, np.ndarray]:
     """The part without the rows of the proteins in `reasons`, which are listed instead."""
     failed = sorted(reasons)
-    kept = np.ones(len(proteins), bool)
-    kept[failed] = False
-    tokens = np.repeat(kept, part["length"] + 2)
-    outputs = {name: rows[tokens if is_per_token(name) else kept] for name, rows in part.items() if rows.ndim == 2}
+    embedded = np.ones(len(proteins), bool)
+    embedded[failed] = False
+    tokens = np.repeat(embedded, part["length"] + 2)
+    outputs = {name: rows[tokens if is_per_token(name) else embedded] for name, rows in part.items() if rows.ndim == 2}
     return {
-        "ids": pack_names([protein.id for protein, keep in zip(proteins, kept, strict=True) if keep]),
-        "length": part["length"][kept],
+        "ids": pack_names([proteins[i].id for i in np.flatnonzero(embedded)]),
+        "length": part["length"][embedded],
         **outputs,
         "failed_numbers": np.array([proteins[i].number for i in failed], np.int64),
         "failed_ids": pack_names([proteins[i].id for i in failed]),

@@ -102,11 +102,11 @@ class ProteinBertModel(ProteinBertAbstractModel):
         L + 1 hidden states, each [B, N, h]. A protein longer than the learned positions go is an InputError.
         """
         mask = outputs.real_tokens(input_ids, input_mask)
-        if (longest := self.encoder.config.max_tokens) is not None:
-            outputs.check_positions(mask, longest)
+        config, every_layer = self.encoder.config, self.config.output_hidden_states
+        outputs.check_positions(mask, config.max_tokens)
         *stream, where = outputs.flatten_tokens(input_ids, mask)
-        every_layer = self.config.output_hidden_states
-        states = self.encoder.hidden_states(*stream) if every_layer else [self.encoder(*stream)]
+        depths = range(config.num_layers + 1) if every_layer else [config.num_layers]
+        states = self.encoder.states_after(depths, *stream)
         hidden = tuple(outputs.scatter(state, where, mask) for state in states)
         pool = outputs.mean_of_residues if self.config.pooling == "mean" else outputs.first_state
         return (hidden[-1], pool(hidden[-1], mask), *([hidden] if every_layer else []))

@@ -134,13 +134,13 @@ def test_what_goes_in_and_what_comes_out(encoder, proteins):
 
 
 def test_a_device_holds_one_batch_of_the_budget(encoder, proteins, monkeypatch):
-    sizes, state_after = [], encoder.model.state_after
+    sizes, states_after = [], encoder.model.states_after
 
-    def spy(depth, tokens, *rest):
+    def spy(depths, tokens, *rest):
         sizes.append(len(tokens))
-        return state_after(depth, tokens, *rest)
+        return states_after(depths, tokens, *rest)
 
-    monkeypatch.setattr(encoder.model, "state_after", spy)
+    monkeypatch.setattr(encoder.model, "states_after", spy)
     encoder.embed(proteins, batch_tokens=60)
     assert max(sizes) <= 60 and sum(sizes) == sum(map(len, proteins)) + 2 * len(proteins)
     assert len(sizes) < len(proteins)
