@@ -15,6 +15,7 @@ from converter.huggingface.esm import to_esm
 from converter.model import PortableModel, portable, require_options, rounded_contacts, with_lm_head
 from proteinlm.errors import InputError
 from proteinlm.model_dir.contact_head import contact_tensors, no_contacts
+from proteinlm.model_dir.esm.common import EPSILON, INV_FREQ
 from proteinlm.model_dir.esm.fair_esm import CONTACT_ENDING, fair_esm_file, is_fair_esm, read_fair_esm
 from proteinlm.model_dir.esm.names import FAIR_DECODER, FAIR_LAYER_INV_FREQ, FAIR_NAMES
 from proteinlm.model_dir.weights import stored_dtype
@@ -22,7 +23,6 @@ from proteinlm.network.config import ModelConfig
 from proteinlm.tokenizer import ESM_TOKENS
 
 WHO = "fair-esm"
-EPSILON = 1e-5  # of torch's LayerNorm, which fair-esm's classes have
 INSIDE, OUTSIDE = "encoder.sentence_encoder.", "encoder."  # the LM head's names begin with the second
 
 
@@ -46,8 +46,6 @@ def prepare_fair(model: PortableModel, options: WriteOptions) -> PortableModel:
         require_options(model, {"token_dropout": True}, f"{WHO}'s ESM-1b")
         if model.tensors["word_embeddings.weight"][ESM_TOKENS.index("<mask>")].any():
             raise InputError(f"{model.origin}: its row of <mask> is not zero, and {WHO} sets ESM-1b's to zero")
-    if model.contact_head is None:
-        model = model.noted("no contact regression: zeros are written for it, and its contacts say nothing there")
     return model.with_config(hidden_dropout=0.0, attention_dropout=0.0)
 
 
@@ -64,7 +62,7 @@ def write_fair(model: PortableModel, directory: Path, options: WriteOptions) -> 
 def _state(tensors: dict[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
     """fair-esm's names with the prefixes of its training code; tied and repeated tensors share their memory."""
     names = FAIR_NAMES.rename(tensors, config.num_attention_heads)
-    inv_freq = names.pop("rotary_embeddings.inv_freq", None)
+    inv_freq = names.pop(INV_FREQ, None)
     if inv_freq is not None:
         names |= {f"layers.{i}{FAIR_LAYER_INV_FREQ}": inv_freq for i in range(config.num_layers)}
     names[FAIR_DECODER] = tensors["word_embeddings.weight"]

@@ -57,6 +57,11 @@ class Format:
     has_torch_file: bool = False  # --bin
 
 
+def has_model_type(name: str) -> Callable[[Path], bool]:
+    """`recognises` for a format that config.json's model_type names."""
+    return lambda path: (model_dir_config(path) or {}).get("model_type") == name
+
+
 def model_dir_config(path: Path) -> dict | None:
     """config.json of a model directory; None where there is none."""
     return read_json(path / CONFIG_NAME) if (path / CONFIG_NAME).is_file() else None

@@ -4,10 +4,7 @@ run = load_tape(directory, model)
 hidden, logits = run(["[CLS]", "M", "K", "[SEP]"])      # [T, h], and [T, V] in the order of run.tokens or None
 """
 
-import contextlib
-import io
-import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,8 +13,11 @@ from torch import Tensor
 
 from converter.model import PortableModel
 from proteinlm.errors import InputError
+from proteinlm.huggingface.directory import quietly
 from proteinlm.model_dir.vocabulary import canonical
 from proteinlm.tokenizer import TAPE_TOKENS
+
+PROBLEMS = ("missing_keys", "unexpected_keys", "mismatched_keys")  # of transformers' loading report
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def load_transformers(directory: Path, model: PortableModel, family: str, tokens
     except ImportError:
         return None
     kind = getattr(transformers, f"{family}{'ForMaskedLM' if model.has_lm_head else 'Model'}")
-    with _quiet():
+    with quietly():
         bert, report = kind.from_pretrained(directory, output_loading_info=True)
         tokenizer = transformers.AutoTokenizer.from_pretrained(directory)
     wrong = [f"{problem} {name}" for problem in PROBLEMS for name in sorted(map(str, report.get(problem, ())))]
@@ -92,19 +92,3 @@ def load_transformers(directory: Path, model: PortableModel, family: str, tokens
 
     act, ends = model.config.hidden_act, model.tokenizer.ends_proteins
     return LoadedModel("transformers", canonical(tokens), states, act, tokenize, ends)
-
-
-PROBLEMS = ("missing_keys", "unexpected_keys", "mismatched_keys")
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without progress bars and loading reports; what matters of them is judged by the caller."""
-    logger = logging.getLogger("transformers")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
-    try:
-        with contextlib.redirect_stderr(io.StringIO()):
-            yield
-    finally:
-        logger.setLevel(level)

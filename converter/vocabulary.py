@@ -14,7 +14,7 @@ WIDEST_PADDING = 64 * MEGATRON_PADDING  # rows of a 31-token vocabulary on 64 ra
 
 
 def to_tokenizer(model: PortableModel, name: str, divisible_by: int) -> PortableModel:
-    """The model on the vocabulary `name` (iupac, tape or esm)."""
+    """The model on the vocabulary `name` (iupac, tape, esm or esmc)."""
     if not model.tokenizer.one_to_one:
         raise InputError(
             f"{model.origin}: its vocabulary ({model.tokenizer.name}) does not map residues one to one, which this "

@@ -9,13 +9,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from converter.formats import Format, ReadOptions, WriteOptions, model_dir_config
+from converter.formats import Format, ReadOptions, WriteOptions, has_model_type
 from converter.loaders import LoadedModel, load_transformers
 from converter.model import PortableModel, portable, require_final_layernorm, require_options
 from converter.vocabulary import to_tokenizer
 from proteinlm.errors import InputError
 from proteinlm.files import write_json, write_text
 from proteinlm.model_dir.contact_head import contact_tensors, no_contacts
+from proteinlm.model_dir.esm.common import FIRST_POSITION
 from proteinlm.model_dir.esm.huggingface import MODEL_TYPE, POSITION_TYPES, read_esm
 from proteinlm.model_dir.esm.names import ESM_CONTACTS, ESM_NAMES
 from proteinlm.model_dir.files import CONFIG_NAME
@@ -29,11 +30,6 @@ ALWAYS = {
     **{"hidden_act": "gelu", "lm_head_act": "gelu", "normalization": "LayerNorm", "add_bias_linear": True},
     **{"swiglu": False, "qk_layernorm": False, "residual_scale": 1.0, "lm_head_transform": True},
 }
-FIRST_POSITION = ESM_TOKENS.index("<pad>") + 1  # the row of <cls> in a table of learned positions
-
-
-def recognises_esm(path: Path) -> bool:
-    return (model_dir_config(path) or {}).get("model_type") == MODEL_TYPE
 
 
 def read_hf_esm(directory: Path, options: ReadOptions) -> PortableModel:
@@ -41,10 +37,7 @@ def read_hf_esm(directory: Path, options: ReadOptions) -> PortableModel:
 
 
 def prepare_hf_esm(model: PortableModel, options: WriteOptions) -> PortableModel:
-    model = to_esm(model, "Hugging Face's ESM")
-    if model.contact_head is None:
-        model = model.noted("no contact regression: zeros are written for it, and its contacts say nothing there")
-    return model
+    return to_esm(model, "Hugging Face's ESM")
 
 
 def to_esm(model: PortableModel, who: str) -> PortableModel:
@@ -66,6 +59,8 @@ def to_esm(model: PortableModel, who: str) -> PortableModel:
         model = model.with_config(position_offset=FIRST_POSITION).noted(
             f"{FIRST_POSITION} rows of zeros put before the position embedding: {who} begins after them"
         )
+    if model.contact_head is None:
+        model = model.noted("no contact regression: zeros are written for it, and its contacts say nothing there")
     return model
 
 
@@ -134,7 +129,7 @@ def load_hf_esm(directory: Path, model: PortableModel) -> LoadedModel | None:
 
 ESM = Format(
     "esm",
-    recognises_esm,
+    has_model_type(MODEL_TYPE),
     read_hf_esm,
     prepare_hf_esm,
     write_hf_esm,

@@ -9,26 +9,21 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from converter.formats import Format, ReadOptions, WriteOptions, model_dir_config
+from converter.formats import Format, ReadOptions, WriteOptions, has_model_type
 from converter.loaders import LoadedModel, load_transformers
 from converter.model import PortableModel, portable, require_final_layernorm, require_options, without_contact_head
 from converter.vocabulary import to_tokenizer
 from proteinlm.errors import InputError
 from proteinlm.files import write_json
-from proteinlm.model_dir.esm.esmc import MODEL_TYPE, TOKEN_IDS, esmc_config_of, read_esmc, to_file_names
-from proteinlm.model_dir.esm.names import ESMC_FINAL_BIAS, ESMC_INV_FREQ
+from proteinlm.model_dir.esm.common import INV_FREQ, computed_inv_freq
+from proteinlm.model_dir.esm.esmc import FINAL_BIAS, MODEL_TYPE, TOKEN_IDS, esmc_config_of, read_esmc, to_file_names
 from proteinlm.model_dir.files import CONFIG_NAME
 from proteinlm.model_dir.weights import write_weights
-from proteinlm.network.rotary import RotaryEmbedding
 from proteinlm.tokenizer import ESM_SPECIALS, ESMC_TOKENS
 
 FAMILY, WHO = "Esmc", "Hugging Face's ESM C"
 # Of ModelConfig, and in no EsmcConfig: they matter in training alone, or not at all where there is no token dropout.
 NOT_THERE = {"hidden_dropout": 0.0, "output_dropout": True, "mask_token_id": None}
-
-
-def recognises_esmc(path: Path) -> bool:
-    return (model_dir_config(path) or {}).get("model_type") == MODEL_TYPE
 
 
 def read_hf_esmc(directory: Path, options: ReadOptions) -> PortableModel:
@@ -43,12 +38,11 @@ def prepare_hf_esmc(model: PortableModel, options: WriteOptions) -> PortableMode
         model = model.noted(f"hidden_dropout {model.config.hidden_dropout:g} is left out: {WHO} has none")
     model = model.with_config(**NOT_THERE)
     require_options(model, asdict(esmc_config_of(_config_json(model, model.dtype), "config.json")), WHO)
-    if model.tensors[ESMC_FINAL_BIAS].any():
-        raise InputError(f"{model.origin}: {ESMC_FINAL_BIAS} is not zeros; {WHO} has no bias in its final norm")
-    inv_freq, config = model.tensors[ESMC_INV_FREQ], model.config
-    if not torch.equal(inv_freq.float(), RotaryEmbedding(config.head_size, config.rotary_base).initial()):
-        base = f"{config.rotary_base:g}"
-        raise InputError(f"{model.origin}: {ESMC_INV_FREQ} is not that of rotary_base {base}, which {WHO} computes")
+    if model.tensors[FINAL_BIAS].any():
+        raise InputError(f"{model.origin}: {FINAL_BIAS} is not zeros; {WHO} has no bias in its final norm")
+    if not torch.equal(model.tensors[INV_FREQ].float(), computed_inv_freq(model.config)):
+        base = f"{model.config.rotary_base:g}"
+        raise InputError(f"{model.origin}: {INV_FREQ} is not that of rotary_base {base}, which {WHO} computes")
     return model
 
 
@@ -98,7 +92,7 @@ def load_hf_esmc(directory: Path, model: PortableModel) -> LoadedModel | None:
 
 ESMC = Format(
     "esmc",
-    recognises_esmc,
+    has_model_type(MODEL_TYPE),
     read_hf_esmc,
     prepare_hf_esmc,
     write_hf_esmc,

@@ -30,7 +30,7 @@ class Model:
     num_attention_heads: int = opt(16, "attention heads; must divide hidden-size", low=1)
     ffn_hidden_size: int | None = opt(None, "width inside the MLP (4 x hidden-size unless given)", low=1)
     max_position_embeddings: int = opt(2176, "learned positions: the longest protein in tokens, [CLS] included", low=2)
-    position_embedding_type: str = opt("learned_absolute", "how places are told", choices=POSITION_EMBEDDING_TYPES)
+    position_embedding_type: str = opt("learned_absolute", "how places are encoded", choices=POSITION_EMBEDDING_TYPES)
     position_offset: int = opt(0, "learned positions: rows before the first token's (ESM-1b: 2)", low=0)
     rotary_base: float = opt(10000.0, "rope: base of the inverse frequencies of a new model", above=0)
     normalization: str = opt("LayerNorm", "the norm before attention and MLP, and last", choices=NORMALIZATIONS)

@@ -81,6 +81,7 @@ def _model(config: Config) -> Iterator[str]:
         longest = _shape(config).max_tokens
     except ValueError as error:
         yield str(error).replace("_", "-")
+        return
     if longest is not None and length > longest:
         yield f"seq-length {length} is more than max-position-embeddings {longest}"
     if model.swiglu and model.hidden_act not in (type(model).hidden_act, "swish"):

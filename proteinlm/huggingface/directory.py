@@ -128,7 +128,7 @@ def run_config(values: Mapping, where: str) -> tuple[dict, TokenTable]:
 def build(values: Mapping, table: TokenTable, lm_head: bool, where: str = "config.json") -> Trunk:
     """The network of `open_directory`'s config with random weights (torch's global seed)."""
     config = make_config(values, where)
-    with _quietly():
+    with quietly():
         return _wrap(_model_class(config, table, lm_head)(config), table, where)
 
 
@@ -137,7 +137,7 @@ def _tokenizer(directory: Path, config: object) -> object:
     transformers = import_transformers()
     options = {"do_lower_case": False, "trust_remote_code": False, "local_files_only": True}
     try:
-        with _quietly():
+        with quietly():
             return transformers.AutoTokenizer.from_pretrained(directory, config=config, **options)
     except Exception as error:  # of many kinds, from transformers and from tokenizers
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
@@ -190,7 +190,7 @@ def _load_once(
 ) -> tuple[Trunk, list[str], tuple[str, ...]]:
     """(the trunk, names that the file lacks, notes). transformers is given no path, so it opens no file."""
     try:
-        with _quietly():
+        with quietly():
             model, report = model_class.from_pretrained(
                 None, config=config, state_dict=dict(state), dtype=torch.float32, **LOADING
             )
@@ -207,7 +207,7 @@ def _load_once(
 
 
 @contextlib.contextmanager
-def _quietly() -> Iterator[None]:
+def quietly() -> Iterator[None]:
     """transformers without its progress bars and reports, which are put back afterwards."""
     from transformers.utils import logging as messages
 

@@ -1,11 +1,12 @@
 """`proteinlm.load(path)`: opens a model directory for Python, whatever form it has.
 
 What must hold: the form is recognised by the contents of the directory, never by its name; one that cannot be opened is
-answered in one line with what to do. A form is a name in READERS; `recognise` says which one a directory has.
+answered in one line with what to do. A form is a name in READERS (or "huggingface", which transformers runs);
+`recognise` says which one a directory has.
 """
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -14,11 +15,12 @@ from proteinlm.devices import choose_device
 from proteinlm.encoder import Encoder
 from proteinlm.errors import InputError
 from proteinlm.huggingface.directory import open_directory
-from proteinlm.model_dir.esm import esmc
+from proteinlm.model_dir.esm.esmc import esmc_config_of, read_esmc
 from proteinlm.model_dir.esm.fair_esm import fair_esm_file, read_fair_esm
-from proteinlm.model_dir.esm.huggingface import MODEL_TYPE, read_esm
+from proteinlm.model_dir.esm.huggingface import esm_config_of, read_esm
 from proteinlm.model_dir.files import CONFIG_NAME, ModelFiles, load_tape_dir, model_type_of, read_config
 from proteinlm.model_dir.find import find_model
+from proteinlm.network.config import ModelConfig
 from proteinlm.network.model import ProteinBert
 from proteinlm.tokenizer import build_tokenizer
 
@@ -63,11 +65,9 @@ def recognise(path: Path) -> str:
     if fair_esm_file(path) is not None:
         return "fair-esm"
     config = read_config(path)
-    if path.is_dir() and config.get("model_type") in (esmc.MODEL_TYPE, MODEL_TYPE):
+    if path.is_dir() and str(config.get("model_type")) in CONFIGS:
         return config["model_type"]
-    if model_type_of(config, path) == "huggingface":
-        return "huggingface"
-    return "tape"
+    return "huggingface" if model_type_of(config, path) == "huggingface" else "tape"
 
 
 def _read_tape(directory: Path) -> ModelFiles:
@@ -88,5 +88,7 @@ READERS: dict[str, Callable[[Path], ModelFiles]] = {
     "tape": _read_tape,
     "esm": read_esm,
     "fair-esm": read_fair_esm,
-    "esmc": esmc.read_esmc,
+    "esmc": read_esmc,
 }
+# Of those forms that are a model_type of Hugging Face's: the ModelConfig of a config.json, of which `where` it lies.
+CONFIGS: dict[str, Callable[[Mapping, str], ModelConfig]] = {"esm": esm_config_of, "esmc": esmc_config_of}

@@ -75,7 +75,7 @@ def on_vocabulary(config: ModelConfig, tokenizer: Tokenizer, divisible_by: int =
 
 
 def to_tokenizer(files: ModelFiles, name: str, divisible_by: int = 1, origin: str = "the model") -> ModelFiles:
-    """The model on the vocabulary `name` (iupac, tape or esm), its own being one to one. origin: for messages."""
+    """The model on the vocabulary `name` (iupac, tape, esm or esmc), its own being one to one. origin: for messages."""
     tokenizer = build_tokenizer(name)
     state, notes = take_rows(files.state, files.tokenizer.tokens, tokenizer, divisible_by, origin)
     config = on_vocabulary(files.config, tokenizer, divisible_by)

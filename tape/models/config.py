@@ -9,10 +9,9 @@ from typing import ClassVar
 
 from proteinlm.model_dir import config as ground
 from proteinlm.model_dir.config import MODEL_DEFAULTS, OPTIONAL_KEYS, POSITIVE, PROBABILITY, SIZE, TAPE_EXTRAS, one_of
-from proteinlm.model_dir.esm.esmc import esmc_config_of
-from proteinlm.model_dir.esm.huggingface import esm_config_of
 from proteinlm.model_dir.files import read_config
 from proteinlm.model_dir.find import find_model
+from proteinlm.model_dir.load import CONFIGS
 from proteinlm.model_dir.vocabulary import on_vocabulary
 from proteinlm.network.config import ModelConfig
 from proteinlm.tokenizer import build_tokenizer
@@ -37,8 +36,6 @@ RULES = ground.RULES | {
     "output_attentions": (lambda value: not value, "true is not supported (attention keeps no weights)"),
 }
 
-TRANSLATED = {"esm": esm_config_of, "esmc": esmc_config_of}  # Hugging Face's model_type -> its keys as a ModelConfig
-
 
 def check(config: ProteinConfig, *keys: str) -> None:
     """InputError unless the values of `keys` are such that a model can be built from them."""
@@ -53,8 +50,8 @@ def tape_keys(config: ModelConfig) -> dict[str, object]:
 def read_keys(path: str | Path) -> dict:
     """config.json of a model directory, or a JSON file, under TAPE's keys: Hugging Face's of an ESM are translated."""
     stored = read_config(path)
-    translate = TRANSLATED.get(str(stored.get("model_type")))
-    return stored if translate is None else tape_keys(translate(stored, str(path)))
+    config_of = CONFIGS.get(str(stored.get("model_type")))
+    return stored if config_of is None else tape_keys(config_of(stored, str(path)))
 
 
 class ProteinBertConfig(ProteinConfig):

@@ -16,40 +16,33 @@ from torch import Tensor
 
 from proteinlm.errors import InputError
 from proteinlm.model_dir.config import FLAG, POSITIVE, check_shape_keys, check_values, model_config_of
-from proteinlm.model_dir.esm.names import (
-    ESMC_FINAL_BIAS,
-    ESMC_INV_FREQ,
-    ESMC_NAMES,
-    ESMC_NOT_STORED,
-    ESMC_PARTS,
-    ESMC_UNUSED,
-)
+from proteinlm.model_dir.esm.common import EPSILON, INV_FREQ, computed_inv_freq
+from proteinlm.model_dir.esm.names import ESMC_NAMES, ESMC_NOT_STORED, ESMC_PARTS, ESMC_UNUSED
 from proteinlm.model_dir.files import CONFIG_NAME, ModelFiles, check_layers, check_tensors, read_config
 from proteinlm.model_dir.weights import WeightFiles
 from proteinlm.network.config import ModelConfig
-from proteinlm.network.rotary import RotaryEmbedding
 from proteinlm.tokenizer import ESMC_TOKENS, build_tokenizer
 
 MODEL_TYPE = "esmc"
-EPSILON = 1e-5  # nn.LayerNorm's own, which no key of config.json changes
+FINAL_BIAS = "final_layernorm.bias"  # of ProteinBert
 DEPTH_OF_SCALE_1 = 36  # what a layer adds is divided by sqrt(layers / 36)
 TOKEN_IDS = {"bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2, "mask_token_id": 32}
 
 
 def read_esmc(directory: Path) -> ModelFiles:
     """A directory of EsmcForMaskedLM, EsmcModel, or a class that adds a task's head, which is left out with a note."""
-    stored, weights = read_config(directory), WeightFiles(Path(directory))
+    stored, weights = read_config(directory), WeightFiles(directory)
     config = esmc_config_of(stored, str(directory / CONFIG_NAME))
     tensors = {f"esmc.{name}" if name.startswith(ESMC_PARTS) else name: weights.get(name) for name in weights.files}
     check_layers(stored, tensors, weights.path)
     left_out = sorted(name for name in tensors if name.startswith(ESMC_UNUSED))
     tensors = {name: value for name, value in tensors.items() if name not in left_out}
-    notes = (f"{weights.path}: {', '.join(left_out)} left out: the masked language model has no use for it",)
+    why = "left out: the masked language model has no use for it"
+    notes = (f"{weights.path}: {', '.join(left_out)} {why}",) if left_out else ()
     has_head = any(name.startswith("lm_head.") for name in tensors)
     expected = ESMC_NAMES.expected(config, has_head)
     check_tensors(tensors, {name: expected[name] for name in expected if name not in ESMC_NOT_STORED}, weights.path)
-    state = to_own_names(tensors, config)
-    return ModelFiles(config, build_tokenizer("esmc"), state, notes if left_out else ())
+    return ModelFiles(config, build_tokenizer("esmc"), to_own_names(tensors, config), notes)
 
 
 def to_own_names(tensors: dict[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
@@ -57,14 +50,14 @@ def to_own_names(tensors: dict[str, Tensor], config: ModelConfig) -> dict[str, T
     state = ESMC_NAMES.restore(tensors, config.num_attention_heads)
     if "lm_head.decoder.bias" in state:
         state["lm_head.bias"] = state.pop("lm_head.decoder.bias")
-    state[ESMC_FINAL_BIAS] = torch.zeros_like(state["final_layernorm.weight"])
-    state[ESMC_INV_FREQ] = RotaryEmbedding(config.head_size, config.rotary_base).initial()
+    state[FINAL_BIAS] = torch.zeros_like(state["final_layernorm.weight"])
+    state[INV_FREQ] = computed_inv_freq(config)
     return state
 
 
 def to_file_names(name: str, tensor: Tensor, heads: int) -> dict[str, Tensor]:
     """What the file holds of a tensor of ProteinBert."""
-    return {} if name in (ESMC_FINAL_BIAS, ESMC_INV_FREQ) else ESMC_NAMES.rename({name: tensor}, heads)
+    return {} if name in (FINAL_BIAS, INV_FREQ) else ESMC_NAMES.rename({name: tensor}, heads)
 
 
 def esmc_config_of(stored: Mapping, where: str) -> ModelConfig:

@@ -14,14 +14,8 @@ from torch import Tensor
 from proteinlm.errors import InputError
 from proteinlm.model_dir.config import FLAG, SIZE, check_values, model_config_of
 from proteinlm.model_dir.contact_head import CONTACTS, expected_contacts, take_contacts
-from proteinlm.model_dir.esm.inv_freq import same_inv_freq
-from proteinlm.model_dir.esm.names import (
-    FAIR_DECODER,
-    FAIR_LAYER_INV_FREQ,
-    FAIR_NAMES,
-    FAIR_PREFIX,
-    FAIR_WORDS,
-)
+from proteinlm.model_dir.esm.common import EPSILON, FIRST_POSITION, INV_FREQ, same_inv_freq
+from proteinlm.model_dir.esm.names import FAIR_DECODER, FAIR_LAYER_INV_FREQ, FAIR_NAMES, FAIR_PREFIX, FAIR_WORDS
 from proteinlm.model_dir.files import CONFIG_NAME, MEGATRON_NAME, ModelFiles, check_tensors, same
 from proteinlm.network.config import ModelConfig
 from proteinlm.tokenizer import ESM_TOKENS, build_tokenizer
@@ -33,7 +27,7 @@ TORCH_HEADS = (b"PK\x03\x04", b"\x80")  # how what torch.save wrote begins: a zi
 ALWAYS = {
     "vocab_size": len(ESM_TOKENS),
     "mask_token_id": ESM_TOKENS.index("<mask>"),
-    "layer_norm_eps": 1e-5,  # torch's default for LayerNorm
+    "layer_norm_eps": EPSILON,
     "hidden_act": "gelu",
     "hidden_dropout_prob": 0.0,
     "attention_probs_dropout_prob": 0.0,
@@ -73,7 +67,7 @@ def read_fair_esm(path: Path) -> ModelFiles:
         raise InputError(f"{file}: not fair-esm's; a dict of model, and of cfg or args, was expected")
     tensors, notes = _tensors(content["model"], file), []
     values = _arguments(content, file)
-    config = (_esm2_config if "cfg" in content else _esm1b_config)(values, tensors, file)
+    config = _esm2_config(values, file) if "cfg" in content else _esm1b_config(values, tensors, file)
     if config.num_layers > len(tensors):
         raise InputError(f"{file}: its {len(tensors)} tensors cannot be the {config.num_layers} layers that it claims")
     tensors |= _contact_tensors(file)
@@ -138,7 +132,7 @@ def _sizes(values: Mapping, names: Mapping[str, str], file: Path) -> dict[str, i
 SHAPE = {"num_hidden_layers": "layers", "hidden_size": "embed_dim", "num_attention_heads": "attention_heads"}
 
 
-def _esm2_config(values: Mapping, tensors: Mapping[str, Tensor], file: Path) -> ModelConfig:
+def _esm2_config(values: Mapping, file: Path) -> ModelConfig:
     sizes = _sizes(values, SHAPE, file)
     rest = {"intermediate_size": 4 * sizes["hidden_size"], "max_position_embeddings": POSITIONS}
     rest |= {"position_embedding_type": "rope", "token_dropout": _token_dropout(values, file)}
@@ -155,7 +149,7 @@ def _esm1b_config(values: Mapping, tensors: Mapping[str, Tensor], file: Path) ->
     names = {"intermediate_size": "ffn_embed_dim", "max_position_embeddings": "max_positions"}
     rest = {
         "position_embedding_type": "learned_absolute",
-        "position_offset": ESM_TOKENS.index("<pad>") + 1,
+        "position_offset": FIRST_POSITION,
         "embedding_layernorm": any(name.startswith("emb_layer_norm_before.") for name in tensors),
         "token_dropout": _token_dropout({"token_dropout": False} | dict(values), file),
     }
@@ -208,7 +202,7 @@ def _one_inv_freq(tensors: dict[str, Tensor], config: ModelConfig, file: Path) -
     absent = next((name for name in names if name not in tensors), None)
     if absent is not None:
         raise InputError(f"{file}: {absent} is missing; ESM-2 has inverse frequencies in every layer")
-    tensors["rotary_embeddings.inv_freq"] = same_inv_freq({name: tensors.pop(name) for name in names}, file)
+    tensors[INV_FREQ] = same_inv_freq({name: tensors.pop(name) for name in names}, file)
 
 
 def _clear_mask_row(tensors: dict[str, Tensor], file: Path, notes: list[str]) -> None:

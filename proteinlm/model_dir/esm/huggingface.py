@@ -6,6 +6,7 @@ a file is dropped silently. Read from transformers 5.23, modeling_esm.py and con
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from torch import Tensor
@@ -13,7 +14,7 @@ from torch import Tensor
 from proteinlm.errors import InputError
 from proteinlm.model_dir.config import FLAG, POSITIVE, check_shape_keys, check_values, model_config_of, one_of
 from proteinlm.model_dir.contact_head import expected_contacts, take_contacts
-from proteinlm.model_dir.esm.inv_freq import same_inv_freq
+from proteinlm.model_dir.esm.common import FIRST_POSITION, computed_inv_freq, same_inv_freq
 from proteinlm.model_dir.esm.names import (
     DECODER,
     ENCODER_PARTS,
@@ -30,7 +31,6 @@ from proteinlm.model_dir.esm.names import (
 from proteinlm.model_dir.files import CONFIG_NAME, ModelFiles, check_layers, check_tensors, read_config, same
 from proteinlm.model_dir.weights import WeightFiles
 from proteinlm.network.config import ModelConfig
-from proteinlm.network.rotary import RotaryEmbedding
 from proteinlm.tokenizer import ESM_TOKENS, build_tokenizer
 
 MODEL_TYPE = "esm"
@@ -55,24 +55,23 @@ RULES = {
 
 def read_esm(directory: Path) -> ModelFiles:
     """A directory of EsmForMaskedLM, EsmModel, or a class that adds a task's head, which is left out with a note."""
-    where, path = str(directory / CONFIG_NAME), Path(directory)
-    stored = read_config(directory)
-    config, tokenizer = esm_config_of(stored, where), build_tokenizer("esm")
-    _check_vocabulary(path, stored, where)
-    weights = WeightFiles(path)
+    where, stored = str(directory / CONFIG_NAME), read_config(directory)
+    config = esm_config_of(stored, where)
+    _check_vocabulary(directory, stored, where)
+    weights = WeightFiles(directory)
     tensors, notes = _full_names(weights.get_all()), []
     check_layers(stored, tensors, weights.path)
     _leave_out(tensors, config, notes)
     _one_inv_freq(tensors, config, weights.path, notes)
-    untied = _decoder(tensors, stored, notes)
-    if untied:
-        config = esm_config_of(stored | {"tie_word_embeddings": False}, where)
+    if _decoder(tensors, stored, notes):
+        config = replace(config, untie_embeddings_and_output_weights=True)
     has_head = any(name.startswith("lm_head.") for name in tensors)
     expected = ESM_NAMES.expected(config, has_head) | expected_contacts(tensors, config, ESM_CONTACTS)
     check_tensors(tensors, expected, weights.path)
     contact_head = take_contacts(tensors, ESM_CONTACTS)
     state = ESM_NAMES.restore(tensors, config.num_attention_heads)
-    return ModelFiles(config, tokenizer, state, tuple(f"{weights.path}: {note}" for note in notes), contact_head)
+    notes = tuple(f"{weights.path}: {note}" for note in notes)
+    return ModelFiles(config, build_tokenizer("esm"), state, notes, contact_head)
 
 
 def esm_config_of(stored: Mapping, where: str) -> ModelConfig:
@@ -85,8 +84,8 @@ def esm_config_of(stored: Mapping, where: str) -> ModelConfig:
     check_shape_keys(values, where)
     _check_ids(values, where)
     positions, offset = values["max_position_embeddings"], 0
-    if values["position_embedding_type"] == "absolute":  # the first token has the row after that of <pad>
-        offset = ESM_TOKENS.index("<pad>") + 1
+    if values["position_embedding_type"] == "absolute":
+        offset = FIRST_POSITION
         if positions <= offset:
             raise InputError(f"{where}: max_position_embeddings {positions}; the first {offset} rows are no position's")
     own = {
@@ -152,14 +151,14 @@ def _leave_out(tensors: dict[str, Tensor], config: ModelConfig, notes: list[str]
 
 def _one_inv_freq(tensors: dict[str, Tensor], config: ModelConfig, path: Path, notes: list[str]) -> None:
     """Older files have the inverse frequencies once a layer, newer ones once; they must all be the same numbers."""
-    names = [name for name in tensors if name == INV_FREQ or name.endswith(LAYER_INV_FREQ)]
     if config.position_embedding_type != "rope":
         return
-    if not names:
+    names = [name for name in tensors if name == INV_FREQ or name.endswith(LAYER_INV_FREQ)]
+    if names:
+        tensors[INV_FREQ] = same_inv_freq({name: tensors.pop(name) for name in names}, path)
+    else:
         notes.append(f"no inv_freq: the inverse frequencies are those of rope_theta {config.rotary_base:g}")
-        tensors[INV_FREQ] = RotaryEmbedding(config.head_size, config.rotary_base).initial()
-        return
-    tensors[INV_FREQ] = same_inv_freq({name: tensors.pop(name) for name in names}, path)
+        tensors[INV_FREQ] = computed_inv_freq(config)
 
 
 def _decoder(tensors: dict[str, Tensor], stored: Mapping, notes: list[str]) -> bool:

@@ -76,7 +76,6 @@ ESMC_NAMES = TensorNames(
     },
     tuple(f"esmc.layers.#.self_attn.{part}_proj" for part in "qkv"),
 )
-ESMC_FINAL_BIAS, ESMC_INV_FREQ = "final_layernorm.bias", "rotary_embeddings.inv_freq"  # of ProteinBert, and in no file
 ESMC_NOT_STORED = ("esmc.norm.bias", "esmc.rotary_emb.inv_freq")
 # A task's head, and frequencies, which Hugging Face computes from their base whatever a file has.
 ESMC_UNUSED = ("classifier.", "score.", "esmc.rotary_emb.")

@@ -1,4 +1,4 @@
-"""The inverse frequencies of the rotation, of which ESM's files have one copy or one a layer."""
+"""What ESM's files have in common: where positions begin, LayerNorm's epsilon, the rotation's inverse frequencies."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,6 +8,18 @@ from torch import Tensor
 
 from proteinlm.errors import InputError
 from proteinlm.model_dir.files import same
+from proteinlm.network.config import ModelConfig
+from proteinlm.network.rotary import RotaryEmbedding
+from proteinlm.tokenizer import ESM_TOKENS
+
+FIRST_POSITION = ESM_TOKENS.index("<pad>") + 1  # the row of <cls> in a table of learned positions, as in RoBERTa
+EPSILON = 1e-5  # torch's default for LayerNorm, which the classes of fair-esm and ESM C have
+INV_FREQ = "rotary_embeddings.inv_freq"  # of ProteinBert
+
+
+def computed_inv_freq(config: ModelConfig) -> Tensor:
+    """fp32 [D / 2], from the base: for a file that holds none."""
+    return RotaryEmbedding(config.head_size, config.rotary_base).initial()
 
 
 def same_inv_freq(copies: Mapping[str, Tensor], path: Path) -> Tensor:
