@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from toy_esm import ESM_1B, esm_config, transformers
 
 LAYERS, HEADS, HIDDEN, FFN, POSITIONS, VOCABULARY, MASK = 2, 2, 8, 32, 40, 33, 32
 KINDS = ("esm2", "esm1b")
@@ -76,17 +77,12 @@ def write_fair(directory: Path, kind: str = "esm2", weights=None, contacts: bool
 
 def peer(kind: str = "esm2", weights=None, **changes):
     """Hugging Face's EsmForMaskedLM with these weights, module by module, in evaluation mode."""
-    import transformers
-
-    weights = weights or random_weights(kind)
-    values = {"vocab_size": VOCABULARY, "pad_token_id": 1, "mask_token_id": MASK, "hidden_size": HIDDEN}
-    values |= {"num_hidden_layers": LAYERS, "num_attention_heads": HEADS, "intermediate_size": FFN}
-    values |= {"layer_norm_eps": 1e-5, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-    values |= {"position_embedding_type": "rotary" if kind == "esm2" else "absolute", "token_dropout": True}
-    values |= {"emb_layer_norm_before": kind == "esm1b", "max_position_embeddings": POSITIONS + 2}
-    model = transformers.EsmForMaskedLM(transformers.EsmConfig(**values | changes, attn_implementation="eager"))
+    values = {"hidden_size": HIDDEN, "num_hidden_layers": LAYERS, "num_attention_heads": HEADS}
+    values |= {"intermediate_size": FFN} | (ESM_1B if kind == "esm1b" else {})
+    values |= {"max_position_embeddings": POSITIONS + 2}
+    model = transformers.EsmForMaskedLM(esm_config(**values | changes))
     with torch.no_grad():
-        fill(model, weights)
+        fill(model, weights or random_weights(kind))
     return model.eval()
 
 

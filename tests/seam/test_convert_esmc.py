@@ -5,24 +5,19 @@ from dataclasses import replace
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from toy_esm import esmc_model
 
 from converter.formats import WriteOptions
 from converter.huggingface.esmc import prepare_hf_esmc
 from converter.sources import read
 from proteinlm.errors import InputError
 
-transformers = pytest.importorskip("transformers")
-
 
 @pytest.fixture(scope="module")
 def esmc_dir(tmp_path_factory):
     """Random weights in bf16, every row of the vocabulary its own."""
     path = tmp_path_factory.mktemp("esmc") / "model"
-    sizes = {"hidden_size": 12, "intermediate_size": 10, "num_hidden_layers": 2, "num_attention_heads": 3}
-    model = transformers.EsmcForMaskedLM(transformers.EsmcConfig(**sizes))
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(parameter.numel())))
+    model = esmc_model(hidden_size=12, intermediate_size=10, num_attention_heads=3)
     model.to(torch.bfloat16).save_pretrained(path)
     return path
 

@@ -14,6 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from esm_writer import HEADS, HIDDEN, LAYERS, POSITIONS, peer, write_hf
+from toy_esm import esmc_model, transformers
 
 from pretrain import __main__ as pretrain
 from pretrain.data import preprocess
@@ -21,8 +22,6 @@ from pretrain.data.blending import build_datasets
 from pretrain.data.loader import PackedLoader
 from proteinlm.errors import run
 from proteinlm.tokenizer import build_tokenizer
-
-transformers = pytest.importorskip("transformers")
 
 SEED, ROWS, LENGTH = 7, 4, POSITIONS
 DATA = ("--seq-length", LENGTH, "--split", "80,20,0", "--seed", SEED, "--global-batch-size", ROWS)
@@ -107,9 +106,7 @@ def test_a_hugging_face_model_is_continued_on_a_family_and_goes_back(kind, famil
 
 
 def test_esm_c_is_continued_on_a_family(family, convert_to, tmp_path):
-    sizes = {"hidden_size": HIDDEN, "intermediate_size": 24, "num_hidden_layers": LAYERS, "num_attention_heads": HEADS}
-    torch.manual_seed(0)
-    model = transformers.EsmcForMaskedLM(transformers.EsmcConfig(**sizes, initializer_range=0.3)).eval()
+    model = esmc_model(hidden_size=HIDDEN, num_hidden_layers=LAYERS, num_attention_heads=HEADS)
     model.save_pretrained(tmp_path / "source")
     shard = family("esmc")
     start, _ = convert_to(tmp_path / "source", "start", "--target", "dcp")

@@ -49,14 +49,14 @@ def test_a_row_by_hand(tmp_path):
 
 def test_gaps_can_be_hidden_and_are_never_drawn_and_special_tokens_neither(tmp_path):
     data = dataset(random_shard(tmp_path, letters="LA-."))
-    labels, shown = [], []
+    labels, changed = [], []
     for sample in range(3 * len(data)):
         row = data.sample(sample)
         labels += row.labels.tolist()
-        shown += row.tokens[row.masked_positions][row.tokens[row.masked_positions] != row.labels].tolist()
+        changed += row.tokens[row.masked_positions][row.tokens[row.masked_positions] != row.labels].tolist()
         assert all(protein[0] == CLS and protein[-1] == EOS for protein in proteins_of(row))
     assert set(labels) == set(ESM.encode("LA-.").tolist())
-    assert set(shown) == {MASK, *ESM.residue_ids.tolist()} and len(ESM.residue_ids) == 25
+    assert set(changed) == {MASK, *ESM.residue_ids.tolist()} and len(ESM.residue_ids) == 25
 
 
 def test_crops_keep_both_ends(tmp_path):

@@ -4,10 +4,10 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from toy_esm import esm_model, esmc_model
 
 from proteinlm.loss import IGNORE, masked_lm_loss
 from proteinlm.model_dir.esm.names import ESM_NAMES, ESMC_NAMES
@@ -15,47 +15,26 @@ from proteinlm.model_dir.files import ModelFiles
 from proteinlm.model_dir.load import READERS
 from proteinlm.network.model import ProteinBert
 
-transformers = pytest.importorskip("transformers")
-
-CLS, PAD, EOS, MASK, VOCABULARY = 0, 1, 2, 32, 33
+CLS, PAD, EOS, MASK = 0, 1, 2, 32
 EXACT, VISIBLE = 1e-10, 1e-4  # a tolerance, and what a mistake exceeds
 NAMES = {"esm": ESM_NAMES, "esmc": ESMC_NAMES}
 OTHERWISE = {"lm_head.decoder.bias": "lm_head.bias"}
 SHAPES = [(1, 1, 2), (2, 3, 4), (4, 5, 6), (3, 2, 16)]  # layers, heads, head size
-ESM_1B = {"position_embedding_type": "absolute", "emb_layer_norm_before": True, "max_position_embeddings": 66}
 
 
-@torch.no_grad()
-def randomise(model: torch.nn.Module, seed: int) -> None:
-    """Every weight far from where it begins: norms around 1, all else around 0."""
-    generator = torch.Generator().manual_seed(seed)
-    for name, parameter in model.named_parameters():
-        noise = torch.randn(parameter.shape, generator=generator)
-        parameter.copy_(1 + 0.3 * noise if "norm" in name.lower() and name.endswith("weight") else 0.4 * noise)
+def esm_peer(layers: int, heads: int, head_size: int, dtype=torch.float64, **changes):
+    """An EsmForMaskedLM of that shape, every weight far from where it begins."""
+    return esm_model(**shape(layers, heads, head_size) | changes).to(dtype)
 
 
-def esm_peer(layers: int, heads: int, head_size: int, seed: int = 0, dtype=torch.float64, **changes):
-    """An EsmForMaskedLM of that shape, in evaluation mode. Its inverse frequencies are not those of its base."""
+def esmc_peer(layers: int, heads: int, head_size: int, dtype=torch.float64, **changes):
+    """An EsmcForMaskedLM of that shape."""
+    return esmc_model(**shape(layers, heads, head_size) | changes).to(dtype)
+
+
+def shape(layers: int, heads: int, head_size: int) -> dict[str, float]:
     sizes = {"num_hidden_layers": layers, "num_attention_heads": heads, "hidden_size": heads * head_size}
-    values = {"vocab_size": VOCABULARY, "pad_token_id": PAD, "mask_token_id": MASK, "intermediate_size": 3 * heads}
-    values |= {"position_embedding_type": "rotary", "token_dropout": True, "layer_norm_eps": 1e-5, "hidden_act": "gelu"}
-    values |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "emb_layer_norm_before": False}
-    config = transformers.EsmConfig(**values | sizes | changes, attn_implementation="eager")
-    model = transformers.EsmForMaskedLM(config)
-    randomise(model, seed)
-    if model.esm.rotary_embeddings is not None:
-        noise = torch.rand(head_size // 2, generator=torch.Generator().manual_seed(seed))
-        model.esm.rotary_embeddings.inv_freq.mul_(0.7 + 0.6 * noise).copy_(model.esm.rotary_embeddings.inv_freq.half())
-    return model.to(dtype).eval()
-
-
-def esmc_peer(layers: int, heads: int, head_size: int, seed: int = 0, dtype=torch.float64, **changes):
-    """An EsmcForMaskedLM of that shape, in evaluation mode."""
-    sizes = {"num_hidden_layers": layers, "num_attention_heads": heads, "hidden_size": heads * head_size}
-    values = sizes | {"intermediate_size": 3 * heads} | changes
-    model = transformers.EsmcForMaskedLM(transformers.EsmcConfig(**values, attn_implementation="eager"))
-    randomise(model, seed)
-    return model.to(dtype).eval()
+    return sizes | {"intermediate_size": 3 * heads, "spread": 0.4}
 
 
 def opened(peer) -> ModelFiles:

@@ -5,9 +5,10 @@ from collections import Counter
 
 import pytest
 import torch
-from esm_peers import ESM_1B, esm_peer, packed, padded, proteins, same_network
+from esm_peers import esm_peer, packed, padded, proteins, same_network
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from toy_esm import ESM_1B
 
 from proteinlm.network import contacts
 from proteinlm.network.contacts import ContactRegression, contact_probabilities

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import torch
 from esm_peers import esm_peer
+from toy_esm import transformers
 
 import proteinlm
 from proteinlm.errors import InputError
 from proteinlm.tokenizer import ESM_TOKENS
 
-transformers = pytest.importorskip("transformers")
 LENGTHS = (12, 1, 1100, 40, 2)  # ESM-2 was trained on 1,022 residues, and takes more
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from esm_writer import HEADS, KINDS, LAYERS, MASK, VOCABULARY, peer, random_weights, write_fair, write_hf
 from safetensors.torch import load_file, save_file
+from toy_esm import transformers
 
 import proteinlm
 from proteinlm.errors import InputError
@@ -18,7 +19,6 @@ from proteinlm.model_dir.vocabulary import to_tokenizer
 from proteinlm.tokenizer import ESM_TOKENS, TAPE_TOKENS
 from proteinlm.untrusted.safe_load import safe_pickle_loads
 
-transformers = pytest.importorskip("transformers")
 PROTEIN = "MKTAYIAKQRQISFVK"
 
 

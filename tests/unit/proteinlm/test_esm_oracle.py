@@ -9,7 +9,6 @@ fixture `unrounded`), by putting the function of its ESM C in that place, which 
 import pytest
 import torch
 from esm_peers import (
-    ESM_1B,
     EXACT,
     SHAPES,
     VISIBLE,
@@ -26,6 +25,7 @@ from esm_peers import (
     swap_norms,
     turn_neighbours,
 )
+from toy_esm import ESM_1B
 
 from proteinlm.network import layers as layers_module
 from proteinlm.network.model import initialize_buffers

@@ -17,7 +17,6 @@ import proteinlm
 from proteinlm.errors import InputError
 from proteinlm.tokenizer import ESM_TOKENS
 
-pytest.importorskip("transformers")
 LAYER = "esm.encoder.layer.1"
 INV_FREQ = "esm.rotary_embeddings.inv_freq"
 CONTACTS = "esm.contact_head.regression"
@@ -133,8 +132,8 @@ def test_weights_that_cannot_be(good, tmp_path, name):
     changes, message = WEIGHTS[name]
     directory = shutil.copytree(good / "esm2", tmp_path / "model")
     tensors = load_file(directory / "model.safetensors") | changes
-    kept = {name: value for name, value in tensors.items() if value is not None}
-    save_file(kept, directory / "model.safetensors", {"format": "pt"})
+    tensors = {name: value for name, value in tensors.items() if value is not None}
+    save_file(tensors, directory / "model.safetensors", {"format": "pt"})
     assert message in one_line(directory)
 
 
@@ -180,12 +179,7 @@ FAIR = {
         "layers.2.self_attn.rot_emb.inv_freq is missing",
     ),
     "a layer too few": ("esm2", arguments("esm2", encoder_layers=1), {}, "does not belong to the model (its)"),
-    "other heads": (
-        "esm2",
-        arguments("esm2", encoder_attention_heads=4),
-        {},
-        "has shape [1, 4], but its",
-    ),
+    "other heads": ("esm2", arguments("esm2", encoder_attention_heads=4), {}, "has shape [1, 4], but its"),
     "other width": ("esm2", arguments("esm2", encoder_embed_dim=16), {}, "has shape"),
     "token dropout as text": ("esm2", arguments("esm2", token_dropout="yes"), {}, "token_dropout 'yes' is not one of"),
     "no token dropout": ("esm2", arguments("esm2", token_dropout=None), {}, "arguments lack token_dropout"),

@@ -103,25 +103,25 @@ def in_double(directory: Path) -> Encoder:
     return encoder
 
 
-def difference(ours: list, peers: list) -> float:
-    return max(float((a - b).abs().max()) for a, b in zip(ours, peers, strict=True))
+def difference(results: list, peers: list) -> float:
+    return max(float((a - b).abs().max()) for a, b in zip(results, peers, strict=True))
 
 
 @pytest.mark.parametrize("name", READMES)
 def test_every_layer_is_what_the_authors_page_gives(directories, name):
     """A batch of different lengths against transformers' own batch, and against each protein alone; fp64."""
     directory, readme = directories[name], READMES[name]
-    ours = in_double(directory).hidden_states(PROTEINS, tensors=True, batch_tokens=10_000)
-    assert [states.shape for states in ours] == [(3, len(protein), 16) for protein in PROTEINS]
-    assert difference(ours, states_as_written(directory, readme, PROTEINS)) < 1e-6
+    states = in_double(directory).hidden_states(PROTEINS, tensors=True, batch_tokens=10_000)
+    assert [one.shape for one in states] == [(3, len(protein), 16) for protein in PROTEINS]
+    assert difference(states, states_as_written(directory, readme, PROTEINS)) < 1e-6
     alone = [states_as_written(directory, readme, [protein])[0] for protein in PROTEINS]
-    assert difference(ours, alone) < 1e-6
+    assert difference(states, alone) < 1e-6
     # Negative controls: the mask left out, the protein written otherwise, residues taken one row off.
-    assert difference(ours, states_as_written(directory, readme, PROTEINS, mask=False)) > 1e-2
+    assert difference(states, states_as_written(directory, readme, PROTEINS, mask=False)) > 1e-2
     if readme.wrong:
         otherwise = states_as_written(directory, readme, PROTEINS[:1], write=readme.wrong)[0]
-        assert otherwise.shape != ours[0].shape or difference(ours[:1], [otherwise]) > 1e-2
-    assert difference([ours[1][:, 1:]], [alone[1][:, :-1]]) > 1e-2
+        assert otherwise.shape != states[0].shape or difference(states[:1], [otherwise]) > 1e-2
+    assert difference([states[1][:, 1:]], [alone[1][:, :-1]]) > 1e-2
 
 
 @pytest.mark.parametrize("name", READMES)
@@ -146,11 +146,11 @@ def test_logits_are_those_of_the_masked_lm(directories, name):
     with torch.no_grad():
         logits = peer(directory, readme.head)(**tokens_of(directory, readme, [readme.write(letters)])).logits[0, 1:-1]
     ids = tokens_of(directory, readme, [readme.write(letters)])["input_ids"][0, 1:-1]
-    ours = in_double(directory).logits(letters, tensors=True)[0]
+    scores = in_double(directory).logits(letters, tensors=True)[0]
     columns = [build_tokenizer("tape").tokens.index(letter) for letter in letters]
-    assert ours.shape == (len(letters), 30)
-    assert difference([ours[:, columns]], [logits[:, ids]]) < 1e-6
-    assert difference([ours[:, columns]], [logits[:, ids.roll(1)]]) > 1e-2
+    assert scores.shape == (len(letters), 30)
+    assert difference([scores[:, columns]], [logits[:, ids]]) < 1e-6
+    assert difference([scores[:, columns]], [logits[:, ids.roll(1)]]) > 1e-2
 
 
 @pytest.mark.parametrize("name", [name for name, readme in READMES.items() if not readme.head])
@@ -233,8 +233,8 @@ def test_xlnet_keeps_no_memory(directories):
     trunk, _, _ = open_directory(directories["ProtXLNet"])
     output = trunk.model(input_ids=torch.tensor([[9, 10, 4, 3]]), attention_mask=torch.ones(1, 4))
     assert output.mems is None
-    kept = peer(directories["ProtXLNet"], "XLNetModel")(input_ids=torch.tensor([[9, 10, 4, 3]]))
-    assert kept.mems is not None
+    output = peer(directories["ProtXLNet"], "XLNetModel")(input_ids=torch.tensor([[9, 10, 4, 3]]))
+    assert output.mems is not None
 
 
 def test_a_saved_table_builds_the_same_network(directories):

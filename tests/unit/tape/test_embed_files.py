@@ -222,7 +222,7 @@ def test_what_does_not_fit_is_listed_and_the_rest_is_written(toy, monkeypatch, c
     root, _ = toy
     (root / "odd.fasta").write_text(ODD)
     flags = [*FLAGS, *format_flags]
-    kept = ["a", "b", "c"]
+    names = ["a", "b", "c"]
     (root / "kept.fasta").write_text(">a\nMKVLA\n>b\nAC\n>c\nMKVLAAGIV\n")
     with monkeypatch.context() as patch:
         sizes = short_of_memory(patch, 20)
@@ -233,12 +233,12 @@ def test_what_does_not_fit_is_listed_and_the_rest_is_written(toy, monkeypatch, c
     assert "3 proteins (16 residues)" in last and "1 that could not be embedded (listed in " in last
     if "hdf5" in format_flags:
         with h5py.File(path) as file:
-            assert file["ids"].asstr()[:].tolist() == kept and file["length"][:].tolist() == [5, 2, 9]
+            assert file["ids"].asstr()[:].tolist() == names and file["length"][:].tolist() == [5, 2, 9]
     elif "parquet" not in format_flags:
         alone = read_bio_embeddings(run(root, "kept.h5", *PER_PROTEIN, data="kept.fasta"))
         results = read_bio_embeddings(path)
-        assert list(results) == kept
-        assert all(np.allclose(results[name], alone[name], atol=1e-6) for name in kept)
+        assert list(results) == names
+        assert all(np.allclose(results[name], alone[name], atol=1e-6) for name in names)
     # enough memory: only what the flags leave out is listed, which is no failure
     run(root, "memory.out", *flags, data="odd.fasta")
     assert read_failed(root / "memory.out.failed.tsv") == [LISTED[0], *LISTED[2:]]

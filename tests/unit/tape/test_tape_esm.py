@@ -10,13 +10,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from toy_data import build_model, write_split
-from toy_esm import ESM2_8M, ESM_1B, TOKENIZER, peer_outputs, transformers, write_esm
+from toy_esm import ESM_1B, esm_model, transformers
 from toy_fasta import write_fasta
 
 import proteinlm
 from converter.convert import main as convert
 from proteinlm import errors
 from proteinlm.network.rotary import RotaryEmbedding
+from proteinlm.tokenizer import build_tokenizer
 from tape import TAPETokenizer, embed, evaluate, predict, reproduce, train, tune
 from tape.models.config import ProteinBertConfig
 from tape.models.modeling_bert import ProteinBertForMaskedLM, ProteinBertModel
@@ -25,6 +26,8 @@ from tape.runs import jobs
 from tape.runs.results import file_sha256, weights_identity
 
 TASKS = ("secondary_structure", "contact_prediction", "remote_homology", "fluorescence", "stability")
+ESM2_8M = {"hidden_size": 320, "num_hidden_layers": 6, "num_attention_heads": 20, "intermediate_size": 1280}
+TOKENIZER = build_tokenizer("esm")
 PROTEINS = {"a": "MKVLAAGIVPWXBUZO", "b": "A", "c": "ACDEFGHIKLMNPQRSTVWY" * 4, "d": "mkvw"}
 INV_FREQ = "bert.embeddings.rotary_embeddings.inv_freq"
 SHORT = ("--recipe", "none", "--max_steps", "1", "--eval_steps", "1", "--batch_size", "2", "--device", "cpu")
@@ -40,6 +43,24 @@ def root(tmp_path_factory) -> Path:
         write_split(root, task, "valid", 2, seed=2, longest=24)
     write_fasta(root / "in.fasta", PROTEINS)
     return root
+
+
+def write_esm(directory: Path, **changes):
+    """A directory of EsmForMaskedLM; returns that model."""
+    peer = esm_model(**changes)
+    peer.save_pretrained(directory)
+    return peer
+
+
+@torch.no_grad()
+def peer_outputs(peer, residues: str, masked: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    """(hidden states [layers + 1, L + 2, h], logits [L + 2, 33]) of one protein; the residue at `masked` is hidden."""
+    ids = [TOKENIZER.cls_id, *TOKENIZER.encode(residues).tolist(), TOKENIZER.sep_id]
+    if masked is not None:
+        ids[masked + 1] = TOKENIZER.mask_id
+    tokens = torch.tensor([ids])
+    results = peer(tokens, attention_mask=torch.ones_like(tokens), output_hidden_states=True)
+    return torch.cat(results.hidden_states), results.logits[0]
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +130,7 @@ def test_a_masked_residue_is_esms_mask(root, esm2):
     model = ProteinBertForMaskedLM.from_pretrained(root / "esm2", require_head=True)
     ids = torch.from_numpy(TAPETokenizer().encode("MKVLAAGIVPW"))[None]
     letters = "LAGVSERTIDPKQNFYMHWCXBUZO"
-    ours, theirs = ([tokenizer.tokens.index(x) for x in letters] for tokenizer in (TAPETokenizer(), TOKENIZER))
+    columns = [[tokenizer.tokens.index(letter) for letter in letters] for tokenizer in (TAPETokenizer(), TOKENIZER)]
     for masked in (None, 4):
         tokens = ids.clone()
         if masked is not None:
@@ -117,8 +138,8 @@ def test_a_masked_residue_is_esms_mask(root, esm2):
         with torch.no_grad():
             logits = model(tokens)[0][0]
         expected = peer_outputs(esm2, "MKVLAAGIVPW", masked)[1]
-        torch.testing.assert_close(logits[:, ours], expected[:, theirs], atol=1e-5, rtol=0)
-    assert (logits[:, ours] - peer_outputs(esm2, "MKVLAAGIVPW")[1][:, theirs]).abs().max() > 0.01
+        torch.testing.assert_close(logits[:, columns[0]], expected[:, columns[1]], atol=1e-5, rtol=0)
+    assert (logits[:, columns[0]] - peer_outputs(esm2, "MKVLAAGIVPW")[1][:, columns[1]]).abs().max() > 0.01
 
 
 def finetune(root: Path, task: str, model: str, out: Path, *flags: str) -> Path:
@@ -160,9 +181,9 @@ def test_a_finetuned_encoder_goes_back_to_hugging_face(root, esm2, tmp_path):
     ids = torch.tensor([[TOKENIZER.cls_id, *TOKENIZER.encode("MKVLA").tolist(), TOKENIZER.sep_id]])
     with torch.no_grad():
         expected = back(ids, attention_mask=torch.ones_like(ids)).last_hidden_state
-        ours = ProteinBertModel.from_pretrained(out)(torch.from_numpy(TAPETokenizer().encode("MKVLA"))[None])[0]
-    torch.testing.assert_close(ours, expected, atol=1e-5, rtol=0)
-    assert (ours[0] - peer_outputs(esm2, "MKVLA")[0][-1]).abs().max() > 1e-4  # it has learned
+        states = ProteinBertModel.from_pretrained(out)(torch.from_numpy(TAPETokenizer().encode("MKVLA"))[None])[0]
+    torch.testing.assert_close(states, expected, atol=1e-5, rtol=0)
+    assert (states[0] - peer_outputs(esm2, "MKVLA")[0][-1]).abs().max() > 1e-4  # it has learned
 
 
 def test_a_file_of_fair_esm_is_opened_as_it_is(root, esm2):
@@ -243,7 +264,7 @@ def test_reproduce_makes_the_table_of_it(root, esm2, tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_the_shape_of_esm2_8m(tmp_path, root, monkeypatch):
     """6 x 320 x 20: every task trained, scored and in a table; embeddings are Hugging Face's."""
-    peer = write_esm(root / "esm2_8m", **ESM2_8M)
+    peer = write_esm(root / "esm2_8m", spread=320**-0.5, **ESM2_8M)
     results = embed_residues(root, "esm2_8m", -1)
     assert largest_difference(results, peer, -1) < 1e-5
     table = reproduce_table(root, "esm2_8m", tmp_path / "table", monkeypatch, TASKS)

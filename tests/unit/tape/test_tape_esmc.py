@@ -5,25 +5,20 @@ import json
 import pytest
 import torch
 from toy_data import write_split
+from toy_esm import esmc_model, transformers
 
 import proteinlm
 from proteinlm.tokenizer import build_tokenizer
 from tape import TAPETokenizer, train
 from tape.models.modeling_bert import ProteinBertForMaskedLM
 
-transformers = pytest.importorskip("transformers")
 PROTEIN, LETTERS = "MKVLAAGIVPWXBUZO", "LAGVSERTIDPKQNFYMHWCXBUZO"
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    root, sizes = tmp_path_factory.mktemp("esmc"), {"num_hidden_layers": 2, "num_attention_heads": 4}
-    peer = transformers.EsmcForMaskedLM(transformers.EsmcConfig(hidden_size=16, intermediate_size=24, **sizes))
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in peer.parameters():
-            parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
-    peer.save_pretrained(root / "model")
+    root = tmp_path_factory.mktemp("esmc")
+    esmc_model().save_pretrained(root / "model")
     for split, seed in (("train", 1), ("valid", 2)):
         write_split(root, "stability", split, 3, seed=seed, longest=24)
     return root

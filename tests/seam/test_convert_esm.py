@@ -21,21 +21,20 @@ from esm_writer import (
 from megatron_writer import random_weights as megatron_weights
 from megatron_writer import write_megatron
 from safetensors.torch import load_file
+from toy_esm import transformers
 
 import proteinlm
-from converter import convert
 from converter.formats import WriteOptions
 from converter.huggingface import esm
 from converter.model import PortableModel
 from converter.sources import FORMATS, read, recognise
 from pretrain.checkpoint.files import load_checkpoint, read_model_tensors, save_checkpoint
-from proteinlm.errors import InputError, run
+from proteinlm.errors import InputError
 from proteinlm.network.config import ModelConfig
 from proteinlm.network.contacts import ContactRegression
 from proteinlm.network.model import ProteinBert, initialize
 from proteinlm.tokenizer import ESM_TOKENS, PRETRAIN_TOKENS, build_tokenizer
 
-transformers = pytest.importorskip("transformers")
 OPTIONS = WriteOptions()
 PROTEIN = "MKTAYIAKQR"
 NETWORK_KEYS = (
@@ -44,20 +43,6 @@ NETWORK_KEYS = (
     *("position_embedding_type", "rope_theta", "emb_layer_norm_before", "token_dropout", "tie_word_embeddings"),
     *("pad_token_id", "mask_token_id", "is_folding_model", "is_decoder"),
 )
-
-
-@pytest.fixture
-def convert_to(tmp_path, capsys):
-    """Run the command; returns (the directory written, what it printed)."""
-
-    def run_it(source: Path, name: str, *flags: object, status: int = 0) -> tuple[Path, str]:
-        words = ["--load", source, "--save", tmp_path / name, *flags]
-        assert run(convert.main, [str(word) for word in words]) == status
-        printed = capsys.readouterr()
-        assert (tmp_path / name).exists() == (status == 0)
-        return tmp_path / name, printed.out + printed.err
-
-    return run_it
 
 
 @pytest.fixture(scope="module")
@@ -215,8 +200,8 @@ def test_our_own_pretraining_is_a_stock_directory(tmp_path, convert_to, token_dr
         logits = stock.eval()(**batch).logits
         for row, length in ((0, len(PROTEIN) + 2), (1, 6)):
             tokens, bounds = batch["input_ids"][row, :length], torch.tensor([0, length], dtype=torch.int32)
-            ours = bert.lm_logits(bert(tokens, torch.arange(length), bounds))[:, :33]
-            torch.testing.assert_close(logits[row, :length], ours, rtol=0, atol=1e-5)
+            expected = bert.lm_logits(bert(tokens, torch.arange(length), bounds))[:, :33]
+            torch.testing.assert_close(logits[row, :length], expected, rtol=0, atol=1e-5)
     back = read(target)
     assert back.contact_head is None
     assert_same_bits(back.tensors, FORMATS["esm"].prepare(model, OPTIONS).tensors)
@@ -268,11 +253,7 @@ REFUSED = [
     ("esm", {"residual_scale": 0.5}, "residual_scale 0.5; "),
     ("esm", {"lm_head_transform": False}, "lm_head_transform False; "),
     ("esm", {"lm_head_act": "relu"}, "lm_head_act relu; "),
-    (
-        "esm",
-        {"position_embedding_type": "none"},
-        "position_embedding_type none; Hugging Face's ESM has",
-    ),
+    ("esm", {"position_embedding_type": "none"}, "position_embedding_type none; Hugging Face's ESM has"),
     ("esm", {"final_layernorm": False}, "final_layernorm is false, and Hugging Face's ESM always applies that norm"),
     ("fair-esm", {"layernorm_epsilon": 1e-12}, "layernorm_epsilon 1e-12; fair-esm has layernorm_epsilon 1e-05 only"),
     ("fair-esm", {"ffn_hidden_size": 20}, "ffn_hidden_size 20; fair-esm's ESM-2 has ffn_hidden_size 32 only"),
