@@ -16,7 +16,7 @@ Legend: B proteins, N tokens of the longest (residues + 2), T real tokens of the
 size, V vocabulary.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -26,8 +26,9 @@ from torch.utils.checkpoint import checkpoint
 
 from proteinlm.errors import InputError
 from proteinlm.huggingface.directory import model_type_in
+from proteinlm.huggingface.families import find_family
 from proteinlm.model_dir.config import check_shape_keys
-from proteinlm.model_dir.vocabulary import SPECIAL_TOKENS
+from proteinlm.model_dir.vocabulary import SPECIAL_TOKENS, remap_rows
 from proteinlm.network.attention import AttentionPlan, choose_backend, make_plan, packed_attention
 from proteinlm.network.config import ACTIVATIONS
 from proteinlm.tokenizer import TAPE_TOKENS, read_tokens
@@ -194,15 +195,16 @@ def _from_protbert(file: WeightFile, directory: Path, values: Mapping) -> Weight
         return file
     known = {key: file.config[key] for key in TapeTransformerConfig.defaults if key in file.config}
     config = TapeTransformerConfig.defaults | known | {"vocab_size": len(TAPE_TOKENS)} | dict(values)
-    tokens, tensors = read_tokens(directory / "vocab.txt"), {}
-    letters = [SPECIAL_TOKENS.get(token, "X" if token in "UZOB" else token) for token in TAPE_TOKENS]
-    if missing := set(letters) - set(tokens):
-        raise InputError(f"{directory / 'vocab.txt'}: no token {min(missing)}; ProtBert's 30 tokens are needed")
-    rows = torch.tensor([tokens.index(letter) for letter in letters])
+    replaced, tensors = find_family("bert", {}).replaced, {}
+    letters = [SPECIAL_TOKENS.get(token, "X" if token in replaced else token) for token in TAPE_TOKENS]
+    tokens = _protbert_tokens(directory / "vocab.txt", letters)
     for name, value in file.tensors.items():
         name = name.replace("cls.predictions.", "mlm.")
         if name.endswith("word_embeddings.weight") or name in ("mlm.bias", "mlm.decoder.weight"):
-            value = value[rows]
+            if value.dim() == 0 or len(value) < len(tokens):
+                shape = list(value.shape)
+                raise InputError(f"{file.path}: {name} has shape {shape}; vocab.txt has {len(tokens)} tokens")
+            value = remap_rows(value, tokens, letters, len(letters))
         if not name.startswith("cls.") and not name.endswith(("decoder.bias", "position_ids")):
             tensors[name] = value
     notes = ("ProtBert: rows of U, Z, O, B are those of X, as its authors replace these letters",)
@@ -213,6 +215,15 @@ def _from_protbert(file: WeightFile, directory: Path, values: Mapping) -> Weight
         config |= {"pooling": values.get("pooling", "mean")}
         notes += ('no pooler in the file: pooled_output is the mean over residues (pooling "mean")',)
     return WeightFile(config, file.path, tensors, (*file.notes, *notes))
+
+
+def _protbert_tokens(path: Path, needed: Sequence[str]) -> list[str]:
+    """The tokens of a vocab.txt, `needed` among them."""
+    tokens = read_tokens(path) if path.is_file() else []
+    if missing := set(needed) - set(tokens):
+        fault = f"no token {min(missing)}" if tokens else "no such file"
+        raise InputError(f"{path}: {fault}; ProtBert's 30 tokens are needed")
+    return tokens
 
 
 class TapeTransformerModel(TapeTransformerAbstractModel):

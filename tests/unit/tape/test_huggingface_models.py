@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from toy_data import FOLDERS, write_data
 from toy_fasta import write_fasta
 from toy_huggingface import FAMILIES, load_trunk, write_family
@@ -211,6 +212,27 @@ def test_protbert_is_songlabs_network_by_another_name(world):
     np.testing.assert_allclose(logits[:, columns].numpy(), encoder.logits(residues)[0][:, columns], atol=1e-5)
     shifted = native(torch.where(ids > 5, ids - 1, ids))[0][0, 1:-1].detach().numpy()
     assert np.abs(shifted - states[-1]).max() > 1e-2
+
+
+def few_rows(path: Path) -> None:
+    state = load_file(path / "model.safetensors")
+    words = "bert.embeddings.word_embeddings.weight"
+    save_file(state | {words: state[words][:10].clone()}, path / "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (few_rows, r"word_embeddings.weight has shape \[10, 16\]; vocab.txt has 30 tokens$"),
+        (lambda path: (path / "vocab.txt").unlink(), r"vocab.txt: no such file; ProtBert's 30 tokens are needed$"),
+        (lambda path: (path / "vocab.txt").write_text("[PAD]\nM\n"), r"vocab.txt: no token A; ProtBert's 30 tokens"),
+    ],
+)
+def test_a_damaged_protbert_is_one_line(world, tmp_path, damage, message):
+    copy = shutil.copytree(family(world, "ProtBert"), tmp_path / "copy")
+    damage(copy)
+    with pytest.raises(InputError, match=message):
+        MODELS["tape_transformer"]["embed"].from_pretrained(copy)
 
 
 def test_protbert_natively_trains_and_is_saved_as_songlabs(world, tmp_path):
