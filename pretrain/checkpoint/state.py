@@ -13,7 +13,7 @@ import math
 import zlib
 from collections import ChainMap
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 
 import numpy as np
@@ -35,15 +35,9 @@ from proteinlm.tokenizer import Tokenizer
 # A contact regression that the converter stored beside the weights: a part of a checkpoint, and meta.json's word of it.
 CONTACT_HEAD, HAS_CONTACT_HEAD = "contact_head", "has_contact_head"
 MOMENTS = ("exp_avg", "exp_avg_sq", "step")
-# What makes two models different; the last three only where the positions are of the kind that has them.
-ARCHITECTURE = (
-    *("hidden_size", "num_layers", "num_attention_heads", "ffn_hidden_size", "position_embedding_type", "vocab_size"),
-    *("make_vocab_size_divisible_by", "hidden_act", "lm_head_act", "layernorm_epsilon", "final_layernorm"),
-    *("token_dropout", "embedding_layernorm", "normalization", "add_bias_linear", "swiglu", "qk_layernorm"),
-    *("residual_scale", "untie_embeddings_and_output_weights", "lm_head_transform"),
-    *("max_position_embeddings", "position_offset", "rotary_base"),
-)
-UNUSED_BY = {
+# Fields of ModelConfig in which one model may differ from run to run; the vocabulary, compared itself, has the mask.
+OF_TRAINING = ("hidden_dropout", "attention_dropout", "output_dropout", "init_method_std", "mask_token_id")
+UNUSED_BY = {  # position_embedding_type -> fields of the other types
     "learned_absolute": ("rotary_base",),
     "rope": ("max_position_embeddings", "position_offset"),
     "none": ("max_position_embeddings", "position_offset", "rotary_base"),
@@ -184,8 +178,9 @@ class RunState:
 
     def _check_model(self, meta: dict, where: str) -> None:
         current = self.config.model_config(self.tokenizer)
-        saved = {name: getattr(ModelConfig, name, None) for name in ARCHITECTURE} | meta["model_config"]
-        compared = [name for name in ARCHITECTURE if name not in UNUSED_BY[current.position_embedding_type]]
+        ignored = (*OF_TRAINING, *UNUSED_BY[current.position_embedding_type])
+        compared = [field.name for field in fields(ModelConfig) if field.name not in ignored]
+        saved = {name: getattr(ModelConfig, name, None) for name in compared} | meta["model_config"]  # it may be older
         for change in _changed(saved, asdict(current), compared).values():
             raise InputError(f"{where}: the checkpoint has {change}")
         if self.tokenizer.to_dict() != meta["tokenizer"]:

@@ -56,15 +56,15 @@ class Placed(ParallelStyle):
 def plan(sequence_parallel: bool) -> dict[str, ParallelStyle]:
     """Module name (of `ProteinBert`, * for a layer's number) -> how it is cut. Covers every parameter."""
     stream = TOKENS if sequence_parallel else WHOLE  # how the residual stream lies between modules
-    norm = Placed(stream, stream, stream)
+    norm, norm_of_heads = Placed(stream, stream, stream), Placed(COLUMNS, WHOLE, COLUMNS)
     return {
         "word_embeddings": RowwiseParallel(input_layouts=WHOLE, output_layouts=stream),
         "position_embeddings": Placed(WHOLE, stream, stream),
         "embedding_layernorm": norm,
         "layers.*.input_layernorm": norm,
         "layers.*.attention.query_key_value": ColwiseParallel(input_layouts=stream),
-        "layers.*.attention.q_layernorm": Placed(COLUMNS, WHOLE, COLUMNS),
-        "layers.*.attention.k_layernorm": Placed(COLUMNS, WHOLE, COLUMNS),
+        "layers.*.attention.q_layernorm": norm_of_heads,
+        "layers.*.attention.k_layernorm": norm_of_heads,
         "layers.*.attention.dense": RowwiseParallel(output_layouts=stream),
         "layers.*.post_attention_layernorm": norm,
         "layers.*.mlp.dense_h_to_4h_gate": ColwiseParallel(input_layouts=stream),
@@ -83,9 +83,9 @@ def parallelize(model: ProteinBert, mesh: DeviceMesh, sequence_parallel: bool) -
     parallelize_module(model, mesh, present)
     rank = mesh.get_local_rank()
     model.vocab_start = rank * (model.config.padded_vocab_size // mesh.size())
-    if sequence_parallel:  # every rank's default generator differs as it is
+    if sequence_parallel:
         model.own_tokens = lambda values: values.chunk(mesh.size())[rank]
-    else:
+    else:  # with sequence parallelism every rank's default generator differs as it is
         for layer in model.layers.values():
             layer.attention.dropout_rng = lambda: sharded_rng(rank)
     plain = [name for name, parameter in model.named_parameters() if not isinstance(parameter, DTensor)]

@@ -48,7 +48,7 @@ ROPE = ["--position-embedding-type", "rope"]
 # shapes that use many of the network's options at once: name -> flags
 SHAPES = {
     "esm2": [*ROPE, "--token-dropout", "--hidden-act", "gelu", "--layernorm-epsilon", "1e-5"],
-    "esmc": [*ROPE, *GATED, "--qk-layernorm", "--residual-scale", "1.5", "--embedding-layernorm"],
+    "esmc": [*ROPE, *GATED, "--qk-layernorm", "--residual-scale", "1.5", "--embedding-layernorm", "--token-dropout"],
     "esm1b": ["--embedding-layernorm", "--token-dropout", "--position-offset", "2"],
     "amplify": [*GATED, "--no-lm-head-transform", "--position-embedding-type", "none"],
 }

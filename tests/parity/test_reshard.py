@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 
 import parity_jobs as jobs
+import parity_layouts
 import pytest
 import torch
 
@@ -11,21 +12,7 @@ from pretrain.checkpoint import files as checkpoint
 
 pytestmark = pytest.mark.slow
 
-TP = ["--tensor-model-parallel-size", "2"]
-SP = [*TP, "--sequence-parallel"]
-PP = ["--pipeline-model-parallel-size", "2"]
-FSDP = ["--use-distributed-optimizer"]
-LAYOUTS = {
-    "one": (1, []),
-    "dp2": (2, []),
-    "fsdp2": (2, FSDP),
-    "pp2": (2, PP),
-    "tp2-sp": (2, SP),
-    "pp4": (4, ["--pipeline-model-parallel-size", "4"]),
-    "fsdp2-pp2": (4, [*PP, *FSDP]),
-    "fsdp2-tp2-sp": (4, [*SP, *FSDP]),
-    "dp2-pp2-tp2": (8, [*PP, *TP]),
-}
+LAYOUTS = {"one": (1, []), **parity_layouts.LAYOUTS}
 TOTAL, HALF = 4, 2
 
 
