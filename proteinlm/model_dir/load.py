@@ -90,5 +90,5 @@ READERS: dict[str, Callable[[Path], ModelFiles]] = {
     "fair-esm": read_fair_esm,
     "esmc": read_esmc,
 }
-# Of those forms that are a model_type of Hugging Face's: the ModelConfig of a config.json, of which `where` it lies.
+# (config.json, where it lies) -> ModelConfig, for the forms that are a model_type of Hugging Face's.
 CONFIGS: dict[str, Callable[[Mapping, str], ModelConfig]] = {"esm": esm_config_of, "esmc": esmc_config_of}

@@ -74,7 +74,7 @@ def read_fair_esm(path: Path) -> ModelFiles:
     if config.position_embedding_type == "rope":
         _one_inv_freq(tensors, config, file)
     else:
-        _clear_mask_row(tensors, file, notes)
+        _clear_mask_row(tensors, notes)
     decoder = tensors.pop(FAIR_DECODER, None)
     expected = FAIR_NAMES.expected(config, lm_head=True) | expected_contacts(tensors, config)
     check_tensors(tensors, expected, file, who_needs="its arguments give")
@@ -205,7 +205,7 @@ def _one_inv_freq(tensors: dict[str, Tensor], config: ModelConfig, file: Path) -
     tensors[INV_FREQ] = same_inv_freq({name: tensors.pop(name) for name in names}, file)
 
 
-def _clear_mask_row(tensors: dict[str, Tensor], file: Path, notes: list[str]) -> None:
+def _clear_mask_row(tensors: dict[str, Tensor], notes: list[str]) -> None:
     """fair-esm sets ESM-1b's row of <mask> to zero when it loads; the decoder is the same matrix."""
     row, changed = ESM_TOKENS.index("<mask>"), False
     for name in (FAIR_WORDS, FAIR_DECODER):
