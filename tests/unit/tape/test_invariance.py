@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from toy_data import build_model
 
+from proteinlm.huggingface.tokens import TokenTable
 from tape import TAPETokenizer
 from tape.data.splits import load_split
 from tape.models.heads import HEADS, MaskedBatchNorm
@@ -28,6 +29,12 @@ SIZES = {
 BERT_SIZES = {
     **{"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24},
     "max_position_embeddings": 40,
+}
+# A BERT of transformers whose vocabulary is TAPE's, between its own [CLS] and [SEP].
+TOKENS = TokenTable("ProtBert", (*range(30),), (*range(30),), prefix=(2,), suffix=(3,), pad_id=0, cls=0, sep=1)
+SIZES["huggingface"] = {
+    "transformers_config": {"model_type": "bert", "vocab_size": 30, **BERT_SIZES},
+    "tokens": TOKENS.to_dict(),
 }
 CONTINUOUS = ("mse", "mae", "largest_error", "perplexity")  # all other scores are counts and ranks, and must be equal
 
@@ -73,6 +80,8 @@ def records(tmp_path_factory):
 def build(task, model_type, head):
     """A random model in evaluation mode, away from the fresh weights that map zeros (and padding) to zeros, and whose
     trunks (standard deviation 0.02) hardly mix positions."""
+    if model_type == "huggingface":
+        pytest.importorskip("transformers")
     torch.manual_seed(0)
     config = task.model.config_class(**SIZES.get(model_type, BERT_SIZES))
     model = build_model(task, config=config, head=head)
