@@ -35,7 +35,7 @@ from proteinlm.tokenizer import Tokenizer
 # A contact regression that the converter stored beside the weights: a part of a checkpoint, and meta.json's word of it.
 CONTACT_HEAD, HAS_CONTACT_HEAD = "contact_head", "has_contact_head"
 MOMENTS = ("exp_avg", "exp_avg_sq", "step")
-# Fields of ModelConfig in which one model may differ from run to run; the vocabulary, compared itself, has the mask.
+# Fields of ModelConfig in which runs of one model may differ; mask_token_id is the vocabulary's, which is compared too.
 OF_TRAINING = ("hidden_dropout", "attention_dropout", "output_dropout", "init_method_std", "mask_token_id")
 UNUSED_BY = {  # position_embedding_type -> fields of the other types
     "learned_absolute": ("rotary_base",),
