@@ -1,18 +1,22 @@
-"""Embedding speed beside Hugging Face's MegatronBertModel: the same weights, proteins and precision, in one process.
+"""Embedding speed beside Hugging Face, MegatronBertModel or EsmModel: the same weights, proteins and precision, in one
+process.
 
-    python benchmarks/embed.py                      # toy weights, 200 toy proteins, a minute
+    python benchmarks/embed.py                      # toy weights, 200 random proteins, a minute
     python benchmarks/embed.py --model MODEL_DIR --fasta in.fasta --proteins 2000 --output benchmarks/results/embed.json
+    python benchmarks/embed.py --esm2 8m --output benchmarks/results/embed_esm2_8m.json
 
-The weights go to Hugging Face through `python -m converter --target hf`. Each arm turns residues into one `avg` vector
-a protein (mean over all tokens) on the host, tokenisation included (the same tokeniser for all):
-  ours            tape-embed's inner loop: windows of 8,192 proteins sorted by length, packed by --tokens_per_batch, no
-                  padding
+A TAPE directory's weights go to Hugging Face through `python -m converter --target hf`; with --esm2 Hugging Face's
+random weights are opened by proteinlm.load. Each arm turns residues into one `avg` vector a protein (mean over all
+tokens) on the host, tokenisation included (the same tokeniser for all):
+  ours            of a TAPE directory tape-embed's inner loop, with --esm2 Encoder.embed: proteins sorted by length,
+                  packed by --tokens_per_batch, no padding
   hf              the usual way: --batch_size proteins in file order, padded to the longest, attention_mask
   hf_sorted       the same, but sorted by length over the whole file first
   hf_budget       (--arms) sorted, and packed into padded batches by the token budget of ours
 MegatronBertModel runs with the attention that transformers chooses for it (`hf_attention` in the result; 5.x has eager
-alone), and on a CPU is fastest with small batches. Repeats alternate between the arms, after a warm-up; medians.
-Seconds are wall time and this process's own CPU time, which other work on the machine does not change.
+alone), EsmModel with SDPA; on a CPU both are fastest with small batches. Arms take turns after a warm-up; medians.
+Seconds are wall time and this process's own CPU time, which other work on the machine changes less. Without --fasta
+residues are random, and lengths are drawn from those of a protein corpus (comparison.py).
 
 What must hold: before anything is timed, all arms agree to 1e-4 in fp32 on every protein (on the first 256 where the
 precision is another); the script stops otherwise.
@@ -20,32 +24,38 @@ precision is another); the script stops otherwise.
 
 import argparse
 import itertools
-import os
-import platform
-import statistics
-import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from converter.convert import main as convert  # noqa: E402
-from proteinlm.encoder import make_stream, token_batches  # noqa: E402
-from proteinlm.files import write_json  # noqa: E402
-from proteinlm.progress import Progress  # noqa: E402
-from tape import ProteinBertConfig, ProteinBertModel  # noqa: E402
-from tape.inference.encoding import TOKENIZER, TrunkEncoder, pad  # noqa: E402
-from tape.inference.fasta import Protein, Rules, read_proteins, scan_fasta  # noqa: E402
-from tape.inference.parts import plan_parts  # noqa: E402
+import proteinlm
+from benchmarks.comparison import (
+    PRECISIONS,
+    SHAPES,
+    file_batches,
+    machine,
+    random_esm2,
+    random_proteins,
+    table,
+    take_turns,
+)
+from converter.convert import main as convert
+from proteinlm.encoder import default_batch_tokens, make_stream, token_batches
+from proteinlm.files import write_json
+from proteinlm.progress import Progress
+from proteinlm.tokenizer import Tokenizer, build_tokenizer
+from tape import ProteinBertConfig, ProteinBertModel
+from tape.inference.encoding import TOKENIZER, TrunkEncoder, pad
+from tape.inference.fasta import Protein, Rules, read_proteins, scan_fasta
+from tape.inference.parts import plan_parts
 
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 AGREE = 1e-4
 TOY = {"hidden_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 512}
 ARMS = ("ours", "hf", "hf_sorted", "hf_budget")
@@ -73,25 +83,42 @@ class Ours:
         )
 
 
-class HuggingFace:
-    """MegatronBertModel on padded batches. way: hf | hf_sorted | hf_budget."""
+class OursEsm:
+    """Encoder.embed of a directory as transformers writes it."""
 
-    def __init__(self, model: torch.nn.Module, way: str, device: torch.device, args: argparse.Namespace):
-        self.model, self.way, self.device, self.args = model, way, device, args
+    def __init__(self, model_dir: Path, device: torch.device, args: argparse.Namespace):
+        self.dir, self.device, self.args = model_dir, device, args
+        self.encoders: dict[torch.dtype, proteinlm.Encoder] = {}
+
+    def __call__(self, proteins: Sequence[Protein], precision: torch.dtype) -> np.ndarray:
+        if precision not in self.encoders:
+            self.encoders[precision] = proteinlm.load(self.dir, precision, self.device)
+        sequences = [protein.residues for protein in proteins]
+        return self.encoders[precision].embed(sequences, "avg", batch_tokens=self.args.tokens_per_batch, quiet=True)
+
+
+class HuggingFace:
+    """MegatronBertModel or EsmModel on padded batches. way: hf | hf_sorted | hf_budget."""
+
+    def __init__(
+        self, model: torch.nn.Module, tokenizer: Tokenizer, way: str, device: torch.device, args: argparse.Namespace
+    ):
+        self.model, self.tokenizer, self.way, self.device, self.args = model, tokenizer, way, device, args
 
     def batches(self, lengths: np.ndarray) -> list[np.ndarray]:
         if self.way == "hf_budget":
             return token_batches(lengths, self.args.tokens_per_batch, padded=True)
-        order = np.argsort(-lengths, kind="stable") if self.way == "hf_sorted" else np.arange(len(lengths))
-        return np.split(order, range(self.args.batch_size, len(order), self.args.batch_size))
+        return file_batches(lengths, self.args.batch_size, self.way == "hf_sorted")
 
     @torch.no_grad()
     def __call__(self, proteins: Sequence[Protein], precision: torch.dtype) -> np.ndarray:
         outputs = np.empty((len(proteins), self.model.config.hidden_size), np.float32)
         waiting = []
         for batch in self.batches(np.array([len(p.residues) for p in proteins])):
-            ids, mask = pad(make_stream([proteins[i].residues for i in batch], TOKENIZER))
-            ids += ids >= 5  # pretraining's vocabulary, which Hugging Face's directory has, has one token more
+            ids, mask = pad(make_stream([proteins[i].residues for i in batch], self.tokenizer))
+            ids[~mask] = self.tokenizer.pad_id
+            if self.tokenizer is TOKENIZER:
+                ids += ids >= 5  # pretraining's vocabulary, which the converted directory has, has one token more
             ids, mask = torch.from_numpy(ids).to(self.device), torch.from_numpy(mask).to(self.device)
             with torch.autocast(self.device.type, precision, enabled=precision != torch.float32):
                 states = self.model(input_ids=ids, attention_mask=mask.long()).last_hidden_state.float()
@@ -104,35 +131,54 @@ class HuggingFace:
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, help="TAPE directory (default: random weights, 4 layers of 128)")
-    parser.add_argument("--fasta", type=Path, help="(default: random proteins with the lengths of a protein database)")
+    parser.add_argument("--esm2", choices=SHAPES, help="instead: random weights in this shape of ESM-2")
+    parser.add_argument("--fasta", type=Path, help="(default: random proteins with the lengths of a protein corpus)")
     parser.add_argument("--proteins", type=int, default=200, help="the first N of the file")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="of autocast, for all arms")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--tokens_per_batch", type=int, help="(8192; on a GPU 65536)")
+    parser.add_argument("--tokens_per_batch", type=int, help="(4096; on a GPU 65536)")
     parser.add_argument("--batch_size", type=int, help="of hf and hf_sorted, proteins (8; on a GPU 64)")
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS[:3]))
     parser.add_argument("--output", type=Path, help="JSON")
     return parser
 
 
-def toy_inputs(folder: Path, args: argparse.Namespace) -> None:
-    """Fill in --model and --fasta."""
-    if args.model is None:
-        torch.manual_seed(0)
-        args.model = folder / "tape"
-        ProteinBertModel(ProteinBertConfig(**TOY, max_position_embeddings=1026)).save_pretrained(args.model)
-    if args.fasta is None:
-        rng = np.random.default_rng(0)
-        lengths = np.clip(rng.lognormal(5.5, 0.7, args.proteins), 20, 1024).astype(int)
-        records = (f">p{i}\n{''.join(rng.choice(list('ACDEFGHIKLMNPQRSTVWY'), n))}\n" for i, n in enumerate(lengths))
-        args.fasta = folder / "toy.fasta"
-        args.fasta.write_text("".join(records))
+def toy_model(folder: Path) -> Path:
+    torch.manual_seed(0)
+    ProteinBertModel(ProteinBertConfig(**TOY, max_position_embeddings=1026)).save_pretrained(folder / "tape")
+    return folder / "tape"
 
 
-def read(args: argparse.Namespace, positions: int) -> list[Protein]:
-    scan = scan_fasta(args.fasta, Rules(positions - 2, "crop", "first"))
-    return [protein for protein, _ in zip(read_proteins(scan), range(args.proteins), strict=False)]
+def toy_fasta(folder: Path, number: int) -> Path:
+    records = (f">p{i}\n{residues}\n" for i, residues in enumerate(random_proteins(number)))
+    (folder / "toy.fasta").write_text("".join(records))
+    return folder / "toy.fasta"
+
+
+def build_arms(folder: Path, device: torch.device, args: argparse.Namespace) -> tuple[dict[str, Arm], int]:
+    """(the arms, residues that the models take)."""
+    import transformers
+
+    settings = argparse.Namespace(tokens_per_batch=args.tokens_per_batch, batch_size=None, save_fp16=False)
+    if args.esm2:
+        reference, tokenizer, limit = random_esm2(args.esm2), build_tokenizer("esm"), 1022
+        reference.save_pretrained(folder / "esm")
+        ours: Arm = OursEsm(folder / "esm", device, settings)
+        reference = reference.esm
+    else:
+        model_dir, tokenizer = args.model or toy_model(folder), TOKENIZER
+        convert(["--load", str(model_dir), "--save", f"{folder}/hf", "--target", "hf"])
+        reference = transformers.MegatronBertModel.from_pretrained(f"{folder}/hf", add_pooling_layer=False)
+        ours, limit = Ours(model_dir, device, settings), reference.config.max_position_embeddings - 2
+    reference = reference.to(device).eval()
+    peers = {way: HuggingFace(reference, tokenizer, way, device, args) for way in args.arms if way != "ours"}
+    return {"ours": ours} | peers, limit
+
+
+def read(fasta: Path, limit: int, number: int) -> list[Protein]:
+    scan = scan_fasta(fasta, Rules(limit, "crop", "first"))
+    return [protein for protein, _ in zip(read_proteins(scan), range(number), strict=False)]
 
 
 def check(arms: dict[str, Arm], proteins: Sequence[Protein]) -> float:
@@ -147,98 +193,45 @@ def check(arms: dict[str, Arm], proteins: Sequence[Protein]) -> float:
     return worst
 
 
-def measure(arms: dict[str, Arm], proteins: Sequence[Protein], args: argparse.Namespace) -> dict[str, list]:
-    """Arm -> [(wall seconds, CPU seconds)] of each repeat; the arms take turns."""
-    precision, seconds = PRECISIONS[args.precision], {name: [] for name in arms}
+def measure(arms: dict[str, Arm], proteins: Sequence[Protein], args: argparse.Namespace) -> dict[str, dict]:
+    """The table of the arms."""
+    precision = PRECISIONS[args.precision]
     for arm in arms.values():
         arm(proteins[: 4 * args.batch_size], precision)
-    for repeat in range(args.repeats):
-        names = list(arms)
-        for name in names[repeat % len(names) :] + names[: repeat % len(names)]:
-            began, began_cpu = time.perf_counter(), time.process_time()
-            arms[name](proteins, precision)
-            seconds[name].append((time.perf_counter() - began, time.process_time() - began_cpu))
-            print(f"repeat {repeat + 1} {name}: {seconds[name][-1][0]:.2f} s", file=sys.stderr, flush=True)
-    return seconds
-
-
-def summarise(seconds: dict[str, list], proteins: Sequence[Protein], arms: dict[str, Arm], args) -> dict:
     lengths = np.array([len(p.residues) for p in proteins])
-    tokens = int(lengths.sum()) + 2 * len(lengths)
-    table = {}
-    for name, runs in seconds.items():
-        wall, cpu = (statistics.median(values) for values in zip(*runs, strict=True))
-        batches = [] if name == "ours" else arms[name].batches(lengths)
+    seconds = take_turns({name: partial(arm, proteins, precision) for name, arm in arms.items()}, args.repeats)
+    rows = table(seconds, len(proteins), int(lengths.sum()))
+    for name, arm in arms.items():
+        tokens = int(lengths.sum()) + 2 * len(lengths)
+        batches = arm.batches(lengths) if isinstance(arm, HuggingFace) else []
         fed = sum(len(batch) * int(lengths[batch].max() + 2) for batch in batches) or tokens
-        table[name] = {
-            "proteins_per_second": round(len(proteins) / wall, 2),
-            "residues_per_second": round(int(lengths.sum()) / wall, 1),
-            "wall_seconds": round(wall, 3),
-            "wall_range": [round(min(run[0] for run in runs), 3), round(max(run[0] for run in runs), 3)],
-            "cpu_seconds": round(cpu, 3),
-            "padding": round(1 - tokens / fed, 4),
-        }
-    this_project = table["ours"]
-    for name, row in table.items():
-        row["ours_faster_wall"] = round(row["wall_seconds"] / this_project["wall_seconds"], 3)
-        row["ours_faster_cpu"] = round(row["cpu_seconds"] / this_project["cpu_seconds"], 3)
-        print(
-            f"{name:10} {row['proteins_per_second']:10.1f} proteins/s  {row['wall_seconds']:8.2f} s  padding "
-            f"{row['padding']:6.1%}  ours is {row['ours_faster_wall']:.2f} times as fast ({row['ours_faster_cpu']:.2f} "
-            "by CPU seconds)"
-        )
-    return table
-
-
-def describe(args: argparse.Namespace, device: torch.device, attention: str) -> dict:
-    """What it takes to get the numbers again."""
-    import transformers
-
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
-    cuda = device.type == "cuda"
-    return {
-        "commit": commit,
-        "command": " ".join(["python", "benchmarks/embed.py", *sys.argv[1:]]),
-        "machine": torch.cuda.get_device_name(device) if cuda else f"{platform.machine()}, {os.cpu_count()} CPUs",
-        "threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "hf_attention": attention,
-        "precision": args.precision,
-        "tokens_per_batch": args.tokens_per_batch,
-        "batch_size": args.batch_size,
-        "repeats": args.repeats,
-    }
+        rows[name]["padding"] = round(1 - tokens / fed, 4)
+    return rows
 
 
 def main() -> int:
     args = build_parser().parse_args()
-    import transformers
-
     device = torch.device(args.device)
-    args.tokens_per_batch = args.tokens_per_batch or (65536 if device.type == "cuda" else 8192)
+    args.tokens_per_batch = args.tokens_per_batch or default_batch_tokens(device)
     args.batch_size = args.batch_size or (64 if device.type == "cuda" else 8)
-    args.save_fp16 = False
-    settings = argparse.Namespace(tokens_per_batch=args.tokens_per_batch, batch_size=None, save_fp16=False)
     with tempfile.TemporaryDirectory() as folder:
-        toy_inputs(Path(folder), args)
-        convert(["--load", str(args.model), "--save", f"{folder}/hf", "--target", "hf"])
-        reference = transformers.MegatronBertModel.from_pretrained(f"{folder}/hf", add_pooling_layer=False)
-        reference = reference.to(device).eval()
-        arms: dict[str, Arm] = {"ours": Ours(args.model, device, settings)}
-        arms |= {way: HuggingFace(reference, way, device, args) for way in args.arms if way != "ours"}
-        config = ProteinBertConfig.from_pretrained(args.model)
-        proteins = read(args, config.max_position_embeddings)
+        arms, limit = build_arms(Path(folder), device, args)
+        proteins = read(args.fasta or toy_fasta(Path(folder), args.proteins), limit, args.proteins)
         difference = check(arms, proteins if args.precision == "fp32" else proteins[:256])
-        print(f"{len(proteins)} proteins; fp32 embeddings agree to {difference:.1e}", flush=True)
-        table = summarise(measure(arms, proteins, args), proteins, arms, args)
-    result = describe(args, device, reference.config._attn_implementation) | {
+        print(f"{len(proteins)} proteins; fp32 embeddings agree to {difference:.1e} (at most {AGREE:.0e})", flush=True)
+        rows = measure(arms, proteins, args)
+    reference = next(arm.model for arm in arms.values() if isinstance(arm, HuggingFace))
+    result = machine("benchmarks/embed.py", device) | {
+        "hf_attention": reference.config._attn_implementation,
+        "precision": args.precision,
+        "tokens_per_batch": args.tokens_per_batch,
+        "batch_size": args.batch_size,
+        "repeats": args.repeats,
         "proteins": len(proteins),
         "residues": sum(len(p.residues) for p in proteins),
         "parameters": sum(p.numel() for p in reference.parameters()),
         "largest_difference_fp32": difference,
-        "arms": table,
+        "arms": rows,
     }
     if args.output:
         write_json(args.output, result)

@@ -106,7 +106,7 @@ def token_batches(
 
 def default_batch_tokens(device: torch.device) -> int:
     """Enough to keep a device busy."""
-    return 65536 if device.type == "cuda" else 8192
+    return 65536 if device.type == "cuda" else 4096
 
 
 def to_device(array: np.ndarray, device: torch.device) -> Tensor:

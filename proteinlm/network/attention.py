@@ -12,26 +12,34 @@ Dropout is never left out silently: a backend that cannot do it is not chosen.
 """
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# A bucket's shortest protein is at least this fraction of its longest: at most a quarter of the keys are padding.
-BUCKET_RATIO = 0.75
-# A cap on n * S * S keeps the scores of SDPA's maths path (taken with dropout on CPU) at a size that caches like.
-BUCKET_MAX_SCORES = 1 << 21
+from proteinlm.network.rotary import rotate, rotate_queries_keys
+
+# Lengths are rounded up to a vector of a CPU, 16 floats in AVX-512: SDPA over 60 keys takes twice as long as over 64.
+BUCKET_MULTIPLE = 16
+# A bucket's shortest protein is at least this fraction of its longest, both rounded.
+BUCKET_RATIO = 0.9
+# The most n * S, where n is not 1: what the steps of attention hand on to each other stays in the caches.
+BUCKET_TOKENS = 2048
 
 
 @dataclass(frozen=True)
 class Bucket:
-    """n proteins padded to S: rows [start, start + n * S) of the gathered stream; mask is [n, 1, 1, S] or None."""
+    """n proteins padded to S: the next n * S rows of the gathered stream."""
 
-    start: int
     proteins: int
     length: int
-    mask: Tensor | None
+    mask: Tensor | None  # [n, 1, 1, S], False where a protein has ended
+    rotary: tuple[Tensor, Tensor] | None = None  # (cos, sin), each [n, 1, S, D]
+
+    @property
+    def slots(self) -> int:
+        return self.proteins * self.length
 
 
 @dataclass(frozen=True)
@@ -44,7 +52,7 @@ class AttentionPlan:
     gather: Tensor | None = None  # [padded tokens] stream index of every bucketed slot
     scatter: Tensor | None = None  # [T] bucketed slot of every stream token
     buckets: tuple[Bucket, ...] = field(default=())
-    rotary: tuple[Tensor, Tensor] | None = None  # (cos, sin), each [T, 1, D / 2]; attention modules apply it
+    rotary: tuple[Tensor, Tensor] | None = None  # (cos, sin), each [T, D], that turn queries and keys
 
 
 def choose_backend(device: torch.device, dtype: torch.dtype, dropout_p: float) -> str:
@@ -65,6 +73,19 @@ def make_plan(cu_seqlens: Tensor, backend: str, max_seqlen: int | None = None) -
     return AttentionPlan(backend, cu_seqlens, max_seqlen)
 
 
+def with_rotary(plan: AttentionPlan, cos: Tensor, sin: Tensor) -> AttentionPlan:
+    """The plan for queries and keys that are to be turned by the angles [T, D] of their tokens."""
+    if not plan.buckets:
+        return replace(plan, rotary=(cos, sin))
+    slots = [bucket.slots for bucket in plan.buckets]
+    parts = zip(*(angles[plan.gather].split(slots) for angles in (cos, sin)), strict=True)
+    buckets = (
+        replace(bucket, rotary=tuple(rows.view(bucket.proteins, 1, bucket.length, -1) for rows in pair))
+        for bucket, pair in zip(plan.buckets, parts, strict=True)
+    )
+    return replace(plan, rotary=(cos, sin), buckets=tuple(buckets))
+
+
 def _bucket_plan(cu_seqlens: Tensor) -> AttentionPlan:
     bounds = cu_seqlens.to("cpu", torch.int64)
     starts, lengths = bounds[:-1], bounds.diff()
@@ -73,30 +94,32 @@ def _bucket_plan(cu_seqlens: Tensor) -> AttentionPlan:
     gather, buckets, slot = [], [], 0
     scatter = torch.empty(int(bounds[-1]), dtype=torch.int64)
     for members in _split_by_length(order, lengths):
-        size = int(lengths[members[0]])
+        size = _rounded(int(lengths[members[0]]))
         offsets = torch.arange(size)
         real = offsets < lengths[members, None]  # [n, S]
         index = starts[members, None] + torch.where(real, offsets, 0)  # padding repeats token 0, its key masked
         scatter[index[real]] = slot + torch.nonzero(real.flatten()).flatten()
         mask = None if bool(real.all()) else real[:, None, None, :].to(cu_seqlens.device)
-        buckets.append(Bucket(slot, len(members), size, mask))
+        buckets.append(Bucket(len(members), size, mask))
         gather.append(index.flatten())
         slot += index.numel()
     device = cu_seqlens.device
-    longest = max((bucket.length for bucket in buckets), default=0)
     return AttentionPlan(
-        "buckets", cu_seqlens, longest, torch.cat(gather).to(device), scatter.to(device), tuple(buckets)
+        "buckets", cu_seqlens, int(lengths.max()), torch.cat(gather).to(device), scatter.to(device), tuple(buckets)
     )
+
+
+def _rounded(length: int) -> int:
+    return -(-length // BUCKET_MULTIPLE) * BUCKET_MULTIPLE
 
 
 def _split_by_length(order: Tensor, lengths: Tensor) -> list[Tensor]:
     """Cut protein numbers, longest first, into runs of like length."""
-    sorted_lengths = lengths[order].tolist()
+    sizes = [_rounded(length) for length in lengths[order].tolist()]
     groups, begin = [], 0
-    for i, length in enumerate(sorted_lengths):
-        longest = sorted_lengths[begin]
-        full = (i - begin + 1) * longest * longest > BUCKET_MAX_SCORES
-        if i > begin and (full or length < BUCKET_RATIO * longest):
+    for i, size in enumerate(sizes):
+        full = (i - begin + 1) * sizes[begin] > BUCKET_TOKENS
+        if i > begin and (full or size < BUCKET_RATIO * sizes[begin]):
             groups.append(order[begin:i])
             begin = i
     groups.append(order[begin:])
@@ -104,7 +127,7 @@ def _split_by_length(order: Tensor, lengths: Tensor) -> list[Tensor]:
 
 
 def packed_attention(qkv: Tensor, plan: AttentionPlan, dropout_p: float = 0.0) -> Tensor:
-    """softmax(Q K^T / sqrt(D)) V within each protein of the stream.
+    """softmax(Q K^T / sqrt(D)) V within each protein of the stream, Q and K turned first if the plan says so.
 
     qkv: [T, H, 3, D], Megatron's row order of `query_key_value`. dropout_p: dropout of the attention probabilities
     (0 outside training). Returns [T, H, D].
@@ -115,15 +138,20 @@ def packed_attention(qkv: Tensor, plan: AttentionPlan, dropout_p: float = 0.0) -
 
 
 def _buckets(qkv: Tensor, plan: AttentionPlan, dropout_p: float) -> Tensor:
+    """In fp32 at least: SDPA in half precision is slower on a CPU, and its backward much slower."""
     tokens, heads, _, size = qkv.shape
     padded = qkv.reshape(tokens, -1).index_select(0, plan.gather)
     outputs = []
-    for bucket in plan.buckets:
-        rows = padded[bucket.start : bucket.start + bucket.proteins * bucket.length]
-        shaped = rows.view(bucket.proteins, bucket.length, heads, 3, size)
-        query, key, value = (part.transpose(1, 2) for part in shaped.unbind(3))  # each [n, H, S, D]
-        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=bucket.mask, dropout_p=dropout_p)
-        outputs.append(mixed.transpose(1, 2).reshape(-1, heads * size))
+    with torch.autocast(qkv.device.type, enabled=False):
+        for rows, bucket in zip(padded.split([b.slots for b in plan.buckets]), plan.buckets, strict=True):
+            parts = rows.view(bucket.proteins, bucket.length, heads, 3, size).permute(3, 0, 2, 1, 4)  # [3, n, H, S, D]
+            parts = parts.to(torch.promote_types(qkv.dtype, torch.float32)).contiguous()
+            query_key, value = parts.split((2, 1))
+            if bucket.rotary is not None:
+                query_key = rotate(query_key, *bucket.rotary)
+            query, key = query_key.unbind()
+            mixed = F.scaled_dot_product_attention(query, key, value[0], attn_mask=bucket.mask, dropout_p=dropout_p)
+            outputs.append(mixed.transpose(1, 2).reshape(-1, heads * size).to(qkv.dtype))
     return torch.cat(outputs).index_select(0, plan.scatter).view(tokens, heads, size)
 
 
@@ -131,7 +159,7 @@ def _varlen(qkv: Tensor, plan: AttentionPlan, dropout_p: float) -> Tensor:
     from torch.nn.attention.varlen import varlen_attn
 
     assert dropout_p == 0.0, "varlen_attn has no dropout; choose_backend gives 'jagged'"
-    query, key, value = (part.contiguous() for part in qkv.unbind(2))
+    query, key, value = (part.contiguous() for part in _rotated(qkv, plan).unbind(2))
     return varlen_attn(query, key, value, plan.cu_seqlens, plan.cu_seqlens, plan.max_seqlen, plan.max_seqlen)
 
 
@@ -139,7 +167,7 @@ def _jagged(qkv: Tensor, plan: AttentionPlan, dropout_p: float) -> Tensor:
     offsets = plan.cu_seqlens.to(torch.int64)
     query, key, value = (
         torch.nested.nested_tensor_from_jagged(part.contiguous(), offsets, max_seqlen=plan.max_seqlen).transpose(1, 2)
-        for part in qkv.unbind(2)
+        for part in _rotated(qkv, plan).unbind(2)
     )
     mixed = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout_p)
     return mixed.transpose(1, 2).values()
@@ -147,12 +175,16 @@ def _jagged(qkv: Tensor, plan: AttentionPlan, dropout_p: float) -> Tensor:
 
 def _reference(qkv: Tensor, plan: AttentionPlan, dropout_p: float) -> Tensor:
     outputs = []
-    for protein in qkv.split(plan.cu_seqlens.diff().tolist()):
+    for protein in _rotated(qkv, plan).split(plan.cu_seqlens.diff().tolist()):
         query, key, value = (part.transpose(0, 1) for part in protein.unbind(2))  # [H, S, D]
         scores = query @ key.transpose(1, 2) / math.sqrt(query.shape[-1])
         probabilities = F.dropout(scores.softmax(-1), dropout_p)
         outputs.append((probabilities @ value).transpose(0, 1))
     return torch.cat(outputs)
+
+
+def _rotated(qkv: Tensor, plan: AttentionPlan) -> Tensor:
+    return qkv if plan.rotary is None else rotate_queries_keys(qkv, *plan.rotary)
 
 
 _BACKENDS = {"buckets": _buckets, "varlen": _varlen, "jagged": _jagged, "reference": _reference}

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from proteinlm.network.attention import AttentionPlan, packed_attention
 from proteinlm.network.config import ACTIVATIONS, ModelConfig
-from proteinlm.network.rotary import rotate
+from proteinlm.network.rotary import rotate_queries_keys
 
 
 def make_norm(config: ModelConfig) -> nn.Module:
@@ -36,7 +36,7 @@ class Attention(nn.Module):
             self.k_layernorm = nn.LayerNorm(config.hidden_size, config.layernorm_epsilon, bias=False)
 
     def forward(self, x: Tensor, plan: AttentionPlan) -> Tensor:
-        qkv = self.queries_keys_values(x, plan)
+        qkv = self._project(x)
         dropout = self.dropout if self.training else 0.0
         with self.dropout_rng() if dropout else contextlib.nullcontext():
             mixed = packed_attention(qkv, plan, dropout)
@@ -44,15 +44,17 @@ class Attention(nn.Module):
 
     def queries_keys_values(self, x: Tensor, plan: AttentionPlan) -> Tensor:
         """[T, H, 3, D]: queries and keys normalised and turned, as the configuration says."""
+        qkv = self._project(x)
+        return qkv if plan.rotary is None else rotate_queries_keys(qkv, *plan.rotary)
+
+    def _project(self, x: Tensor) -> Tensor:
+        """[T, H, 3, D], not turned yet: `packed_attention` does that."""
         qkv = self.query_key_value(x).unflatten(-1, (-1, 3, self.head_size))
-        if self.q_layernorm is None and plan.rotary is None:
+        if self.q_layernorm is None:
             return qkv
         query, key, value = qkv.unbind(2)
-        if self.q_layernorm is not None:
-            query = self.q_layernorm(query.flatten(1)).view_as(query).to(value.dtype)
-            key = self.k_layernorm(key.flatten(1)).view_as(key).to(value.dtype)
-        if plan.rotary is not None:
-            query, key = rotate(query, *plan.rotary), rotate(key, *plan.rotary)
+        query = self.q_layernorm(query.flatten(1)).view_as(query).to(value.dtype)
+        key = self.k_layernorm(key.flatten(1)).view_as(key).to(value.dtype)
         return torch.stack((query, key, value), 2)
 
 

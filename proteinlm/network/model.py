@@ -14,13 +14,12 @@ import hashlib
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from proteinlm.network.attention import AttentionPlan, choose_backend, make_plan
+from proteinlm.network.attention import AttentionPlan, choose_backend, make_plan, with_rotary
 from proteinlm.network.config import ModelConfig
 from proteinlm.network.layers import LMHead, TransformerLayer, make_norm
 from proteinlm.network.rotary import RotaryEmbedding
@@ -149,10 +148,9 @@ class ProteinBert(nn.Module):
         backend = choose_backend(device, dtype, self.config.attention_dropout if self.training else 0.0)
         # The row length bounds every protein of a packed batch: no need to ask the device for the longest.
         plan = make_plan(cu_seqlens, backend, position_ids.shape[1] if position_ids.dim() > 1 else None)
-        return plan if self.rotary_embeddings is None else self._with_rotary(plan, position_ids)
-
-    def _with_rotary(self, plan: AttentionPlan, position_ids: Tensor) -> AttentionPlan:
-        return replace(plan, rotary=self.rotary_embeddings(position_ids.flatten()))
+        if self.rotary_embeddings is None:
+            return plan
+        return with_rotary(plan, *self.rotary_embeddings(position_ids.flatten()))
 
 
 def _all_tokens(values: Tensor) -> Tensor:

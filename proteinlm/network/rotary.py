@@ -22,12 +22,18 @@ class RotaryEmbedding(nn.Module):
         return 1.0 / self.base**exponents
 
     def forward(self, position_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """(cos, sin), each fp32 [T, 1, D / 2], of positions [T]."""
-        angles = position_ids.float()[:, None, None] * self.inv_freq.float()
-        return angles.cos(), angles.sin()
+        """(cos, sin) of positions [T], each fp32 [T, D]: the cosines twice over, the sines negative and positive."""
+        angles = position_ids.float()[:, None] * self.inv_freq.float()
+        return angles.cos().repeat(1, 2), torch.cat((-angles.sin(), angles.sin()), -1)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """x [T, H, D] turned by the angles of its tokens; computed in fp32 at least, returned in the dtype of x."""
-    first, second = x.to(torch.promote_types(x.dtype, torch.float32)).chunk(2, -1)
-    return torch.cat((first * cos - second * sin, second * cos + first * sin), -1).to(x.dtype)
+    """x [..., D] turned by cos and sin, which broadcast against it; fp32 at least."""
+    x = x.to(torch.promote_types(x.dtype, cos.dtype))
+    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)
+
+
+def rotate_queries_keys(qkv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """qkv [T, H, 3, D], its queries and keys turned by the angles [T, D] of their tokens; in the dtype of qkv."""
+    turned = rotate(qkv[:, :, :2], cos[:, None, None], sin[:, None, None]).to(qkv.dtype)
+    return torch.cat((turned, qkv[:, :, 2:]), 2)

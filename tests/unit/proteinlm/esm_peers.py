@@ -149,6 +149,7 @@ def step_difference(step, expected) -> tuple[float, float]:
 def turn_neighbours(x, cos, sin):
     """GPT-J's form of the rotation: features 2 i and 2 i + 1 turn."""
     even, odd = x[..., ::2], x[..., 1::2]
+    cos, sin = cos.chunk(2, -1)[1], sin.chunk(2, -1)[1]
     return torch.stack((even * cos - odd * sin, odd * cos + even * sin), -1).flatten(-2)
 
 

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from proteinlm.network import attention
-from proteinlm.network.attention import choose_backend, make_plan, packed_attention
+from proteinlm.network.attention import choose_backend, make_plan, packed_attention, with_rotary
+from proteinlm.network.rotary import RotaryEmbedding
 
 
 def stream(lengths, heads=3, size=8, dtype=torch.float64, seed=0):
@@ -13,16 +14,48 @@ def stream(lengths, heads=3, size=8, dtype=torch.float64, seed=0):
     return qkv, torch.tensor([0, *lengths]).cumsum(0).to(torch.int32)
 
 
-@pytest.mark.parametrize("lengths", [[1], [7, 7, 7], [1, 2, 3, 50, 49, 5, 40, 1], [3, 0, 4], [64] * 5 + [13]])
-def test_buckets_equal_the_reference_in_values_and_gradients(lengths):
+def plan_of(bounds, backend, rotary=False, first=0):
+    """rotary: positions count from `first` in every protein."""
+    plan = make_plan(bounds, backend)
+    if not rotary:
+        return plan
+    positions = torch.cat([first + torch.arange(n) for n in bounds.diff().tolist()])
+    return with_rotary(plan, *RotaryEmbedding(8, 100.0)(positions))
+
+
+def answer(qkv, plan):
+    """(values, gradients) of a weighted sum."""
+    leaf = qkv.clone().requires_grad_()
+    out = packed_attention(leaf, plan)
+    (out * torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view_as(out)).sum().backward()
+    return out.detach(), leaf.grad
+
+
+@pytest.mark.parametrize("rotary", [False, True])
+@pytest.mark.parametrize(
+    "lengths", [[1], [7, 7, 7], [1, 2, 3, 50, 49, 5, 40, 1], [3, 0, 4], [64] * 5 + [13], [900] * 3]
+)
+def test_buckets_equal_the_reference_in_values_and_gradients(lengths, rotary):
     qkv, bounds = stream(lengths)
-    answers = []
-    for backend in ("buckets", "reference"):
-        leaf = qkv.clone().requires_grad_()
-        out = packed_attention(leaf, make_plan(bounds, backend))
-        (out * torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view_as(out)).sum().backward()
-        answers.append((out.detach(), leaf.grad))
-    torch.testing.assert_close(answers[0], answers[1], rtol=0, atol=1e-12)
+    expected = answer(qkv, plan_of(bounds, "reference", rotary))
+    torch.testing.assert_close(answer(qkv, plan_of(bounds, "buckets", rotary)), expected, rtol=0, atol=1e-12)
+
+
+def test_scores_depend_on_distances_alone_and_the_rotation_is_seen():
+    qkv, bounds = stream([20, 3, 40])
+    turned, moved, unturned = (
+        packed_attention(qkv, plan_of(bounds, "buckets", rotary, first)) for rotary, first in ((1, 0), (1, 5), (0, 0))
+    )
+    assert (turned - moved).abs().max() < 1e-6 and (turned - unturned).abs().max() > 1e-2
+
+
+def test_half_precision_on_a_cpu_is_rounded_before_and_after_alone():
+    qkv, bounds = stream([30, 200, 17], dtype=torch.bfloat16)
+    with torch.autocast("cpu", torch.bfloat16):
+        actual = packed_attention(qkv, plan_of(bounds, "buckets", rotary=True))
+    expected = packed_attention(qkv.double(), plan_of(bounds, "reference", rotary=True))
+    assert actual.dtype == torch.bfloat16
+    torch.testing.assert_close(actual, expected.to(torch.bfloat16), rtol=2**-7, atol=1e-6)
 
 
 def test_a_boundary_in_the_wrong_place_is_noticed():
