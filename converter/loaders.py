@@ -54,7 +54,8 @@ def load_tape(directory: Path, model: PortableModel) -> LoadedModel:
     from tape.models.modeling_bert import ProteinBertForMaskedLM, ProteinBertModel
 
     kind = ProteinBertForMaskedLM if model.has_lm_head else ProteinBertModel
-    bert = kind.from_pretrained(directory).eval()
+    with _quiet("tape"):  # of a directory that has no name yet
+        bert = kind.from_pretrained(directory).eval()
     encoder = bert.bert if model.has_lm_head else bert
 
     def states(ids: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -73,7 +74,7 @@ def load_transformers(directory: Path, model: PortableModel, family: str, tokens
     except ImportError:
         return None
     kind = getattr(transformers, f"{family}{'ForMaskedLM' if model.has_lm_head else 'Model'}")
-    with _quiet():
+    with _quiet("transformers"):
         bert, report = kind.from_pretrained(directory, output_loading_info=True)
         tokenizer = transformers.AutoTokenizer.from_pretrained(directory)
     wrong = [f"{problem} {name}" for problem in PROBLEMS for name in sorted(map(str, report.get(problem, ())))]
@@ -98,9 +99,9 @@ PROBLEMS = ("missing_keys", "unexpected_keys", "mismatched_keys")
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without progress bars and loading reports; what matters of them is judged by the caller."""
-    logger = logging.getLogger("transformers")
+def _quiet(package: str) -> Iterator[None]:
+    """Without the package's progress bars and loading reports; what matters of them is judged by the caller."""
+    logger = logging.getLogger(package)
     level = logger.level
     logger.setLevel(logging.CRITICAL)
     try:
