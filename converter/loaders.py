@@ -4,6 +4,7 @@ run = load_tape(directory, model)
 hidden, logits = run(["[CLS]", "M", "K", "[SEP]"])      # [T, h], and [T, V] in the order of run.tokens or None
 """
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,7 +55,13 @@ def load_tape(directory: Path, model: PortableModel) -> LoadedModel:
     from tape.models.modeling_bert import ProteinBertForMaskedLM, ProteinBertModel
 
     kind = ProteinBertForMaskedLM if model.has_lm_head else ProteinBertModel
-    bert = kind.from_pretrained(directory).eval()
+    notes = logging.getLogger("tape")
+    level = notes.level
+    notes.setLevel(logging.CRITICAL)  # they would name a directory that has no name yet
+    try:
+        bert = kind.from_pretrained(directory).eval()
+    finally:
+        notes.setLevel(level)
     encoder = bert.bert if model.has_lm_head else bert
 
     def states(ids: Tensor) -> tuple[Tensor, Tensor | None]:

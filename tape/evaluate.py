@@ -41,7 +41,7 @@ from tape.runs.flags import (
     start_logging,
 )
 from tape.runs.processes import Processes, is_main_process, run_together
-from tape.runs.results import finite, read_run, weights_identity
+from tape.runs.results import finite, read_run, require_directory, weights_identity
 from tape.scoring.bootstrap import Scores, confidence_interval, mean_of, several_intervals
 from tape.scoring.files import (
     FORMS,
@@ -194,6 +194,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     load_plugins(argv)
     args = build_parser().parse_args(argv)
     directory = Path(args.run_dir)
+    require_directory(directory)
     run = read_run(directory)
     task = choose_task(args, run)
     check_flags(args, IGNORED)

@@ -26,6 +26,7 @@ from proteinlm import errors
 from proteinlm.devices import choose_device
 from proteinlm.encoder import Stream, computing, default_batch_tokens, make_stream, to_device, token_batches
 from proteinlm.errors import InputError
+from proteinlm.model_dir.esm.fair_esm import fair_esm_file
 from proteinlm.model_dir.files import read_config
 from proteinlm.progress import Progress
 from proteinlm.tables import is_fasta, is_table, read_table
@@ -111,7 +112,7 @@ def load_predictor(args: argparse.Namespace) -> tuple[str, Predictor, dict]:
     directory = Path(args.run_dir)
     if not directory.exists():
         raise InputError(f"{directory}: no such directory; should be one that tape-train wrote")
-    flags, config = read_run(directory).get("args", {}), read_config(directory)
+    flags, config = read_run(directory).get("args", {}), {} if fair_esm_file(directory) else read_config(directory)
     own = OwnData.load(directory, proteins=False) if (directory / DATA_JSON).is_file() else None
     if own and is_table(args.data_file) and not is_fasta(args.data_file):
         own.columns.as_before(args, read_table(args.data_file).columns)

@@ -34,7 +34,7 @@ from tape.reporting import collect, pages
 from tape.reporting.published import PUBLISHED
 from tape.runs.flags import flag_words, positive
 from tape.runs.jobs import Arm, Job, other_runs, run_jobs
-from tape.runs.results import weights_identity
+from tape.runs.results import require_directory, weights_identity
 
 TASKS = tuple(PUBLISHED)
 ARMS = ("pretrained", "random", "onehot")
@@ -82,6 +82,7 @@ def _model_type(directory: Path) -> str:
 def plan(args: argparse.Namespace) -> list[Job]:
     """Every run: all tasks and arms with their first seed, then with the second, so that a table is there early."""
     model, preset = Path(args.model_dir), read_preset(args.preset)
+    require_directory(model)
     arms = [parse_arm(word, model) for word in args.arms]
     names = [arm.name for arm in arms]
     if len(set(names)) < len(names):

@@ -36,6 +36,7 @@ def prepare_hf_esmc(model: PortableModel, options: WriteOptions) -> PortableMode
     model = to_tokenizer(without_contact_head(model, WHO), "esmc", divisible_by=1)
     if model.config.hidden_dropout:
         model = model.noted(f"hidden_dropout {model.config.hidden_dropout:g} is left out: {WHO} has none")
+    require_options(model, {"token_dropout": False}, WHO)  # which needs the mask_token_id that goes now
     model = model.with_config(**NOT_THERE)
     require_options(model, asdict(esmc_config_of(_config_json(model, model.dtype), "config.json")), WHO)
     if model.tensors[FINAL_BIAS].any():

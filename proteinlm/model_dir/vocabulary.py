@@ -62,10 +62,14 @@ def take_rows(
     left_out = [token for token in source if token not in target]
     absent = [token for token in target if token not in source]
     if left_out:
-        notes.append(f"rows of {', '.join(left_out)} left out: no such token in the {tokenizer.name} vocabulary")
+        notes.append(f"rows of {_listed(left_out)} left out: no such token in the {tokenizer.name} vocabulary")
     if absent:
-        notes.append(f"rows of {', '.join(absent)} are zeros: the source's vocabulary does not have them")
+        notes.append(f"rows of {_listed(absent)} are zeros: the source's vocabulary does not have them")
     return tensors, notes
+
+
+def _listed(tokens: Sequence[str]) -> str:
+    return ", ".join(tokens if len(tokens) < 8 else [*tokens[:3], f"{tokens[3]} ... {tokens[-1]}"])
 
 
 def on_vocabulary(config: ModelConfig, tokenizer: Tokenizer, divisible_by: int = 1) -> ModelConfig:

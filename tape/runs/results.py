@@ -6,6 +6,7 @@ are null in a file.
 
 import hashlib
 import math
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -62,6 +63,13 @@ def weights_identity(directory: str | Path) -> dict[str, str]:
             digest = hashlib.sha256("".join(map(file_sha256, shards)).encode()).hexdigest()
             return {"path": str(directory), "weights": index.name, "weights_sha256": digest}
     raise InputError(f"{directory}: holds neither {SAFE_NAME} nor {TORCH_NAME}; should be a directory of tape-train's")
+
+
+def require_directory(model: Path) -> None:
+    """InputError for a file of fair-esm, which other commands take, where one needs a directory around it."""
+    if model.is_file() and fair_esm_file(model) is not None:
+        conversion = f"python -m converter --load {shlex.quote(str(model))} --save DIR --target tape"
+        raise InputError(f"{model}: a file, and this command needs a model's directory; {conversion} makes one")
 
 
 def finite(value: object) -> object:

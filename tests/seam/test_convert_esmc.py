@@ -33,7 +33,8 @@ def test_in_and_out_bit_for_bit(esmc_dir, convert_to):
         assert result.keys() == source.keys()
         assert all(torch.equal(result[name], source[name]) for name in source)
     tape, printed = convert_to(esmc_dir, "tape", "--verify")
-    assert "<unused_63> left out" in printed and read(tape).config.residual_scale == 18**0.5
+    assert "rows of ., -, |, <unused_33> ... <unused_63> left out" in printed
+    assert read(tape).config.residual_scale == 18**0.5
     assert not torch.equal(read(tape).tensors["word_embeddings.weight"], source["esmc.embed_tokens.weight"])
 
 
@@ -58,6 +59,7 @@ def test_a_wrong_result_is_seen(esmc_dir, convert_to, monkeypatch):
     ("change", "message"),
     [
         ({"residual_scale": 1.0}, r"residual_scale 1.0; Hugging Face's ESM C has residual_scale 4.24\d* only"),
+        ({"token_dropout": True, "mask_token_id": 32}, "token_dropout True; Hugging Face's ESM C has token_dropout Fa"),
         ({"qk_layernorm": False}, "qk_layernorm False; Hugging Face's ESM C has qk_layernorm True only"),
         ({"lm_head_act": "gelu_new"}, "lm_head_act gelu_new; Hugging Face's ESM C has lm_head_act gelu only"),
         ({"rotary_base": 500.0}, "rotary_embeddings.inv_freq is not that of rotary_base 500, which"),

@@ -195,6 +195,20 @@ def test_a_file_of_fair_esm_is_opened_as_it_is(root, esm2):
     assert weights_identity(root / "fair")["weights_sha256"] == identity["weights_sha256"]
 
 
+def test_a_file_of_fair_esm_in_each_command(root, esm2, tmp_path, capsys):
+    """It is predicted with as the directory is; what needs a directory says how to make one."""
+    assert convert(["--load", str(root / "esm2"), "--save", str(tmp_path / "fair"), "--target", "fair-esm"]) == 0
+    (file,) = (path for path in (tmp_path / "fair").glob("*.pt") if "contact" not in path.name)
+    for name, model in (("file", file), ("directory", root / "esm2")):
+        words = [model, root / "in.fasta", tmp_path / f"{name}.tsv", "--task", "masked_language_modeling"]
+        assert predict.main(list(map(str, words))) == 0
+    assert (tmp_path / "file.tsv").read_text() == (tmp_path / "directory.tsv").read_text()
+    score = ["transformer", "masked_language_modeling", str(file), "--data_dir", str(root), "--split", "valid"]
+    for main, words in ((evaluate.main, score), (reproduce.main, [str(file), str(root), str(tmp_path / "table")])):
+        assert errors.run(main, words) == 2
+        assert f"python -m converter --load {file} --save DIR --target tape makes one" in capsys.readouterr().err
+
+
 def test_weights_in_several_files_have_one_identity(root, esm2, tmp_path):
     esm2.save_pretrained(tmp_path / "several", max_shard_size="10KB")
     identity = weights_identity(tmp_path / "several")
