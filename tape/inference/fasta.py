@@ -184,7 +184,9 @@ def read_windows(scan: Scan, bounds: np.ndarray, windows: Sequence[int]) -> Iter
 def add_fasta_flags(parser: ArgumentParser) -> None:
     """--max_length, --too_long, --duplicates, --tokens_per_batch, --batch_size, --log_interval."""
     add_flags(parser, "max_length")
-    parser.add_argument("--tokens_per_batch", type=positive, help="residues + 2 of a batch (4096; on a GPU 65536)")
+    parser.add_argument(
+        "--tokens_per_batch", type=positive, help="residues + 2 of a batch (2048 a thread, up to 8192; on a GPU 65536)"
+    )
     parser.add_argument("--batch_size", type=positive, default=1024, help="at most so many proteins a batch")
     parser.add_argument("--too_long", choices=TOO_LONG, default="error", help="what happens to a longer protein")
     parser.add_argument(
