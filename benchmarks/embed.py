@@ -137,7 +137,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="of autocast, for all arms")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--tokens_per_batch", type=int, help="(4096; on a GPU 65536)")
+    parser.add_argument("--tokens_per_batch", type=int, help="(2048 a thread, up to 8192; on a GPU 65536)")
     parser.add_argument("--batch_size", type=int, help="of hf and hf_sorted, proteins (8; on a GPU 64)")
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS[:3]))
     parser.add_argument("--output", type=Path, help="JSON")

@@ -200,7 +200,9 @@ def add_fasta_flags(parser: ArgumentParser) -> None:
     add_flags(parser, "max_length")
     parser.add_argument("--sequence", metavar="COLUMN", help="of a table: where the sequences are")
     parser.add_argument("--id", metavar="COLUMN", help="of a table: where the names are; none: nowhere")
-    parser.add_argument("--tokens_per_batch", type=positive, help="residues + 2 of a batch (4096; on a GPU 65536)")
+    parser.add_argument(
+        "--tokens_per_batch", type=positive, help="residues + 2 of a batch (2048 a thread, up to 8192; on a GPU 65536)"
+    )
     parser.add_argument("--batch_size", type=positive, default=1024, help="at most so many proteins a batch")
     parser.add_argument("--too_long", choices=TOO_LONG, default="error", help="what happens to a longer protein")
     parser.add_argument(

@@ -49,13 +49,16 @@ def test_scores_depend_on_distances_alone_and_the_rotation_is_seen():
     assert (turned - moved).abs().max() < 1e-6 and (turned - unturned).abs().max() > 1e-2
 
 
-def test_half_precision_on_a_cpu_is_rounded_before_and_after_alone():
+def test_training_in_half_precision_on_a_cpu_rounds_before_and_after_alone():
     qkv, bounds = stream([30, 200, 17], dtype=torch.bfloat16)
+    expected = answer(qkv.double(), plan_of(bounds, "reference", rotary=True))
     with torch.autocast("cpu", torch.bfloat16):
-        actual = packed_attention(qkv, plan_of(bounds, "buckets", rotary=True))
-    expected = packed_attention(qkv.double(), plan_of(bounds, "reference", rotary=True))
-    assert actual.dtype == torch.bfloat16
-    torch.testing.assert_close(actual, expected.to(torch.bfloat16), rtol=2**-7, atol=1e-6)
+        actual = answer(qkv, plan_of(bounds, "buckets", rotary=True))
+        without_gradients = packed_attention(qkv, plan_of(bounds, "buckets", rotary=True))
+    assert actual[0].dtype == without_gradients.dtype == torch.bfloat16
+    torch.testing.assert_close(actual[0], expected[0].to(torch.bfloat16), rtol=2**-7, atol=1e-6)
+    assert (actual[1] - expected[1]).norm() / expected[1].norm() < 1e-2
+    assert 1e-3 < (without_gradients - expected[0]).norm() / expected[0].norm() < 1e-2
 
 
 def test_a_boundary_in_the_wrong_place_is_noticed():
