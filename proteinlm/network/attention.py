@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from proteinlm.network.rotary import rotate, rotate_queries_keys
+from proteinlm.network.rotary import rotate_pairs, rotate_queries_keys
 
 # Lengths are rounded up to a vector of a CPU, 16 floats in AVX-512: SDPA over 60 keys takes twice as long as over 64.
 BUCKET_MULTIPLE = 16
@@ -35,7 +35,7 @@ class Bucket:
     proteins: int
     length: int
     mask: Tensor | None  # [n, 1, 1, S], False where a protein has ended
-    rotary: tuple[Tensor, Tensor] | None = None  # (cos, sin), each [n, 1, S, D]
+    turns: Tensor | None = None  # complex [n, 1, S, D / 2]: cos + i sin of the rotary angles
 
     @property
     def slots(self) -> int:
@@ -52,7 +52,7 @@ class AttentionPlan:
     gather: Tensor | None = None  # [padded tokens] stream index of every bucketed slot
     scatter: Tensor | None = None  # [T] bucketed slot of every stream token
     buckets: tuple[Bucket, ...] = field(default=())
-    rotary: tuple[Tensor, Tensor] | None = None  # (cos, sin), each [T, D], that turn queries and keys
+    rotary: tuple[Tensor, Tensor] | None = None  # (cos, sin), each [T, 1, D / 2], of queries and keys
 
 
 def choose_backend(device: torch.device, dtype: torch.dtype, dropout_p: float) -> str:
@@ -74,14 +74,13 @@ def make_plan(cu_seqlens: Tensor, backend: str, max_seqlen: int | None = None) -
 
 
 def with_rotary(plan: AttentionPlan, cos: Tensor, sin: Tensor) -> AttentionPlan:
-    """The plan for queries and keys that are to be turned by the angles [T, D] of their tokens."""
+    """The plan for queries and keys that are to be turned by the angles [T, 1, D / 2] of their tokens."""
     if not plan.buckets:
         return replace(plan, rotary=(cos, sin))
-    slots = [bucket.slots for bucket in plan.buckets]
-    parts = zip(*(angles[plan.gather].split(slots) for angles in (cos, sin)), strict=True)
+    turns = torch.complex(cos, sin)[plan.gather].split([bucket.slots for bucket in plan.buckets])
     buckets = (
-        replace(bucket, rotary=tuple(rows.view(bucket.proteins, 1, bucket.length, -1) for rows in pair))
-        for bucket, pair in zip(plan.buckets, parts, strict=True)
+        replace(bucket, turns=rows.view(bucket.proteins, 1, bucket.length, -1))
+        for bucket, rows in zip(plan.buckets, turns, strict=True)
     )
     return replace(plan, rotary=(cos, sin), buckets=tuple(buckets))
 
@@ -146,10 +145,10 @@ def _buckets(qkv: Tensor, plan: AttentionPlan, dropout_p: float) -> Tensor:
     with torch.autocast(qkv.device.type, enabled=False):
         for rows, bucket in zip(padded.split([b.slots for b in plan.buckets]), plan.buckets, strict=True):
             parts = rows.view(bucket.proteins, bucket.length, heads, 3, size).permute(3, 0, 2, 1, 4)  # [3, n, H, S, D]
-            parts = parts.to(dtype, memory_format=torch.contiguous_format).contiguous()
+            parts = parts.to(dtype)
             query_key, value = parts.split((2, 1))
-            if bucket.rotary is not None:
-                query_key = rotate(query_key, *bucket.rotary).to(dtype)
+            if bucket.turns is not None:
+                query_key = rotate_pairs(query_key, bucket.turns).to(dtype)
             query, key = query_key.unbind()
             mixed = F.scaled_dot_product_attention(query, key, value[0], attn_mask=bucket.mask, dropout_p=dropout_p)
             outputs.append(mixed.transpose(1, 2).reshape(-1, heads * size).to(qkv.dtype))

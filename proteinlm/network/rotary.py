@@ -22,18 +22,23 @@ class RotaryEmbedding(nn.Module):
         return 1.0 / self.base**exponents
 
     def forward(self, position_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """(cos, sin) of positions [T], each fp32 [T, D]: the cosines twice over, the sines negative and positive."""
-        angles = position_ids.float()[:, None] * self.inv_freq.float()
-        return angles.cos().repeat(1, 2), torch.cat((-angles.sin(), angles.sin()), -1)
+        """(cos, sin), each fp32 [T, 1, D / 2], of positions [T]."""
+        angles = position_ids.float()[:, None, None] * self.inv_freq.float()
+        return angles.cos(), angles.sin()
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """x [..., D] turned by cos and sin, which broadcast against it; fp32 at least."""
-    x = x.to(torch.promote_types(x.dtype, cos.dtype))
-    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)
+def rotate_pairs(x: Tensor, turns: Tensor) -> Tensor:
+    """x [..., D] turned by `turns`, complex [..., D / 2]; fp32 at least. The features come out in another order, those
+    of a pair side by side, which no product of a query and a key depends on: one pass in the place of six."""
+    first, second = x.to(torch.promote_types(x.dtype, torch.float32)).chunk(2, -1)
+    return torch.view_as_real(torch.complex(first, second) * turns).flatten(-2)
 
 
 def rotate_queries_keys(qkv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """qkv [T, H, 3, D], its queries and keys turned by the angles [T, D] of their tokens; in the dtype of qkv."""
-    turned = rotate(qkv[:, :, :2], cos[:, None, None], sin[:, None, None]).to(qkv.dtype)
-    return torch.cat((turned, qkv[:, :, 2:]), 2)
+    """qkv [T, H, 3, D], its queries and keys turned by the angles [T, 1, D / 2] of their tokens; computed in fp32 at
+    least, returned in the dtype of qkv."""
+    query_key, value = qkv.split((2, 1), 2)
+    first, second = query_key.to(torch.promote_types(qkv.dtype, torch.float32)).chunk(2, -1)
+    cos, sin = cos[:, None], sin[:, None]
+    turned = torch.cat((first * cos - second * sin, second * cos + first * sin), -1)
+    return torch.cat((turned.to(qkv.dtype), value), 2)

@@ -146,11 +146,10 @@ def step_difference(step, expected) -> tuple[float, float]:
 # ---- mistakes that many make
 
 
-def turn_neighbours(x, cos, sin):
+def turn_neighbours(x, turns):
     """GPT-J's form of the rotation: features 2 i and 2 i + 1 turn."""
-    even, odd = x[..., ::2], x[..., 1::2]
-    cos, sin = cos.chunk(2, -1)[1], sin.chunk(2, -1)[1]
-    return torch.stack((even * cos - odd * sin, odd * cos + even * sin), -1).flatten(-2)
+    pairs = torch.view_as_complex(x.unflatten(-1, (-1, 2)).contiguous())
+    return torch.view_as_real(pairs * turns).flatten(-2)
 
 
 def swap_norms(model):

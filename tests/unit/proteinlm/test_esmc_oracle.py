@@ -93,7 +93,7 @@ def test_each_mistake_would_show(monkeypatch):
         model = same_network(peer)
         spoil(model)
         assert difference(our_outputs(model, tokens), expected) > VISIBLE, spoil.__name__
-    monkeypatch.setattr(attention_module, "rotate", turn_neighbours)
+    monkeypatch.setattr(attention_module, "rotate_pairs", turn_neighbours)
     assert difference(our_outputs(same_network(peer), tokens), expected) > VISIBLE
 
 

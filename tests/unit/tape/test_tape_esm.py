@@ -83,8 +83,8 @@ def recomputing(monkeypatch):
     """Frequencies of the base in the place of the stored ones."""
 
     def computed(self, positions):
-        angles = positions.float()[:, None] * self.initial()
-        return angles.cos().repeat(1, 2), torch.cat((-angles.sin(), angles.sin()), -1)
+        angles = positions.float()[:, None, None] * self.initial()
+        return angles.cos(), angles.sin()
 
     monkeypatch.setattr(RotaryEmbedding, "forward", computed)
 
