@@ -13,7 +13,7 @@ from torch import Tensor
 from proteinlm.errors import InputError
 from proteinlm.model_dir.config import CONFIG_KEYS, MODEL_DEFAULTS, OPTIONAL_KEYS, RULES, SIZE, check_values
 from proteinlm.model_dir.contact_head import contact_tensors, expected_contacts
-from proteinlm.model_dir.files import ModelFiles, check_tensors, same
+from proteinlm.model_dir.files import ModelFiles, check_finite, check_tensors, same
 from proteinlm.model_dir.names import tensors_without_memory
 from proteinlm.model_dir.weights import stored_dtype
 from proteinlm.network.config import ModelConfig
@@ -76,13 +76,12 @@ class PortableModel:
             raise InputError(f"{self.origin}: {len(self.tensors)} tensors cannot be the {layers} layers of its config")
         tensors, expected = self.all_tensors, tensors_without_memory(self.config, self.has_lm_head)
         expected |= expected_contacts(tensors, self.config)
-        check_tensors(tensors, expected, self.origin, who_needs="config asks for")
+        check_tensors(tensors, expected, self.origin, who_needs="config gives")
         for name, tensor in tensors.items():
             if tensor.dtype not in (torch.float32, torch.float16, torch.bfloat16, torch.float64):
                 kind = str(tensor.dtype).removeprefix("torch.")
                 raise InputError(f"{self.origin}: {name} holds {kind}, not floating-point numbers")
-            if not torch.isfinite(tensor).all():
-                raise InputError(f"{self.origin}: {name} holds NaN or infinity: a diverged run or a damaged file")
+        check_finite(tensors, self.origin)
         return self
 
 

@@ -11,7 +11,7 @@ needs and the file lacks is an InputError, and what is left out is in the notes.
 import contextlib
 import logging
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -21,10 +21,11 @@ from proteinlm.errors import InputError
 from proteinlm.huggingface.families import FAMILIES, OTHER, find_family
 from proteinlm.huggingface.tokens import TokenTable, read_tokens
 from proteinlm.huggingface.trunk import Trunk
-from proteinlm.model_dir.files import CONFIG_NAME, check_layers, check_tensors, read_config
+from proteinlm.model_dir.files import CONFIG_NAME, check_finite, check_layers, check_tensors, read_config
 from proteinlm.model_dir.weights import WeightFiles
 
 LOADING = {"output_loading_info": True, "ignore_mismatched_sizes": True}  # reported, and an InputError here
+NUMBER = re.compile(r"\.\d+\.")  # of a layer, in a tensor's name
 LEFT_BEHIND = "decoder."  # of an encoder-decoder's file; never read
 TRUNK, LM_HEAD = "trunk.encoder.", "mlm."  # how names of the encoder and its masked-LM head begin in a run's file
 
@@ -83,6 +84,7 @@ def open_directory(directory: Path, lm_head: bool = True) -> tuple[Trunk, dict, 
     names = [name for name in files.files if config.model_type != "t5" or not name.startswith(LEFT_BEHIND)]
     check_layers({"num_hidden_layers": config.num_hidden_layers}, files.files, files.path)
     state = {name: files.get(name) for name in names}
+    check_finite(state, files.path)
     trunk, notes = _load(config, table, state, lm_head, files.path)
     if len(names) < len(files.files):
         notes = (f"{files.path}: the decoder left out ({len(files.files) - len(names)} tensors)", *notes)
@@ -93,8 +95,7 @@ def describe(directory: Path) -> tuple[dict, TokenTable]:
     """(config.json with its model_type, the table of tokens) of a directory of transformers; weights are not read."""
     values = read_config(directory)
     config = make_config(values, str(directory / CONFIG_NAME))
-    tokenizer = _tokenizer(directory, config)
-    table = read_tokens(tokenizer, find_family(config.model_type, tokenizer.get_vocab()), str(directory))
+    table = _tokens(directory, config)
     return values | {"model_type": config.model_type}, table
 
 
@@ -106,13 +107,16 @@ def _open_run(directory: Path, values: Mapping, lm_head: bool) -> tuple[Trunk, d
     where, files = str(directory / CONFIG_NAME), WeightFiles(directory)
     lm_head = lm_head and any(name.startswith(LM_HEAD) for name in files.files)
     config, table = run_config(values, where)
-    trunk = build(config, table, lm_head, where)
+    check_layers({"num_hidden_layers": make_config(config, where).num_hidden_layers}, files.files, files.path)
     whole = {f"trunk.{name.removeprefix('trunk.')}": name for name in files.files}  # a bare encoder's names are shorter
     state = {name.removeprefix(TRUNK): files.get(own) for name, own in whole.items() if name.startswith(TRUNK)}
     if lm_head:
         names = [name for name in files.files if name.startswith(LM_HEAD)]
         state |= {f"lm_head.{name.removeprefix(LM_HEAD)}": files.get(name) for name in names}
-    check_tensors(state, trunk.state_dict(), files.path)
+    with torch.device("meta"):  # before memory is taken for what the config claims
+        expected = build(config, table, lm_head, where).state_dict()
+    check_tensors(state, expected, files.path)
+    trunk = build(config, table, lm_head, where)
     trunk.load_state_dict(state)
     return trunk, config, ()
 
@@ -132,13 +136,16 @@ def build(values: Mapping, table: TokenTable, lm_head: bool, where: str = "confi
         return _wrap(_model_class(config, table, lm_head)(config), table, where)
 
 
-def _tokenizer(directory: Path, config: object) -> object:
-    """The directory's own tokenizer. do_lower_case: some directories do not say that their letters are capital."""
+def _tokens(directory: Path, config: object) -> TokenTable:
+    """The table of a directory's tokenizer. do_lower_case: some do not say in their files that letters are capital."""
     transformers = import_transformers()
     options = {"do_lower_case": False, "trust_remote_code": False, "local_files_only": True}
     try:
         with quietly():
-            return transformers.AutoTokenizer.from_pretrained(directory, config=config, **options)
+            tokenizer = transformers.AutoTokenizer.from_pretrained(directory, config=config, **options)
+            return read_tokens(tokenizer, find_family(config.model_type, tokenizer.get_vocab()), str(directory))
+    except InputError:
+        raise
     except Exception as error:  # of many kinds, from transformers and from tokenizers
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
         raise InputError(f"{directory}: its tokenizer cannot be opened ({reason})") from None
@@ -190,20 +197,44 @@ def _load_once(
 ) -> tuple[Trunk, list[str], tuple[str, ...]]:
     """(the trunk, names that the file lacks, notes). transformers is given no path, so it opens no file."""
     try:
+        with quietly(), torch.device("meta"):
+            expected = model_class(config).state_dict()
+        _check_claims(state, expected, f"{model_class.base_model_prefix}.", path)
         with quietly():
             model, report = model_class.from_pretrained(
                 None, config=config, state_dict=dict(state), dtype=torch.float32, **LOADING
             )
+    except InputError:
+        raise
     except Exception as error:  # sizes from which no model can be made
         reason = (str(error).strip() or type(error).__name__).splitlines()[-1][:160]
         raise InputError(f"{path}: no encoder can be made of {CONFIG_NAME} and these weights ({reason})") from None
     if report["mismatched_keys"]:
         name, actual, right = min(report["mismatched_keys"])
-        raise InputError(f"{path}: {name} has shape {list(actual)}, but {CONFIG_NAME} gives {list(right)}")
+        raise _wrong_shape(path, name, actual, right)
     missing = sorted(name for name in report["missing_keys"] if "pooler." not in name)
     unused = sorted(report["unexpected_keys"])
     notes = (f"{path}: {len(unused)} tensors left out, no part of the encoder ({unused[0]} ...)",) if unused else ()
     return _wrap(model, table, path), missing, notes
+
+
+def _check_claims(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], prefix: str, path: Path) -> None:
+    """InputError for other sizes than the file's, before memory is taken for them, and for a layer too many in it.
+
+    Names that transformers spells otherwise today are passed over: their sizes are compared when it has loaded them.
+    """
+    kinds = {NUMBER.sub(".N.", name) for name in expected}
+    for name, tensor in state.items():
+        spellings = (name, name.removeprefix(prefix), prefix + name)
+        own = next((expected[spelling] for spelling in spellings if spelling in expected), None)
+        if own is None and any(NUMBER.sub(".N.", spelling) in kinds for spelling in spellings):
+            raise InputError(f"{path}: {name} is of a layer that {CONFIG_NAME} does not give")
+        if own is not None and own.shape != tensor.shape:
+            raise _wrong_shape(path, name, tensor.shape, own.shape)
+
+
+def _wrong_shape(path: Path, name: str, actual: Sequence[int], right: Sequence[int]) -> InputError:
+    return InputError(f"{path}: {name} has shape {list(actual)}, but {CONFIG_NAME} gives {list(right)}")
 
 
 @contextlib.contextmanager

@@ -219,9 +219,19 @@ def check_tensors(
         if name not in expected and name.startswith(optional):
             continue
         if name not in expected:
-            raise InputError(f"{path}: {name} does not belong to the model ({who_needs.split()[0]})")
+            raise InputError(f"{path}: {name} does not belong to the model ({who_needs.rsplit(' give')[0]})")
         if value.shape != expected[name].shape:
             actual, right = list(value.shape), list(expected[name].shape)
             raise InputError(f"{path}: {name} has shape {actual}, but {who_needs} {right}")
         if value.is_floating_point() != expected[name].is_floating_point():
             raise InputError(f"{path}: {name} holds {value.dtype}, but {who_needs} {expected[name].dtype}")
+
+
+def check_finite(tensors: Mapping[str, Tensor], path: Path | str) -> None:
+    """InputError for NaN or infinity: no number that comes out of such a model means anything."""
+    for name, value in tensors.items():
+        if not value.is_floating_point() or not value.numel():
+            continue
+        value = value if value.element_size() > 1 else value.float()  # torch compares no fp8
+        if not torch.isfinite(torch.stack(value.aminmax())).all():  # NaN is passed on; no copy
+            raise InputError(f"{path}: {name} holds NaN or infinity: a diverged run or a damaged file")

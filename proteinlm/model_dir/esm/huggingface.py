@@ -28,7 +28,15 @@ from proteinlm.model_dir.esm.names import (
     UNUSED,
     WORDS,
 )
-from proteinlm.model_dir.files import CONFIG_NAME, ModelFiles, check_layers, check_tensors, read_config, same
+from proteinlm.model_dir.files import (
+    CONFIG_NAME,
+    ModelFiles,
+    check_finite,
+    check_layers,
+    check_tensors,
+    read_config,
+    same,
+)
 from proteinlm.model_dir.weights import WeightFiles
 from proteinlm.network.config import ModelConfig
 from proteinlm.tokenizer import ESM_TOKENS, build_tokenizer
@@ -68,6 +76,7 @@ def read_esm(directory: Path) -> ModelFiles:
     has_head = any(name.startswith("lm_head.") for name in tensors)
     expected = ESM_NAMES.expected(config, has_head) | expected_contacts(tensors, config, ESM_CONTACTS)
     check_tensors(tensors, expected, weights.path)
+    check_finite(tensors, weights.path)
     contact_head = take_contacts(tensors, ESM_CONTACTS)
     state = ESM_NAMES.restore(tensors, config.num_attention_heads)
     notes = tuple(f"{weights.path}: {note}" for note in notes)

@@ -122,6 +122,8 @@ WEIGHTS = {
         {f"{LAYER}.attention.self.rotary_embeddings.inv_freq": torch.ones(2)},
         "a model has one inv_freq for all layers",
     ),
+    "NaN": ({WORDS: torch.full((33, 8), torch.nan)}, f"{WORDS} holds NaN or infinity"),
+    "contacts infinite": ({f"{CONTACTS}.bias": torch.tensor([torch.inf])}, "regression.bias holds NaN or infinity"),
     "contacts too wide": ({f"{CONTACTS}.weight": torch.ones(1, 6)}, "regression.weight has shape [1, 6]"),
     "contacts without bias": ({f"{CONTACTS}.bias": None}, "regression.bias is missing"),
 }
@@ -178,7 +180,12 @@ FAIR = {
         {},
         "layers.2.self_attn.rot_emb.inv_freq is missing",
     ),
-    "a layer too few": ("esm2", arguments("esm2", encoder_layers=1), {}, "does not belong to the model (its)"),
+    "a layer too few": (
+        "esm2",
+        arguments("esm2", encoder_layers=1),
+        {},
+        "does not belong to the model (its arguments)",
+    ),
     "other heads": ("esm2", arguments("esm2", encoder_attention_heads=4), {}, "has shape [1, 4], but its"),
     "other width": ("esm2", arguments("esm2", encoder_embed_dim=16), {}, "has shape"),
     "token dropout as text": ("esm2", arguments("esm2", token_dropout="yes"), {}, "token_dropout 'yes' is not one of"),
@@ -206,6 +213,7 @@ FAIR = {
         ),
         "holds what are no frequencies",
     ),
+    "NaN": ("esm2", None, {"layers.1.fc1.bias": torch.full((32,), torch.nan)}, "fc1.bias holds NaN or infinity"),
     "a name twice": ("esm2", None, {"encoder.layers.1.fc1.bias": torch.ones(32)}, "layers.1.fc1.bias is there twice"),
 }
 
