@@ -41,6 +41,7 @@ from benchmarks.comparison import (
     SHAPES,
     file_batches,
     machine,
+    padding,
     random_esm2,
     random_proteins,
     table,
@@ -202,10 +203,7 @@ def measure(arms: dict[str, Arm], proteins: Sequence[Protein], args: argparse.Na
     seconds = take_turns({name: partial(arm, proteins, precision) for name, arm in arms.items()}, args.repeats)
     rows = table(seconds, len(proteins), int(lengths.sum()))
     for name, arm in arms.items():
-        tokens = int(lengths.sum()) + 2 * len(lengths)
-        batches = arm.batches(lengths) if isinstance(arm, HuggingFace) else []
-        fed = sum(len(batch) * int(lengths[batch].max() + 2) for batch in batches) or tokens
-        rows[name]["padding"] = round(1 - tokens / fed, 4)
+        rows[name]["padding"] = padding(lengths, arm.batches(lengths)) if isinstance(arm, HuggingFace) else 0.0
     return rows
 
 

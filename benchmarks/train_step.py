@@ -36,6 +36,7 @@ from benchmarks.comparison import (
     SHAPES,
     file_batches,
     machine,
+    padding,
     random_esm2,
     random_proteins,
     table,
@@ -49,6 +50,7 @@ from proteinlm.sequences import read_fasta
 from proteinlm.tokenizer import build_tokenizer
 
 AGREE = 1e-4
+ARMS = ("ours", "ours_sorted", "hf", "hf_sorted")
 TOKENIZER = build_tokenizer("esm")
 LEARNING_RATE = 1e-5
 
@@ -165,6 +167,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--tokens_per_batch", type=int, default=4096, help="of ours and ours_sorted (4096)")
     parser.add_argument("--batch_size", type=int, default=8, help="of hf and hf_sorted, proteins (8)")
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS), help="`ours` among them")
     parser.add_argument("--output", type=Path, help="JSON")
     return parser
 
@@ -189,20 +192,21 @@ def main() -> int:
     print(
         f"{len(proteins)} proteins; fp32 loss and gradients agree to {difference:.1e} (at most {AGREE:.0e})", flush=True
     )
-    batches: dict[str, tuple[Arm, list[np.ndarray]]] = {
+    arms: dict[str, tuple[Arm, list[np.ndarray]]] = {
         "ours": (ours, stream_batches(lengths, args.tokens_per_batch)),
         "ours_sorted": (ours, token_batches(lengths, args.tokens_per_batch)),
         "hf": (peer, file_batches(lengths, args.batch_size, by_length=False)),
         "hf_sorted": (peer, file_batches(lengths, args.batch_size, by_length=True)),
     }
+    batches = {name: arms[name] for name in ARMS if name in args.arms}
     for arm, own in batches.values():
         epoch(arm, proteins, own[:1], precision)
     epochs: dict[str, Callable[[], None]] = {
         name: partial(epoch, arm, proteins, own, precision) for name, (arm, own) in batches.items()
     }
     rows = table(take_turns(epochs, args.repeats), len(proteins), int(lengths.sum()))
-    for name, (_, own) in batches.items():
-        rows[name]["steps"] = len(own)
+    for name, (arm, own) in batches.items():
+        rows[name] |= {"steps": len(own), "padding": padding(lengths, own) if arm is peer else 0.0}
     settings = {
         name: getattr(args, name) for name in ("esm2", "precision", "tokens_per_batch", "batch_size", "repeats")
     }
