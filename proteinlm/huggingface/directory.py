@@ -106,19 +106,40 @@ def _open_run(directory: Path, values: Mapping, lm_head: bool) -> tuple[Trunk, d
         raise InputError(f"{directory}: no directory of transformers; its model type is {kind}")
     where, files = str(directory / CONFIG_NAME), WeightFiles(directory)
     lm_head = lm_head and any(name.startswith(LM_HEAD) for name in files.files)
-    config, table = run_config(values, where)
-    check_layers({"num_hidden_layers": make_config(config, where).num_hidden_layers}, files.files, files.path)
-    whole = {f"trunk.{name.removeprefix('trunk.')}": name for name in files.files}  # a bare encoder's names are shorter
-    state = {name.removeprefix(TRUNK): files.get(own) for name, own in whole.items() if name.startswith(TRUNK)}
+    tensors = files.get_all()
+    state = encoder_of_run(values, tensors, where, files.path)
     if lm_head:
-        names = [name for name in files.files if name.startswith(LM_HEAD)]
-        state |= {f"lm_head.{name.removeprefix(LM_HEAD)}": files.get(name) for name in names}
-    with torch.device("meta"):  # before memory is taken for what the config claims
-        expected = build(config, table, lm_head, where).state_dict()
-    check_tensors(state, expected, files.path)
+        heads = {name: value for name, value in tensors.items() if name.startswith(LM_HEAD)}
+        state |= {f"lm_head.{name.removeprefix(LM_HEAD)}": value for name, value in heads.items()}
+    config, table = run_config(values, where)
     trunk = build(config, table, lm_head, where)
+    check_tensors(state, trunk.state_dict(), files.path)
     trunk.load_state_dict(state)
     return trunk, config, ()
+
+
+def encoder_of_run(values: Mapping, tensors: Mapping[str, Tensor], where: str, path: Path) -> dict[str, Tensor]:
+    """The encoder's tensors of a run, under the names of `build`'s without a head.
+
+    InputError where they are not what its config.json says, before any memory is taken for what that claims.
+    """
+    config, table = run_config(values, where)
+    check_layers({"num_hidden_layers": make_config(config, where).num_hidden_layers}, tensors, path)
+    try:
+        with torch.device("meta"):
+            expected = build(config, table, False, where).state_dict()
+    except InputError:
+        raise
+    except Exception as error:  # sizes from which no model can be made
+        raise InputError(f"{where}: no encoder can be made of it ({_last_line(error)})") from None
+    whole = {f"trunk.{name.removeprefix('trunk.')}": value for name, value in tensors.items()}  # a bare encoder's too
+    state = {name.removeprefix(TRUNK): value for name, value in whole.items() if name.startswith(TRUNK)}
+    check_tensors(state, expected, path)
+    return state
+
+
+def _last_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[-1][:160]
 
 
 def run_config(values: Mapping, where: str) -> tuple[dict, TokenTable]:
@@ -207,7 +228,7 @@ def _load_once(
     except InputError:
         raise
     except Exception as error:  # sizes from which no model can be made
-        reason = (str(error).strip() or type(error).__name__).splitlines()[-1][:160]
+        reason = _last_line(error)
         raise InputError(f"{path}: no encoder can be made of {CONFIG_NAME} and these weights ({reason})") from None
     if report["mismatched_keys"]:
         name, actual, right = min(report["mismatched_keys"])

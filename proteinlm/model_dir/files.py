@@ -27,7 +27,7 @@ from proteinlm.model_dir.names import DECODER, FINAL_NORM, TAPE_NAMES, TOKEN_TYP
 from proteinlm.model_dir.weights import SAFE_NAME, TORCH_NAME, WeightFiles, write_weights
 from proteinlm.network.config import ModelConfig
 from proteinlm.network.contacts import ContactRegression
-from proteinlm.tokenizer import Tokenizer
+from proteinlm.tokenizer import TAPE_TOKENS, Tokenizer
 
 CONFIG_NAME = "config.json"
 MEGATRON_NAME = "model_optim_rng.pt"
@@ -114,6 +114,9 @@ def load_tape_dir(directory: str | Path, overrides: Mapping | None = None) -> Ta
         raise InputError(f"{directory}: Hugging Face's {ascii(kind)[:40]}; {advice}")
     config |= dict(overrides or {})
     model_config = model_config_of(config, str(directory / CONFIG_NAME))
+    if model_config.mask_token_id not in (None, TAPE_TOKENS.index("<mask>")):
+        mask = f"mask_token_id {model_config.mask_token_id}; <mask> is 1 in TAPE's vocabulary"
+        raise InputError(f"{directory / CONFIG_NAME}: {mask}")
     weights = WeightFiles(directory)
     path, (tensors, head) = weights.path, _sort_names(weights.get_all(), weights.path)
     check_layers(config, tensors, path)

@@ -17,8 +17,8 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from proteinlm.errors import InputError
-from proteinlm.huggingface.directory import LM_HEAD, TRUNK, build, describe, open_directory, run_config
-from proteinlm.model_dir.files import read_config
+from proteinlm.huggingface.directory import LM_HEAD, TRUNK, build, describe, encoder_of_run, open_directory, run_config
+from proteinlm.model_dir.files import CONFIG_NAME, read_config
 from tape.models import kinds
 from tape.models.base import WeightFile
 from tape.models.config import BaselineConfig, check
@@ -75,7 +75,9 @@ class HuggingFaceAbstractModel(kinds.BuiltInModel):
             kind = config["base_model"]
             if kind != "huggingface":
                 raise InputError(f"{directory}: its model type is {ascii(str(kind))[:40]}, not huggingface")
-            return super()._read(directory, values, overrides)
+            file = super()._read(directory, values, overrides)
+            encoder_of_run(file.config, file.tensors, str(directory / CONFIG_NAME), file.path)  # for its checks
+            return file
         trunk, config, notes = open_directory(directory, lm_head=cls.lm_head)
         tensors = {
             f"{LM_HEAD}{name.removeprefix('lm_head.')}" if name.startswith("lm_head.") else TRUNK + name: value

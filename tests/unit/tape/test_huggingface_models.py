@@ -194,6 +194,25 @@ def test_a_directory_of_another_model_type(world, tmp_path):
         MODELS["huggingface"]["embed"].from_pretrained(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("claims", "message"),
+    [
+        ({"max_position_embeddings": 2**36}, r"has shape \[64, 16\], but config.json gives \[68719476736, 16\]$"),
+        ({"hidden_size": 2**40}, "config.json: no encoder can be made of it"),
+        ({"num_hidden_layers": 10**6}, "cannot be the 1000000 layers of config.json$"),
+        ({"num_hidden_layers": 1}, r"encoder.layer.1.\S+ does not belong to the model"),
+    ],
+)
+def test_claims_of_a_run_are_compared_before_memory_is_taken(world, tmp_path, claims, message):
+    MODELS["huggingface"]["embed"].from_pretrained(family(world, "ProtBert")).save_pretrained(tmp_path)
+    config = read_json(tmp_path / "config.json")
+    config["transformers_config"] |= claims
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    for load in (MODELS["huggingface"]["embed"].from_pretrained, proteinlm.load):
+        with pytest.raises(InputError, match=message):
+            load(tmp_path)
+
+
 # ---- ProtBert natively
 
 

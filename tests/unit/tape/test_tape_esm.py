@@ -329,6 +329,16 @@ def test_options_survive_saving_and_loading(name, tmp_path):
     assert build_model(resolve_task("stability", "transformer"), tmp_path / "saved").bert is not None
 
 
+def test_the_mask_token_is_tapes(tmp_path):
+    """Another id would turn other tokens into zeros."""
+    ProteinBertModel(ProteinBertConfig(**SMALL, **OPTIONS["esm_1b"])).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"mask_token_id": 3}))
+    for load in (ProteinBertModel.from_pretrained, proteinlm.load):
+        with pytest.raises(errors.InputError, match=r"config.json: mask_token_id 3; <mask> is 1 in TAPE's vocabulary$"):
+            load(tmp_path)
+
+
 def test_files_of_default_models_are_what_they_were(tmp_path):
     ProteinBertModel(ProteinBertConfig(**SMALL)).save_pretrained(tmp_path)
     assert not set(json.loads((tmp_path / "config.json").read_text())) & set().union(*OPTIONS.values())
