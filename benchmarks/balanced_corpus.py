@@ -2,9 +2,9 @@
 
     python benchmarks/balanced_corpus.py TRAIN.fasta OUT.fasta --away-from valid.csv task_valid.lmdb wildtype.fasta
 
-At most --per-family proteins of each Pfam accession (the second word of a header), drawn with a fixed seed; every protein
-without one. A protein that shares three or more 8-mers with a protein of --away-from (FASTA, a table, TAPE's LMDB) is
-left out: a common stretch of ten residues is enough, so all close relatives go, and distant ones stay.
+At most --per-family proteins of each Pfam accession (the second word of a header), drawn with a fixed seed, and every
+protein without one. A protein that shares three or more 8-mers with those of --away-from (FASTA, a table, TAPE's LMDB)
+is left out: a common stretch of ten residues is enough, so all close relatives go, and distant ones stay.
 """
 
 import argparse
