@@ -67,11 +67,11 @@ def family_losses(checkpoint: str, fasta: str, mask_prob: float, seed: int):
     from converter.sources import read
     from proteinlm.masking import mask_tokens, sample_rng
     from proteinlm.sequences import read_fasta
-    from proteinlm.tokenizer import build_tokenizer
 
-    source, tokenizer = read(Path(checkpoint)), build_tokenizer()
-    model = source.build()
-    longest = source.config.max_position_embeddings
+    source = read(Path(checkpoint))
+    tokenizer, model = source.tokenizer, source.build()
+    longest = source.config.max_position_embeddings  # rope's, too: what was cropped in training
+    end = [tokenizer.sep_id] if tokenizer.ends_proteins else []
     totals: dict[str, np.ndarray] = defaultdict(lambda: np.zeros(2))
     letters = np.zeros(tokenizer.vocab_size)
     batch: list[tuple] = []
@@ -96,7 +96,8 @@ def family_losses(checkpoint: str, fasta: str, mask_prob: float, seed: int):
         batch.clear()
 
     for number, (header, residues) in enumerate(read_fasta(fasta)):
-        tokens = np.concatenate([[tokenizer.cls_id], tokenizer.encode(residues)])[:longest].astype(np.int64)
+        residue_ids = tokenizer.encode(residues)[: longest - 1 - len(end)]
+        tokens = np.concatenate([[tokenizer.cls_id], residue_ids, end]).astype(np.int64)
         rng = sample_rng(seed, number)
         masked, places, answer = mask_tokens(tokens, np.isin(tokens, tokenizer.residue_ids), tokenizer, rng, mask_prob)
         batch.append((accession(header), masked, places, answer))
