@@ -239,8 +239,7 @@ class Encoder:
     def logits(self, sequences: Proteins, *, batch_tokens: int | None = None, tensors=False, quiet=False) -> list:
         """A list of [L, V]: the masked-LM head's score of every token of the vocabulary at each residue."""
         if self.model.lm_head is None:
-            names = "" if self.padded else " (mlm.*)"
-            raise InputError(f"{self.source}: no usable masked-LM head{names}, so no logits; embed does without")
+            raise InputError(f"{self.source}: no usable masked-LM head, so no logits; embed does without")
 
         def compute(*inputs: Tensor) -> Tensor:
             states = self._state_after(self.config.num_layers, *inputs)

@@ -53,7 +53,9 @@ EXIT_SOME_FAILED = 3
 
 def build_parser() -> errors.ArgumentParser:
     parser = errors.ArgumentParser("tape-embed", description="Embed the proteins of a FASTA file.")
-    parser.add_argument("model_type", help="transformer, tape_transformer, lstm, resnet, onehot or a plugin's")
+    parser.add_argument(
+        "model_type", help="transformer, huggingface, tape_transformer, lstm, resnet, onehot or a plugin's"
+    )
     parser.add_argument("data_file", metavar="IN.fasta", help="FASTA, or a table of proteins (.csv, .tsv), also .gz")
     parser.add_argument("out_file", metavar="OUT", help=".npz (TAPE's layout), .h5 or .parquet")
     parser.add_argument("from_pretrained", metavar="MODEL_DIR", nargs="?", help="model directory (onehot needs none)")

@@ -174,7 +174,9 @@ def device_name(device: torch.device) -> str:
 
 def build_parser() -> errors.ArgumentParser:
     parser = errors.ArgumentParser("tape-eval", description="Score a finetuned model on whole splits.", intermixed=True)
-    parser.add_argument("model_type", help="transformer, tape_transformer, lstm, resnet, onehot or a plugin's")
+    parser.add_argument(
+        "model_type", help="transformer, huggingface, tape_transformer, lstm, resnet, onehot or a plugin's"
+    )
     parser.add_argument("task", nargs="?", help="the task that RUN_DIR was finetuned on (default: as RUN_DIR says)")
     parser.add_argument("run_dir", metavar="RUN_DIR", help="what tape-train wrote")
     parser.add_argument("--data_dir", default="./data", help="holds <task>/<task>_<split>.lmdb or .json")

@@ -180,7 +180,7 @@ def test_wrong_arguments_are_named(encoder, arguments, message):
 def test_a_directory_without_a_head_embeds_and_says_why_it_has_no_logits(tmp_path, encoder, caplog):
     headless = proteinlm.load(write_model(tmp_path / "headless", lm_head=False), device="cpu")
     np.testing.assert_array_equal(headless.embed("MKV"), encoder.embed("MKV"))
-    with pytest.raises(InputError, match=r"headless: no usable masked-LM head \(mlm\.\*\), so no logits"):
+    with pytest.raises(InputError, match=r"headless: no usable masked-LM head, so no logits"):
         headless.logits("MKV")
     directory = write_model(tmp_path / "untied")
     from safetensors.torch import load_file, save_file
