@@ -3,15 +3,13 @@
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from pretrain.data.dataset import Dataset
-from pretrain.data.loader import Batch
-from proteinlm.loss import IGNORE
 from proteinlm.masking import num_to_mask
 from proteinlm.network.config import ModelConfig
 
@@ -82,18 +80,6 @@ class BatchCounts:
     masked: int  # residues to predict
     sum_squared_lengths: int
     shown_mask: int  # residues to predict that the model is shown as [MASK]
-
-    @classmethod
-    def of(
-        cls, micro_batches: list[Batch], mask_id: int, sum_over_replicas: Callable[[list[int]], list[int]]
-    ) -> "BatchCounts":
-        """Of the micro-batches (on the CPU) that this replica reads and the others' together."""
-        rows = [
-            (len(b.tokens), b.tokens.numel(), b.num_real_tokens, b.num_proteins, b.num_masked, b.sum_squared_lengths)
-            for b in micro_batches
-        ]
-        shown_mask = sum(int((b.labels_of_masks(mask_id) != IGNORE).sum()) for b in micro_batches)
-        return cls(*sum_over_replicas([*(sum(column) for column in zip(*rows, strict=True)), shown_mask]))
 
 
 class Interval:

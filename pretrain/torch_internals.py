@@ -29,6 +29,20 @@ def joined_axes(mesh: DeviceMesh, axes: tuple[str, ...], name: str) -> DeviceMes
     return mesh[axes]._flatten(name)
 
 
+def run_schedule(
+    schedule: object, arguments: list[tuple], options: list[dict], targets: list | None, training: bool
+) -> None:
+    """One pipeline step, or only its forward passes; each micro-batch's arguments, options and target as they are.
+
+    `schedule.step` would cut tensors of the whole batch into equal pieces, which packed proteins are not.
+    """
+    schedule._has_backward = training
+    for stage in getattr(schedule, "_stages", None) or [schedule._stage]:
+        stage.has_backward = training
+        stage.clear_runtime_states()
+    schedule._step_microbatches(arguments, options, targets, return_outputs=False)
+
+
 def set_timeout(group: dist.ProcessGroup, timeout: timedelta) -> None:
     """How long the group's collectives wait; a group made without a time has the library's default."""
     dist.distributed_c10d._set_pg_timeout(timeout, group)

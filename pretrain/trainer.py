@@ -2,15 +2,18 @@
 
 The same lines run in one process and in hundreds (`pretrain.parallel`): a World that is alone sums over nothing.
 
-What must hold: the loss of a step is the sum over the masked residues of its global batch divided once by their number;
-a non-finite loss or gradient never reaches the weights; everything a resumed run needs is in the checkpoint, so that on
-CPU it continues bit for bit.
+A step is read when the next one was started on a GPU (`Trainer.lag`), and at once on a CPU; before an evaluation, a
+checkpoint and the end all of them are. So on a GPU the lines of a step, a stop signal and a row of skipped steps are
+noticed one step late, by all processes after the same step.
+
+What must hold: everything a resumed run needs is in the checkpoint, so that on CPU it continues bit for bit.
 """
 
 import contextlib
 import math
 import threading
 import time
+from collections import deque
 from dataclasses import asdict
 from pathlib import Path
 
@@ -27,16 +30,17 @@ from pretrain.data.dataset import Dataset, PackedDataset
 from pretrain.data.indexed import IndexedDataset
 from pretrain.data.loader import Batch, PackedLoader, evaluation_batches
 from pretrain.data.sources import parse_valid_data_path
-from pretrain.interval import BatchCounts, Interval, peak_flops, unigram_entropy
-from pretrain.parallel.apply import build_model, compute_dtype, reduce_dtype
+from pretrain.interval import Interval, peak_flops, unigram_entropy
+from pretrain.parallel.apply import build_model
 from pretrain.parallel.mesh import World, local_rank_of_launcher
-from pretrain.parallel.replicas import Gradients, communicate, release
+from pretrain.parallel.replicas import release
 from pretrain.shutdown import stop_signal
+from pretrain.train_step import StepReport, StepResult, TrainStep
 from proteinlm.devices import choose_device
 from proteinlm.errors import InputError
 from proteinlm.files import write_json
 from proteinlm.metrics_log import MetricsLog, NoLog
-from proteinlm.optim import LossScaler, build_optimizer, clip_factor, set_learning_rate
+from proteinlm.optim import LossScaler, build_optimizer
 from proteinlm.progress import Progress
 from proteinlm.tokenizer import Tokenizer, build_tokenizer
 
@@ -48,7 +52,6 @@ class Trainer:
         self.device = _device(config)
         self.world = World.join(config, self.device)
         config = for_world(config, self.world.size)
-        self.dtype = compute_dtype(config.training)
         if config.training.deterministic:
             torch.use_deterministic_algorithms(True)
         self.tokenizer = build_tokenizer(config.data.tokenizer_type, config.data.vocab_file)
@@ -56,13 +59,18 @@ class Trainer:
         for name, data in {"train": self.train_data, **self.valid_sets}.items():
             self.say(_described(name, data, config.data.seq_length))
         self.model_config = config.model_config(self.tokenizer)
-        self.model, self.loss, self.pipeline = build_model(config, self.model_config, self.world)
-        self.gradients = Gradients(self.model, self.world, reduce_dtype(config.parallel))
+        self.model, loss, pipeline = build_model(config, self.model_config, self.world)
         o = config.optim
         self.optimizer = build_optimizer(self.model, o.lr, o.weight_decay, (o.adam_beta1, o.adam_beta2), o.adam_eps)
-        scaling = (o.initial_loss_scale, o.loss_scale, o.loss_scale_window, o.hysteresis, o.min_loss_scale)
+        scaling = (o.initial_loss_scale, o.loss_scale, o.loss_scale_window, o.hysteresis, o.min_loss_scale, self.device)
         self.scaler = LossScaler(*scaling) if config.training.fp16 else None
-        peak = peak_flops(self.device, self.dtype)
+        mask_id = self.tokenizer.mask_id
+        self.step = TrainStep(config, self.world, self.model, loss, pipeline, self.optimizer, self.scaler, mask_id)
+        # Steps started and not read yet. A GPU has the next one to do while the host reads the last.
+        self.pending: deque[StepResult] = deque()
+        self.lag = 1 if self.device.type == "cuda" else 0
+        self.stop, self.started = threading.Event(), math.inf
+        peak = peak_flops(self.device, self.step.dtype)
         self.interval = Interval(self.model_config, peak and peak * self.world.size)
         self.saver = Saver(config.checkpoint, self.world.side_group)
         self.state = RunState(
@@ -83,122 +91,84 @@ class Trainer:
 
     def run(self) -> str:
         """Train to the end of the schedule or until asked to stop. Returns the reason, also in exit_reason.json."""
-        c = self.config
-        reason, started = "completed", time.monotonic()
-        with stop_signal() as stop, contextlib.closing(self._open_log()) as log, self._progress() as bar:
+        reason, self.started = None, time.monotonic()
+        with stop_signal() as self.stop, contextlib.closing(self._open_log()) as log, self._progress() as bar:
             loader = self._loader()
             self.interval.start()
             for micro_batches in loader:
-                counts = self.count(micro_batches)
-                values = self.train_step(micro_batches, counts)
-                self._advance(counts, values)
-                bar.add(counts.rows)
-                if self._due(c.logging.log_interval) or values["skipped"]:
-                    bar.show(self._log_step(log, values))
-                self._refuse_to_skip_for_ever()
-                with self.interval.paused():
-                    if self._due(c.logging.eval_interval):
-                        bar.show(*self._log_evaluation(log))
-                    if self._save_due():
-                        self.save()
-                if why := self._why_stop(stop, started):
-                    reason = why
+                bar.add(self.train_step(micro_batches).rows)
+                reason = self._settle(log, bar, 0 if self._pause_due() else self.lag)
+                if not self.pending:
+                    with self.interval.paused():
+                        if self._due(self.config.logging.eval_interval):
+                            bar.show(*self._log_evaluation(log))
+                        if self._save_due() and not self.counters.skipped_in_a_row:
+                            self.save()
+                    reason = reason or ("exit-interval" if self._due(self.config.training.exit_interval) else None)
+                if reason:
                     break
-            if reason == "completed" and self._evaluated_at != self.counters.iteration:
+            self._settle(log, bar, 0)
+            if reason is None and self._evaluated_at != self.counters.iteration:
                 bar.show(*self._log_evaluation(log))
             if self.state.saved_at != self.counters.iteration:
                 self.save()
             self.saver.wait()
-        self._record_exit(reason)
-        return reason
+        self._record_exit(reason or "completed")
+        return reason or "completed"
 
     def _loader(self) -> PackedLoader:
         c, consumed, end = self.config, self.counters.consumed_train_samples, self.schedule.total_samples
         if end is not None and consumed >= end:
             self.say(f"notice: nothing left to train on: the schedule ends at sample {end:,}; {consumed:,} consumed")
         rows, share = c.training.micro_batch_size, (self.world.dp_rank, self.world.dp_size)
-        return PackedLoader(self.train_data, rows, self.schedule.batch_size, consumed, end, *share, c.data.num_workers)
+        workers, pin = c.data.num_workers, self.device.type == "cuda"
+        return PackedLoader(
+            self.train_data, rows, self.schedule.batch_size, consumed, end, *share, workers, pin_memory=pin
+        )
 
-    def count(self, micro_batches: list[Batch]) -> BatchCounts:
-        """What the step on a global batch is over, of which this replica has `micro_batches`."""
-        return BatchCounts.of(micro_batches, self.tokenizer.mask_id, self.world.sum_over_replicas)
+    def train_step(self, micro_batches: list[Batch]) -> StepResult:
+        """Start a step on the next global batch, of which this replica has `micro_batches`; `advance` ends it."""
+        rows = sum(len(batch.tokens) for batch in micro_batches) * self.world.dp_size
+        consumed = self.counters.consumed_train_samples + sum(result.rows for result in self.pending) + rows
+        lr = self.schedule.learning_rate(self._started() + 1, consumed)
+        minutes = self.config.training.exit_duration_in_mins
+        out_of_time = minutes is not None and time.monotonic() - self.started > 60 * minutes
+        self.pending.append(self.step(micro_batches, lr, (self.stop.is_set(), out_of_time)))
+        return self.pending[-1]
 
-    def train_step(self, micro_batches: list[Batch], counts: BatchCounts) -> dict:
-        """One optimizer step on a global batch, of which this replica has `micro_batches`; `counts` is of the whole.
-
-        Returns lm_loss, mask_loss, grad_norm, learning_rate, loss_scale, skipped, the same on every process.
-        """
-        self.model.train()
-        scale = self.scaler.scale if self.scaler else 1.0
-        masked = max(1, counts.masked)  # a row of two or three tokens may hide none
-        losses = self._accumulate(micro_batches, scale / masked)
-        self.gradients.finish()
-        counters = self.counters
-        lr = self.schedule.learning_rate(counters.iteration + 1, counters.consumed_train_samples + counts.rows)
-        set_learning_rate(self.optimizer, lr)
-        norm, (loss_sum, mask_loss_sum) = self._unscale_and_clip(scale, losses)
-        good = math.isfinite(norm) and math.isfinite(loss_sum)
-        if good:
-            self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        if self.scaler:
-            self.scaler.update(overflow=not good)
-        return {
-            "lm_loss": loss_sum / masked,
-            "mask_loss": mask_loss_sum / max(1, counts.shown_mask),
-            "grad_norm": norm,
-            "learning_rate": lr,
-            "loss_scale": scale,
-            "skipped": not good,
-        }
-
-    def _accumulate(self, micro_batches: list[Batch], weight: float) -> list[float]:
-        """Add up the gradients of weight x loss.
-
-        Returns the sums of this process's losses (not every one has one): over all masked residues, and over those that
-        the model is shown as [MASK]. The other fifth can be copied or guessed from what is shown in their place.
-        """
-        mask_id = self.tokenizer.mask_id
-        if self.pipeline:
-            return self.pipeline.step(micro_batches, weight, mask_id).tolist()
-        sums = torch.zeros(2, dtype=torch.float64, device=self.device)
-        for number, batch in enumerate(micro_batches, 1):
-            communicate(self.model, number == len(micro_batches), self.config.parallel.use_torch_fsdp2)
-            batch = batch.to(self.device)
-            logits = self._logits(batch)
-            loss = self.loss(logits, batch.labels)
-            (loss * weight).backward()
-            mask_loss = self.loss(logits.detach(), batch.labels_of_masks(mask_id))
-            sums += torch.stack([loss.detach(), mask_loss]).double()
-        return sums.tolist()
-
-    def _logits(self, batch: Batch) -> torch.Tensor:
-        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            return self.model(batch.tokens, batch.position_ids, batch.cu_seqlens, batch.masked_positions)
-
-    def _loss(self, batch: Batch) -> torch.Tensor:
-        return self.loss(self._logits(batch), batch.labels)
-
-    def _unscale_and_clip(self, scale: float, losses: list[float]) -> tuple[float, list[float]]:
-        """(gradient norm of the whole model before clipping, losses of the whole global batch)."""
-        if scale != 1.0:
-            self.gradients.scale(1.0 / scale)
-        norm, losses = self.gradients.norm_with(losses)
-        if factor := clip_factor(norm, self.config.optim.clip_grad):
-            self.gradients.scale(factor)
-        return norm, losses
-
-    def _advance(self, counts: BatchCounts, values: dict) -> None:
-        """Count a step that was taken or skipped."""
-        counters, skipped = self.counters, values["skipped"]
+    def advance(self) -> StepReport:
+        """Read the oldest step that was started, and count it as taken or skipped."""
+        report = self.pending.popleft().read()
+        counts, values, counters = report.counts, report.values, self.counters
         counters.iteration += 1
         counters.consumed_train_samples += counts.rows
         counters.consumed_tokens += counts.real_tokens
         counters.consumed_proteins += counts.proteins
-        counters.skipped_iterations += skipped
+        counters.skipped_iterations += values["skipped"]
         searching = self.scaler is not None and self.scaler.can_lower(values["loss_scale"])
-        counters.skipped_in_a_row = counters.skipped_in_a_row + (not searching) if skipped else 0
+        counters.skipped_in_a_row = counters.skipped_in_a_row + (not searching) if values["skipped"] else 0
         self.interval.add(counts, values)
+        return report
+
+    def _settle(self, log: MetricsLog | NoLog, bar: Progress, lag: int) -> str | None:
+        """Read and log the steps started, but for the last `lag`. Returns why to stop, the same on every process."""
+        reason = None
+        while len(self.pending) > lag:
+            report = self.advance()
+            if self._due(self.config.logging.log_interval) or report.values["skipped"]:
+                bar.show(self._log_step(log, report.values))
+            self._refuse_to_skip_for_ever()
+            reason = reason or report.stop
+        return reason
+
+    def _started(self) -> int:
+        """Steps of the run that were started."""
+        return self.counters.iteration + len(self.pending)
+
+    def _pause_due(self) -> bool:
+        """Whether something follows this step that needs the state as it is after it."""
+        intervals = self.config.logging.eval_interval, self.config.training.exit_interval
+        return any(interval and self._started() % interval == 0 for interval in intervals) or self._save_due()
 
     def _refuse_to_skip_for_ever(self) -> None:
         """InputError, without saving, once --max-skipped-iterations steps in a row were not finite."""
@@ -217,16 +187,6 @@ class Trainer:
 
     def _due(self, interval: int | None) -> bool:
         return bool(interval) and self.counters.iteration % interval == 0
-
-    def _why_stop(self, stop: threading.Event, started: float) -> str | None:
-        """Decided together: all processes leave after the same step."""
-        training = self.config.training
-        if self.world.any(stop.is_set()):
-            return "preempted"
-        minutes = training.exit_duration_in_mins
-        if minutes and self.world.any(time.monotonic() - started > 60 * minutes):
-            return "exit-duration-in-mins"
-        return "exit-interval" if self._due(training.exit_interval) else None
 
     # ---- what is reported
 
@@ -274,28 +234,22 @@ class Trainer:
     def evaluate(self, dataset: Dataset, limit_batches: int | None = None) -> tuple[float, int]:
         """Mean masked cross-entropy in nats over a whole split (or its first batches), and the residues it is over."""
         self.model.eval()
-        total, masked = 0.0, 0
-        rows, world = self.config.training.micro_batch_size, self.world
+        total, rows, world = torch.zeros(2, dtype=torch.float64), self.config.training.micro_batch_size, self.world
+        total = total.to(self.device)
         share = (world.dp_rank, world.dp_size, world.layout.pp)
         for batches in evaluation_batches(dataset, rows, limit_batches, *share, same_shape=not world.alone):
-            if self.pipeline:
-                total += float(self.pipeline.evaluate(batches))
-            else:
-                total += sum(float(self._loss(batch.to(self.device))) for batch in batches)
-            masked += sum(batch.num_masked for batch in batches)
+            total[0] += self.step.loss_sum(batches)
+            total[1] += sum(batch.num_masked for batch in batches)
         release(self.model)
-        (total,) = world.sum_over_all([total if world.counts_loss else 0.0])
-        (masked,) = world.sum_over_replicas([masked])
-        return total / max(1, masked), masked
+        loss, masked = world.sum_over_all(total * world.counts_loss).tolist()
+        return loss / max(1, masked), int(masked)
 
     # ---- checkpoints
 
     def _save_due(self) -> bool:
-        """Whether a multiple of --save-interval was reached since the last save; while steps are skipped it waits."""
-        interval, counters = self.config.checkpoint.save_interval, self.counters
-        if not interval or counters.skipped_in_a_row:
-            return False
-        return counters.iteration // interval > (self.state.saved_at or 0) // interval
+        """Whether a multiple of --save-interval was reached since the last save."""
+        interval = self.config.checkpoint.save_interval
+        return bool(interval) and self._started() // interval > (self.state.saved_at or 0) // interval
 
     def save(self) -> None:
         """Write `<save>/iter_*` whole or not at all. In a row of skipped steps no earlier checkpoint is removed."""

@@ -8,7 +8,8 @@ from proteinlm.errors import InputError
 def choose_device(name: str | torch.device | None, local_rank: int | None = None) -> torch.device:
     """The device of "auto" or None (a GPU if there is one), "cpu", "cuda", "cuda:1" ...; InputError if it is not there.
 
-    local_rank: of a process that may share its machine with others, the GPU that `cuda` means.
+    local_rank: of a process that may share its machine with others, the GPU that `cuda` means. Where one alone is
+    visible, a scheduler has given each process its own (Slurm's --gpus-per-task=1), and it is that one.
     """
     if name is None or name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -29,6 +30,7 @@ def choose_device(name: str | torch.device | None, local_rank: int | None = None
         return device
     if device.index is not None:
         raise InputError(f"device {str(name)!r}: several processes would share one GPU; should be cuda")
-    if local_rank >= torch.cuda.device_count():
-        raise InputError(f"process {local_rank} of this machine has no GPU: there are {torch.cuda.device_count()}")
-    return torch.device("cuda", local_rank)
+    count = torch.cuda.device_count()
+    if local_rank >= count > 1:
+        raise InputError(f"process {local_rank} of this machine has no GPU: there are {count}")
+    return torch.device("cuda", local_rank if count > 1 else 0)

@@ -1,7 +1,8 @@
 """AdamW groups, learning-rate schedules, dynamic loss scaling and gradient clipping, shared by pretraining and tape."""
 
+import functools
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -65,15 +66,15 @@ def learning_rate(step: float, *, lr: float, min_lr: float, style: str, warmup: 
     return min_lr + (lr - min_lr) * left
 
 
-def global_norm(gradients: Iterable[Tensor]) -> Tensor:
-    """The 2-norm over all gradients together, in fp32 (fp64 for fp64 gradients)."""
-    norms = [torch.linalg.vector_norm(g, dtype=torch.promote_types(g.dtype, torch.float32)) for g in gradients]
-    if not norms:
-        return torch.zeros(())
-    return torch.linalg.vector_norm(torch.stack(norms))
+def global_norm(gradients: Sequence[Tensor], device: torch.device | None = None) -> Tensor:
+    """The 2-norm over all gradients together, in fp32 (fp64 for fp64 gradients); of none it is 0 on `device`."""
+    if not gradients:
+        return torch.zeros((), device=device)
+    wide = functools.reduce(torch.promote_types, {g.dtype for g in gradients}, torch.float32)
+    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients, 2, wide)))
 
 
-def scale_in_place(tensors: list[Tensor], factor: float) -> None:
+def scale_in_place(tensors: list[Tensor], factor: float | Tensor) -> None:
     """Multiply every tensor, in few kernels."""
     torch._foreach_mul_(tensors, factor)
 
@@ -83,57 +84,77 @@ def copy_in_place(tensors: list[Tensor], sources: list[Tensor]) -> None:
     torch._foreach_copy_(tensors, sources)
 
 
-def clip_factor(norm: float, max_norm: float) -> float | None:
-    """What to multiply gradients of this norm by; None to leave them (also when the norm is not finite)."""
-    return max_norm / (norm + 1e-6) if 0 < max_norm < norm < math.inf else None
+def clip_factor(norm: Tensor, max_norm: float) -> Tensor:
+    """What to multiply gradients of this norm by: max_norm / norm where it is larger, else 1 (also if not finite).
+
+    max_norm 0: always 1. Nothing is read on the host.
+    """
+    clipped = (norm > max_norm) & norm.isfinite() if max_norm > 0 else torch.zeros_like(norm, dtype=torch.bool)
+    return torch.where(clipped, max_norm / (norm + 1e-6), 1.0)
 
 
 def clip_grad_norm(parameters: Iterable[nn.Parameter], max_norm: float) -> float:
     """Scale all gradients by max_norm / norm when the norm is larger (0: only measure). Returns the norm before."""
     gradients = [p.grad for p in parameters if p.grad is not None]
-    norm = float(global_norm(gradients))
-    if factor := clip_factor(norm, max_norm):
-        scale_in_place(gradients, factor)
-    return norm
+    norm = global_norm(gradients)
+    if max_norm > 0 and gradients:
+        scale_in_place(gradients, clip_factor(norm, max_norm))
+    return float(norm)
+
+
+def step_if(finite: Tensor, optimizer: torch.optim.AdamW, divisor: Tensor) -> None:
+    """A step of fused AdamW on gradients / divisor where `finite`, else none: weights, moments, counters as they were.
+
+    Both are scalars on the device, and nothing is read on the host. The gradients are divided in place.
+    """
+    optimizer.grad_scale, optimizer.found_inf = divisor.float(), (~finite).float()  # the kernel reads fp32
+    optimizer.step()
+
+
+SCALING = ("scale", "good_steps", "hysteresis_left")
 
 
 class LossScaler:
-    """fp16 loss scaling with Megatron's rules.
+    """fp16 loss scaling with Megatron's rules. Its numbers are scalars on `device`; a step reads none on the host.
 
     Dynamic: an overflow halves the scale once `hysteresis` overflows have been seen since the last growth, never below
     min_scale; `window` good steps in a row double it and restore the hysteresis. Static: `static` stays as given.
     """
 
     def __init__(
-        self, initial: float, static: float | None = None, window: int = 1000, hysteresis: int = 2, minimum: float = 1.0
+        self,
+        initial: float,
+        static: float | None = None,
+        window: int = 1000,
+        hysteresis: int = 2,
+        minimum: float = 1.0,
+        device: torch.device | str = "cpu",
     ):
-        self.scale = static or initial
         self.dynamic = static is None
         self.window, self.hysteresis, self.minimum = window, hysteresis, minimum
-        self.good_steps, self.hysteresis_left = 0, hysteresis
+        state = torch.tensor([static or initial, 0, hysteresis], dtype=torch.float64)
+        self.scale, self.good_steps, self.hysteresis_left = state.to(device).unbind()
 
     def can_lower(self, scale: float) -> bool:
         """Whether an overflow at `scale` may only mean that the scale is too high."""
         return self.dynamic and scale > self.minimum
 
-    def update(self, overflow: bool) -> None:
+    def update(self, overflow: Tensor) -> None:
         """Record one step: whether its gradients overflowed."""
         if not self.dynamic:
             return
-        if overflow:
-            self.good_steps = 0
-            self.hysteresis_left -= 1
-            if self.hysteresis_left <= 0:
-                self.scale = max(self.minimum, self.scale / 2)
-            return
-        self.good_steps += 1
-        if self.good_steps >= self.window:
-            self.good_steps, self.hysteresis_left = 0, self.hysteresis
-            self.scale *= 2
+        good = torch.where(overflow, 0.0, self.good_steps + 1)
+        left = torch.where(overflow, self.hysteresis_left - 1, self.hysteresis_left)
+        grows = good >= self.window
+        lower = torch.where(overflow & (left <= 0), (self.scale / 2).clamp(min=self.minimum), self.scale)
+        self.scale = torch.where(grows, self.scale * 2, lower)
+        self.good_steps = torch.where(grows, 0.0, good)
+        self.hysteresis_left = torch.where(grows, float(self.hysteresis), left)
 
     def state_dict(self) -> dict[str, float]:
-        return {"scale": self.scale, "good_steps": self.good_steps, "hysteresis_left": self.hysteresis_left}
+        """The numbers as they are once the device has taken the steps recorded so far."""
+        return {name: float(getattr(self, name)) for name in SCALING}
 
     def load_state_dict(self, state: dict[str, float]) -> None:
-        self.scale, self.good_steps = float(state["scale"]), int(state["good_steps"])
-        self.hysteresis_left = int(state["hysteresis_left"])
+        for name in SCALING:
+            getattr(self, name).fill_(state[name])

@@ -137,6 +137,7 @@ class PackedLoader:
     dp_size: int = 1
     num_workers: int = 0
     prefetch: int = 2
+    pin_memory: bool = False  # for a GPU, which copies from page-locked memory without making the host wait
     start_method: str = "spawn"  # a fork of a process with CUDA, NCCL or threads in it may hang
 
     def __post_init__(self):
@@ -167,7 +168,7 @@ class PackedLoader:
             batch_size=None,
             sampler=self._requests(),
             collate_fn=_as_it_is,
-            pin_memory=torch.cuda.is_available(),
+            pin_memory=self.pin_memory,
             generator=torch.Generator(),  # else it draws from the global one, and a resumed run's dropout differs
             num_workers=self.num_workers,
             prefetch_factor=self.prefetch if self.num_workers else None,

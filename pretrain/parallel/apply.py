@@ -41,7 +41,7 @@ def build_model(config: Config, model_config: ModelConfig, world: World) -> tupl
     loss = masked_lm_loss
     if world.layout.tp > 1:  # each rank has a part of the vocabulary's logits
         loss = vocabulary_parallel_loss(world.mesh.get_group("tp"), parts[0].vocab_start)
-    pipeline = _pipeline(parts, stages, num_stages, config, world, loss) if pp > 1 else None
+    pipeline = _pipeline(parts, stages, num_stages, config, world) if pp > 1 else None
     seed_generators(config, world)
     return parts, loss, pipeline
 
@@ -71,13 +71,13 @@ def _initialize(part: ProteinBert, seed: int) -> None:
     initialize_buffers(part)
 
 
-def _pipeline(parts: Parts, stages: list[int], num_stages: int, config: Config, world: World, loss: Loss) -> Pipeline:
+def _pipeline(parts: Parts, stages: list[int], num_stages: int, config: Config, world: World) -> Pipeline:
     rows, length = config.training.micro_batch_size, config.data.seq_length
     shape = rows, length, rows * num_to_mask(config.data.mask_prob, length)
     schedule, dtype = _schedule(config.parallel), compute_dtype(config.training)
     sequence_parallel = config.parallel.sequence_parallel and world.layout.tp > 1
     autocast = None if dtype == torch.float32 else dtype
-    return Pipeline(parts, stages, num_stages, world, schedule, loss, shape, sequence_parallel, autocast)
+    return Pipeline(parts, stages, num_stages, world, schedule, shape, sequence_parallel, autocast)
 
 
 def _schedule(parallel: Parallel) -> str | None:

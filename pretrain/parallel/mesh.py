@@ -1,7 +1,7 @@
 """Which process this is and whom it talks to: the DeviceMesh (pp, dp_replicate, dp_shard, tp) and its few collectives.
 
     world = World.join(config, device)        # under torchrun; alone, the same object without a process group
-    world.dp_rank, world.is_main, world.sum_over_replicas([3, 4]), world.any(flag)
+    world.dp_rank, world.is_main, world.sum_over_all(torch.tensor([3.0, 4.0]))
 
 Ranks are laid out as Megatron-LM lays them: tp fastest, then the replicas, then pp. So with 8 GPUs a node, tp 8 stays
 within a node, and pp, which sends least, crosses most nodes. Each axis has a file here.
@@ -14,6 +14,7 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from pretrain.config.options import Config
@@ -93,18 +94,24 @@ class World:
 
     @classmethod
     def join(cls, config: Config, device: torch.device) -> "World":
-        """Meet the other processes of this run; alone when there are none."""
+        """Meet the other processes of this run; alone when there are none. A GPU becomes the current device."""
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
         world_size = world_size_of_launcher()
         if world_size == 1 and not dist.is_initialized():
             return cls(Layout(), device)
         timeout = timedelta(minutes=config.parallel.distributed_timeout_minutes)
         if not dist.is_initialized():
             backend = config.parallel.distributed_backend or ("nccl" if device.type == "cuda" else "gloo")
-            if device.type == "cuda":
-                torch.cuda.set_device(device)
-            # Checkpoints' bookkeeping travels as CPU tensors, so gloo is there beside NCCL.
-            backends = "cpu:gloo,cuda:nccl" if backend == "nccl" else "gloo"
-            dist.init_process_group(backends, timeout=timeout, **_meeting_place(timeout))
+            # Checkpoints' bookkeeping travels as CPU tensors, so gloo is there beside NCCL. That one is bound to its
+            # device: it connects at once, and the groups of the mesh are split off it, not connected one by one.
+            nccl = backend == "nccl"
+            dist.init_process_group(
+                "cpu:gloo,cuda:nccl" if nccl else "gloo",
+                timeout=timeout,
+                device_id=device if nccl else None,
+                **_meeting_place(timeout),
+            )
         return cls.over_all(Layout.of(config, dist.get_world_size()), device, timeout, config.checkpoint.async_save)
 
     @classmethod
@@ -160,25 +167,11 @@ class World:
 
     # ---- collectives
 
-    def sum_over_replicas(self, values: list[int]) -> list[int]:
-        """Element by element over the data-parallel replicas."""
-        if self.alone:
-            return values
-        total = torch.tensor(values, dtype=torch.int64, device=self.device)
-        dist.all_reduce(total, group=self.dp_group)
-        return total.tolist()
-
-    def sum_over_all(self, values: list[float]) -> list[float]:
-        """Element by element over every process, in fp64."""
-        if self.alone:
-            return values
-        total = torch.tensor(values, dtype=torch.float64, device=self.device)
-        dist.all_reduce(total)
-        return total.tolist()
-
-    def any(self, flag: bool) -> bool:
-        """Whether any process says so: what all must do together (stop, save) is decided by this."""
-        return flag if self.alone else self.sum_over_all([float(flag)])[0] > 0
+    def sum_over_all(self, values: Tensor) -> Tensor:
+        """Element by element over every process, in place; the host does not wait."""
+        if not self.alone:
+            dist.all_reduce(values)
+        return values
 
     def leave(self) -> None:
         """Say goodbye to the others."""

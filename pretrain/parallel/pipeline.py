@@ -1,7 +1,7 @@
 """Pipeline parallelism: the model cut into stages by layers, and micro-batches sent through them by a schedule.
 
 A stage is a `ProteinBert` without the modules of the others: the first has the embeddings, the last the final LN and
-the LM head, which where it is tied has its own copy of the word embedding (`replicas.Gradients` sums the two copies'
+the LM head, which where it is tied has its own copy of the word embedding (`gradients.Gradients` sums the two copies'
 gradients); rotary positions are in all. What a stage sends on is the residual stream [T, h] ([T / tp, h] under sequence
 parallelism), and back its gradient. Everything else that layers need (position ids, protein boundaries, masked
 positions) every rank reads for itself and hands to its stages as tensors, so no stage can lose it.
@@ -13,16 +13,16 @@ Schedules: 1f1b; interleaved, with several smaller stages a rank (--num-layers-p
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.pipelining import PipelineStage
 from torch.distributed.pipelining.schedules import Schedule1F1B, ScheduleInterleaved1F1B, ScheduleInterleavedZeroBubble
 
 from pretrain.data.loader import Batch
 from pretrain.parallel.mesh import World
+from pretrain.torch_internals import run_schedule
 from proteinlm.network.model import ProteinBert
 
-NO_TOKEN = -1  # no token has this id
+PipelineLoss = Callable[[Tensor, Batch], Tensor]
 
 
 def stages_of_rank(pp: int, pp_rank: int, num_layers: int, layers_per_stage: int | None) -> list[int]:
@@ -76,8 +76,8 @@ class Parts(nn.ModuleList):
 class Pipeline:
     """Runs micro-batches forward and backward, or only forward, through all stages.
 
-    loss(logits, labels) is a sum over labelled positions. rows, length, places: shape of every micro-batch, b rows of
-    s tokens and m labels in all. Every process of the pipeline calls `step` and `evaluate` with the same micro-batches.
+    rows, length, places: shape of every micro-batch, b rows of s tokens and m labels in all. Every process of the
+    pipeline calls `run` with the same micro-batches.
     """
 
     def __init__(
@@ -87,7 +87,6 @@ class Pipeline:
         num_stages: int,
         world: World,
         schedule: str,
-        loss: Callable[[Tensor, Tensor], Tensor],
         shape: tuple[int, int, int],
         sequence_parallel: bool,
         autocast: torch.dtype | None,
@@ -95,45 +94,28 @@ class Pipeline:
         self.parts, self.stages, self.num_stages, self.world = parts, stages, num_stages, world
         self.schedule, self.shape = schedule, shape
         self.stream_ranks = world.layout.tp if sequence_parallel else 1
-        self._loss, self._weight = loss, 1.0
-        self._loss_sums = torch.zeros(2, dtype=torch.float64, device=world.device)
+        self._loss: PipelineLoss | None = None  # of the run in progress
         self._built: dict[bool, tuple[int, object]] = {}  # for training, for evaluation: (micro-batches, schedule)
         if autocast:
             for part in parts:  # in the forward pass only: the schedule also runs the backward one
                 part.forward = torch.autocast(world.device.type, autocast)(part.forward)
 
-    def step(self, batches: list[Batch], weight: float, mask_id: int) -> Tensor:
-        """Forward and backward of a step's micro-batches. Adds the gradients of weight x loss.
-
-        Returns two sums, fp64 [2]: of the loss, and of the loss where the model is shown [MASK]. They are computed by
-        the last stage's processes; the others return 0.
-        """
-        self._weight = weight
-        return self._run(batches, mask_id, training=True)
-
-    def evaluate(self, batches: list[Batch]) -> Tensor:
-        """The loss sum, forward only."""
-        return self._run(batches, NO_TOKEN, training=False)[0]
-
-    def _run(self, batches: list[Batch], mask_id: int, training: bool) -> Tensor:
-        self._loss_sums.zero_()
+    def run(self, batches: list[Batch], loss: PipelineLoss, training: bool = True) -> None:
+        """Forward and, in training, backward from loss(logits, batch) of every micro-batch, on the last stage alone."""
+        world, self._loss = self.world, loss
         schedule = self._schedule(len(batches), training)
-        run = schedule.step if training else schedule.eval
-        tokens, labels, others = _stacked(batches, mask_id, self.world.device)
-        run(
-            *((tokens,) if self.world.is_first_stage else ()),
-            target=labels if self.world.is_last_stage else None,
-            return_outputs=False,
-            **others,
+        batches = [batch.to(world.device) for batch in batches]
+        names = ("position_ids", "masked_positions", "cu_seqlens")
+        run_schedule(
+            schedule,
+            [(batch.tokens,) if world.is_first_stage else () for batch in batches],
+            [{name: getattr(batch, name) for name in names} for batch in batches],
+            batches if world.is_last_stage else None,
+            training,
         )
-        return self._loss_sums.clone()
 
-    def _weighted_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """labels: int64 [M, 2], all of them and those of [MASK]."""
-        loss = self._loss(logits, labels[:, 0])
-        mask_loss = self._loss(logits.detach(), labels[:, 1])
-        self._loss_sums += torch.stack([loss.detach(), mask_loss]).double()
-        return loss * self._weight
+    def _loss_of(self, logits: Tensor, batch: Batch) -> Tensor:
+        return self._loss(logits, batch)
 
     def _schedule(self, count: int, training: bool):
         """A schedule is made for a number of micro-batches; the last one used is kept."""
@@ -143,7 +125,7 @@ class Pipeline:
 
     def _build(self, count: int):
         stages = [self._stage(part, number) for part, number in zip(self.parts, self.stages, strict=True)]
-        options = {"n_microbatches": count, "loss_fn": self._weighted_loss, "scale_grads": False}
+        options = {"n_microbatches": count, "loss_fn": self._loss_of, "scale_grads": False}
         if self.schedule == "zero-bubble":
             return ScheduleInterleavedZeroBubble(stages, **options)
         if self.schedule == "interleaved":
@@ -169,20 +151,3 @@ class Pipeline:
             output_args=(logits.requires_grad_() if number == self.num_stages - 1 else stream,),
             group=self.world.mesh.get_group("pp"),
         )
-
-
-def _stacked(batches: list[Batch], mask_id: int, device: torch.device) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    """(tokens, labels, the rest by the model's argument names) of all micro-batches, to be cut along dimension 0.
-
-    Labels have two columns: all, and those where the model is shown [MASK].
-    Boundaries are brought to one length by repeating the last one: empty proteins, which attention skips.
-    """
-    longest = max(len(batch.cu_seqlens) for batch in batches)
-    bounds = [F.pad(b.cu_seqlens, (0, longest - len(b.cu_seqlens)), value=int(b.cu_seqlens[-1])) for b in batches]
-
-    def joined(name: str) -> Tensor:
-        return torch.cat([getattr(batch, name) for batch in batches]).to(device)
-
-    others = {name: joined(name) for name in ("position_ids", "masked_positions")}
-    labels = torch.cat([torch.stack([batch.labels, batch.labels_of_masks(mask_id)], -1) for batch in batches])
-    return joined("tokens"), labels.to(device), {**others, "cu_seqlens": torch.stack(bounds).to(device)}

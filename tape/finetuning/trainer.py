@@ -109,7 +109,7 @@ class Trainer:
             torch.manual_seed(seed)
         set_learning_rate(self.optimizer, self.learning_rate(step))
         before = self.norms.begin(share)
-        total, numbers, divisor, scale = 0.0, 0, None, self.scaler.scale if self.scaler else 1.0
+        total, numbers, divisor, scale = 0.0, 0, None, float(self.scaler.scale) if self.scaler else 1.0
         for part, idle in zip(parts, share.idle, strict=True):
             self.norms.set_idle(idle)
             loss, number = self._forward(part)
@@ -142,7 +142,7 @@ class Trainer:
 
     def _update(self, finite: bool) -> None:
         if self.scaler:
-            self.scaler.update(not finite)
+            self.scaler.update(torch.tensor(not finite))
         if finite:
             self.optimizer.step()
             self.progress.bad_steps = 0
@@ -304,7 +304,7 @@ class Trainer:
             "loss": sum(losses) / len(losses),
             "grad_norm": norm,
             "learning_rate": self.learning_rate(step),
-            "loss_scale": self.scaler.scale if self.scaler else 1.0,
+            "loss_scale": float(self.scaler.scale) if self.scaler else 1.0,
             "skipped_steps": self.progress.skipped,
             "seconds_per_step": seconds / len(losses),
         }

@@ -14,7 +14,7 @@ from torch.distributed.tensor import DTensor
 from pretrain.checkpoint.state import optimizer_state
 from pretrain.config.read import parse_config
 from pretrain.data.loader import PackedLoader
-from pretrain.parallel import apply, replicas
+from pretrain.parallel import apply, gradients
 from pretrain.trainer import Trainer
 
 TINY = [
@@ -44,10 +44,8 @@ def steps(trainer: Trainer, count: int):
         trainer.counters.consumed_train_samples, dp_rank=trainer.world.dp_rank, dp_size=trainer.world.dp_size,
     )  # fmt: skip
     for _, micro_batches in zip(range(count), loader, strict=False):
-        counts = trainer.count(micro_batches)
-        values = trainer.train_step(micro_batches, counts)
-        trainer._advance(counts, values)
-        yield values
+        trainer.train_step(micro_batches)
+        yield trainer.advance().values
 
 
 def whole(tensor: Tensor) -> Tensor:
@@ -77,17 +75,17 @@ def train(flags: list[str], count: int = 3, sabotage=None) -> dict:
     trainer = make_trainer(flags)
     if sabotage:
         sabotage(trainer)
-    gradients, honest = [], trainer._unscale_and_clip
+    gradients, honest = [], trainer.step._update
 
     def looked_at(*arguments):
         if not gradients:
-            named = trainer.gradients.named.items()  # a lost gradient counts as 0
+            named = trainer.step.gradients.named.items()  # a lost gradient counts as 0
             gradients.append(
                 gathered(trainer, {n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in named})
             )
         return honest(*arguments)
 
-    trainer._unscale_and_clip = looked_at
+    trainer.step._update = looked_at
     values = list(steps(trainer, count))
     loss, residues = trainer.evaluate(trainer.valid_sets["valid"])
     return {
@@ -158,7 +156,7 @@ def messages_of_a_step(flags: list[str]) -> dict[str, int]:
     """How many gathers of weights and sums of gradients one optimizer step sends between replicas."""
     trainer = make_trainer(flags)
     list(steps(trainer, 1))
-    places = {"foreach_all_gather": _fsdp_param_group, "foreach_reduce": _fsdp_param_group, "sum_together": replicas}
+    places = {"foreach_all_gather": _fsdp_param_group, "foreach_reduce": _fsdp_param_group, "sum_together": gradients}
     counts, honest = dict.fromkeys(places, 0), {name: getattr(place, name) for name, place in places.items()}
 
     def counted(name: str):
@@ -229,23 +227,24 @@ def normalise_own_heads(trainer: Trainer) -> None:
 
 def mean_of_means(trainer: Trainer) -> None:
     """Each replica divides by its own number of masked residues, and the replicas are averaged."""
-    honest = trainer._accumulate
+    honest = trainer.step._accumulate
 
     def accumulate(micro_batches, weight):
         masked = sum(batch.num_masked for batch in micro_batches)
-        return honest(micro_batches, 1.0 / (masked * trainer.world.dp_size))
+        total = float(trainer.world.sum_over_all(torch.tensor(float(masked))))
+        return honest(micro_batches, weight * total / (masked * trainer.world.dp_size))
 
-    trainer._accumulate = accumulate
+    trainer.step._accumulate = accumulate
 
 
 def norm_of_one_process(trainer: Trainer) -> None:
     honest = trainer.world.sum_over_all
-    trainer.world.sum_over_all = lambda values: [values[0], *honest(values[1:])]
+    trainer.world.sum_over_all = lambda values: torch.cat([values[:1].clone(), honest(values)[1:]])
 
 
 def untie_embedding(trainer: Trainer) -> None:
     """Each copy of the word embedding is stepped by its own gradient."""
-    trainer.gradients.ends_group = None
+    trainer.step.gradients.ends_group = None
 
 
 def train_with_layers_as_units(flags: list[str]) -> dict:
@@ -273,22 +272,22 @@ def overflow_in_one_process(flags: list[str]) -> tuple[list[bool], list[float]]:
     """Two fp16 steps, an infinite gradient in the last process in the first: did weights move, and the loss scales."""
     scaling = ["--initial-loss-scale", "1024", "--hysteresis", "1"]
     trainer = make_trainer([*flags, *scaling], torch.float32)
-    honest = trainer.gradients.finish
+    honest = trainer.step.gradients.finish
     done: list[int] = []
 
     def finish():
         honest()
         done.append(1)
         if len(done) == 1 and trainer.world.rank == trainer.world.size - 1:
-            next(p for n, p in trainer.gradients.named.items() if n.endswith("4h.bias")).grad.mul_(torch.inf)
+            next(p for n, p in trainer.step.gradients.named.items() if n.endswith("4h.bias")).grad.mul_(torch.inf)
 
-    trainer.gradients.finish = finish
-    moved, scales = [], [trainer.scaler.scale]
+    trainer.step.gradients.finish = finish
+    moved, scales = [], [float(trainer.scaler.scale)]
     before = [whole(p.detach()).clone() for p in trainer.model.parameters()]
     for _ in steps(trainer, 2):
         now = [whole(p.detach()).clone() for p in trainer.model.parameters()]
         moved.append(any(not torch.equal(a, b) for a, b in zip(before, now, strict=True)))
-        scales.append(trainer.scaler.scale)
+        scales.append(float(trainer.scaler.scale))
     return moved, scales
 
 

@@ -240,12 +240,12 @@ def test_after_going_back_from_a_diverged_iteration_the_new_checkpoints_are_kept
 
 def spoil(run, monkeypatch, first: int) -> None:
     """Make the loss of every step from the `first` one on NaN."""
-    honest = run.loss
+    honest = run.step.loss
 
     def loss(logits, labels):
         return honest(logits, labels) * (math.nan if run.counters.iteration + 1 >= first else 1.0)
 
-    monkeypatch.setattr(run, "loss", loss)
+    monkeypatch.setattr(run.step, "loss", loss)
 
 
 def test_a_run_that_skips_every_step_stops_and_names_the_checkpoint_before(prefix, tmp_path, monkeypatch):
@@ -267,9 +267,9 @@ def test_a_run_that_skips_every_step_stops_and_names_the_checkpoint_before(prefi
 
 def test_a_save_that_falls_into_a_skipped_step_comes_after_it(prefix, tmp_path, monkeypatch):
     run = trainer(prefix, tmp_path, "--train-iters", "5", "--save-interval", "2")
-    honest = run.loss
+    honest = run.step.loss
     bad = lambda *call: honest(*call) * (math.nan if run.counters.iteration == 1 else 1.0)  # noqa: E731
-    monkeypatch.setattr(run, "loss", bad)
+    monkeypatch.setattr(run.step, "loss", bad)
     run.run()
     assert saved(tmp_path) == [3, 4, 5] and run.counters.skipped_in_a_row == 0
 

@@ -85,8 +85,8 @@ def test_log_lines_have_the_promised_fields(prefix, tmp_path):
 def test_a_non_finite_loss_never_steps_the_weights(prefix, tmp_path, monkeypatch):
     run = trainer(prefix, tmp_path, "--train-iters", "2", "--log-interval", "50")
     before = weights(run)
-    honest = run.loss
-    monkeypatch.setattr(run, "loss", lambda logits, labels: honest(logits, labels) * math.nan)
+    honest = run.step.loss
+    monkeypatch.setattr(run.step, "loss", lambda logits, labels: honest(logits, labels) * math.nan)
     run.run()
     assert torch.equal(weights(run), before)
     assert [line["skipped"] for line in steps(tmp_path)] == [True, True]

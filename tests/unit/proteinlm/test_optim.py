@@ -93,19 +93,19 @@ def test_a_non_finite_norm_leaves_gradients_alone():
 
 def test_loss_scaler_follows_megatrons_rules():
     scaler = LossScaler(1024.0, window=3, hysteresis=2, minimum=256.0)
-    scaler.update(True)
+    scaler.update(torch.tensor(True))
     assert scaler.scale == 1024, "the first overflow only uses up the hysteresis"
-    scaler.update(True)
+    scaler.update(torch.tensor(True))
     assert scaler.scale == 512
-    scaler.update(True)
-    scaler.update(True)
+    scaler.update(torch.tensor(True))
+    scaler.update(torch.tensor(True))
     assert scaler.scale == 256, "never below the minimum"
     for _ in range(3):
-        scaler.update(False)
+        scaler.update(torch.tensor(False))
     assert scaler.scale == 512 and scaler.hysteresis_left == 2
     restored = LossScaler(1.0)
     restored.load_state_dict(scaler.state_dict())
     assert restored.scale == 512
     static = LossScaler(1.0, static=128.0)
-    static.update(True)
+    static.update(torch.tensor(True))
     assert static.scale == 128

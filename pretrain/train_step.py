@@ -1,0 +1,177 @@
+"""One optimizer step on a global batch, of which the host reads nothing while the device takes it.
+
+    result = step(micro_batches, learning_rate, stop)     # started; on a GPU it returns long before the step is taken
+    report = result.read()                                # waits for it
+
+Losses, counts, the gradient norm, clipping, fp16's loss scale and the decision to skip stay on the device, and one
+message carries all that has to be summed over the processes, the wishes to stop too.
+
+What must hold: the loss of a step is the sum over the masked residues of its global batch divided once by their number;
+a step that is not finite leaves weights, moments and their step counters as they were; every process gets the same
+numbers.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from pretrain.config.options import Config
+from pretrain.data.loader import Batch
+from pretrain.interval import BatchCounts
+from pretrain.parallel.apply import Loss, compute_dtype, reduce_dtype
+from pretrain.parallel.gradients import Gradients
+from pretrain.parallel.mesh import World
+from pretrain.parallel.pipeline import Pipeline
+from pretrain.parallel.replicas import communicate
+from proteinlm.loss import IGNORE
+from proteinlm.masking import num_to_mask
+from proteinlm.optim import LossScaler, clip_factor, set_learning_rate, step_if
+
+STOPS = ("preempted", "exit-duration-in-mins")  # why a process may ask all of them to stop
+NO_STOP = (False,) * len(STOPS)
+COUNTS = {  # of BatchCounts -> of a Batch
+    "masked": "num_masked",
+    "real_tokens": "num_real_tokens",
+    "proteins": "num_proteins",
+    "sum_squared_lengths": "sum_squared_lengths",
+}
+# What a step's message sums, and what every process makes of the sums (a loss scale in fp16 only).
+SUMS = ("squared_norm", "loss", "mask_loss", "shown_mask", *COUNTS, *STOPS)
+NUMBERS = (*SUMS, "grad_norm", "finite", "loss_scale")
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """A step that was taken or skipped, the same on every process."""
+
+    counts: BatchCounts
+    values: dict  # lm_loss, mask_loss, grad_norm, learning_rate, loss_scale, skipped
+    stop: str | None  # why a process asks to stop
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """A step that was started; its numbers are on their way to the host."""
+
+    rows: int  # of the global batch
+    tokens: int  # rows as fed, padding included
+    learning_rate: float
+    numbers: Tensor  # fp64, NUMBERS
+    arrived: torch.cuda.Event | None
+
+    def read(self) -> StepReport:
+        """Wait for the numbers."""
+        if self.arrived:
+            self.arrived.synchronize()
+        n = {"loss_scale": 1.0} | dict(zip(NUMBERS, self.numbers.tolist(), strict=False))
+        counts = BatchCounts(self.rows, self.tokens, **{name: int(n[name]) for name in (*COUNTS, "shown_mask")})
+        values = {
+            "lm_loss": n["loss"] / max(1, counts.masked),
+            "mask_loss": n["mask_loss"] / max(1, counts.shown_mask),
+            "grad_norm": n["grad_norm"],
+            "learning_rate": self.learning_rate,
+            "loss_scale": n["loss_scale"],
+            "skipped": not n["finite"],
+        }
+        return StepReport(counts, values, next((stop for stop in STOPS if n[stop]), None))
+
+
+class TrainStep:
+    """Takes optimizer steps with this process's part of the model."""
+
+    def __init__(
+        self,
+        config: Config,
+        world: World,
+        model: nn.Module,
+        loss: Loss,
+        pipeline: Pipeline | None,
+        optimizer: torch.optim.AdamW,
+        scaler: LossScaler | None,
+        mask_id: int,
+    ):
+        self.config, self.world, self.device = config, world, world.device
+        self.model, self.loss, self.pipeline = model, loss, pipeline
+        self.optimizer, self.scaler, self.mask_id = optimizer, scaler, mask_id
+        self.gradients = Gradients(model, world, reduce_dtype(config.parallel))
+        self.dtype = compute_dtype(config.training)
+
+    def __call__(self, micro_batches: list[Batch], learning_rate: float, stop: Sequence[bool] = NO_STOP) -> StepResult:
+        """Start a step on a global batch, of which this replica has `micro_batches`. stop: this process's STOPS."""
+        self.model.train()
+        rows = sum(len(batch.tokens) for batch in micro_batches) * self.world.dp_size
+        tokens = sum(batch.tokens.numel() for batch in micro_batches) * self.world.dp_size
+        # About the number of masked residues, which is only known after the message: fp16's gradients stay in range.
+        expected = max(1, rows * num_to_mask(self.config.data.mask_prob, self.config.data.seq_length))
+        scale = self.scaler.scale if self.scaler else 1.0
+        losses = self._accumulate(micro_batches, scale / expected)
+        self.gradients.finish()
+        sums = self.world.sum_over_all(self._own_terms(micro_batches, losses, stop))
+        set_learning_rate(self.optimizer, learning_rate)
+        numbers = self._update(sums, scale / expected).to("cpu", non_blocking=True)
+        copying = self.device.type == "cuda" and torch.cuda.is_available()  # fake tensors need no GPU
+        arrived = torch.cuda.current_stream().record_event() if copying else None
+        return StepResult(rows, tokens, learning_rate, numbers, arrived)
+
+    def _accumulate(self, micro_batches: list[Batch], weight: float | Tensor) -> Tensor:
+        """Add up the gradients of weight x loss.
+
+        Returns what this process has of them (not every one has a loss), fp64 [3]: the sums of the losses over all
+        masked residues and over those that the model is shown as [MASK], and the number of the latter. The other fifth
+        can be copied or guessed from what is shown in their place.
+        """
+        sums = torch.zeros(3, dtype=torch.float64, device=self.device)
+
+        def weighted_loss(logits: Tensor, batch: Batch) -> Tensor:
+            loss, labels = self.loss(logits, batch.labels), batch.labels_of_masks(self.mask_id)
+            terms = loss.detach(), self.loss(logits.detach(), labels), (labels != IGNORE).sum()
+            sums.add_(torch.stack([term.double() for term in terms]))
+            return loss * weight
+
+        if self.pipeline:
+            self.pipeline.run(micro_batches, weighted_loss)
+            return sums
+        for number, batch in enumerate(micro_batches, 1):
+            communicate(self.model, number == len(micro_batches), self.config.parallel.use_torch_fsdp2)
+            batch = batch.to(self.device)
+            weighted_loss(self.logits(batch), batch).backward()
+        return sums
+
+    def loss_sum(self, micro_batches: list[Batch]) -> Tensor:
+        """The sum of this process's losses over the masked residues, forward only, fp64 []."""
+        total = torch.zeros((), dtype=torch.float64, device=self.device)
+        if self.pipeline:
+            self.pipeline.run(micro_batches, lambda logits, batch: total.add_(self.loss(logits, batch.labels)), False)
+            return total
+        for batch in micro_batches:
+            batch = batch.to(self.device)
+            total += self.loss(self.logits(batch), batch.labels)
+        return total
+
+    def logits(self, batch: Batch) -> Tensor:
+        """[M, V] of a batch on the device, of the whole model."""
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            return self.model(batch.tokens, batch.position_ids, batch.cu_seqlens, batch.masked_positions)
+
+    def _own_terms(self, micro_batches: list[Batch], losses: Tensor, stop: Sequence[bool]) -> Tensor:
+        """This process's terms of SUMS. Of the processes that share a replica one counts its batch."""
+        counted = self.world.counts_loss
+        known = [sum(getattr(b, name) for b in micro_batches) if counted else 0 for name in COUNTS.values()]
+        known = torch.tensor([*known, *stop], dtype=torch.float64).to(self.device, non_blocking=True)
+        return torch.cat([self.gradients.squared_norm()[None], losses if counted else torch.zeros_like(losses), known])
+
+    def _update(self, sums: Tensor, weight: float | Tensor) -> Tensor:
+        """Clip, and step or skip. Returns NUMBERS."""
+        total = dict(zip(SUMS, sums.unbind(), strict=True))
+        divisor = total["masked"].clamp(min=1) * weight  # a row of two or three tokens may hide none
+        norm = total["squared_norm"].sqrt() / divisor
+        finite = norm.isfinite() & total["loss"].isfinite()
+        step_if(finite, self.optimizer, divisor / clip_factor(norm, self.config.optim.clip_grad))
+        self.optimizer.zero_grad(set_to_none=True)
+        numbers = [norm, finite.double()]
+        if self.scaler:
+            numbers.append(self.scaler.scale)
+            self.scaler.update(~finite)
+        return torch.cat([sums, torch.stack(numbers)])
