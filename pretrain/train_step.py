@@ -1,7 +1,7 @@
 """One optimizer step on a global batch, of which the host reads nothing while the device takes it.
 
-    result = step(micro_batches, learning_rate, stop)     # started; on a GPU it returns long before the step is taken
-    report = result.read()                                # waits for it
+    result = step(micro_batches, learning_rate)     # started; on a GPU it returns long before the step is taken
+    report = result.read()                          # waits for it
 
 Losses, counts, the gradient norm, clipping, fp16's loss scale and the decision to skip stay on the device, and one
 message carries all that has to be summed over the processes, the wishes to stop too.
@@ -11,7 +11,7 @@ a step that is not finite leaves weights, moments and their step counters as the
 numbers.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -30,13 +30,13 @@ from proteinlm.masking import num_to_mask
 from proteinlm.optim import LossScaler, clip_factor, set_learning_rate, step_if
 
 STOPS = ("preempted", "exit-duration-in-mins")  # why a process may ask all of them to stop
-NO_STOP = (False,) * len(STOPS)
 COUNTS = {  # of BatchCounts -> of a Batch
     "masked": "num_masked",
     "real_tokens": "num_real_tokens",
     "proteins": "num_proteins",
     "sum_squared_lengths": "sum_squared_lengths",
 }
+Stop = Callable[[], Sequence[bool]]
 # What a step's message sums, and what every process makes of the sums (a loss scale in fp16 only).
 SUMS = ("squared_norm", "loss", "mask_loss", "shown_mask", *COUNTS, *STOPS)
 NUMBERS = (*SUMS, "grad_norm", "finite", "loss_scale")
@@ -98,8 +98,13 @@ class TrainStep:
         self.gradients = Gradients(model, world, reduce_dtype(config.parallel))
         self.dtype = compute_dtype(config.training)
 
-    def __call__(self, micro_batches: list[Batch], learning_rate: float, stop: Sequence[bool] = NO_STOP) -> StepResult:
-        """Start a step on a global batch, of which this replica has `micro_batches`. stop: this process's STOPS."""
+    def __call__(
+        self, micro_batches: list[Batch], learning_rate: float, stop: Stop = lambda: (False, False)
+    ) -> StepResult:
+        """Start a step on a global batch, of which this replica has `micro_batches`.
+
+        stop: called after the backward pass, this process's STOPS.
+        """
         self.model.train()
         rows = sum(len(batch.tokens) for batch in micro_batches) * self.world.dp_size
         tokens = sum(batch.tokens.numel() for batch in micro_batches) * self.world.dp_size
@@ -155,11 +160,11 @@ class TrainStep:
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
             return self.model(batch.tokens, batch.position_ids, batch.cu_seqlens, batch.masked_positions)
 
-    def _own_terms(self, micro_batches: list[Batch], losses: Tensor, stop: Sequence[bool]) -> Tensor:
+    def _own_terms(self, micro_batches: list[Batch], losses: Tensor, stop: Stop) -> Tensor:
         """This process's terms of SUMS. Of the processes that share a replica one counts its batch."""
         counted = self.world.counts_loss
         known = [sum(getattr(b, name) for b in micro_batches) if counted else 0 for name in COUNTS.values()]
-        known = torch.tensor([*known, *stop], dtype=torch.float64).to(self.device, non_blocking=True)
+        known = torch.tensor([*known, *stop()], dtype=torch.float64).to(self.device, non_blocking=True)
         return torch.cat([self.gradients.squared_norm()[None], losses if counted else torch.zeros_like(losses), known])
 
     def _update(self, sums: Tensor, weight: float | Tensor) -> Tensor:

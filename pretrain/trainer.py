@@ -131,10 +131,13 @@ class Trainer:
         rows = sum(len(batch.tokens) for batch in micro_batches) * self.world.dp_size
         consumed = self.counters.consumed_train_samples + sum(result.rows for result in self.pending) + rows
         lr = self.schedule.learning_rate(self._started() + 1, consumed)
-        minutes = self.config.training.exit_duration_in_mins
-        out_of_time = minutes is not None and time.monotonic() - self.started > 60 * minutes
-        self.pending.append(self.step(micro_batches, lr, (self.stop.is_set(), out_of_time)))
+        self.pending.append(self.step(micro_batches, lr, self._stops))
         return self.pending[-1]
+
+    def _stops(self) -> tuple[bool, bool]:
+        """This process's wishes to stop, as pretrain.train_step.STOPS names them."""
+        minutes = self.config.training.exit_duration_in_mins
+        return self.stop.is_set(), minutes is not None and time.monotonic() - self.started > 60 * minutes
 
     def advance(self) -> StepReport:
         """Read the oldest step that was started, and count it as taken or skipped."""

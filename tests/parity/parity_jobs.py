@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.distributed.fsdp._fully_shard import _fsdp_param_group
 from torch.distributed.tensor import DTensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pretrain.checkpoint.state import optimizer_state
 from pretrain.config.read import parse_config
@@ -174,6 +175,50 @@ def messages_of_a_step(flags: list[str]) -> dict[str, int]:
         for name, place in places.items():
             setattr(place, name, honest[name])
     return counts
+
+
+class Collectives(TorchDispatchMode):
+    """Counts c10d's operations by name, all-reduces by name and number of elements."""
+
+    def __init__(self):
+        super().__init__()
+        self.counts: dict[str, int] = {}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.namespace in ("c10d", "_c10d_functional"):
+            name = func.overloadpacket.__name__.strip("_")
+            if name.startswith("allreduce"):
+                name += f" {sum(tensor.numel() for tensor in args[0])}"
+            self.counts[name] = self.counts.get(name, 0) + 1
+        return func(*args, **(kwargs or {}))
+
+
+def collectives_of_a_step(flags: list[str], more: int = 0) -> dict[str, int]:
+    """Every collective operation of the second step. more: the step's message is sent so many times more."""
+    trainer = make_trainer(flags)
+    list(steps(trainer, 1))
+    honest = trainer.world.sum_over_all
+
+    def repeated(values: Tensor) -> Tensor:
+        for _ in range(more):
+            honest(values.clone())
+        return honest(values)
+
+    trainer.world.sum_over_all = repeated
+    with Collectives() as seen:
+        list(steps(trainer, 1))
+    return seen.counts
+
+
+def boundaries_of_a_step(flags: list[str]) -> list[list[int]]:
+    """The cu_seqlens that this process's stages get in one step."""
+    trainer, seen = make_trainer(flags), []
+    for part in trainer.model:
+        part.register_forward_pre_hook(
+            lambda module, inputs, options: seen.append(options["cu_seqlens"].tolist()), with_kwargs=True
+        )
+    list(steps(trainer, 1))
+    return seen
 
 
 def round_frequencies(trainer: Trainer) -> None:

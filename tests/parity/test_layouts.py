@@ -9,6 +9,8 @@ import pytest
 import torch
 from parity_layouts import FSDP, LAYOUTS, PP, TOLERANCE, TP, ZERO_BUBBLE, differences, marks
 
+from pretrain.train_step import SUMS
+
 
 @pytest.fixture(scope="module")
 def one_process(ranks, corpus) -> dict[str, torch.Tensor]:
@@ -75,3 +77,20 @@ def test_gradients_travel_once_a_step(flags, gathers, scatters, sums, ranks, cor
     counts = ranks.run(4 if PP[0] in flags else 2, jobs.messages_of_a_step, [*corpus, *flags])[0]
     assert (counts["foreach_reduce"], counts["sum_together"]) == (scatters, sums)
     assert counts["foreach_all_gather"] == gathers
+
+
+@pytest.mark.parametrize(("flags", "gradients"), [([], ["allreduce 14512"]), (FSDP, []), (PP, ["allreduce 512"])])
+def test_a_step_sends_one_message_beside_its_gradients(flags, gradients, ranks, corpus):
+    """Norm, losses, counts and stops together. The control sends them twice."""
+    message = f"allreduce {len(SUMS)}"
+    for more in (0, 1):
+        for counts in ranks.run(2, jobs.collectives_of_a_step, [*corpus, *flags], more):
+            sums = {name: count for name, count in counts.items() if name.startswith("allreduce")}
+            assert sums == {**dict.fromkeys(gradients, 1), message: 1 + more}
+
+
+def test_a_pipeline_gets_each_micro_batch_as_it_is(ranks, corpus):
+    """No empty segment in the boundaries, which kernels for packed sequences need not accept."""
+    for boundaries in ranks.run(2, jobs.boundaries_of_a_step, [*corpus, *PP]):
+        assert len(boundaries) == 4 and len({len(bounds) for bounds in boundaries}) > 1
+        assert all((torch.tensor(bounds).diff() > 0).all() for bounds in boundaries)
