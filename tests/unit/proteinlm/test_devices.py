@@ -28,6 +28,7 @@ def gpus(monkeypatch):
         ("cpu", 1, 2, "cpu"),
         ("cuda:1", None, 2, "cuda:1"),
         ("cuda", 0, 2, "cuda:0"),
+        ("cuda", 3, 1, "cuda:0"),  # Slurm's --gpus-per-task=1: each process sees its own alone
         (torch.device("cuda", 1), None, 2, "cuda:1"),
     ],
 )
