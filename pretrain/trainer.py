@@ -10,6 +10,7 @@ What must hold: everything a resumed run needs is in the checkpoint, so that on 
 """
 
 import contextlib
+import functools
 import math
 import threading
 import time
@@ -40,6 +41,7 @@ from proteinlm.devices import choose_device
 from proteinlm.errors import InputError
 from proteinlm.files import write_json
 from proteinlm.metrics_log import MetricsLog, NoLog
+from proteinlm.muon import matrices_of
 from proteinlm.optim import LossScaler, build_optimizer
 from proteinlm.progress import Progress
 from proteinlm.tokenizer import Tokenizer, build_tokenizer
@@ -61,7 +63,11 @@ class Trainer:
         self.model_config = config.model_config(self.tokenizer)
         self.model, loss, pipeline = build_model(config, self.model_config, self.world)
         o = config.optim
-        self.optimizer = build_optimizer(self.model, o.lr, o.weight_decay, (o.adam_beta1, o.adam_beta2), o.adam_eps)
+        muon = functools.partial(matrices_of, head_size=self.model_config.head_size) if o.optimizer == "muon" else None
+        betas = o.adam_beta1, o.adam_beta2
+        self.optimizer = build_optimizer(
+            self.model, o.lr, o.weight_decay, betas, o.adam_eps, muon=muon, momentum=o.muon_momentum
+        )
         scaling = (o.initial_loss_scale, o.loss_scale, o.loss_scale_window, o.hysteresis, o.min_loss_scale, self.device)
         self.scaler = LossScaler(*scaling) if config.training.fp16 else None
         mask_id = self.tokenizer.mask_id

@@ -91,6 +91,16 @@ class Muon(torch.optim.Optimizer):
         weight.copy_(moved)
 
 
+def matrices_of(name: str, head_size: int) -> tuple[int, int]:
+    """(`matrices`, `rows`) of a parameter of ProteinBert: the weights inside its layers are Muon's.
+
+    Embeddings, norms, biases and the masked-LM head are AdamW's.
+    """
+    if not name.startswith("layers.") or not name.endswith(".weight") or "layernorm" in name:
+        return 0, 1
+    return (3, head_size) if "query_key_value" in name else (1, 1)
+
+
 def initial_state(parameter: nn.Parameter, matrix: bool) -> dict[str, Tensor]:
     """What a parameter has before its first step."""
     if matrix:

@@ -1,4 +1,4 @@
-"""AdamW groups, learning-rate schedules, dynamic loss scaling and gradient clipping, shared by pretraining and tape."""
+"""Optimizer groups, learning-rate schedules, dynamic loss scaling and gradient clipping, for pretraining and tape."""
 
 import functools
 import math
@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
+
+from proteinlm.muon import Muon
 
 
 def build_optimizer(
@@ -15,21 +17,26 @@ def build_optimizer(
     betas: tuple[float, float] = (0.9, 0.999),
     eps: float = 1e-8,
     lr_scale: Callable[[str], float] | None = None,
-) -> torch.optim.AdamW:
+    muon: Callable[[str], tuple[int, int]] | None = None,
+    momentum: float = 0.95,
+) -> torch.optim.AdamW | Muon:
     """AdamW over the trainable parameters; biases, norms and every other 1-D parameter are not decayed.
 
     lr_scale maps a parameter's name to a factor on the learning rate; each group keeps it as `lr_scale` for
-    `set_learning_rate`.
+    `set_learning_rate`. muon maps a name to `matrices` and `rows` of a Muon with this momentum, (0, 1) for AdamW's.
     """
-    groups: dict[tuple[bool, float], list[nn.Parameter]] = {}
+    groups: dict[tuple, list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            key = (parameter.dim() > 1, lr_scale(name) if lr_scale else 1.0)
+            key = (parameter.dim() > 1, lr_scale(name) if lr_scale else 1.0, *(muon(name) if muon else (0, 1)))
             groups.setdefault(key, []).append(parameter)
     settings = [
         {"params": parameters, "weight_decay": weight_decay if decayed else 0.0, "lr": lr * scale, "lr_scale": scale}
-        for (decayed, scale), parameters in groups.items()
+        | ({"matrices": matrices, "rows": rows} if muon else {})
+        for (decayed, scale, matrices, rows), parameters in groups.items()
     ]
+    if muon:
+        return Muon(settings, lr, betas, eps, momentum)
     # Fused AdamW: one kernel (CUDA) or one vectorised loop (CPU) for all parameters of a group.
     fused = all(p.dtype in (torch.float32, torch.float64, torch.bfloat16) for p in model.parameters())
     return torch.optim.AdamW(settings, lr=lr, betas=betas, eps=eps, fused=fused)

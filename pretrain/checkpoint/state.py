@@ -28,13 +28,13 @@ from pretrain.interval import Interval
 from pretrain.parallel.apply import seed_generators
 from pretrain.parallel.mesh import Layout, World
 from proteinlm.errors import InputError
+from proteinlm.muon import initial_state
 from proteinlm.network.config import ModelConfig
 from proteinlm.optim import LossScaler
 from proteinlm.tokenizer import Tokenizer
 
 # A contact regression that the converter stored beside the weights: a part of a checkpoint, and meta.json's word of it.
 CONTACT_HEAD, HAS_CONTACT_HEAD = "contact_head", "has_contact_head"
-MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 # Fields of ModelConfig in which runs of one model may differ; mask_token_id is the vocabulary's, which is compared too.
 OF_TRAINING = ("hidden_dropout", "attention_dropout", "output_dropout", "init_method_std", "mask_token_id")
 UNUSED_BY = {  # position_embedding_type -> fields of the other types
@@ -53,7 +53,7 @@ SAMPLES = (*ORDER, "data_path", "split", "mask_prob")
 # Options that may change while a run goes on, though its numbers are then others.
 NOTICED = (
     *("hidden_dropout", "attention_dropout", "weight_decay", "clip_grad", "adam_beta1", "adam_beta2", "adam_eps"),
-    *("global_batch_size", "fp16", "bf16"),
+    *("muon_momentum", "global_batch_size", "fp16", "bf16"),
 )
 
 
@@ -145,6 +145,7 @@ class RunState:
             say(f"loaded {where}")
             return None
         if meta.get("config"):  # a converted checkpoint has none
+            self._check_optimizer(meta["config"]["optim"], where)
             self._settle_schedule(meta["config"]["optim"], where)
             for notice in self._check_data(meta, where):
                 say(f"notice: {notice}")
@@ -185,6 +186,15 @@ class RunState:
             raise InputError(f"{where}: the checkpoint has {change}")
         if self.tokenizer.to_dict() != meta["tokenizer"]:
             raise InputError(f"{where}: the checkpoint was trained with another vocabulary; use its --tokenizer-type")
+
+    def _check_optimizer(self, saved: dict, where: str) -> None:
+        """One optimizer's state is not another's."""
+        saved, current = saved.get("optimizer", "adam"), self.config.optim.optimizer
+        if saved != current and not self.config.checkpoint.no_load_optim:
+            raise InputError(
+                f"{where}: the checkpoint has the state of --optimizer {saved}, this run asks for {current}; "
+                "say --no-load-optim to start its state afresh"
+            )
 
     def _settle_schedule(self, saved: dict, where: str) -> None:
         """--override-lr-scheduler: the flags'; --use-checkpoint-lr-scheduler: the checkpoint's; else refused."""
@@ -240,19 +250,15 @@ def _changed(saved: Mapping, current: Mapping, names: Sequence[str]) -> dict[str
 
 
 def optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Tensor]]:
-    """Adam's state by parameter name: {"exp_avg": {name: tensor}, ...}. Missing moments are made (zeros)."""
-    state = {moment: {} for moment in MOMENTS}
-    for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        entry = optimizer.state[parameter]
-        if not entry:
-            # fused AdamW keeps its step counter beside the parameter
-            entry["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
-            entry["exp_avg"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
-            entry["exp_avg_sq"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
-        for moment in MOMENTS:
-            state[moment][name] = entry[moment]
+    """The optimizer's state by parameter name: {"exp_avg": {name: tensor}, ...}. What is missing is made (zeros)."""
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    state: dict[str, dict[str, Tensor]] = {}
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if not optimizer.state[parameter]:
+                optimizer.state[parameter].update(initial_state(parameter, bool(group.get("matrices"))))
+            for moment, value in optimizer.state[parameter].items():
+                state.setdefault(moment, {})[names[parameter]] = value
     return state
 
 

@@ -73,7 +73,6 @@ REFUSED = {"apply-residual-connection-post-layernorm": "the model is Megatron's 
 # flag -> (values that mean what is done here anyway, what is)
 ONE_WAY = {
     "data-impl": (("mmap", "infer"), "shards are memory-mapped: --data-impl mmap"),
-    "optimizer": (("adam",), "the optimizer is AdamW: --optimizer adam"),
 }
 
 

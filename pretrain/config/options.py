@@ -88,8 +88,9 @@ class Training:
 
 @dataclass(frozen=True)
 class Optim:
-    """AdamW, the learning rate and fp16's loss scale."""
+    """The optimizer, the learning rate and fp16's loss scale."""
 
+    optimizer: str = opt("adam", "AdamW; muon: Muon for the matrices in the layers", choices=("adam", "muon"))
     lr: float = opt(1e-4, "highest learning rate", above=0)
     min_lr: float = opt(0.0, "learning rate after the decay", low=0)
     lr_decay_style: str = opt("linear", "shape of the decay", choices=("constant", "linear", "cosine", "WSD"))
@@ -102,6 +103,7 @@ class Optim:
     adam_beta1: float = opt(0.9, "decay of the first moment", low=0, below=1)
     adam_beta2: float = opt(0.999, "decay of the second moment", low=0, below=1)
     adam_eps: float = opt(1e-8, "added to the root of the second moment", above=0)
+    muon_momentum: float = opt(0.95, "decay of Muon's momentum", low=0, below=1)
     clip_grad: float = opt(1.0, "largest gradient norm, over the whole model (0: no clipping)", low=0)
     initial_loss_scale: float = opt(2.0**32, "fp16: first dynamic loss scale", above=0)
     loss_scale: float | None = opt(None, "fp16: fixed loss scale instead of a dynamic one", above=0)

@@ -148,7 +148,7 @@ def run_and_resume(
     trainer.run()
     state = optimizer_state(trainer.model, trainer.optimizer)
     tensors = gathered(trainer, trainer.model.state_dict())
-    for moment in ("exp_avg", "exp_avg_sq"):
+    for moment in state.keys() - {"step"}:
         tensors |= {f"{moment} {name}": value for name, value in gathered(trainer, state[moment]).items()}
     return {"began": began, "state": tensors, "dropout": torch.rand(4)}
 
@@ -268,6 +268,12 @@ def normalise_own_heads(trainer: Trainer) -> None:
     """Each rank normalises the queries over its own heads."""
     norm, ranks = trainer.model[0].layers["1"].attention.q_layernorm, trainer.world.size
     norm.forward = lambda x: F.layer_norm(x.unflatten(-1, (ranks, -1)), (x.shape[-1] // ranks,)).flatten(-2)
+
+
+def one_matrix(trainer: Trainer) -> None:
+    """Muon takes queries, keys and values for one matrix."""
+    for group in trainer.optimizer.param_groups:
+        group["matrices"] = min(1, group["matrices"])
 
 
 def mean_of_means(trainer: Trainer) -> None:

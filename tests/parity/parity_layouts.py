@@ -50,6 +50,7 @@ SHAPES = {
     "esm2": [*ROPE, "--token-dropout", "--hidden-act", "gelu", "--layernorm-epsilon", "1e-5"],
     "esmc": [*ROPE, *GATED, "--qk-layernorm", "--residual-scale", "1.5", "--embedding-layernorm", "--token-dropout"],
     "esm1b": ["--embedding-layernorm", "--token-dropout", "--position-offset", "2"],
+    "muon": ["--optimizer", "muon"],
     "amplify": [*GATED, "--no-lm-head-transform", "--position-embedding-type", "none"],
 }
 

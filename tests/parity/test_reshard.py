@@ -63,6 +63,18 @@ def test_any_layout_goes_on_where_another_stopped(source, target, ranks, corpus,
     assert not wrong
 
 
+@pytest.mark.parametrize("layout", ["fsdp2-tp2-sp", "dp2-pp2"])
+def test_muon_goes_on_in_another_layout(layout, ranks, flags_of, tmp_path):
+    flags = flags_of("muon")
+    whole = run(ranks, flags, tmp_path / "whole", "one")[0]["state"]
+    run(ranks, flags, tmp_path / "half", layout, stop_at=HALF)
+    last = run(ranks, flags, tmp_path / "last", "one", load=tmp_path / "half")[0]
+    assert last["began"] == HALF and any("momentum_buffer" in name for name in whole)
+    assert all(torch.allclose(last["state"][n], value, rtol=0, atol=1e-10) for n, value in whole.items())
+    afresh = run(ranks, flags, tmp_path / "afresh", "one", "--no-load-optim", load=tmp_path / "half")[0]["state"]
+    assert not all(torch.allclose(afresh[n], value, rtol=0, atol=1e-6) for n, value in whole.items())
+
+
 @pytest.mark.parametrize(
     ("shape", "layout"),
     [("esm2", "dp2"), ("esm2", "pp2"), ("esm2", "tp2-sp"), ("esmc", "fsdp2"), ("esmc", "dp2-pp2-tp2")],

@@ -14,6 +14,7 @@ CASES = {
         *("tp2-sp-recompute", "fsdp2-pp2-interleaved", "pp2-tp2-sp-zero-bubble"),
     ),
     "esm1b": ("tp2-sp", "pp2"),
+    "muon": ("dp2", "fsdp2", "fsdp2-full", "hybrid-2x2", "tp2", "pp2", "fsdp2-pp2-tp2-sp"),
     "amplify": ("tp2-sp", "pp2"),
 }
 FAST = [("esmc", "fsdp2"), ("esmc", "tp2-sp"), *((shape, "pp2") for shape in SHAPES)]
@@ -59,6 +60,7 @@ def test_the_shapes_are_worth_comparing(shape, one_process):
     [
         (jobs.without_rotation, "esm2", PP),
         (jobs.scale_by_the_first_tokens, "esmc", SP),
+        (jobs.one_matrix, "muon", PP),
         pytest.param(jobs.swap_the_gate, "esmc", TP, marks=pytest.mark.slow),
         pytest.param(jobs.normalise_own_heads, "esmc", TP, marks=pytest.mark.slow),
     ],

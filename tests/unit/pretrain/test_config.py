@@ -160,7 +160,7 @@ def test_no_notice_without_reason(capsys):
     [
         ("--apply-residual-connection-post-layernorm", "--apply-residual-connection-post-layernorm is not supported"),
         ("--data-impl lazy", "--data-impl lazy is not supported"),
-        ("--optimizer sgd", "--optimizer sgd is not supported"),
+        ("--optimizer sgd", "--optimizer sgd is not one of adam, muon"),
     ],
 )
 def test_refused_by_name(words, message):

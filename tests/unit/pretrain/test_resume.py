@@ -111,6 +111,14 @@ def test_what_leaves_the_order_of_the_data_gets_a_notice(prefix, begun, tmp_path
     assert "was trained with" not in capsys.readouterr().out
 
 
+def test_another_optimizer_needs_a_fresh_state(prefix, begun, tmp_path):
+    with pytest.raises(InputError, match="the state of --optimizer adam, this run asks for muon; say --no-load-optim"):
+        resumed(prefix, begun, tmp_path, "--optimizer", "muon")
+    run = resumed(prefix, begun, tmp_path, "--optimizer", "muon", "--no-load-optim")
+    assert run.counters.iteration == 2
+    assert not run.optimizer.state
+
+
 def test_moved_data_is_known_by_what_it_holds(prefix, begun, tmp_path, capsys):
     """The same shard elsewhere: a notice. Other proteins, elsewhere or under the old name: refused."""
     moved = str(tmp_path / "moved")
