@@ -7,8 +7,6 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
-from proteinlm.muon import Muon
-
 
 def build_optimizer(
     model: nn.Module,
@@ -19,7 +17,7 @@ def build_optimizer(
     lr_scale: Callable[[str], float] | None = None,
     muon: Callable[[str], tuple[int, int]] | None = None,
     momentum: float = 0.95,
-) -> torch.optim.AdamW | Muon:
+) -> torch.optim.Optimizer:
     """AdamW over the trainable parameters; biases, norms and every other 1-D parameter are not decayed.
 
     lr_scale maps a parameter's name to a factor on the learning rate; each group keeps it as `lr_scale` for
@@ -36,6 +34,8 @@ def build_optimizer(
         for (decayed, scale, matrices, rows), parameters in groups.items()
     ]
     if muon:
+        from proteinlm.muon import Muon  # knows DTensors, whose import takes a second
+
         return Muon(settings, lr, betas, eps, momentum)
     # Fused AdamW: one kernel (CUDA) or one vectorised loop (CPU) for all parameters of a group.
     fused = all(p.dtype in (torch.float32, torch.float64, torch.bfloat16) for p in model.parameters())
@@ -109,8 +109,8 @@ def clip_grad_norm(parameters: Iterable[nn.Parameter], max_norm: float) -> float
     return float(norm)
 
 
-def step_if(finite: Tensor, optimizer: torch.optim.AdamW, divisor: Tensor) -> None:
-    """A step of fused AdamW on gradients / divisor where `finite`, else none: weights, moments, counters as they were.
+def step_if(finite: Tensor, optimizer: torch.optim.Optimizer, divisor: Tensor) -> None:
+    """A step of fused AdamW or Muon on gradients / divisor where `finite`, else none: weights, moments, counters as they were.
 
     Both are scalars on the device, and nothing is read on the host. The gradients are divided in place.
     """
