@@ -110,7 +110,7 @@ def clip_grad_norm(parameters: Iterable[nn.Parameter], max_norm: float) -> float
 
 
 def step_if(finite: Tensor, optimizer: torch.optim.Optimizer, divisor: Tensor) -> None:
-    """A step of fused AdamW or Muon on gradients / divisor where `finite`, else none: weights, moments, counters as they were.
+    """A step of fused AdamW or Muon on gradients / divisor where `finite`; else weights, moments and counters stay.
 
     Both are scalars on the device, and nothing is read on the host. The gradients are divided in place.
     """
