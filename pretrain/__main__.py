@@ -1,5 +1,6 @@
 """`python -m pretrain --config FILE --data-path PREFIX --save DIR [flags]`; under torchrun the same line."""
 
+import gc
 import os
 import sys
 from collections.abc import Sequence
@@ -16,6 +17,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     config = parse_config(argv, world_size=world_size, notify=None if first else lambda notice: None)
     trainer = Trainer(config)
+    # What start-up made stays. Python's collector takes a tenth of a second to look through it, in whichever process
+    # and step it comes to that, and all the others wait.
+    gc.collect()
+    gc.freeze()
     reason = trainer.run()
     trainer.say(f"finished: {reason}")
     trainer.world.leave()

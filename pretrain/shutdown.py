@@ -1,4 +1,4 @@
-"""SIGTERM (a scheduler's notice of preemption) becomes a flag that the loop reads between two steps."""
+"""SIGTERM (a scheduler's notice of preemption) becomes a flag that every step asks for."""
 
 import contextlib
 import signal
