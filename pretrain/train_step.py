@@ -164,7 +164,8 @@ class TrainStep:
         """This process's terms of SUMS. Of the processes that share a replica one counts its batch."""
         counted = self.world.counts_loss
         known = [sum(getattr(b, name) for b in micro_batches) if counted else 0 for name in COUNTS.values()]
-        known = torch.tensor([*known, *stop()], dtype=torch.float64).to(self.device, non_blocking=True)
+        pin = self.device.type == "cuda"  # a copy from other memory may wait for the device
+        known = torch.tensor([*known, *stop()], dtype=torch.float64, pin_memory=pin).to(self.device, non_blocking=True)
         return torch.cat([self.gradients.squared_norm()[None], losses if counted else torch.zeros_like(losses), known])
 
     def _update(self, sums: Tensor, weight: float | Tensor) -> Tensor:
