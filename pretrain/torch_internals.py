@@ -7,14 +7,15 @@ start a second and a half later.
 from datetime import timedelta
 
 import torch.distributed as dist
+from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
 
-def copy_to_cpu(state: dict) -> dict:
-    """A copy of a state dict whose tensors are in CPU memory."""
-    from torch.distributed._state_dict_utils import _copy_state_dict, _create_cpu_state_dict
-
-    return _copy_state_dict(state, _create_cpu_state_dict(state))
+def with_local(tensor: Tensor, local: Tensor) -> Tensor:
+    """The DTensor `tensor` with `local`, which may be on another device, as this process's shard."""
+    tensor = tensor.detach()
+    tensor._local_tensor = local
+    return tensor
 
 
 def flatten_state_dict(state: dict) -> tuple[dict[str, object], dict[str, tuple]]:

@@ -15,15 +15,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pretrain.config.options import Config
 from pretrain.data.loader import Batch
 from pretrain.interval import BatchCounts
-from pretrain.parallel.apply import Loss, compute_dtype, reduce_dtype
+from pretrain.parallel.apply import Loss, autocast_dtype, compute_dtype, reduce_dtype
 from pretrain.parallel.gradients import Gradients
 from pretrain.parallel.mesh import World
-from pretrain.parallel.pipeline import Pipeline
+from pretrain.parallel.pipeline import Parts, Pipeline
 from pretrain.parallel.replicas import communicate
 from proteinlm.loss import IGNORE
 from proteinlm.masking import num_to_mask
@@ -85,7 +85,7 @@ class TrainStep:
         self,
         config: Config,
         world: World,
-        model: nn.Module,
+        model: Parts,
         loss: Loss,
         pipeline: Pipeline | None,
         optimizer: torch.optim.AdamW,
@@ -96,7 +96,7 @@ class TrainStep:
         self.model, self.loss, self.pipeline = model, loss, pipeline
         self.optimizer, self.scaler, self.mask_id = optimizer, scaler, mask_id
         self.gradients = Gradients(model, world, reduce_dtype(config.parallel))
-        self.dtype = compute_dtype(config.training)
+        self.dtype, self.autocast = compute_dtype(config.training), autocast_dtype(config.training, world)
 
     def __call__(
         self, micro_batches: list[Batch], learning_rate: float, stop: Stop = lambda: (False, False)
@@ -157,7 +157,7 @@ class TrainStep:
 
     def logits(self, batch: Batch) -> Tensor:
         """[M, V] of a batch on the device, of the whole model."""
-        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+        with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
             return self.model(batch.tokens, batch.position_ids, batch.cu_seqlens, batch.masked_positions)
 
     def _own_terms(self, micro_batches: list[Batch], losses: Tensor, stop: Stop) -> Tensor:

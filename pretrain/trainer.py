@@ -32,6 +32,7 @@ from pretrain.data.indexed import IndexedDataset
 from pretrain.data.loader import Batch, PackedLoader, evaluation_batches
 from pretrain.data.sources import parse_valid_data_path
 from pretrain.interval import Interval, peak_flops, unigram_entropy
+from pretrain.numerics import set_numerics
 from pretrain.parallel.apply import build_model
 from pretrain.parallel.mesh import World, local_rank_of_launcher
 from pretrain.parallel.replicas import release
@@ -54,8 +55,7 @@ class Trainer:
         self.device = _device(config)
         self.world = World.join(config, self.device)
         config = for_world(config, self.world.size)
-        if config.training.deterministic:
-            torch.use_deterministic_algorithms(True)
+        set_numerics(config.training)
         self.tokenizer = build_tokenizer(config.data.tokenizer_type, config.data.vocab_file)
         self.train_data, self.held_out, self.valid_sets = _datasets(config, self.tokenizer)
         for name, data in {"train": self.train_data, **self.valid_sets}.items():

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Pretrain the 200M protein BERT on one GPU with the published recipe (mixed precision, activation checkpointing).
+# Pretrain the 200M protein BERT on one GPU with the published recipe (mixed precision).
 #
 #   bash scripts/pretrain_single_gpu.sh DATA_PREFIX SAVE [flags]
 #

@@ -45,7 +45,6 @@ NO_EFFECT = {
     "attention is always PyTorch's fused kernel where one exists": "use-flash-attn",
     "the scaling by layer cancels out": "apply-query-key-layer-scaling no-query-key-layer-scaling",
     "softmax is always accumulated in fp32": "attention-softmax-in-fp32",
-    "weights and residual stream are always fp32": "fp32-residual-connection",
     "gradients are always fp32": "fp32-allreduce accumulate-allreduce-grads-in-fp32",
     "the loss is always computed in fp32": "fp16-lm-cross-entropy",
     "PyTorch keeps the gradients' buffers": "no-contiguous-buffers-in-local-ddp use-contiguous-buffers-in-local-ddp",
@@ -152,7 +151,7 @@ METAVARS = {float: "X", float | None: "X", int: "N", int | None: "N"}
 
 def _add_option(group: argparse._ArgumentGroup, option: Field) -> None:
     flag, doc = option.name.replace("_", "-"), option.metadata["doc"].replace("%", "%%")
-    if option.type is bool:
+    if option.type in (bool, bool | None):
         group.add_argument(f"--{flag}", dest=option.name, action="store_const", const=True, help=doc)
         opposite = flag.removeprefix("no-") if flag.startswith("no-") else f"no-{flag}"
         group.add_argument(f"--{opposite}", dest=option.name, action="store_const", const=False, help=argparse.SUPPRESS)

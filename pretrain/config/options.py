@@ -77,12 +77,14 @@ class Training:
     seed: int = opt(1234, "seed of weights, dropout, packing, order and masks", low=0)
     bf16: bool = opt(False, "compute in bfloat16 (weights stay fp32)")
     fp16: bool = opt(False, "compute in float16 with loss scaling (weights stay fp32)")
+    fp32_residual_connection: bool = opt(True, "bf16, fp16: keep the residual stream in fp32")
     recompute_granularity: str | None = opt(None, "recompute whole layers in the backward pass", choices=("full",))
     deterministic: bool = opt(False, "only deterministic kernels, so that CUDA runs repeat bit for bit")
     exit_interval: int | None = opt(None, "save and leave when the iteration is a multiple of this", low=1)
     exit_duration_in_mins: float | None = opt(None, "save and leave after so many minutes", above=0)
     max_skipped_iterations: int = opt(20, "stop after so many non-finite steps in a row (0: never)", low=0)
-    compile: bool = opt(False, "torch.compile every layer")
+    compile: bool | None = opt(None, "torch.compile every layer (default: on a GPU in bf16 or fp16)")
+    tf32: bool = opt(False, "CUDA: fp32 products in TF32, 10 bits of mantissa, several times faster")
     device: str = opt("auto", "where to compute; auto takes a GPU if there is one", choices=("auto", "cpu", "cuda"))
 
 

@@ -27,7 +27,7 @@ BOUNDS = {
 def check(config: Config, required: Sequence[str] = ()) -> None:
     """Raise InputError for the first thing that is wrong with `config`, whatever the number of processes."""
     _raise_first(_values(config, required))
-    for rule in (_model, _data, _length, _batches, _precision, _layout, _pipeline):
+    for rule in (_model, _data, _length, _batches, _precision, _layout, _pipeline, _compile):
         _raise_first(rule(config))
 
 
@@ -166,6 +166,25 @@ def _layout(config: Config) -> Iterator[str]:
         yield f"num-distributed-optimizer-instances {groups} needs --use-distributed-optimizer"
 
 
+def _compile(config: Config) -> Iterator[str]:
+    if config.training.compile and (reason := not_compiled(config)):
+        yield f"{reason}, so --compile does not go with it"
+
+
+def not_compiled(config: Config) -> str | None:
+    """Why layers of this layout cannot be compiled, whatever the device."""
+    parallel = config.parallel
+    tensor, dropout = parallel.tensor_model_parallel_size, config.model.attention_dropout
+    if parallel.pipeline_schedule == "zero-bubble":
+        return "pipeline-schedule zero-bubble cuts the backward pass in two"
+    if tensor > 1 and dropout > 0 and not parallel.sequence_parallel:
+        return (
+            f"tensor-model-parallel-size {tensor} without --sequence-parallel gives attention-dropout {dropout} a "
+            "generator of its own within each layer"
+        )
+    return None
+
+
 def _pipeline(config: Config) -> Iterator[str]:
     parallel, layers = config.parallel, config.model.num_layers
     name, size = parallel.pipeline_schedule, parallel.pipeline_model_parallel_size
@@ -192,8 +211,6 @@ def _pipeline(config: Config) -> Iterator[str]:
             f"pipeline-schedule zero-bubble with pipeline-model-parallel-size {size} keeps each stage's weights "
             "gathered for the whole step, so --use-torch-fsdp2 would save nothing; use --use-distributed-optimizer"
         )
-    if name == "zero-bubble" and config.training.compile:
-        yield "pipeline-schedule zero-bubble cuts the backward pass in two, which --compile cannot"
 
 
 def _replicas(config: Config, replicas: int) -> Iterator[str]:

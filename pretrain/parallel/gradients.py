@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Replicate, Shard
 
 from pretrain.parallel.mesh import World
+from pretrain.parallel.pipeline import Parts
 from pretrain.parallel.tensor import is_partial
 from proteinlm.optim import global_norm
 
@@ -20,9 +21,9 @@ BUCKET = 1 << 25  # elements summed in one message; a copy of so many lives mean
 class Gradients:
     """The accumulated gradients of this process's part of the model, once all micro-batches went through it."""
 
-    def __init__(self, model: nn.Module, world: World, reduce_dtype: torch.dtype | None = None):
+    def __init__(self, model: Parts, world: World, reduce_dtype: torch.dtype | None = None):
         self.world, self.reduce_dtype = world, reduce_dtype
-        self.named = dict(model.named_parameters())
+        self.named, self.overlap = dict(model.named_parameters()), model.overlap
         self.sharded = world.layout.dp_shard > 1
         untied = any(part.config.untie_embeddings_and_output_weights for part in model.children())
         self.ends_group = None if untied else world.ends_group
@@ -32,7 +33,9 @@ class Gradients:
         if self.world.alone:
             return
         self._settle_placements()
-        if not self.sharded and self.world.dp_size > 1:
+        if self.overlap:
+            self.overlap.finish()
+        elif not self.sharded and self.world.dp_size > 1:
             sum_together([_local(p.grad) for p in self._with_gradient()], self.world.dp_group, self.reduce_dtype)
         if self.ends_group is not None and "word_embeddings.weight" in self.named:
             sum_together([_local(self.named["word_embeddings.weight"].grad)], self.ends_group)

@@ -19,6 +19,7 @@ from torch.distributed.pipelining.schedules import Schedule1F1B, ScheduleInterle
 
 from pretrain.data.loader import Batch
 from pretrain.parallel.mesh import World
+from pretrain.parallel.overlap import Overlap
 from pretrain.torch_internals import run_schedule
 from proteinlm.network.model import ProteinBert
 
@@ -58,7 +59,12 @@ def cut(model: ProteinBert, stage: int, num_stages: int) -> ProteinBert:
 
 
 class Parts(nn.ModuleList):
-    """The stages that one process holds, under the names their parameters have in the whole model."""
+    """The stages that one process holds, under the names their parameters have in the whole model.
+
+    overlap: sums gradients over plain replicas during the backward pass, where they are summed so.
+    """
+
+    overlap: Overlap | None = None
 
     def forward(self, *args, **kwargs):
         """Run the whole model, where one part is all of it."""
@@ -137,9 +143,8 @@ class Pipeline:
         rows, length, places = self.shape
         dtype = next(part.parameters()).dtype
         config = part.config
-        stream = torch.empty(
-            rows * length // self.stream_ranks, config.hidden_size, dtype=dtype, device="meta", requires_grad=True
-        )
+        shape, stream_dtype = (rows * length // self.stream_ranks, config.hidden_size), part.stream_dtype or dtype
+        stream = torch.empty(shape, dtype=stream_dtype, device="meta", requires_grad=True)
         tokens = torch.empty(rows, length, dtype=torch.int64, device="meta")
         logits = torch.empty(places, config.padded_vocab_size // self.world.layout.tp, dtype=dtype, device="meta")
         return PipelineStage(

@@ -14,9 +14,28 @@ from proteinlm.network.config import ACTIVATIONS, ModelConfig
 from proteinlm.network.rotary import rotate_queries_keys
 
 
+class LayerNorm(nn.LayerNorm):
+    """Computes in the stream's dtype where its weights are narrower (FSDP2's copies), and returns theirs."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.weight.itemsize >= x.itemsize:
+            return super().forward(x)
+        weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
+        return F.layer_norm(x, self.normalized_shape, weight, bias, self.eps).to(self.weight.dtype)
+
+
+class RMSNorm(nn.RMSNorm):
+    """The same for RMSNorm."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.weight.itemsize >= x.itemsize:
+            return super().forward(x)
+        return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps).to(self.weight.dtype)
+
+
 def make_norm(config: ModelConfig) -> nn.Module:
     """LayerNorm or RMSNorm over the hidden size."""
-    kind = nn.LayerNorm if config.normalization == "LayerNorm" else nn.RMSNorm
+    kind = LayerNorm if config.normalization == "LayerNorm" else RMSNorm
     return kind(config.hidden_size, eps=config.layernorm_epsilon)
 
 

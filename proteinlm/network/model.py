@@ -35,6 +35,8 @@ class ProteinBert(nn.Module):
         super().__init__()
         self.config = config
         self.recompute = False  # activation checkpointing of every layer; the trainer sets it
+        self.stream_dtype: torch.dtype | None = None  # of the residual stream; None: as the embedding comes
+        self.compute_dtype: torch.dtype | None = None  # of matrix products; None: autocast's, or else the weights'
         self.vocab_start = 0  # the vocabulary's row that the first of these logits belongs to (a shard has a part)
         self.own_tokens: Callable[[Tensor], Tensor] = _all_tokens  # under sequence parallelism a rank embeds a part
         self.is_first_stage = True
@@ -119,7 +121,8 @@ class ProteinBert(nn.Module):
             states = states + self.position_embeddings(position_ids.flatten() + self.config.position_offset)
         if self.embedding_layernorm is not None:
             states = self.embedding_layernorm(states)
-        return self.embedding_dropout(states), plan
+        states = self.embedding_dropout(states)
+        return states if self.stream_dtype is None else states.to(self.stream_dtype), plan
 
     def _token_scale(self, tokens: Tensor, cu_seqlens: Tensor) -> Tensor:
         """fp32 [T, 1]: ESM's token dropout, 0 at the mask token and (1 - 0.12) / (1 - share of mask tokens in the
@@ -134,15 +137,20 @@ class ProteinBert(nn.Module):
 
     def _run(self, layer: nn.Module, x: Tensor, plan: AttentionPlan) -> Tensor:
         if self.recompute and self.training:
-            return checkpoint(layer, x, plan, use_reentrant=False)
+            return checkpoint(layer, x, plan, use_reentrant=False, preserve_rng_state=self._draws)
         return layer(x, plan)
+
+    @property
+    def _draws(self) -> bool:
+        """Whether layers draw random numbers, which recomputation would have to repeat."""
+        return max(self.config.hidden_dropout, self.config.attention_dropout) > 0
 
     def _normalise(self, x: Tensor) -> Tensor:
         return self.final_layernorm(x) if self.final_layernorm else x
 
     def _plan(self, cu_seqlens: Tensor, position_ids: Tensor) -> AttentionPlan:
         device = cu_seqlens.device
-        dtype = next(self.parameters()).dtype
+        dtype = self.compute_dtype or next(self.parameters()).dtype
         if torch.is_autocast_enabled(device.type):
             dtype = torch.get_autocast_dtype(device.type)
         backend = choose_backend(device, dtype, self.config.attention_dropout if self.training else 0.0)

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from pretrain.checkpoint.state import optimizer_state
 from pretrain.config.read import parse_config
 from pretrain.data.loader import PackedLoader
-from pretrain.parallel import apply, gradients
+from pretrain.parallel import apply, gradients, overlap
 from pretrain.trainer import Trainer
 
 TINY = [
@@ -157,7 +157,8 @@ def messages_of_a_step(flags: list[str]) -> dict[str, int]:
     """How many gathers of weights and sums of gradients one optimizer step sends between replicas."""
     trainer = make_trainer(flags)
     list(steps(trainer, 1))
-    places = {"foreach_all_gather": _fsdp_param_group, "foreach_reduce": _fsdp_param_group, "sum_together": gradients}
+    fsdp = _fsdp_param_group
+    places = {"foreach_all_gather": fsdp, "foreach_reduce": fsdp, "sum_together": gradients, "_send": overlap.Overlap}
     counts, honest = dict.fromkeys(places, 0), {name: getattr(place, name) for name, place in places.items()}
 
     def counted(name: str):
@@ -293,15 +294,42 @@ def norm_of_one_process(trainer: Trainer) -> None:
     trainer.world.sum_over_all = lambda values: torch.cat([values[:1].clone(), honest(values)[1:]])
 
 
+def sum_every_micro_batch(trainer: Trainer) -> None:
+    """Gradients are summed over the replicas in each backward pass, those of earlier ones again."""
+    honest = trainer.model.overlap.expect
+    trainer.model.overlap.expect = lambda last: honest(True)
+
+
 def untie_embedding(trainer: Trainer) -> None:
     """Each copy of the word embedding is stepped by its own gradient."""
     trainer.step.gradients.ends_group = None
 
 
+def train_with_small_buckets(flags: list[str]) -> tuple[dict, list[tuple[int, int]]]:
+    """Training, and (buckets sent when a step's backward passes were over, buckets in all) of each step."""
+    seen: list[tuple[int, int]] = []
+
+    def look(trainer: Trainer) -> None:
+        summed = trainer.model.overlap
+        honest = summed.finish
+
+        def finish():
+            seen.append((summed.next, len(summed.buckets)))
+            honest()
+
+        summed.finish = finish
+
+    overlap.BUCKET, whole_bucket = 1000, overlap.BUCKET
+    try:
+        return train(flags, 3, look), seen
+    finally:
+        overlap.BUCKET = whole_bucket
+
+
 def train_with_layers_as_units(flags: list[str]) -> dict:
     """FSDP2 wraps each layer, and lets its weights go after use, also under the zero-bubble schedule."""
     honest = apply.shard
-    apply.shard = lambda model, world, full, one_unit, dtype: honest(model, world, True, False, dtype)
+    apply.shard = lambda model, world, full, one_unit, *dtypes: honest(model, world, True, False, *dtypes)
     try:
         return train(flags)
     finally:

@@ -25,6 +25,12 @@ def test_a_layout_trains_the_same_model(layout, ranks, corpus, one_process):
         assert not wrong, wrong
 
 
+def test_replicas_sum_their_gradients_in_many_messages_during_the_backward_pass(ranks, corpus, one_process):
+    for actual, sent in ranks.run(2, jobs.train_with_small_buckets, corpus):
+        assert not [name for name, d in differences(actual, one_process).items() if not d <= TOLERANCE]
+        assert len(sent) == 3 and all(first == last > 5 for first, last in sent)
+
+
 def test_the_steps_compared_are_worth_comparing(one_process):
     """Every weight has a gradient and moves, gradients are clipped, and the validation set is not empty."""
     assert all(value.abs().max() > 0 for name, value in one_process.items() if "key_value.bias" not in name)
@@ -37,6 +43,7 @@ def test_the_steps_compared_are_worth_comparing(one_process):
         (jobs.drop_position_ids, 2, PP, "loss"),
         (jobs.drop_boundaries, 2, PP, "loss"),
         (jobs.mean_of_means, 2, [], "norm"),
+        (jobs.sum_every_micro_batch, 2, [], "norm"),
     ],
 )
 def test_a_broken_layout_is_seen(sabotage, size, flags, shows_in, ranks, corpus, one_process):
@@ -75,7 +82,7 @@ def test_gradients_travel_once_a_step(flags, gathers, scatters, sums, ranks, cor
     Under a pipeline the one sum is the tied embedding's.
     """
     counts = ranks.run(4 if PP[0] in flags else 2, jobs.messages_of_a_step, [*corpus, *flags])[0]
-    assert (counts["foreach_reduce"], counts["sum_together"]) == (scatters, sums)
+    assert (counts["foreach_reduce"], counts["sum_together"] + counts["_send"]) == (scatters, sums)
     assert counts["foreach_all_gather"] == gathers
 
 

@@ -355,7 +355,11 @@ def test_what_a_checkpoint_says_of_its_run_is_a_configuration_again(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "millions"), [("debug", 0.12), ("proteinlm_8m", 8), ("proteinlm_35m", 34), ("proteinlm_200m", 205)]
+    ("name", "millions"),
+    [
+        *[("debug", 0.12), ("proteinlm_8m", 8), ("proteinlm_35m", 34)],
+        *[("proteinlm_200m", 205), ("proteinlm_200m_fast", 205)],
+    ],
 )
 def test_configs_are_what_they_are_called(name, millions):
     config = parse_config(["--config", str(CONFIGS / f"{name}.yaml")], required=())

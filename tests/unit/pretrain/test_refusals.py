@@ -40,7 +40,7 @@ PP = ["--pipeline-model-parallel-size", "2"]
         ),
         (2, [*PP, "--num-layers-per-virtual-pipeline-stage", "2"], "num-layers 6 must be a multiple of .* 2 x .* 2"),
         (2, [*PP, "--pipeline-schedule", "zero-bubble", "--use-torch-fsdp2"], "zero-bubble with .* 2 keeps"),
-        (2, [*PP, "--pipeline-schedule", "zero-bubble", "--compile"], "which --compile cannot"),
+        (2, [*PP, "--pipeline-schedule", "zero-bubble", "--compile"], "so --compile does not go with it"),
         (
             2,
             [*PP, "--pipeline-schedule", "zero-bubble", "--global-batch-size", "10"],

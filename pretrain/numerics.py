@@ -1,0 +1,16 @@
+"""Switches of PyTorch that decide how a process computes; they hold for all of it."""
+
+import torch
+
+from pretrain.config.options import Training
+
+
+def set_numerics(training: Training) -> None:
+    """--deterministic and --tf32."""
+    if training.deterministic:
+        torch.use_deterministic_algorithms(True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # costs a pass over every new tensor
+        torch.backends.cudnn.benchmark = False
+    if training.tf32:
+        torch.backends.cuda.matmul.fp32_precision = "tf32"
+        torch.backends.cudnn.allow_tf32 = True
