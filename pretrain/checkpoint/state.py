@@ -53,7 +53,7 @@ SAMPLES = (*ORDER, "data_path", "split", "mask_prob")
 # Options that may change while a run goes on, though its numbers are then others.
 NOTICED = (
     *("hidden_dropout", "attention_dropout", "weight_decay", "clip_grad", "adam_beta1", "adam_beta2", "adam_eps"),
-    *("muon_momentum", "global_batch_size", "fp16", "bf16"),
+    *("muon_momentum", "global_batch_size", "fp16", "bf16", "fp32_residual_connection", "tf32"),
 )
 
 

@@ -143,10 +143,12 @@ def test_options_that_change_only_the_numbers_get_a_notice_each(prefix, begun, t
         "adam-beta1": "0.8", "adam-beta2": "0.9", "adam-eps": "1e-06", "global-batch-size": "16",
     }  # fmt: skip
     flags = [word for name, value in changes.items() for word in (f"--{name}", value)]
-    assert resumed(prefix, begun, tmp_path, *flags, "--bf16").counters.iteration == 2
+    switches = {"bf16": "True", "fp32-residual-connection": "False"}
+    flags += ["--bf16", "--no-fp32-residual-connection"]
+    assert resumed(prefix, begun, tmp_path, *flags).counters.iteration == 2
     notices = [line for line in capsys.readouterr().out.splitlines() if "was trained with" in line]
-    assert len(notices) == len(changes) + 1
-    for name, value in {**changes, "bf16": "True"}.items():
+    assert len(notices) == len(changes | switches)
+    for name, value in (changes | switches).items():
         assert any(f" {name} " in line and line.endswith(f"this run asks for {value}") for line in notices), name
     assert any("weight-decay 0.01, this run asks for 0.1" in line for line in notices)
 
