@@ -86,7 +86,7 @@ def compile_layers(part: ProteinBert, backend: str | Callable = "inductor") -> N
     Rows have one length in training; only the number of proteins in a batch changes, which the graph leaves open.
     """
     for layer in part.layers.values():
-        layer.compile(backend=backend, fullgraph=True)
+        layer.forward = torch.compile(layer.forward, backend=backend, fullgraph=True)  # FSDP2's hooks stay outside
     part.register_forward_pre_hook(_leave_boundaries_open, with_kwargs=True)
 
 

@@ -1,44 +1,16 @@
-"""Layers are one graph for batches of any proteins: counted by a backend that compiles nothing.
-
-Attention is a stand-in operator that reads the boundaries of proteins, as the kernels of a GPU do.
-"""
+"""Layers are one graph for batches of any proteins: counted by a backend that compiles nothing."""
 
 import pytest
 import torch
+from stand_in_attention import stand_in, with_lengths_as_numbers
 
 from pretrain.config.read import parse_config
 from pretrain.parallel.apply import compile_layers, compiles
 from proteinlm.errors import InputError
-from proteinlm.network import attention, model
 from proteinlm.network.config import ModelConfig
 from proteinlm.network.model import ProteinBert, initialize
 
 HALF = ["--bf16", "--train-iters", "1"]
-
-
-@torch.library.custom_op("pretrain_tests::mean_of_protein", mutates_args=())
-def mean_of_protein(values: torch.Tensor, cu_seqlens: torch.Tensor) -> torch.Tensor:
-    """Every token gets the mean of its protein."""
-    parts = values.split(cu_seqlens.diff().tolist())
-    return torch.cat([part.mean(0, keepdim=True).expand_as(part) for part in parts])
-
-
-mean_of_protein.register_fake(lambda values, cu_seqlens: torch.empty_like(values))
-mean_of_protein.register_autograd(
-    lambda ctx, gradient: (mean_of_protein(gradient.contiguous(), ctx.saved_tensors[0]), None),
-    setup_context=lambda ctx, inputs, output: ctx.save_for_backward(inputs[1]),
-)
-
-
-@pytest.fixture
-def stand_in(monkeypatch):
-    monkeypatch.setitem(
-        attention._BACKENDS, "varlen", lambda qkv, plan, p: mean_of_protein(qkv.sum(2), plan.cu_seqlens)
-    )
-    monkeypatch.setattr(model, "choose_backend", lambda *arguments: "varlen")
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
 
 
 def train(compiled: bool, positions: str = "learned_absolute") -> tuple[list[int], list[float]]:
@@ -70,20 +42,16 @@ def train(compiled: bool, positions: str = "learned_absolute") -> tuple[list[int
 
 
 @pytest.mark.parametrize("positions", ["learned_absolute", "rope"])
-def test_ten_batches_of_other_proteins_make_one_graph(positions, stand_in):
-    counts, losses = train(True, positions)
-    assert counts[0] >= 1 and counts[-1] <= 2, counts
-    assert losses == pytest.approx(train(False, positions)[1], rel=1e-5)
+def test_ten_batches_of_other_proteins_make_one_graph(positions):
+    with stand_in():
+        counts, losses = train(True, positions)
+        assert counts == [1] * 10
+        assert losses == pytest.approx(train(False, positions)[1], rel=1e-5)
 
 
-def test_a_graph_for_every_batch_is_seen(stand_in, monkeypatch):
-    """The control: with the lengths of proteins as numbers in the graph, every batch is another, and more than one."""
-    monkeypatch.setitem(
-        attention._BACKENDS,
-        "varlen",
-        lambda qkv, plan, p: torch.cat([part.sum(1) for part in qkv.split(plan.cu_seqlens.diff().tolist())]),
-    )
-    with pytest.raises(torch._dynamo.exc.TorchDynamoException):
+def test_a_graph_that_holds_the_lengths_of_proteins_is_seen():
+    """The control: such a layer is not one graph."""
+    with stand_in(with_lengths_as_numbers), pytest.raises(torch._dynamo.exc.TorchDynamoException):
         train(True)
 
 
