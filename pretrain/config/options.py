@@ -77,7 +77,7 @@ class Training:
     seed: int = opt(1234, "seed of weights, dropout, packing, order and masks", low=0)
     bf16: bool = opt(False, "compute in bfloat16 (weights stay fp32)")
     fp16: bool = opt(False, "compute in float16 with loss scaling (weights stay fp32)")
-    fp32_residual_connection: bool = opt(True, "bf16, fp16: keep the residual stream in fp32")
+    fp32_residual_connection: bool = opt(True, "keep the residual stream in fp32 beside bf16 or fp16 products")
     recompute_granularity: str | None = opt(None, "recompute whole layers in the backward pass", choices=("full",))
     deterministic: bool = opt(False, "only deterministic kernels, so that CUDA runs repeat bit for bit")
     exit_interval: int | None = opt(None, "save and leave when the iteration is a multiple of this", low=1)
