@@ -55,7 +55,7 @@ class Trainer:
         self.device = _device(config)
         self.world = World.join(config, self.device)
         config = for_world(config, self.world.size)
-        set_numerics(config.training)
+        set_numerics(config.training, self.device)
         self.tokenizer = build_tokenizer(config.data.tokenizer_type, config.data.vocab_file)
         self.train_data, self.held_out, self.valid_sets = _datasets(config, self.tokenizer)
         for name, data in {"train": self.train_data, **self.valid_sets}.items():
