@@ -30,7 +30,7 @@ class Overlap:
         """The coming backward pass is a step's last one, or not."""
         self.last, self.next = last, 0
         self.missing = [len(bucket) for bucket in self.buckets]
-        self.sent: list[tuple[list[Tensor], Tensor, dist.Work]] = []
+        self.sent: list[tuple[Tensor, Tensor, dist.Work]] = []
 
     def _ready(self, parameter: nn.Parameter) -> None:
         if self.last:
