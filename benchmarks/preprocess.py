@@ -4,14 +4,17 @@
 
 Without --input it makes 200,000 random proteins. The peers get the same proteins as spaced text ("M K V"), already in
 memory, and only tokenize: transformers' pure-Python BERT tokenizer (the kind the original tool calls for each protein)
-and its compiled one. They see fewer proteins (a rate needs no more); their ids must equal the shard's.
+and its compiled one. They see fewer proteins (a rate needs no more); their ids must equal the shard's. The same file as
+.gz is beside what decompresses it alone: Python's gzip, and `gzip -dc` where it is installed.
 """
 
 import argparse
+import gzip
 import itertools
 import json
 import os
 import platform
+import shutil
 import statistics
 import subprocess
 import sys
@@ -41,11 +44,14 @@ def random_fasta(path: Path, number: int = 200_000) -> None:
             file.write(f">protein_{i}\n" + "".join(residues[at : at + 60] + "\n" for at in range(0, length, 60)))
 
 
-def rate(name: str, proteins: int, function: Callable[[], object], runs: int) -> dict:
+def rate(
+    name: str, proteins: int, function: Callable[[], object], runs: int, before: Callable[[], object] = lambda: None
+) -> dict:
     """Median, slowest and fastest proteins/s of `function` by the clock, and the median by CPU time (user + system,
-    children included), which a busy machine leaves alone."""
+    children included), which a busy machine leaves alone. before: what each run needs first, not timed."""
     clock, processor = [], []
     for _ in range(runs):
+        before()
         start, used = time.perf_counter(), sum(os.times()[:4])
         function()
         clock.append(proteins / (time.perf_counter() - start))
@@ -76,15 +82,40 @@ def peers(folder: Path) -> dict[str, Callable[[str], list[int]]]:
     }
 
 
+def decompressors(path: Path) -> dict[str, Callable[[], object]]:
+    def read() -> None:
+        with gzip.open(path) as file:
+            while file.read(1 << 20):
+                pass
+
+    found = {"Python's gzip alone": read}
+    if shutil.which("gzip"):
+        found["gzip -dc alone"] = lambda: _run(["gzip", "-dc", str(path)])
+    return found
+
+
+def _run(command: list[str]) -> None:
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+
+
 def measure(fasta: Path, folder: Path, runs: int) -> list[dict]:
-    command = [sys.executable, "-m", "pretrain.preprocess", "--input", str(fasta), "--output-prefix", str(folder / "x")]
+    def preprocess(path: Path) -> None:
+        _run([sys.executable, "-m", "pretrain.preprocess", "--input", str(path), "--output-prefix", str(folder / "x")])
 
-    def preprocess() -> None:
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    def clear() -> None:  # a run makes its files anew
+        for path in folder.glob("x_text_document.*"):
+            path.unlink()
 
-    preprocess()  # the input is in the system's cache before the clock starts
-    shard = IndexedDataset(folder / "x_text_document")
-    rows = [rate("pretrain.preprocess, all of it", len(shard), preprocess, runs)]
+    compressed = folder / "x.fasta.gz"
+    with open(fasta, "rb") as source, gzip.open(compressed, "wb", 6) as target:
+        shutil.copyfileobj(source, target)
+    preprocess(fasta)  # the input is in the system's cache before the clock starts
+    shard = IndexedDataset(folder / "x_text_document")  # mapped: it is read after its files have lost their names
+    rows = [
+        rate("pretrain.preprocess, all of it", len(shard), lambda: preprocess(fasta), runs, clear),
+        rate("pretrain.preprocess, all of a .gz", len(shard), lambda: preprocess(compressed), runs, clear),
+    ]
+    rows += [rate(name, len(shard), work, runs) for name, work in decompressors(compressed).items()]
     proteins = [sequence for _, sequence in itertools.islice(read_fasta(str(fasta)), PEER_PROTEINS)]
     spaced = [" ".join(protein) for protein in proteins if protein]
     for name, encode in peers(folder).items():
@@ -111,7 +142,7 @@ def main() -> None:
     for one in rows:
         spread = f"{one['slowest']:,}-{one['fastest']:,}"
         print(
-            f"{one['name']:32} {one['proteins_per_second']:>10,} proteins/s ({spread}); "
+            f"{one['name']:34} {one['proteins_per_second']:>10,} proteins/s ({spread}); "
             f"{one['proteins_per_cpu_second']:,} per CPU second"
         )
     if args.result:

@@ -41,7 +41,6 @@ def _pretrain(iterations: int, rows: int, learning_rate: float) -> Flags:
         "weight-decay": 0.01,
         "clip-grad": 1.0,
         "split": "985,10,5",
-        "num-workers": 1,
         "log-interval": max(1, iterations // 100),
         "eval-interval": max(1, iterations // 10),
         "save-interval": iterations,

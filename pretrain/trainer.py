@@ -29,7 +29,7 @@ from pretrain.config.validate import for_world
 from pretrain.data.blending import build_datasets
 from pretrain.data.dataset import Dataset, PackedDataset
 from pretrain.data.indexed import IndexedDataset
-from pretrain.data.loader import Batch, PackedLoader, evaluation_batches
+from pretrain.data.loader import Batch, PackedLoader, default_workers, evaluation_batches
 from pretrain.data.sources import parse_valid_data_path
 from pretrain.interval import Interval, peak_flops, unigram_entropy
 from pretrain.numerics import set_numerics
@@ -128,6 +128,7 @@ class Trainer:
             self.say(f"notice: nothing left to train on: the schedule ends at sample {end:,}; {consumed:,} consumed")
         rows, share = c.training.micro_batch_size, (self.world.dp_rank, self.world.dp_size)
         workers, pin = c.data.num_workers, self.device.type == "cuda"
+        workers = default_workers(self.device) if workers is None else workers
         return PackedLoader(
             self.train_data, rows, self.schedule.batch_size, consumed, end, *share, workers, pin_memory=pin
         )

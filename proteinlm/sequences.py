@@ -33,7 +33,7 @@ KNOWN = RESIDUES.encode() + RESIDUES.lower().encode()
 UPPER = bytes(range(256)).upper()
 # Line ends are "\n" by the time this is used, so "\r" is free to mark where each protein begins.
 RECORD = b"\r"
-HEADER = re.compile(rb"\n>[^\n]*")
+HEADER = re.compile(rb"\n>.*")
 SUFFIXES = {
     **dict.fromkeys((".fasta", ".fa", ".faa", ".fas", ".fsa", ".pep"), "fasta"),
     **dict.fromkeys((".jsonl", ".ndjson", ".json"), "jsonl"),
@@ -59,24 +59,26 @@ class Chunk:
 class Proteins:
     """N proteins: their residues joined, and what was met on the way."""
 
-    residues: bytes  # upper case; unknown letters still in place
+    residues: bytes  # upper case, unknown letters still in place; by `parse_chunk`'s table, ids
     lengths: np.ndarray  # int32 [N], each > 0
     empty: int  # records without a residue
     removed: Counter  # "*", "-", "." -> how many were taken out
     unknown: Counter  # letter (or "0x1f") -> how many are not in the vocabulary
 
 
-def _proteins(marked: bytes, path: str) -> Proteins:
+def _proteins(marked: bytes, path: str, table: bytes) -> Proteins:
     """`marked`: RECORD + body, for every record; what is a residue is decided here."""
-    pieces = marked.translate(UPPER, REMOVED).split(RECORD)[1:]
-    lengths = np.fromiter(map(len, pieces), np.int64, len(pieces))
+    joined, mark = marked.translate(table, REMOVED), table[ord(RECORD)]
+    starts = np.flatnonzero(np.frombuffer(joined, np.uint8) == mark)
+    lengths = np.diff(starts, append=len(joined)) - 1
     if len(lengths) and lengths.max() > np.iinfo(np.int32).max:
         raise InputError(f"{path}: a record of {lengths.max()} residues, more than 2147483647; is this a protein?")
     odd = Counter(marked.translate(UPPER, KNOWN + SPACE + RECORD))
     removed = Counter({sign: odd.pop(ord(sign)) for sign in "*-." if ord(sign) in odd})
     unknown = Counter({_letter(code): count for code, count in odd.items()})
     empty = lengths == 0
-    return Proteins(b"".join(pieces), lengths[~empty].astype(np.int32), int(empty.sum()), removed, unknown)
+    residues = joined.replace(bytes([mark]), b"")
+    return Proteins(residues, lengths[~empty].astype(np.int32), int(empty.sum()), removed, unknown)
 
 
 def residues_of(text: str) -> str:
@@ -167,7 +169,7 @@ def _cut(blocks: Iterator[bytes], boundary: bytes) -> Iterator[bytes]:
         if cut < 0:
             parts.append(block)
             continue
-        if text := b"".join([*parts, block[:cut]]):
+        if text := b"".join([*parts, memoryview(block)[:cut]]):
             yield text
         parts = [block[cut:]]
     if text := b"".join(parts):
@@ -185,18 +187,30 @@ def _line_at(path: str, offset: int) -> int:
     return line
 
 
-def parse_chunk(chunk: Chunk) -> Proteins:
-    """The proteins of a chunk. Errors name the file and the line (LMDB: the record)."""
+def id_table(table: np.ndarray) -> bytes:
+    """A vocabulary's table, byte -> id, for `parse_chunk`: 255, the id of nothing, is left for RECORD."""
+    assert table.shape == (256,) and table.max() < 255, (table.shape, table.max())
+    ids = bytearray(table.astype(np.uint8))
+    ids[ord(RECORD)] = 255
+    return bytes(ids)
+
+
+def parse_chunk(chunk: Chunk, table: bytes = UPPER) -> Proteins:
+    """The proteins of a chunk. Errors name the file and the line (LMDB: the record).
+
+    table: what every byte becomes in `residues`: its upper case, or (`id_table`) its id, a pass over the text less.
+    """
     if chunk.kind == "fasta":
-        return _proteins(_mark_fasta(chunk), chunk.path)
-    return _proteins(b"".join(RECORD + text.replace(RECORD, b" ") for _, text in _texts(chunk)), chunk.path)
+        marked = _mark_fasta(chunk)
+    else:
+        marked = b"".join(RECORD + text.replace(RECORD, b" ") for _, text in _texts(chunk))
+    return _proteins(marked, chunk.path, table)
 
 
 def _mark_fasta(chunk: Chunk) -> bytes:
     # The first line has no line end before it; every later chunk begins with "\n>".
-    marked = HEADER.sub(RECORD, b"\n" + chunk.text)
-    before = marked.partition(RECORD)[0]
-    if before.strip():
+    marked = HEADER.sub(RECORD, chunk.text if chunk.text.startswith(b"\n>") else b"\n" + chunk.text)
+    if not marked.startswith(RECORD) and (before := marked.partition(RECORD)[0]).strip():
         line = before[: len(before) - len(before.lstrip())].count(b"\n")
         raise InputError(f"{chunk.path}, line {line}: text before the first header line ('>name')")
     return marked

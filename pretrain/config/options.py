@@ -62,7 +62,7 @@ class Data:
     mask_prob: float = opt(0.15, "share of a row's tokens to predict", above=0, below=1)
     tokenizer_type: str = opt("iupac", "vocabulary", choices=TOKENIZER_TYPES)
     vocab_file: str | None = opt(None, "SentencePiece model, or the original's iupac_vocab.txt")
-    num_workers: int = opt(2, "processes that prepare batches (0: none)", low=0)
+    num_workers: int | None = opt(None, "processes that prepare batches (2 on a GPU, 0 on a CPU unless given)", low=0)
 
 
 @dataclass(frozen=True)

@@ -90,8 +90,8 @@ class RowReader:
             else:  # with a [CLS] of its own it is read over ours, which `_check` then compares
                 tokens[start + 1 - own_cls : start + 1 + length] = self.indexed.read(sequence)
         self._check(tokens[:used], len(sequences))
-        segments = starts if used == s else np.append(starts, used)
-        position_ids = np.arange(s) - np.repeat(segments, np.diff(segments, append=s))
+        segments, sizes = (starts, lengths) if used == s else (np.append(starts, used), np.append(lengths, s - used))
+        position_ids = np.arange(s) - np.repeat(segments, sizes)
         masked, positions, labels = mask_tokens(
             tokens, self._maskable[tokens], tokenizer, sample_rng(self.seed, MASK_STREAM, sample), self.mask_prob
         )

@@ -31,6 +31,15 @@ from proteinlm.masking import num_to_mask
 SHUTDOWN_GRACE_S = 60
 
 
+def default_workers(device: torch.device) -> int:
+    """Worker processes of a run that names no number.
+
+    On a CPU a batch takes a thousandth of the step that it is for (benchmarks/loader.py), and workers would take
+    their turns on the cores that compute it.
+    """
+    return 2 if device.type == "cuda" else 0
+
+
 @dataclass(frozen=True, eq=False)
 class Batch:
     """b packed rows of s tokens; n segments are the proteins and the padding tails of the rows that have one."""

@@ -27,11 +27,12 @@ from pretrain.data.indexed import IndexedWriter
 from proteinlm.errors import ArgumentParser, InputError, run
 from proteinlm.files import atomic_path, write_json
 from proteinlm.progress import Progress
-from proteinlm.sequences import Chunk, Proteins, find_unknown, input_kind, parse_chunk, read_chunks
+from proteinlm.sequences import Chunk, Proteins, find_unknown, id_table, input_kind, parse_chunk, read_chunks
 from proteinlm.tokenizer import TOKENIZER_TYPES, Tokenizer, build_tokenizer, split_residues, train_sentencepiece
 
 # Upper ends of the length histogram's bars, residues; the last bar is open.
 LENGTH_EDGES = (64, 128, 256, 512, 1024, 2048, 4096, 8192)
+LARGEST_BLOCK = 1 << 24  # bytes; more than a chunk's copies take
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Encoded:
 
 def encode_chunk(chunk: Chunk, tokenizer: Tokenizer, strict: bool, max_length: int | None = None) -> Encoded:
     """Read, clean and tokenize one chunk; InputError (file, line, letter) where `strict` and a letter is unknown."""
-    proteins = parse_chunk(chunk)
+    proteins = parse_chunk(chunk, id_table(tokenizer.table)) if tokenizer.one_to_one else parse_chunk(chunk)
     if strict and proteins.unknown:
         raise InputError(f"{find_unknown(chunk)} is not in the vocabulary (without --strict it becomes [UNK])")
     residues, counts = proteins.residues, proteins.lengths
@@ -55,7 +56,10 @@ def encode_chunk(chunk: Chunk, tokenizer: Tokenizer, strict: bool, max_length: i
         short = counts <= max_length
         residues = np.frombuffer(residues, np.uint8)[np.repeat(short, counts)].tobytes()
         counts = counts[short]
-    ids, lengths = tokenizer.encode_many(residues, counts)
+    if tokenizer.one_to_one:
+        ids, lengths = np.frombuffer(residues, tokenizer.dtype), counts
+    else:
+        ids, lengths = tokenizer.encode_many(residues, counts)
     longer = len(proteins.lengths) - len(counts)
     return Encoded(chunk.path, ids, lengths, replace(proteins, residues=b"", lengths=counts), longer)
 
@@ -265,6 +269,9 @@ def writing(prefix: str) -> Iterator[None]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     started = time.monotonic()
+    # glibc returns memory of this size to the system and asks for it anew, chunk for chunk, until it has seen a larger
+    # block come and go; a fifteenth of the command's time.
+    bytes(LARGEST_BLOCK)
     parser = build_parser()
     args = parser.parse_args(argv)
     check_arguments(parser, args)
