@@ -18,17 +18,19 @@ BUCKET_TOKENS = 2048
 
 @dataclass(frozen=True)
 class Bucket:
-    """n proteins padded to S: the next n * S rows of the gathered stream."""
+    """n proteins padded to S. A slot is a place in the padded batch, counted [n, S]."""
 
-    proteins: int
-    length: int
+    length: int  # S
     lengths: tuple[int, ...]  # n, at most S
-    bias: Tensor | None  # fp32 [n, 1, 1, S], -inf where a protein has ended; None where all have S tokens
+    gather: Tensor  # [n * S] the stream's row of every slot; a slot of padding has its protein's first
+    scatter: Tensor  # [n * S] the same, but T for a slot of padding
+    padding: Tensor | None = None  # the slots that are none of a protein's; None for none
+    bias: Tensor | None = None  # fp32 [n, 1, 1, S], -inf where a protein has ended; None where all have S tokens
     turns: Tensor | None = None  # complex [n, 1, S, D / 2]: cos + i sin of the rotary angles
 
     @property
-    def slots(self) -> int:
-        return self.proteins * self.length
+    def proteins(self) -> int:
+        return len(self.lengths)
 
 
 @dataclass(frozen=True)
@@ -38,8 +40,6 @@ class AttentionPlan:
     backend: str
     cu_seqlens: Tensor
     max_seqlen: int
-    gather: Tensor | None = None  # [padded tokens] stream index of every bucketed slot
-    scatter: Tensor | None = None  # [T] bucketed slot of every stream token
     buckets: tuple[Bucket, ...] = field(default=())
     rotary: tuple[Tensor, Tensor] | None = None  # (cos, sin), each [T, 1, D / 2], of queries and keys
 
@@ -48,39 +48,39 @@ def with_rotary(plan: AttentionPlan, cos: Tensor, sin: Tensor) -> AttentionPlan:
     """The plan for queries and keys that are to be turned by the angles [T, 1, D / 2] of their tokens."""
     if not plan.buckets:
         return replace(plan, rotary=(cos, sin))
-    turns = torch.complex(cos, sin)[plan.gather].split([bucket.slots for bucket in plan.buckets])
+    turns = torch.complex(cos, sin)
     buckets = (
-        replace(bucket, turns=rows.view(bucket.proteins, 1, bucket.length, -1))
-        for bucket, rows in zip(plan.buckets, turns, strict=True)
+        replace(bucket, turns=turns[bucket.gather].view(bucket.proteins, 1, bucket.length, -1))
+        for bucket in plan.buckets
     )
     return replace(plan, rotary=(cos, sin), buckets=tuple(buckets))
 
 
 def bucket_plan(cu_seqlens: Tensor) -> AttentionPlan:
     """The plan of `buckets`; empty proteins are in none."""
-    device, bounds = cu_seqlens.device, cu_seqlens.to("cpu", torch.int64)
+    bounds = cu_seqlens.to("cpu", torch.int64)
     starts, lengths = bounds[:-1], bounds.diff()
     order = torch.argsort(lengths, descending=True, stable=True)
     order = order[lengths[order] > 0]
-    gather, buckets, slot = [], [], 0
-    scatter = torch.empty(int(bounds[-1]), dtype=torch.int64)
-    for members in _split_by_length(order, lengths):
-        size = _rounded(int(lengths[members[0]]))
-        offsets = torch.arange(size)
-        real = offsets < lengths[members, None]  # [n, S]
-        index = starts[members, None] + torch.where(real, offsets, 0)  # padding repeats token 0, its key masked
-        scatter[index[real]] = slot + torch.nonzero(real.flatten()).flatten()
-        own = tuple(lengths[members].tolist())
-        buckets.append(Bucket(len(members), size, own, _bias(real).to(device) if min(own) < size else None))
-        gather.append(index.flatten())
-        slot += index.numel()
-    return AttentionPlan(
-        "buckets", cu_seqlens, int(lengths.max()), torch.cat(gather).to(device), scatter.to(device), tuple(buckets)
+    buckets = tuple(
+        _bucket(starts[members], lengths[members], int(bounds[-1]), cu_seqlens.device)
+        for members in _split_by_length(order, lengths)
     )
+    return AttentionPlan("buckets", cu_seqlens, int(lengths.max()), buckets)
 
 
-def _bias(real: Tensor) -> Tensor:
-    return torch.zeros(real.shape).masked_fill(~real, -torch.inf)[:, None, None, :]
+def _bucket(starts: Tensor, lengths: Tensor, tokens: int, device: torch.device) -> Bucket:
+    size = _rounded(int(lengths[0]))
+    offsets = torch.arange(size)
+    real = offsets < lengths[:, None]  # [n, S]
+    index = starts[:, None] + torch.where(real, offsets, 0)
+    gather, scatter = index.flatten().to(device), index.masked_fill(~real, tokens).flatten().to(device)
+    own = tuple(lengths.tolist())
+    if min(own) == size:
+        return Bucket(size, own, gather, scatter)
+    bias = torch.zeros(real.shape).masked_fill(~real, -torch.inf)[:, None, None, :]
+    padding = torch.nonzero(~real.flatten()).flatten()
+    return Bucket(size, own, gather, scatter, padding.to(device), bias.to(device))
 
 
 def _rounded(length: int) -> int:
