@@ -36,6 +36,7 @@ from proteinlm.devices import choose_device
 from proteinlm.errors import InputError
 from proteinlm.files import write_json
 from proteinlm.metrics_log import MetricsLog, NoLog
+from proteinlm.network.attention import activate_flash3
 from proteinlm.optim import LossScaler, build_optimizer, clip_factor, set_learning_rate
 from proteinlm.progress import Progress
 from proteinlm.tokenizer import Tokenizer, build_tokenizer
@@ -57,6 +58,8 @@ class Trainer:
             self.say(_described(name, data, config.data.seq_length))
         self.model_config = config.model_config(self.tokenizer)
         self.model, self.loss, self.pipeline = build_model(config, self.model_config, self.world)
+        if self.model_config.attention_dropout == 0.0:
+            activate_flash3(self.device)
         self.gradients = Gradients(self.model, self.world, reduce_dtype(config.parallel))
         o = config.optim
         self.optimizer = build_optimizer(self.model, o.lr, o.weight_decay, (o.adam_beta1, o.adam_beta2), o.adam_eps)

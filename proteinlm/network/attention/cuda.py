@@ -5,7 +5,6 @@ that ask the device for lengths (`scaled_dot_product_attention`). Autograd, fake
 They have no rule for autocast, so queries, keys and values that are still fp32 under it are cast here.
 """
 
-import importlib.util
 import math
 
 import torch
@@ -53,10 +52,11 @@ def activate_flash3(device: torch.device) -> bool:
     activate = getattr(torch.nn.attention, "activate_flash_attention_impl", None)
     if activate is None or device.type != "cuda" or torch.cuda.get_device_capability(device)[0] != 9:
         return False
-    if importlib.util.find_spec("flash_attn_interface") is None:
-        return False
     if not flash3_is_active():
-        activate("FA3")
+        try:
+            activate("FA3")
+        except ImportError:  # of the package
+            return False
     return True
 
 

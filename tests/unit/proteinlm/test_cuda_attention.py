@@ -48,7 +48,7 @@ def test_flash_attention_3_needs_its_gpu_and_its_package():
 @pytest.mark.parametrize("backend, dtype", [("flash", BF16), ("flash", FP16), ("efficient", torch.float32)])
 @pytest.mark.parametrize("size", [16, 20])
 def test_shapes_and_gradients_on_fake_tensors(backend, dtype, size):
-    """What compilation and the planner see; also that no copy of queries, keys and values is made of aligned heads."""
+    """What compilation and the planner see."""
     with FakeTensorMode():
         qkv = torch.empty(30, 3, 3, size, dtype=dtype, requires_grad=True)
         plan = make_plan(torch.empty(4, dtype=torch.int32), backend, 16)
@@ -60,14 +60,17 @@ def test_shapes_and_gradients_on_fake_tensors(backend, dtype, size):
         assert qkv.grad.shape == qkv.shape and qkv.grad.dtype == dtype
 
 
-def test_fp32_under_autocast_is_cast_and_otherwise_refused():
-    qkv, bounds = torch.empty(30, 3, 3, 16, device="meta"), torch.empty(4, dtype=torch.int32, device="meta")
-    with pytest.raises(AssertionError, match=r"takes fp16 and bf16, not torch.float32"):
-        packed_attention(qkv, make_plan(bounds, "flash", 16))
+def test_fp32_is_cast_under_autocast_and_refused_without():
+    with FakeTensorMode():
+        qkv, plan = torch.empty(30, 3, 3, 16), make_plan(torch.empty(4, dtype=torch.int32), "flash", 16)
+        with torch.autocast("cpu", BF16):
+            assert packed_attention(qkv, plan).dtype == BF16
+        with pytest.raises(AssertionError, match=r"takes fp16 and bf16, not torch.float32"):
+            packed_attention(qkv, plan)
 
 
 @pytest.mark.parametrize("backend, dtype", [("flash", BF16), ("efficient", torch.float32)])
-def test_flash_and_efficient_operators_get_the_strides_of_the_projection(backend, dtype, monkeypatch):
+def test_no_copy_is_made_the_operators_get_the_strides_of_the_projection(backend, dtype, monkeypatch):
     qkv = torch.empty(30, 3, 3, 16, dtype=dtype, device="meta")
     plan = make_plan(torch.empty(4, dtype=torch.int32, device="meta"), backend, 16)
     name = f"_{backend}_attention_forward"
@@ -113,6 +116,7 @@ def test_values_and_gradients_equal_the_reference_on_a_gpu(backend, dtype, toler
     (out, gradient), (exact, exact_gradient) = on_gpu([1, 30, 2176, 17, 64, 2, 129, 1000], size, dtype, backend)
     for value, reference in zip((out, *gradient.unbind(2)), (exact, *exact_gradient.unbind(2)), strict=True):
         assert (value - reference).norm() / reference.norm() < tolerance
+        assert (value.flip(0) - reference).norm() / reference.norm() > 0.5
 
 
 @on_a_gpu
