@@ -43,6 +43,7 @@ from proteinlm.errors import InputError
 from proteinlm.files import write_json
 from proteinlm.metrics_log import MetricsLog, NoLog
 from proteinlm.muon import matrices_of
+from proteinlm.network.attention import activate_flash3
 from proteinlm.optim import LossScaler, build_optimizer
 from proteinlm.progress import Progress
 from proteinlm.tokenizer import Tokenizer, build_tokenizer
@@ -61,6 +62,8 @@ class Trainer:
         for name, data in {"train": self.train_data, **self.valid_sets}.items():
             self.say(_described(name, data, config.data.seq_length))
         self.model_config = config.model_config(self.tokenizer)
+        if self.model_config.attention_dropout == 0.0:
+            activate_flash3(self.device)
         self.model, loss, pipeline = build_model(config, self.model_config, self.world)
         o = config.optim
         muon = functools.partial(matrices_of, head_size=self.model_config.head_size) if o.optimizer == "muon" else None

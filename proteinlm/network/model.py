@@ -153,7 +153,8 @@ class ProteinBert(nn.Module):
         dtype = self.compute_dtype or next(self.parameters()).dtype
         if torch.is_autocast_enabled(device.type):
             dtype = torch.get_autocast_dtype(device.type)
-        backend = choose_backend(device, dtype, self.config.attention_dropout if self.training else 0.0)
+        dropout = self.config.attention_dropout if self.training else 0.0
+        backend = choose_backend(device, dtype, dropout, self.config.head_size)
         # The row length bounds every protein of a packed batch: no need to ask the device for the longest.
         plan = make_plan(cu_seqlens, backend, position_ids.shape[1] if position_ids.dim() > 1 else None)
         if self.rotary_embeddings is None:

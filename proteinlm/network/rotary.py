@@ -34,6 +34,14 @@ def rotate_pairs(x: Tensor, turns: Tensor) -> Tensor:
     return torch.view_as_real(torch.complex(first, second) * turns).flatten(-2)
 
 
+def unrotate_pairs(x: Tensor, turns: Tensor) -> Tensor:
+    """The gradient of `rotate_pairs`: x [..., D], the features of a pair side by side, turned back and put in the order
+    of two halves; fp32 at least."""
+    pairs = torch.view_as_complex(x.to(torch.promote_types(x.dtype, torch.float32)).unflatten(-1, (-1, 2)).contiguous())
+    turned = pairs * turns.conj()
+    return torch.cat((turned.real, turned.imag), -1)
+
+
 def rotate_queries_keys(qkv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """qkv [T, H, 3, D], its queries and keys turned by the angles [T, 1, D / 2] of their tokens; computed in fp32 at
     least, returned in the dtype of qkv."""

@@ -259,7 +259,8 @@ class TapeTransformerModel(TapeTransformerAbstractModel):
         if torch.is_autocast_enabled(bounds.device.type):
             dtype = torch.get_autocast_dtype(bounds.device.type)
         dropout = self.config.attention_probs_dropout_prob if self.training else 0.0
-        return make_plan(bounds, choose_backend(bounds.device, dtype, dropout), longest)
+        head_size = self.config.hidden_size // self.config.num_attention_heads
+        return make_plan(bounds, choose_backend(bounds.device, dtype, dropout, head_size), longest)
 
 
 class TapeTransformerForMaskedLM(kinds.MaskedLanguageModel, TapeTransformerAbstractModel):

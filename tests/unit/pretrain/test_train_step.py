@@ -145,7 +145,7 @@ class Copies(TorchFunctionMode):
 @pytest.mark.parametrize("precision", ["--bf16", "--fp16"])
 def test_a_step_can_be_taken_with_fake_tensors(prefix, tmp_path, monkeypatch, precision):
     """They have no values, as for a GPU's kernels: what needs one fails."""
-    monkeypatch.setattr(network, "choose_backend", lambda *_: "varlen")
+    monkeypatch.setattr(network, "choose_backend", lambda *_: "flash")
     real = trainer(prefix, tmp_path, *PLAIN, precision)
     config, device = for_world(real.config, 1), torch.device("cpu")
     batches = global_batches(real, 1)[0]

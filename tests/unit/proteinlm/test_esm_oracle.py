@@ -27,7 +27,7 @@ from esm_peers import (
 )
 from toy_esm import ESM_1B
 
-from proteinlm.network import attention as attention_module
+from proteinlm.network.attention import buckets
 from proteinlm.network.model import initialize_buffers
 
 FORMS = {"esm2": {}, "esm2 without token dropout": {"token_dropout": False}, "esm1b": ESM_1B}
@@ -128,7 +128,7 @@ def test_each_mistake_would_show(form, unrounded, monkeypatch):
             spoil(model)
         assert difference(our_outputs(model, tokens), expected) > VISIBLE, spoil.__name__
     if form == "esm2":
-        monkeypatch.setattr(attention_module, "rotate_pairs", turn_neighbours)
+        monkeypatch.setattr(buckets, "rotate_pairs", turn_neighbours)
         assert difference(our_outputs(same_network(peer), tokens), expected) > VISIBLE
 
 

@@ -27,7 +27,7 @@ from transformers import AutoTokenizer, EsmcTokenizer
 
 import proteinlm
 from proteinlm.errors import InputError
-from proteinlm.network import attention as attention_module
+from proteinlm.network.attention import buckets
 from proteinlm.tokenizer import build_tokenizer
 
 FORMS = {"esmc": {}, "with biases": {"attention_bias": True, "mlp_bias": True}}
@@ -93,7 +93,7 @@ def test_each_mistake_would_show(monkeypatch):
         model = same_network(peer)
         spoil(model)
         assert difference(our_outputs(model, tokens), expected) > VISIBLE, spoil.__name__
-    monkeypatch.setattr(attention_module, "rotate_pairs", turn_neighbours)
+    monkeypatch.setattr(buckets, "rotate_pairs", turn_neighbours)
     assert difference(our_outputs(same_network(peer), tokens), expected) > VISIBLE
 
 
