@@ -10,39 +10,17 @@ import numpy as np
 import torch
 
 from pretrain.data.dataset import Dataset
+from pretrain.gpus import find_gpu
 from proteinlm.masking import num_to_mask
 from proteinlm.network.config import ModelConfig
-
-# Dense peak of the tensor cores in FLOP/s for bf16/fp16, from NVIDIA's data sheets (without sparsity). The longest name
-# that the device's own name contains decides. An unknown device has no MFU rather than a wrong one.
-PEAK_FLOPS = {
-    "V100": 125e12,
-    "A100": 312e12,
-    "A800": 312e12,
-    "A40": 149.7e12,
-    "L40S": 362e12,
-    "L4": 121e12,
-    "H100 PCIe": 756e12,
-    "H100 NVL": 835e12,
-    "H100": 989e12,
-    "H800": 989e12,
-    "H200": 989e12,
-    "GH200": 989e12,
-    "H20": 148e12,
-    "B200": 2250e12,
-    "GB200": 2500e12,
-    "B300": 2250e12,
-    "GB300": 2500e12,
-}
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
     """FLOP/s of the device in half precision; None where unknown (CPUs, other GPUs, fp32 arithmetic)."""
     if device.type != "cuda" or dtype not in (torch.float16, torch.bfloat16):
         return None
-    name = torch.cuda.get_device_name(device)
-    known = [key for key in PEAK_FLOPS if key in name]
-    return PEAK_FLOPS[max(known, key=len)] if known else None
+    gpu = find_gpu(torch.cuda.get_device_name(device))
+    return gpu.half if gpu else None
 
 
 def training_flops(config: ModelConfig, real_tokens: int, sum_squared_lengths: int, masked: int) -> float:

@@ -11,6 +11,7 @@ a step that is not finite leaves weights, moments and their step counters as the
 numbers.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -20,14 +21,16 @@ from torch import Tensor
 from pretrain.config.options import Config
 from pretrain.data.loader import Batch
 from pretrain.interval import BatchCounts
-from pretrain.parallel.apply import Loss, autocast_dtype, compute_dtype, reduce_dtype
+from pretrain.parallel.apply import Loss, autocast_dtype, build_model, compute_dtype, reduce_dtype
 from pretrain.parallel.gradients import Gradients
 from pretrain.parallel.mesh import World
 from pretrain.parallel.pipeline import Parts, Pipeline
 from pretrain.parallel.replicas import communicate
 from proteinlm.loss import IGNORE
 from proteinlm.masking import num_to_mask
-from proteinlm.optim import LossScaler, clip_factor, set_learning_rate, step_if
+from proteinlm.muon import matrices_of
+from proteinlm.network.config import ModelConfig
+from proteinlm.optim import LossScaler, build_optimizer, clip_factor, set_learning_rate, step_if
 
 STOPS = ("preempted", "exit-duration-in-mins")  # why a process may ask all of them to stop
 COUNTS = {  # of BatchCounts -> of a Batch
@@ -76,6 +79,18 @@ class StepResult:
             "skipped": not n["finite"],
         }
         return StepReport(counts, values, next((stop for stop in STOPS if n[stop]), None))
+
+
+def build_step(config: Config, model_config: ModelConfig, world: World, mask_id: int) -> "TrainStep":
+    """This process's part of the model, filled, with its loss, optimizer and loss scaler."""
+    model, loss, pipeline = build_model(config, model_config, world)
+    o = config.optim
+    muon = functools.partial(matrices_of, head_size=model_config.head_size) if o.optimizer == "muon" else None
+    betas = o.adam_beta1, o.adam_beta2
+    optimizer = build_optimizer(model, o.lr, o.weight_decay, betas, o.adam_eps, muon=muon, momentum=o.muon_momentum)
+    scaling = (o.initial_loss_scale, o.loss_scale, o.loss_scale_window, o.hysteresis, o.min_loss_scale, world.device)
+    scaler = LossScaler(*scaling) if config.training.fp16 else None
+    return TrainStep(config, world, model, loss, pipeline, optimizer, scaler, mask_id)
 
 
 class TrainStep:

@@ -10,7 +10,6 @@ What must hold: everything a resumed run needs is in the checkpoint, so that on 
 """
 
 import contextlib
-import functools
 import math
 import threading
 import time
@@ -33,18 +32,15 @@ from pretrain.data.loader import Batch, PackedLoader, default_workers, evaluatio
 from pretrain.data.sources import parse_valid_data_path
 from pretrain.interval import Interval, peak_flops, unigram_entropy
 from pretrain.numerics import set_numerics
-from pretrain.parallel.apply import build_model
 from pretrain.parallel.mesh import World, local_rank_of_launcher
 from pretrain.parallel.replicas import release
 from pretrain.shutdown import stop_signal
-from pretrain.train_step import StepReport, StepResult, TrainStep
+from pretrain.train_step import StepReport, StepResult, build_step
 from proteinlm.devices import choose_device
 from proteinlm.errors import InputError
 from proteinlm.files import write_json
 from proteinlm.metrics_log import MetricsLog, NoLog
-from proteinlm.muon import matrices_of
 from proteinlm.network.attention import activate_flash3
-from proteinlm.optim import LossScaler, build_optimizer
 from proteinlm.progress import Progress
 from proteinlm.tokenizer import Tokenizer, build_tokenizer
 
@@ -64,17 +60,8 @@ class Trainer:
         self.model_config = config.model_config(self.tokenizer)
         if self.model_config.attention_dropout == 0.0:
             activate_flash3(self.device)
-        self.model, loss, pipeline = build_model(config, self.model_config, self.world)
-        o = config.optim
-        muon = functools.partial(matrices_of, head_size=self.model_config.head_size) if o.optimizer == "muon" else None
-        betas = o.adam_beta1, o.adam_beta2
-        self.optimizer = build_optimizer(
-            self.model, o.lr, o.weight_decay, betas, o.adam_eps, muon=muon, momentum=o.muon_momentum
-        )
-        scaling = (o.initial_loss_scale, o.loss_scale, o.loss_scale_window, o.hysteresis, o.min_loss_scale, self.device)
-        self.scaler = LossScaler(*scaling) if config.training.fp16 else None
-        mask_id = self.tokenizer.mask_id
-        self.step = TrainStep(config, self.world, self.model, loss, pipeline, self.optimizer, self.scaler, mask_id)
+        self.step = build_step(config, self.model_config, self.world, self.tokenizer.mask_id)
+        self.model, self.optimizer, self.scaler = self.step.model, self.step.optimizer, self.step.scaler
         # Steps started and not read yet. A GPU has the next one to do while the host reads the last.
         self.pending: deque[StepResult] = deque()
         self.lag = 1 if self.device.type == "cuda" else 0

@@ -31,7 +31,7 @@ ARROWS = {
 }
 # What a user starts. Nobody imports one but the demo, which plays the user; code that two need is in another module.
 COMMANDS = {
-    *("pretrain.__main__", "pretrain.preprocess", "converter.__main__", "demo.run"),
+    *("pretrain.__main__", "pretrain.preprocess", "pretrain.plan.__main__", "converter.__main__", "demo.run"),
     *(f"tape.{name}" for name in ("train", "evaluate", "embed", "predict", "table", "reproduce", "tune")),
     *("tape.train_distributed", "tape.main"),
 }

@@ -219,13 +219,20 @@ def _replicas(config: Config, replicas: int) -> Iterator[str]:
     groups, pipeline = parallel.num_distributed_optimizer_instances, parallel.pipeline_model_parallel_size
     if replicas % groups:
         yield f"num-distributed-optimizer-instances {groups} must divide the {replicas} data-parallel replicas"
-    # Schedules of several stages a process work in rounds of as many micro-batches, about one for every stage.
-    in_rounds = parallel.num_layers_per_virtual_pipeline_stage or parallel.pipeline_schedule
-    if pipeline == 1 or in_rounds in (None, "1f1b"):
+    if pipeline == 1:
         return
+    # Schedules of several stages a process work in rounds of as many micro-batches, about one for every stage.
+    in_rounds = parallel.num_layers_per_virtual_pipeline_stage or parallel.pipeline_schedule not in (None, "1f1b")
     rows = config.training.micro_batch_size * replicas
     for size in batch_sizes(config.training):
         count = size // rows
+        if not in_rounds and count < pipeline:
+            yield (
+                f"global batch size {size} is {count} micro-batches a replica, fewer than the {pipeline} stages of "
+                "pipeline-schedule 1f1b"
+            )
+        if not in_rounds:
+            continue
         rounds = max(1, count // pipeline)
         if count % rounds:
             yield (

@@ -30,9 +30,15 @@ TINY = [
 def make_trainer(flags: list[str], dtype: torch.dtype = torch.float64) -> Trainer:
     """A Trainer of this job on the tiny model; the last of a repeated flag counts."""
     size = dist.get_world_size() if dist.is_initialized() else 1
+    with with_default_dtype(dtype):
+        return Trainer(parse_config([*TINY, *flags], world_size=size, notify=lambda notice: None))
+
+
+@contextlib.contextmanager
+def with_default_dtype(dtype: torch.dtype):
     torch.set_default_dtype(dtype)
     try:
-        return Trainer(parse_config([*TINY, *flags], world_size=size, notify=lambda notice: None))
+        yield
     finally:
         torch.set_default_dtype(torch.float32)
 

@@ -8,6 +8,7 @@ import parity_jobs as jobs
 import pytest
 import torch
 from parity_layouts import FSDP, LAYOUTS, PP, TOLERANCE, TP, ZERO_BUBBLE, differences, marks
+from parity_plan import planned, train_counted
 
 from pretrain.train_step import SUMS
 
@@ -19,10 +20,15 @@ def one_process(ranks, corpus) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("layout", [pytest.param(name, marks=marks(name)) for name in LAYOUTS])
 def test_a_layout_trains_the_same_model(layout, ranks, corpus, one_process):
+    """And each process sends what the planner counts for it, byte for byte."""
     size, flags = LAYOUTS[layout]
-    for actual in ranks.run(size, jobs.train, [*corpus, *flags]):  # every process reports the same
+    answers = ranks.run(size, train_counted, [*corpus, *flags])
+    for actual, _ in answers:  # every process reports the same
         wrong = {name: d for name, d in differences(actual, one_process).items() if not d <= TOLERANCE}
         assert not wrong, wrong
+    counted = planned(size, [*corpus, *flags])
+    assert sum(size for _, size in counted[0].values()) > 0
+    assert [traffic for _, traffic in answers] == counted
 
 
 def test_replicas_sum_their_gradients_in_many_messages_during_the_backward_pass(ranks, corpus, one_process):

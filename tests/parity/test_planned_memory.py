@@ -1,0 +1,51 @@
+"""The planner's memory, counted on fake tensors, is that of a real step of the same layout, segment by segment."""
+
+import parity_plan as jobs
+import pytest
+import torch
+from parity_layouts import LAYOUTS, RECOMPUTE
+
+# fp32: over bf16 a CPU's LayerNorm keeps its statistics in fp32, which the kernel for fake tensors does not
+DROPOUT = ["--hidden-dropout", "0.1"]
+MESSAGE = 2 * 32 * 16 * 4  # bytes of a micro-batch's stream, fp32
+
+
+@pytest.mark.parametrize(
+    ("layout", "micro_batches"),
+    [("fsdp2-full", 2), *(pytest.param(*case, marks=pytest.mark.slow) for case in (("tp2-sp", 4), ("fsdp2", 2)))],
+)
+def test_memory_is_that_of_a_real_step(layout, micro_batches, ranks):
+    size, flags = LAYOUTS[layout]
+    flags = [*flags, *DROPOUT]
+    real = ranks.run(size, jobs.memory_of_a_step, flags, micro_batches)
+    for rank, answer in enumerate(real):
+        with jobs.without_boundaries():
+            fake = jobs.counted(size, flags, rank, torch.float32)
+        assert (fake.peaks, fake.state, fake.saved) == (answer.peaks, answer.state, answer.saved)
+        assert fake.peaks["backward of the last layer"]["activations"] > 0
+        products = [{key: n for key, n in c.work.items() if key[0] == "product"} for c in (fake, answer)]
+        assert products[0] == products[1]
+
+
+@pytest.mark.slow
+def test_memory_of_a_pipeline_is_that_of_a_real_step(ranks):
+    """But for one message: gloo posts a receive as soon as the stage behind has sent, whenever that is."""
+    size, flags = LAYOUTS["pp2-recompute"]
+    flags = [*flags, *DROPOUT]
+    for rank, real in enumerate(ranks.run(size, jobs.memory_of_a_step, flags, 4)):
+        with jobs.without_boundaries():
+            fake = jobs.counted(size, flags, rank, torch.float32)
+        assert fake.state == real.state and fake.saved == real.saved
+        for segment in ("backward of the last layer", "reduction", "optimizer"):
+            mine, others = fake.peaks[segment].copy(), real.peaks[segment].copy()
+            assert abs(mine.pop("communication") - others.pop("communication")) <= MESSAGE
+            assert mine == others
+
+
+def test_another_step_is_seen(ranks):
+    """One process: all of the work is equal too, and what is compared notices that activations are recomputed."""
+    real = ranks.run(1, jobs.memory_of_a_step, DROPOUT, 4)[0]
+    with jobs.without_boundaries():
+        same, other = (jobs.counted(1, [*DROPOUT, *more], 0, torch.float32) for more in ([], RECOMPUTE))
+    assert same.peaks == real.peaks and same.work == real.work
+    assert other.peaks != real.peaks and other.work != real.work

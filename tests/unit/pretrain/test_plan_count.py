@@ -1,0 +1,111 @@
+"""What the planner makes of a few small steps is what whole steps of larger ones are counted to be."""
+
+import shutil
+import subprocess
+
+import pytest
+
+from pretrain.config.read import parse_config
+from pretrain.parallel.mesh import Layout
+from pretrain.plan.__main__ import main
+from pretrain.plan.count import count
+from pretrain.plan.stages import Settings, Stages, _flat
+from proteinlm.errors import InputError
+from proteinlm.tokenizer import build_tokenizer
+
+SHAPE = ["--hidden-size", "32", "--num-attention-heads", "4", "--seq-length", "48", "--max-position-embeddings", "48"]
+SHAPE += ["--make-vocab-size-divisible-by", "32", "--train-iters", "4", "--global-batch-size", "192", "--bf16"]
+TP = ["--tensor-model-parallel-size", "2", "--sequence-parallel"]
+PP = ["--pipeline-model-parallel-size", "4"]
+FULL, OPTIMIZER = ["--use-torch-fsdp2"], ["--use-distributed-optimizer"]
+
+
+def configured(flags):
+    config = parse_config([*SHAPE, *flags], required=(), notify=lambda notice: None)
+    return config, config.model_config(build_tokenizer("iupac"))
+
+
+@pytest.fixture(scope="module")
+def stages():
+    return Stages(*configured([]))
+
+
+# settings, layers, rows, micro-batches, shards; flags of the whole step, its layers, its rank
+CASES = {
+    "whole": (Settings("whole", 1), 5, 3, 4, 1, [], 5, 0),
+    "recomputed": (Settings("whole", 1, "none", True), 5, 3, 2, 1, ["--recompute-granularity", "full"], 5, 0),
+    "full": (Settings("whole", 1, "full"), 5, 2, 3, 6, FULL, 5, 0),
+    "optimizer": (Settings("whole", 1, "optimizer"), 4, 2, 3, 5, OPTIMIZER, 4, 0),
+    "middle": (Settings("middle", 1), 4, 2, 6, 1, PP, 16, 2),
+    "last": (Settings("last", 1), 4, 2, 6, 1, PP, 16, 3),
+    "tp": (Settings("whole", 2), 4, 2, 3, 1, TP, 4, 0),
+    "middle-optimizer": (Settings("middle", 1, "optimizer"), 4, 2, 6, 3, [*PP, *OPTIMIZER], 16, 6),
+    "middle-full": (Settings("middle", 1, "full"), 4, 2, 6, 3, [*PP, *FULL], 16, 6),
+    "tp-full": (Settings("whole", 2, "full", True), 4, 2, 2, 3, [*TP, *FULL, "--recompute-granularity", "full"], 4, 0),
+}
+FAST = ("whole", "recomputed", "full")
+
+
+def both(stages, case) -> tuple[dict, dict]:
+    settings, layers, rows, micro_batches, shard, flags, all_layers, rank = CASES[case]
+    config, model = configured([*flags, "--num-layers", str(all_layers), "--micro-batch-size", str(rows)])
+    pp = config.parallel.pipeline_model_parallel_size
+    layout = Layout(pp, 1, shard, config.parallel.tensor_model_parallel_size)
+    whole = _flat(count(config, model, layout, rank, micro_batches))
+    return stages.at(settings, layers, rows, micro_batches, shard), whole
+
+
+@pytest.mark.parametrize("case", [pytest.param(n, marks=[] if n in FAST else pytest.mark.slow) for n in CASES])
+def test_small_steps_determine_large_ones(case, stages):
+    """Bytes sent, products, kernels and bytes moved exactly; weights and their states too; peaks of memory to 2%."""
+    small, whole = both(stages, case)
+    exact = ("traffic", "work")
+    for key in {k for k in (*small, *whole) if k[0] in exact and k != ("work", "bytes", "step")}:
+        assert small.get(key, 0) == pytest.approx(whole.get(key, 0), rel=1e-9, abs=1e-6), key
+    for category in ("weights", "optimizer"):
+        assert small["state", category] == pytest.approx(whole["state", category], rel=1e-3)
+    assert peak(small) == pytest.approx(peak(whole), rel=0.02)
+
+
+def peak(values) -> float:
+    segments = {}
+    for key, size in values.items():
+        if key[0] == "peak" and key[1] not in ("saved", "backward of the inner layer"):
+            segments[key[1]] = segments.get(key[1], 0) + size
+    return max(segments.values())
+
+
+def test_a_step_of_other_sizes_is_seen(stages):
+    settings, layers, rows, micro_batches, shard, *_ = CASES["full"]
+    _, whole = both(stages, "full")
+    gathered = next(key for key in whole if key[:3] == ("traffic", "dp_shard", "all_gather") and key[-1] == "bytes")
+    for sizes in ((layers + 1, micro_batches, shard), (layers, micro_batches + 1, shard), (layers, micro_batches, 7)):
+        assert stages.at(settings, sizes[0], rows, *sizes[1:])[gathered] != whole[gathered]
+
+
+@pytest.mark.slow
+def test_the_command_plans_and_writes(tmp_path, capsys):
+    html, path = tmp_path / "plan.html", tmp_path / "plan.json"
+    cluster = ["--gpus-per-node", "2", "--nodes", "1", "--price-per-gpu-hour", "2"]
+    main([*SHAPE, "--num-layers", "2", "--micro-batch-size", "2", *cluster, "--html", str(html), "--json", str(path)])
+    out = capsys.readouterr().out
+    assert "Recommended (*)" in out and "torchrun --nproc-per-node 2 -m pretrain" in out
+    text = html.read_text()
+    assert "</html>" in text and path.stat().st_size > 1000
+    browser = shutil.which("chromium") or shutil.which("google-chrome")
+    if browser is None:
+        pytest.skip("no browser")
+    words = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=2000", "--dump-dom"]
+    done = subprocess.run(
+        [*words, "--enable-logging=stderr", html.as_uri()], capture_output=True, text=True, timeout=60
+    )
+    assert "CONSOLE" not in done.stderr and text.count("<tr") == done.stdout.count("<tr")
+
+
+def test_what_cannot_be_planned_is_one_line():
+    with pytest.raises(InputError, match="--nodes 0 must be more than 0"):
+        main([*SHAPE, "--nodes", "0"])
+    with pytest.raises(InputError, match="--gpu abacus is not one of"):
+        main([*SHAPE, "--gpu", "abacus"])
+    with pytest.raises(InputError, match="no layout of 14 GPUs divides global-batch-size 192"):
+        main([*SHAPE, "--num-layers", "2", "--gpus-per-node", "7", "--nodes", "2"])
