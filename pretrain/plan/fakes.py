@@ -139,7 +139,7 @@ def _to_empty(module: nn.Module, *, device: torch.device, recurse: bool = True) 
             if buffer is not None:
                 part._buffers[name] = torch.empty_like(buffer, device=device)
     for part in module.modules():
-        if isinstance(part, FSDPModule):
-            for parameter in part._get_fsdp_state()._fsdp_param_group.fsdp_params:
+        if isinstance(part, FSDPModule) and (group := part._get_fsdp_state()._fsdp_param_group):
+            for parameter in group.fsdp_params:
                 parameter.reset_sharded_param()
     return module

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from pretrain.config.options import Config
-from pretrain.config.validate import check, for_world
+from pretrain.config.validate import check, for_world, not_compiled
 from pretrain.interval import training_flops
 from pretrain.parallel.mesh import Layout
 from pretrain.parallel.pipeline import layers_of_stage
@@ -113,14 +113,15 @@ class Search:
         return result
 
     def _replicated(self, values: Values, layout: Layout) -> Values:
-        """With the sums over replicas of which the counted step has one: of whole gradients after the last
-        micro-batch, of FSDP2's shards in the last backward pass."""
+        """With the sums over replicas of which the counted step has one: of whole gradients, during the last backward
+        pass where there are replicas alone, of FSDP2's shards in the last backward pass."""
         if layout.dp_replicate == 1:
             return values
         size = 2 if self.config.parallel.grad_reduce_in_bf16 else 4
         dtype = "bfloat16" if size == 2 else "float32"
         if layout.dp_shard == 1:
-            key = "traffic", "dp", "all_reduce", dtype, "step"
+            overlapped = layout.dp_replicate == self.cluster.size
+            key = "traffic", "dp", "all_reduce", dtype, "backward" if overlapped else "step"
             numbers = values["state", "weights"] / 4
             return {**values, (*key, "calls"): -(-numbers // (1 << 25)), (*key, "bytes"): numbers * size}
         sums = {k: v for k, v in values.items() if k[:3] == ("traffic", "dp_shard", "reduce_scatter")}
@@ -166,7 +167,9 @@ class Search:
     def _time(self, values: tuple[Values, Values], config: Config, layout: Layout, count: int) -> StageTime:
         attention = 4.0 * self.model.hidden_size * self.lengths.squares * config.training.micro_batch_size
         attention *= 1.15 if self.model.attention_dropout else 1.0  # the kernel draws a mask
-        work = Work(self.half, config.training.compile, attention)
+        asked = config.training.compile
+        compiled = self.half and not not_compiled(config) if asked is None else asked
+        work = Work(self.half, bool(compiled), attention)
         return stage_time(self.cluster, layout, work, *values, count)
 
     def _seconds(

@@ -59,15 +59,17 @@ class Stages:
             plain, ways, cut = Settings(kind, tp, cut), shard, "none"
         own = self._stage(plain)
         values = own.at(*sizes, ways)
+        whole = Settings("whole", tp)
         terms = []
         if cut != "none":
-            terms.append((Settings("whole", tp, cut), shard))
+            terms.append((replace(whole, cut=cut), whole, shard))
         if recompute:
-            terms.append((Settings("whole", tp, "none", True), 1))
-        for other, ways in terms:
+            cut_whole = replace(whole, cut=settings.cut)
+            terms.append((replace(cut_whole, recompute=True), cut_whole, shard if settings.cut != "none" else 1))
+        for other, like, shards in terms:
             share = own.weights_of_rest / self._stage(other).weights_of_rest
-            changed = self._stage(other).at(*sizes, ways, share)
-            before = self._stage(Settings("whole", tp)).at(*sizes, 1, share)
+            changed = self._stage(other).at(*sizes, shards, share)
+            before = self._stage(like).at(*sizes, 1 if like.cut == "none" else shards, share)
             values = _moved(values, changed, before, IN_FLIGHT[kind])
         return values
 
