@@ -211,7 +211,10 @@ class Ledger(TorchDispatchMode):
         axis = next(filter(None, (self.axes.get(group_name(value) or "") for value in args)), "other")
         size, largest = max(((sum(map(_nbytes, side)), side) for side in sides if side), key=lambda pair: pair[0])
         dtype = str(largest[0].dtype).removeprefix("torch.")
-        entry = self.traffic[axis, collective, dtype, self.phase]
+        phase = self.phase
+        if phase == "forward" and axis.startswith("dp") and collective in ("reduce_scatter", "all_reduce"):
+            phase = "backward"  # a pipeline's schedule sums FSDP2's gradients when the backward passes are done
+        entry = self.traffic[axis, collective, dtype, phase]
         entry[0] += 1
         entry[1] += size
 
