@@ -59,8 +59,9 @@ def both(stages, case) -> tuple[dict, dict]:
 def test_small_steps_determine_large_ones(case, stages):
     """Bytes sent and products exactly, and without FSDP2 every kernel; weights and their states; peaks to 2%."""
     small, whole = both(stages, case)
+    # but for the step's one message of 80 bytes, fp64, over whatever group has all the processes
     exact = ("traffic", "work")
-    for key in {k for k in (*small, *whole) if k[0] in exact and k != ("work", "bytes", "step")}:
+    for key in {k for k in (*small, *whole) if k[0] in exact and k != ("work", "bytes", "step") and "float64" not in k}:
         # what FSDP2 does beside its messages is in proportion to a shard, and much only where layers are tiny
         close = 0.2 if key[1] in ("bytes", "kernels") and CASES[case][0].cut != "none" else 1e-9
         assert small.get(key, 0) == pytest.approx(whole.get(key, 0), rel=close, abs=1e-6), key
