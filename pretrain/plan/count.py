@@ -22,6 +22,7 @@ from pretrain.plan.ledger import Ledger
 from pretrain.train_step import build_step
 from proteinlm.masking import num_to_mask
 from proteinlm.network import model as network
+from proteinlm.network.attention import choose_backend
 from proteinlm.network.config import ModelConfig
 
 PROTEINS_A_ROW = 8  # of a fake row; only the boundaries, 4 bytes each, depend on it
@@ -86,10 +87,16 @@ def fake_batch(rows: int, length: int, masked: int) -> Batch:
     return Batch(tokens, tokens, bounds, places, places, rows * masked, rows * length, rows * PROTEINS_A_ROW, 0)
 
 
+def _backend_of_a_gpu(device: torch.device, dtype: torch.dtype, dropout_p: float, head_size: int) -> str:
+    """Never buckets, whose shapes depend on the proteins."""
+    chosen = choose_backend(torch.device("cuda"), dtype, dropout_p, head_size, (9, 0))
+    return "efficient" if chosen == "buckets" else chosen
+
+
 @contextlib.contextmanager
 def _without_values() -> Iterator[None]:
     """Nothing to initialise, and attention as on a GPU."""
     with contextlib.ExitStack() as stack:
         stack.enter_context(replaced(apply, "_initialize", lambda part, seed: None))
-        stack.enter_context(replaced(network, "choose_backend", lambda device, dtype, dropout_p: "varlen"))
+        stack.enter_context(replaced(network, "choose_backend", _backend_of_a_gpu))
         yield

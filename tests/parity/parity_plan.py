@@ -27,7 +27,7 @@ def counted(size: int, flags: list[str], rank: int, dtype: torch.dtype = torch.f
     layout = Layout.of(config, size)
     model_config = config.model_config(build_tokenizer(config.data.tokenizer_type))
     rows = config.training.micro_batch_size * layout.dp_replicate * layout.dp_shard
-    with with_default_dtype(dtype):
+    with with_default_dtype(dtype), without_boundaries():
         return count(config, model_config, layout, rank, config.training.global_batch_size // rows)
 
 
@@ -70,10 +70,10 @@ def attend_to_all(qkv: Tensor, plan, dropout_p: float) -> Tensor:
 
 @contextlib.contextmanager
 def without_boundaries():
-    """Inside, the flash kernel's place is taken by `attend_to_all`, on a CPU too."""
+    """Inside, a GPU's kernel's place is taken by `attend_to_all`, on a CPU too."""
     with (
-        patch.dict(attention._BACKENDS, varlen=attend_to_all),
-        patch.object(network, "choose_backend", lambda *values: "varlen"),
+        patch.dict(attention._ON_THE_STREAM, efficient=attend_to_all),
+        patch.object(network, "choose_backend", lambda *values: "efficient"),
     ):
         yield
 

@@ -19,8 +19,7 @@ def test_memory_is_that_of_a_real_step(layout, micro_batches, ranks):
     flags = [*flags, *DROPOUT]
     real = ranks.run(size, jobs.memory_of_a_step, flags, micro_batches)
     for rank, answer in enumerate(real):
-        with jobs.without_boundaries():
-            fake = jobs.counted(size, flags, rank, torch.float32)
+        fake = jobs.counted(size, flags, rank, torch.float32)
         assert (fake.peaks, fake.state, fake.saved) == (answer.peaks, answer.state, answer.saved)
         assert fake.peaks["backward of the last layer"]["activations"] > 0
         products = [{key: n for key, n in c.work.items() if key[0] == "product"} for c in (fake, answer)]
@@ -33,8 +32,7 @@ def test_memory_of_a_pipeline_is_that_of_a_real_step(ranks):
     size, flags = LAYOUTS["pp2-recompute"]
     flags = [*flags, *DROPOUT]
     for rank, real in enumerate(ranks.run(size, jobs.memory_of_a_step, flags, 4)):
-        with jobs.without_boundaries():
-            fake = jobs.counted(size, flags, rank, torch.float32)
+        fake = jobs.counted(size, flags, rank, torch.float32)
         assert fake.state == real.state and fake.saved == real.saved
         for segment in ("backward of the last layer", "reduction", "optimizer"):
             mine, others = fake.peaks[segment].copy(), real.peaks[segment].copy()
@@ -45,7 +43,6 @@ def test_memory_of_a_pipeline_is_that_of_a_real_step(ranks):
 def test_another_step_is_seen(ranks):
     """One process: all of the work is equal too, and what is compared notices that activations are recomputed."""
     real = ranks.run(1, jobs.memory_of_a_step, DROPOUT, 4)[0]
-    with jobs.without_boundaries():
-        same, other = (jobs.counted(1, [*DROPOUT, *more], 0, torch.float32) for more in ([], RECOMPUTE))
+    same, other = (jobs.counted(1, [*DROPOUT, *more], 0, torch.float32) for more in ([], RECOMPUTE))
     assert same.peaks == real.peaks and same.work == real.work
     assert other.peaks != real.peaks and other.work != real.work

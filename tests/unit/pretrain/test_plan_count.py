@@ -66,7 +66,7 @@ def test_small_steps_determine_large_ones(case, stages):
         close = 0.2 if key[1] in ("bytes", "kernels") and CASES[case][0].cut != "none" else 1e-9
         assert small.get(key, 0) == pytest.approx(whole.get(key, 0), rel=close, abs=1e-6), key
     for category in ("weights", "optimizer"):
-        assert small["state", category] == pytest.approx(whole["state", category], rel=1e-3)
+        assert small["state", category] == pytest.approx(whole["state", category], rel=5e-3)
     assert peak(small) == pytest.approx(peak(whole), rel=0.02)
 
 
