@@ -17,7 +17,14 @@ import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-SHAPES = {"tiny": (2, 32, 4), "8m": (6, 320, 20), "35m": (12, 480, 20)}  # layers, hidden size, heads
+SHAPES = {  # ESM-2's: layers, hidden size, heads
+    "tiny": (2, 32, 4),
+    "8m": (6, 320, 20),
+    "35m": (12, 480, 20),
+    "150m": (30, 640, 20),
+    "650m": (33, 1280, 20),
+    "3b": (36, 2560, 40),
+}
 # Percentiles of the lengths of 404,970 Pfam domains, UniRef90 and Swiss-Prot proteins (docs/results.md), cropped.
 PERCENTILES = (0, 1, 5, 10, 25, 50, 75, 90, 95, 99, 100)
 LENGTHS = (20, 24, 49, 56, 91, 155, 292, 392, 463, 933, 1022)
@@ -33,9 +40,13 @@ def random_proteins(number: int, seed: int = 0) -> list[str]:
 
 def random_esm2(shape: str) -> torch.nn.Module:
     """transformers' EsmForMaskedLM of one of SHAPES, ESM-2's configuration else, with random weights and SDPA."""
+    return esm2(*SHAPES[shape])
+
+
+def esm2(layers: int, width: int, heads: int, inner: int | None = None) -> torch.nn.Module:
+    """The same in any shape. inner: the width inside the MLP, 4 times the hidden size unless given."""
     from transformers import EsmConfig, EsmForMaskedLM
 
-    layers, width, heads = SHAPES[shape]
     torch.manual_seed(0)
     config = EsmConfig(
         vocab_size=33,
@@ -44,7 +55,7 @@ def random_esm2(shape: str) -> torch.nn.Module:
         hidden_size=width,
         num_hidden_layers=layers,
         num_attention_heads=heads,
-        intermediate_size=4 * width,
+        intermediate_size=inner or 4 * width,
         max_position_embeddings=1026,
         position_embedding_type="rotary",
         token_dropout=True,
