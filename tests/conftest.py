@@ -59,6 +59,27 @@ def labels(folder: str, length: int, rng: np.random.Generator) -> dict:
     return {"family": int(rng.integers(0, 9)), "clan": 0}
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--gpu-tests-on-cpu", action="store_true", help="run those that take the fixture `device` there")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """A test marked `gpu` is skipped where there is none."""
+    if item.get_closest_marker("gpu") is None:
+        return
+    import torch
+
+    rehearsed = item.config.getoption("--gpu-tests-on-cpu") and "device" in item.fixturenames
+    if not torch.cuda.is_available() and not rehearsed:
+        pytest.skip("needs a CUDA device")
+
+
+@pytest.fixture(scope="session")
+def device(pytestconfig: pytest.Config) -> str:
+    """Where a test marked `gpu` computes."""
+    return "cpu" if pytestconfig.getoption("--gpu-tests-on-cpu") else "cuda"
+
+
 @pytest.fixture(scope="session")
 def root() -> Path:
     """The repository."""

@@ -166,7 +166,7 @@ def test_a_step_can_be_taken_with_fake_tensors(prefix, tmp_path, monkeypatch, pr
             step(fake, 1e-3)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
 @pytest.mark.parametrize("flags", [(), FP16, ("--bf16",)])
 def test_no_kernel_of_a_step_makes_the_host_wait(prefix, tmp_path, flags):
     run = trainer(prefix, tmp_path, "--train-iters", "8", *flags, "--device", "cuda")
