@@ -3,6 +3,7 @@
 Not run by itself; embed.py and train_step.py import it.
 """
 
+import importlib.metadata
 import os
 import platform
 import statistics
@@ -120,8 +121,6 @@ def table(seconds: Mapping[str, list[Seconds]], proteins: int, residues: int) ->
 
 def machine(command: str, device: torch.device) -> dict:
     """What it takes to get the numbers again. command: the file's path."""
-    import transformers
-
     commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
     cuda = device.type == "cuda"
     return {
@@ -131,8 +130,15 @@ def machine(command: str, device: torch.device) -> dict:
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "transformers": transformers.__version__,
+        "transformers": _version("transformers"),
     }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def _processor() -> str:

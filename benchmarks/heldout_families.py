@@ -1,7 +1,7 @@
 """Perplexity on whole Pfam families that training never saw.
 
     python benchmarks/heldout_families.py split train.fasta OUT_DIR    (writes {train,heldout}.fasta, families.txt)
-    python benchmarks/heldout_families.py evaluate CHECKPOINT OUT_DIR/heldout.fasta [--result F.json]
+    python benchmarks/heldout_families.py evaluate CHECKPOINT OUT_DIR/heldout.fasta [--result F.json] [--device cuda]
 
 `split` reads the Pfam accession from the second word of each header, draws 20 families (fixed seed) of a middling size
 and takes them out whole. A protein without an accession that shares two or more 8-mers with them is dropped from
@@ -32,7 +32,7 @@ def words(residues: str) -> set[str]:
     return {residues[i : i + WORD] for i in range(len(residues) - WORD + 1)}
 
 
-def split(train_fasta: str, out: Path, seed: int = 0) -> None:
+def split(train_fasta: str, out: Path, number: int = NUM_FAMILIES, seed: int = 0) -> None:
     from proteinlm.sequences import read_fasta
 
     records = list(read_fasta(train_fasta))
@@ -40,7 +40,7 @@ def split(train_fasta: str, out: Path, seed: int = 0) -> None:
     for header, _ in records:
         sizes[accession(header)] += 1
     eligible = sorted(name for name, size in sizes.items() if name and SMALLEST <= size <= LARGEST)
-    chosen = set(np.random.default_rng(seed).choice(eligible, NUM_FAMILIES, replace=False).tolist())
+    chosen = set(np.random.default_rng(seed).choice(eligible, number, replace=False).tolist())
     seen = set().union(*(words(residues) for header, residues in records if accession(header) in chosen))
     out.mkdir(parents=True, exist_ok=True)
     counts = {"train": 0, "heldout": 0, "dropped": 0}
@@ -60,7 +60,7 @@ def split(train_fasta: str, out: Path, seed: int = 0) -> None:
     print(f"{len(chosen)} of {len(eligible)} families of {SMALLEST}-{LARGEST} proteins held out; {counts}")
 
 
-def family_losses(checkpoint: str, fasta: str, mask_prob: float, seed: int):
+def family_losses(checkpoint: str, fasta: str, mask_prob: float, seed: int, device: str = "cpu"):
     """Per family [sum of masked cross-entropies in nats, masked residues], and the masked residues by letter."""
     import torch
 
@@ -69,7 +69,7 @@ def family_losses(checkpoint: str, fasta: str, mask_prob: float, seed: int):
     from proteinlm.sequences import read_fasta
 
     source = read(Path(checkpoint))
-    tokenizer, model = source.tokenizer, source.build()
+    tokenizer, model = source.tokenizer, source.build().to(device)
     longest = source.config.max_position_embeddings  # rope's, too: what was cropped in training
     end = [tokenizer.sep_id] if tokenizer.ends_proteins else []
     totals: dict[str, np.ndarray] = defaultdict(lambda: np.zeros(2))
@@ -85,7 +85,8 @@ def family_losses(checkpoint: str, fasta: str, mask_prob: float, seed: int):
         places = torch.from_numpy(np.concatenate([p + b for (_, _, p, _), b in zip(batch, starts, strict=True)]))
         labels = torch.from_numpy(np.concatenate([answer for *_, answer in batch])).long()
         positions = torch.cat([torch.arange(n) for n in lengths])
-        logits = model(stream, positions, bounds.to(torch.int32), places)
+        inputs = (tensor.to(device) for tensor in (stream, positions, bounds.to(torch.int32), places))
+        logits = model(*inputs).cpu()
         losses = torch.nn.functional.cross_entropy(logits, labels, reduction="none").double().numpy()
         done = 0
         for name, _, answer_places, _ in batch:
@@ -108,8 +109,10 @@ def family_losses(checkpoint: str, fasta: str, mask_prob: float, seed: int):
     return dict(totals), letters
 
 
-def evaluate(checkpoint: str, fasta: str, result: str | None, mask_prob: float = 0.15, seed: int = 0) -> dict:
-    totals, letters = family_losses(checkpoint, fasta, mask_prob, seed)
+def evaluate(
+    checkpoint: str, fasta: str, result: str | None, device: str = "cpu", mask_prob: float = 0.15, seed: int = 0
+) -> dict:
+    totals, letters = family_losses(checkpoint, fasta, mask_prob, seed, device)
     table = np.array([totals[name] for name in sorted(totals)])
     draws = np.random.default_rng(seed).integers(0, len(table), (10_000, len(table)))
     sums = table[draws].sum(1)
@@ -136,15 +139,17 @@ def main() -> None:
     splitting = commands.add_parser("split")
     splitting.add_argument("train_fasta")
     splitting.add_argument("out", type=Path)
+    splitting.add_argument("--families", type=int, default=NUM_FAMILIES, help="held out (20)")
     evaluating = commands.add_parser("evaluate")
     evaluating.add_argument("checkpoint")
     evaluating.add_argument("fasta")
     evaluating.add_argument("--result")
+    evaluating.add_argument("--device", default="cpu", help="where the model runs (cpu)")
     args = parser.parse_args()
     if args.command == "split":
-        split(args.train_fasta, args.out)
+        split(args.train_fasta, args.out, args.families)
     else:
-        evaluate(args.checkpoint, args.fasta, args.result)
+        evaluate(args.checkpoint, args.fasta, args.result, args.device)
 
 
 if __name__ == "__main__":

@@ -4,11 +4,11 @@ import pickle
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-import lmdb
-
 
 def put_lmdb(path: Path, values: Mapping[bytes, object], subdir: bool = True) -> Path:
     """Write these entries, new or over old ones; what is not bytes is pickled. subdir=False: a single file."""
+    import lmdb  # here, so that tests without records need it not
+
     path.parent.mkdir(parents=True, exist_ok=True)
     environment = lmdb.open(str(path), map_size=1 << 24, subdir=subdir, lock=subdir)
     with environment, environment.begin(write=True) as transaction:

@@ -24,7 +24,7 @@ def test_saves_reuse_their_memory_and_hold_the_state_as_it_was(tmp_path: Path):
     assert len(addresses) == 1 and len(addresses.pop()) == 2
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
 def test_a_state_on_a_gpu_is_staged_in_page_locked_memory():
     staging, values = Staging(), torch.randn(1000, 100, device="cuda")
     before = values.clone()

@@ -1,0 +1,62 @@
+"""Stage `peers`: training steps beside the peers, this GPU's rates for the planner, and attention alone.
+
+    python benchmarks/gpu/peers.py OUT     # OUT/peers.json, and each comparison's own JSON beside it
+
+Comparisons of benchmarks/train_step.py, the most telling first; what does not fit into the minutes is named.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
+
+import torch
+
+from benchmarks.comparison import ROOT
+from benchmarks.gpu.stage import Stage, parser
+
+ALL = "ours dense_mask megatron_bert megatron_bert_sorted esm2 esm2_sorted"
+RUNS = {  # name -> flags of train_step.py
+    "200m": f"--proteinlm 200m --rows 4 --seq_length 2176 --proteins 480 --arms {ALL}",
+    "200m-as-the-original": "--proteinlm 200m --rows 4 --seq_length 2176 --proteins 300 --recompute "
+    "--arms ours dense_mask_eager",
+    "3b-width": "--proteinlm 3b --layers 4 --rows 2 --seq_length 2176 --proteins 300 "
+    "--arms ours dense_mask megatron_bert_sorted esm2_sorted",
+    "35m": f"--proteinlm 35m --rows 16 --proteins 800 --arms {ALL}",
+    "esm2-650m": "--esm2 650m --layers 12 --rows 8 --proteins 400 --arms ours hf hf_sorted",
+    "8m": f"--proteinlm 8m --rows 16 --proteins 800 --arms {ALL}",
+    "200m-fp16": "--proteinlm 200m --rows 4 --seq_length 2176 --proteins 300 --precision fp16 --arms ours",
+    "35m-fp32": "--proteinlm 35m --rows 8 --proteins 400 --precision fp32 --arms ours esm2_sorted",
+}
+TINY = {"tiny": f"--proteinlm tiny --rows 2 --seq_length 256 --proteins 60 --arms {ALL} dense_mask_eager"}
+
+
+def main() -> int:
+    args = parser(__doc__).parse_args()
+    stage = Stage("peers", args)
+    out, on_gpu = args.out.resolve(), torch.device(args.device).type == "cuda"
+    runs = TINY if args.rehearse else RUNS
+    for number, (name, flags) in enumerate(runs.items()):
+        result, words = out / f"train_step-{name}.json", flags.split()
+        words += [] if "--precision" in words else ["--precision", "bf16"]
+        words += ["--compile"] if on_gpu and "fp32" not in words else []
+        words += ["--device", args.device, "--phases", "--repeats", "1" if args.rehearse else "3"]
+        words += ["--output", result] + (["--calibration", out / "calibration.json"] if number == 0 else [])
+        result.unlink(missing_ok=True)
+        done = stage.run("benchmarks/train_step.py", *words, least=30)
+        if done and done.returncode == 0:
+            stage.add(runs=stage.result.get("runs", {}) | {name: json.loads(result.read_text())})
+    if (calibration := out / "calibration.json").exists():
+        stage.add(calibration=json.loads(calibration.read_text()))
+    attention = ROOT / "benchmarks/attention.py"
+    if attention.exists():
+        words = ["--device", args.device, "--output", out / "attention.json"]
+        done = stage.run(attention.relative_to(ROOT), *words, least=20)
+        if done and (out / "attention.json").exists():
+            stage.add(attention=json.loads((out / "attention.json").read_text()))
+    return 0 if stage.result.get("runs") else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
