@@ -49,6 +49,7 @@ from benchmarks.training.batches import Fed, micro_batches, packed, rectangle, s
 from benchmarks.training.models import PROTEINLM_SHAPES, Weights, esm2_weights, proteinlm_weights
 from pretrain.interval import peak_flops
 from proteinlm.encoder import token_batches
+from proteinlm.errors import ArgumentParser
 from proteinlm.files import write_json
 from proteinlm.sequences import read_fasta
 
@@ -60,8 +61,8 @@ PROTEINLM_ARMS = (*OURS, "megatron_bert", "megatron_bert_sorted", "esm2", "esm2_
 ALIASES = {"hf": "megatron_bert", "hf_sorted": "megatron_bert_sorted"}
 
 
-def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def build_parser() -> ArgumentParser:
+    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     shapes = parser.add_mutually_exclusive_group()
     shapes.add_argument("--esm2", choices=SHAPES, default="8m", help="the shape (8m)")
     shapes.add_argument("--proteinlm", choices=PROTEINLM_SHAPES, help="a shape of ProteinLM's instead")

@@ -1,4 +1,4 @@
-"""The comparisons with Hugging Face run on tiny shapes, and stop where the two disagree."""
+"""The comparisons run on tiny shapes and stop where two models disagree; gpu.sh runs on a CPU and refuses wrong use."""
 
 import json
 import runpy
@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 pytest.importorskip("transformers")
 FOLDER = Path(__file__).resolve().parent.parent / "benchmarks"
@@ -42,3 +43,80 @@ def test_attention_alone_on_a_tiny_shape(tmp_path, monkeypatch):
     monkeypatch.setitem(main.__globals__, "TOLERANCE", dict.fromkeys(main.__globals__["TOLERANCE"], 1e-9))
     with pytest.raises(AssertionError, match="buckets differs by"):
         main()
+
+
+PACKED = ("--proteinlm", "tiny", "--rows", "2", "--seq_length", "256", "--proteins", "24", "--repeats", "1")
+PACKED += ("--device", "cpu", "--batch_size", "4", "--phases")
+
+
+def test_packed_rows_beside_a_dense_mask_and_megatron_bert(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    main = runpy.run_path(str(FOLDER / "train_step.py"))["main"]
+    arms, files = ("ours", "dense_mask", "dense_mask_eager", "hf_sorted"), ("result.json", "rates.json")
+    words = [*PACKED, "--precision", "bf16", "--arms", *arms]
+    result, rates = (tmp_path / name for name in files)
+    assert main([*words, "--output", str(result), "--calibration", str(rates)]) == 0
+    result, rates = (json.loads(path.read_text()) for path in (result, rates))
+    assert result["arms"].keys() == {*arms[:3], "megatron_bert_sorted"}
+    for row in result["arms"].values():
+        assert row["share_of_gemm_rate"] > 0 and row["forward_seconds"] > 0
+        assert row["ms_per_step"] * row["steps"] == pytest.approx(1e3 * row["wall_seconds"], abs=1)
+    ours, dense = result["arms"]["ours"], result["arms"]["dense_mask"]
+    assert ours["padding"] == dense["padding"] < 0.3 and result["loss_difference"]["ours"] < 1e-3
+    assert {"gpu", "gemm_tflops", "attention_tflops", "launch_us", "error"} <= rates.keys()
+
+    from benchmarks.training.arms import DenseMask
+
+    def look_everywhere(arm, batch):
+        arm.mask = torch.ones(len(batch.tokens), 1, *[batch.tokens.shape[1]] * 2, dtype=torch.bool)
+
+    monkeypatch.setattr(DenseMask, "_make_mask", look_everywhere)
+    with pytest.raises(AssertionError, match="differ by"):
+        main([*words[:-5], "--arms", "ours", "dense_mask"])
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (("--esm2", "tiny", "--arms", "megatron_bert"), "--arms megatron_bert: choose from ours"),
+        (("--proteinlm", "tiny", "--arms", "ours", "esm2", "--dropout", "0.1"), "--dropout: ESM-2 has none"),
+        (("--proteinlm", "tiny", "--compile", "--device", "cpu"), "--compile and --flash3 need a GPU"),
+        (("--arms", "hf"), "`ours` must be among them"),
+    ],
+)
+def test_wrong_use_of_train_step(flags, message, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    main = runpy.run_path(str(FOLDER / "train_step.py"))["main"]
+    with pytest.raises(SystemExit) as stopped:
+        main(flags)
+    assert stopped.value.code == 2 and message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        ((), "OUT, the folder of the results, comes first"),
+        (("OUT", "pretraining"), "pretraining is no stage"),
+        (("OUT", "pretrain"), "stage pretrain needs --fasta"),
+        (("OUT", "tasks", "--tape-data", "nowhere"), "--tape-data nowhere is not there"),
+        (("OUT", "--minutes", "few"), "--minutes few is no number"),
+        (("OUT", "--speed", "3"), "--speed is no flag"),
+    ],
+)
+def test_wrong_use_of_gpu_sh(words, message, tmp_path, run_command):
+    words = [str(tmp_path) if word == "OUT" else word for word in words]
+    done = run_command("bash", FOLDER / "gpu.sh", *words, check=False)
+    assert done.returncode == 2 and done.stderr.startswith(f"gpu.sh: {message}; usage:")
+    assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.slow
+def test_gpu_sh_rehearses_the_ladder(tmp_path, run_command):
+    """The cheapest stage; `bash benchmarks/gpu.sh OUT --rehearse` goes through all of them in four minutes."""
+    run_command("bash", FOLDER / "gpu.sh", tmp_path, "ladder-200m", "--rehearse")
+    result = json.loads((tmp_path / "gpu.json").read_text())["ladder-200m"]
+    assert [row["row"] for row in result["rows_2"]][1:] == ["no recomputation", "dropout 0", "bf16 residual stream"]
+    losses = [row["first_loss"] for row in result["rows_2"]]
+    assert max(losses) - min(losses) < 0.1
+    assert {item["why"] for item in result["not_run"]} == {"needs a GPU"} and len(result["profile_2"]["kernels"]) == 25
+    assert "| no recomputation |" in (tmp_path / "gpu.md").read_text()

@@ -10,13 +10,14 @@ lengths, `pretrain.train_step` whole. MFU by true FLOPs (real tokens, attention 
 
 import statistics
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
 import numpy as np
 import torch
+import torch.nn.attention
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.comparison import random_proteins, take_turns
@@ -91,44 +92,47 @@ def kernels(arm: Ours, feds: list[Fed], path: Path) -> list[dict]:
     ]  # fmt: skip
 
 
+def restore_flash2() -> None:
+    """What the last row of the size before had is for the whole process."""
+    if getattr(torch.nn.attention, "current_flash_attention_impl", lambda: None)() is not None:
+        torch.nn.attention.restore_flash_attention_impl()
+
+
 def climb(stage: Stage, shape: str, rows: int, repeats: int) -> None:
     """All rows of the ladder at one size, each in the result as soon as it is measured."""
     layers, _, length = SIZES[shape]
     device, fastest, table = torch.device(stage.args.device), float("inf"), []
-    sizes, setting = [*PROTEINLM_SHAPES[shape]], Setting("bf16", rows=rows, seq_length=length)
-    sizes[0] = layers
+    setting = Setting("bf16", rows=rows, seq_length=length)
     weights: Weights | None = None
+    restore_flash2()
     for name, changes, dropout in ROWS:
-        label, setting = f"{shape}, {rows} rows: {name}", replace(setting, **changes)
+        label = f"{shape}, {rows} rows: {name}"
+        if device.type != "cuda" and changes.keys() & {"compile", "flash3"}:
+            stage.skip(label, "needs a GPU")
+            continue
         if not stage.has(1.0 if stage.args.rehearse else LEAST, label):
             continue
-        if device.type != "cuda" and (setting.compile or setting.flash3):
-            setting = replace(setting, compile=False, flash3=False)
-            if "compile" in changes or "flash3" in changes:
-                stage.skip(label, "needs a GPU")
-                continue
         if weights is None or weights.config.hidden_dropout != dropout:
-            weights = proteinlm_weights(sizes, length, dropout, with_peer=False)
-        feds, arm = fed(weights, rows, length, 2 if stage.args.rehearse else STEPS), None
+            weights = proteinlm_weights((layers, *PROTEINLM_SHAPES[shape][1:]), length, dropout, with_peer=False)
+        feds = fed(weights, rows, length, 2 if stage.args.rehearse else STEPS)
+        feds = [one.pinned() for one in feds] if device.type == "cuda" else feds
         try:
-            arm = Ours(weights, setting, device)
-            feds = [f.pinned() for f in feds] if device.type == "cuda" else feds
-            row = measured(arm, feds, setting, repeats)
-        except (ValueError, RuntimeError) as error:  # no FA3 here, out of memory
+            arm = Ours(weights, replace(setting, **changes), device)
+            row = measured(arm, feds, arm.setting, repeats)
+        except (ValueError, RuntimeError) as error:  # FlashAttention 3 is not here, memory is full
             stage.skip(label, str(error).splitlines()[0][:200])
-            setting = replace(setting, flash3=False)
-            del arm
+            arm = None
             torch.cuda.empty_cache()
             continue
-        table.append({"row": name} | {k: str(v) if k == "precision" else v for k, v in vars(setting).items()} | row)
-        table[-1]["dropout"] = dropout
+        setting = arm.setting
+        table.append({"row": name, "dropout": dropout} | asdict(setting) | row)
         print(f"{label}: {row['ms_per_step']} ms, {row['real_tokens_per_second']:,.0f} real tokens/s", flush=True)
         stage.add(**{f"rows_{rows}": table, f"parameters_{rows}": arm.config.num_parameters()})
         if row["ms_per_step"] < fastest:
             fastest = row["ms_per_step"]
             best = kernels(arm, feds, stage.path.with_name(f"profile-{shape}-{rows}.txt"))
             stage.add(**{f"profile_{rows}": {"row": name, "kernels": best}})
-        del arm, feds
+        arm = None
         torch.cuda.empty_cache()
 
 

@@ -1,6 +1,8 @@
 """What the stages of gpu.sh share: their flags, their time, and JSON that is there after every row."""
 
 import argparse
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -10,12 +12,13 @@ from pathlib import Path
 import torch
 
 from benchmarks.comparison import ROOT, machine
+from proteinlm.errors import ArgumentParser
 from proteinlm.files import write_json
 
 
-def parser(doc: str) -> argparse.ArgumentParser:
+def parser(doc: str) -> ArgumentParser:
     """OUT, --minutes, --device, --rehearse."""
-    flags = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    flags = ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     flags.add_argument("out", type=Path, help="folder of the results")
     flags.add_argument("--minutes", type=float, default=8.5, help="what does not fit is left out, and named (8.5)")
     flags.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -28,7 +31,7 @@ class Stage:
 
     def __init__(self, name: str, args: argparse.Namespace):
         self.path, self.ends = args.out / f"{name}.json", time.monotonic() + 60 * args.minutes
-        self.began, self.name = time.monotonic(), name
+        self.began, self.name, self.args = time.monotonic(), name, args
         args.out.mkdir(parents=True, exist_ok=True)
         self.result = {"stage": name, "rehearsal": args.rehearse, "not_run": []}
         self.result |= machine(f"benchmarks/gpu/{Path(sys.argv[0]).name}", torch.device(args.device))
@@ -64,17 +67,29 @@ class Stage:
         if not self.has(least, what):
             return None
         print(f"$ python {what}", flush=True)
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "start_new_session": True}
+        with subprocess.Popen(line, cwd=ROOT, **pipes) as process:
+            try:
+                text, _ = process.communicate(timeout=self.seconds_left())
+            except subprocess.TimeoutExpired:
+                stop_all(process)
+                self.skip(what, "it took longer than the stage had")
+                return None
+        print(text[-4000:], flush=True)
+        if process.returncode:
+            self.skip(what, f"status {process.returncode}: {last_line(text)}")
+        return subprocess.CompletedProcess(line, process.returncode, text)
+
+
+def stop_all(process: subprocess.Popen) -> None:
+    """A command and what it has started, which have a process group of their own: politely, then not."""
+    for sign, patience in ((signal.SIGTERM, 10), (signal.SIGKILL, None)):
+        os.killpg(process.pid, sign)
         try:
-            done = subprocess.run(
-                line, cwd=ROOT, timeout=self.seconds_left(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-            )
+            process.communicate(timeout=patience)
         except subprocess.TimeoutExpired:
-            self.skip(what, "it took longer than the stage had")
-            return None
-        print(done.stdout[-4000:], flush=True)
-        if done.returncode:
-            self.skip(what, f"status {done.returncode}: {last_line(done.stdout)}")
-        return done
+            continue
+        return
 
 
 def last_line(text: str) -> str:

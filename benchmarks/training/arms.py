@@ -64,7 +64,7 @@ class Ours:
     """`step` is pretraining's own."""
 
     def __init__(self, weights: Weights, setting: Setting, device: torch.device):
-        self.device, self.config = device, weights.config
+        self.device, self.config, self.setting = device, weights.config, setting
         self.prepare_kernels(setting)
         config = setting.config()
         world = World(Layout(), device)

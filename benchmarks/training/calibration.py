@@ -93,7 +93,7 @@ def _plan(config: ModelConfig, tokens: int, dtype: torch.dtype, device: torch.de
     """(the plan, FLOPs of the products of attention's forward pass)."""
     bounds = _bounds(tokens, 1024)
     sizes = np.diff(bounds).astype(np.float64)
-    backend = choose_backend(device, dtype, 0.0)
+    backend = choose_backend(device, dtype, 0.0, config.head_size)
     plan = make_plan(torch.from_numpy(bounds).to(device), backend, int(sizes.max()))
     return plan, float(4 * config.hidden_size * (sizes * sizes).sum())
 

@@ -10,7 +10,6 @@ from proteinlm.network.rotary import RotaryEmbedding
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 BF16, FP16 = torch.bfloat16, torch.float16
-on_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 
 @pytest.mark.parametrize(
@@ -103,7 +102,7 @@ def on_gpu(lengths, size, dtype, backend, dropout=0.0, seed=0):
     return answers
 
 
-@on_a_gpu
+@pytest.mark.gpu
 @pytest.mark.parametrize("size", [16, 20, 24, 64, 128, 264])
 @pytest.mark.parametrize(
     "backend, dtype, tolerance",
@@ -119,7 +118,7 @@ def test_values_and_gradients_equal_the_reference_on_a_gpu(backend, dtype, toler
         assert (value.flip(0) - reference).norm() / reference.norm() > 0.5
 
 
-@on_a_gpu
+@pytest.mark.gpu
 @pytest.mark.parametrize("backend", ["flash", "efficient"])
 def test_dropout_on_a_gpu_keeps_the_mean_and_the_share(backend):
     if backend == "flash" and torch.cuda.get_device_capability() < (8, 0):
@@ -137,7 +136,7 @@ def test_dropout_on_a_gpu_keeps_the_mean_and_the_share(backend):
     assert packed_attention(qkv, plan, 0.25).float().equal(out) and not packed_attention(qkv, plan, 0.25).equal(out)
 
 
-@on_a_gpu
+@pytest.mark.gpu
 @pytest.mark.parametrize("backend, dtype", [("flash", BF16), ("efficient", FP16)])
 def test_deterministic_twice_on_a_gpu(backend, dtype):
     if backend == "flash" and torch.cuda.get_device_capability() < (8, 0):
