@@ -49,6 +49,7 @@ PACKED = ("--proteinlm", "tiny", "--rows", "2", "--seq_length", "256", "--protei
 PACKED += ("--device", "cpu", "--batch_size", "4", "--phases")
 
 
+@pytest.mark.slow
 def test_packed_rows_beside_a_dense_mask_and_megatron_bert(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "path", list(sys.path))
     main = runpy.run_path(str(FOLDER / "train_step.py"))["main"]
