@@ -2,7 +2,7 @@
 # Everything worth knowing about this project on one GPU, in stages of under nine minutes each.
 #
 #   bash benchmarks/gpu.sh OUT [STAGE ...] [flags]
-#   bash benchmarks/gpu.sh OUT --rehearse            # every stage on a CPU, tiny shapes, a few minutes
+#   bash benchmarks/gpu.sh OUT --rehearse            # every stage on a CPU, tiny shapes, five minutes
 #
 # OUT    gets a JSON a stage, written after every row of it, so a run cut off loses nothing; gpu.json (all of them) and
 #        gpu.md (the tables for docs/results.md) after every call. Stages of earlier calls stay.
@@ -20,7 +20,7 @@
 #        --tape-data DIR       for tasks               --model DIR      instead of OUT/pretrain/model
 #        --preset NAME         for tasks (full)        --tasks-flags "…" further flags of tape.reproduce
 #        --jobs N              tasks side by side (4)
-# PYTHON which interpreter (python)
+# PYTHON which interpreter (python, or python3)
 #
 # Status 0: every stage gave a result; 1: one did not, or a test failed; 2: wrong use.
 set -euo pipefail
@@ -62,7 +62,7 @@ while [ $# -gt 0 ]; do
     shift 2
 done
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-python=${PYTHON:-python}
+python=${PYTHON:-$(command -v python || command -v python3)}
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
 
 if [ -n "$rehearse" ]; then

@@ -21,9 +21,10 @@ Arms take turns after a warm-up; medians, of wall time and of this process's own
 machine changes less. `gemm_rate`: FLOP/s of the layer's own matrix products, timed in the same turns. FLOPs of a step
 are over real tokens, attention per protein (`pretrain.interval.training_flops`); `_6n`: 6 x parameters x tokens as fed.
 
-What must hold: before anything is timed, on the first --batch_size proteins, loss and gradients of both agree in fp32
-to AGREE (the gradients relative to the largest of their tensor's; on a GPU GPU_AGREE), and differ by more with another
-mask; as it is timed the loss of each is within HALF_AGREE of ours in fp32.
+What must hold: before anything is timed, on the first --batch_size proteins (8 at most), loss and gradients of each arm
+and ours agree in fp32 to AGREE (the gradients relative to the largest of their tensor's; on a GPU GPU_AGREE), and differ
+by more with another mask; as it is timed the loss of each is within HALF_AGREE of ours in fp32. An arm that runs out of
+a GPU's memory is left out of the table, and named.
 """
 
 import argparse
@@ -205,7 +206,7 @@ class Comparison:
     def agree(self) -> tuple[float, dict[str, float]]:
         """(the largest difference in fp32 of any arm from ours, by arm that of the loss as it will be timed)."""
         plain = replace(self.setting, precision="fp32", compile=False, compile_peers=False, flash3=False)
-        proteins, largest, losses = self.proteins[: self.args.batch_size], 0.0, {}
+        proteins, largest, losses = self.proteins[: min(8, self.args.batch_size)], 0.0, {}
         for kind in dict.fromkeys(name.removesuffix("_sorted") for name in self.args.arms):
             timed = self.arm(kind)
             weights = self.esm2_weights if kind == "esm2" else self.weights
@@ -271,16 +272,22 @@ def compare(comparison: Comparison) -> tuple[dict[str, dict], float | None]:
     tokens = args.rows * args.seq_length if args.rows else args.tokens_per_batch
     products = measure.Products(config, tokens, comparison.setting.dtype, device)
     calls: dict[str, Callable[[], None]] = {"gemm": products}
-    calls |= {name: partial(measure.steps, arm, feds) for name, (arm, feds) in arms.items()}
     products()
-    for arm, feds in arms.values():
-        measure.steps(arm, feds[: 3 if args.compile or args.compile_peers else 1])
+    for name, (arm, feds) in list(arms.items()):
+        try:
+            measure.steps(arm, [max(feds, key=lambda fed: fed.tokens), *feds[: 2 if args.compile else 0]])
+        except torch.OutOfMemoryError:
+            print(f"{name}: out of memory", flush=True)
+            del arms[name]
+            torch.cuda.empty_cache()
+            continue
+        calls[name] = partial(measure.steps, arm, feds)
     seconds = take_turns(calls, args.repeats)
     limits = {
         "gemm_rate": products.flops / statistics.median(wall for wall, _ in seconds.pop("gemm")),
         "peak": peak_flops(device, comparison.setting.dtype),
     }
-    del products
+    del products, calls["gemm"]
     rows = table(seconds, len(comparison.proteins), int(comparison.lengths.sum()))
     parameters = config.num_parameters()
     for name, (arm, feds) in arms.items():

@@ -26,6 +26,9 @@ def parser(doc: str) -> ArgumentParser:
     return flags
 
 
+GRACE = 15  # seconds after a stage's minutes in which it may end by itself
+
+
 class Stage:
     """One stage's result, OUT/<name>.json, written whole after everything that is added to it."""
 
@@ -33,9 +36,16 @@ class Stage:
         self.path, self.ends = args.out / f"{name}.json", time.monotonic() + 60 * args.minutes
         self.began, self.name, self.args = time.monotonic(), name, args
         args.out.mkdir(parents=True, exist_ok=True)
+        signal.signal(signal.SIGALRM, self._stop)
+        signal.setitimer(signal.ITIMER_REAL, 60 * args.minutes + GRACE)
         self.result = {"stage": name, "rehearsal": args.rehearse, "not_run": []}
         self.result |= machine(f"benchmarks/gpu/{Path(sys.argv[0]).name}", torch.device(args.device))
         self.write()
+
+    def _stop(self, *_: object) -> None:
+        """What is in the file stays; nothing else ends a call that hangs in a library."""
+        print(f"{self.name}: stopped, {GRACE} s after its minutes", file=sys.stderr, flush=True)
+        os._exit(1)
 
     def seconds_left(self) -> float:
         return self.ends - time.monotonic()
