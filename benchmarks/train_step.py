@@ -22,9 +22,9 @@ machine changes less. `gemm_rate`: FLOP/s of the layer's own matrix products, ti
 are over real tokens, attention per protein (`pretrain.interval.training_flops`); `_6n`: 6 x parameters x tokens as fed.
 
 What must hold: before anything is timed, on the first --batch_size proteins (8 at most), loss and gradients of each arm
-and ours agree in fp32 to AGREE (the gradients relative to the largest of their tensor's; on a GPU GPU_AGREE), and differ
-by more with another mask; as it is timed the loss of each is within HALF_AGREE of ours in fp32. An arm that runs out of
-a GPU's memory is left out of the table, and named.
+and ours agree in fp32 to AGREE (the gradients relative to the largest of their tensor's; on a GPU GPU_AGREE), and
+differ by more with another mask; as it is timed the loss of each is within HALF_AGREE of ours in fp32. An arm that runs
+out of a GPU's memory is left out of the table, and named.
 """
 
 import argparse
