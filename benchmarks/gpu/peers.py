@@ -16,6 +16,10 @@ import torch
 
 from benchmarks.comparison import ROOT
 from benchmarks.gpu.stage import Stage, parser
+from benchmarks.training.calibration import LEAST_ERROR
+from benchmarks.training.models import PROTEINLM_SHAPES
+from pretrain.gpus import find_gpu
+from proteinlm.files import write_json
 
 ALL = "ours dense_mask megatron_bert megatron_bert_sorted esm2 esm2_sorted"
 RUNS = {  # name -> flags of train_step.py
@@ -38,6 +42,30 @@ def made_by(result: Path, commit: str) -> bool:
     return result.exists() and json.loads(result.read_text())["commit"] == commit
 
 
+def check_planner(stage: Stage, out: Path, runs: dict[str, str]) -> None:
+    """What the planner predicts from these rates for the first run, and the file's `error` from how far that is off."""
+    path, plan = out / "calibration.json", out / "plan.json"
+    run, rates = stage.result["runs"].get(next(iter(runs))), json.loads(path.read_text())
+    if run is None:
+        return
+    layers, width, heads, inner = PROTEINLM_SHAPES[run["proteinlm"]]
+    gpu = rates["gpu"] if find_gpu(rates["gpu"]) else "H100"  # a rehearsal pretends
+    write_json(path, rates | {"gpu": gpu})
+    words = ["--num-layers", layers, "--hidden-size", width, "--num-attention-heads", heads, "--ffn-hidden-size", inner]
+    words += ["--seq-length", run["seq_length"], "--max-position-embeddings", run["seq_length"], "--train-iters", 100]
+    words += ["--micro-batch-size", run["rows"], "--global-batch-size", run["rows"], "--bf16"]
+    words += ["--hidden-dropout", 0, "--attention-dropout", 0, "--gpu", gpu, "--gpus-per-node", 1, "--nodes", 1]
+    plan.unlink(missing_ok=True)
+    stage.run("-m", "pretrain.plan", *words, "--calibration", path, "--json", plan, least=20)
+    if plan.exists():
+        layouts = json.loads(plan.read_text())["layouts"]
+        one = next(x for x in layouts if x["micro_batch_size"] == run["rows"] and not x["recompute"])
+        predicted, measured = 1e3 * one["step_seconds"], run["arms"]["ours"]["ms_per_step"]
+        rates["error"] = max(LEAST_ERROR, round(abs(predicted / measured - 1), 3))
+        stage.add(planner={"predicted_ms": predicted, "measured_ms": measured}, calibration=rates)
+    write_json(path, rates)
+
+
 def main() -> int:
     args = parser(__doc__).parse_args()
     stage = Stage("peers", args)
@@ -56,6 +84,7 @@ def main() -> int:
             stage.add(runs=stage.result.get("runs", {}) | {name: json.loads(result.read_text())})
     if (calibration := out / "calibration.json").exists():
         stage.add(calibration=json.loads(calibration.read_text()))
+        check_planner(stage, out, runs)
     attention = ROOT / "benchmarks/attention.py"
     if attention.exists():
         words = ["--device", args.device, "--output", out / "attention.json"]

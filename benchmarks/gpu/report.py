@@ -86,9 +86,13 @@ def peers(stage: dict) -> list[str]:
         lines += [
             f"Rates for the planner: products up to {best:,.1f} TFLOP/s, memory {rates['hbm_gbs']:,.0f} GB/s, "
             f"attention {attention['forward']} forward and {attention['backward']} backward TFLOP/s, "
-            f"{rates['launch_us']} us a kernel; added up they miss a layer measured whole by {rates['error']:.0%}.",
+            f"{rates['launch_us']} us a kernel; error {rates['error']:.0%}.",
             "",
         ]
+    if plan := stage.get("planner"):
+        lines += [f"From them the planner predicts {plan['predicted_ms']:,.1f} ms for a step of the first comparison, "]
+        lines[-1] += f"which took {plan['measured_ms']:,.1f} ms."
+        lines += [""]
     return lines
 
 
