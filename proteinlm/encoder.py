@@ -238,14 +238,25 @@ class Encoder:
 
     def logits(self, sequences: Proteins, *, batch_tokens: int | None = None, tensors=False, quiet=False) -> list:
         """A list of [L, V]: the masked-LM head's score of every token of the vocabulary at each residue."""
+        self.need_lm_head()
+        return self._rows(self._token_logits, sequences, batch_tokens, tensors, quiet)
+
+    def need_lm_head(self) -> None:
+        """InputError for an encoder without one."""
         if self.model.lm_head is None:
             raise InputError(f"{self.source}: no usable masked-LM head, so no logits; embed does without")
 
-        def compute(*inputs: Tensor) -> Tensor:
-            states = self._state_after(self.config.num_layers, *inputs)
-            return self.model.lm_logits(states)[:, : self.config.vocab_size]  # no padding rows
+    def logits_at(self, stream: Stream, places: np.ndarray) -> Tensor:
+        """[M, V] on the CPU: the masked-LM head's scores at `places`, int64 [M], of a batch, which may hold masks."""
+        self.need_lm_head()
+        where = to_device(places, self.device)
+        return at_least_fp32(self._run(lambda *inputs: self._token_logits(*inputs, where=where), stream)).cpu()
 
-        return self._rows(compute, sequences, batch_tokens, tensors, quiet)
+    def _token_logits(self, *inputs: Tensor, where: Tensor | None = None) -> Tensor:
+        """[T, V] of a batch, or [M, V] of the tokens at `where` [M]; without the padding rows of the vocabulary."""
+        states = self._state_after(self.config.num_layers, *inputs)
+        states = states if where is None else states.index_select(0, where)
+        return self.model.lm_logits(states)[:, : self.config.vocab_size]
 
     def hidden_states(
         self, sequences: Proteins, *, batch_tokens: int | None = None, tensors=False, quiet=False

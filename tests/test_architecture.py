@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PACKAGES = ("proteinlm", "pretrain", "tape", "converter", "demo")
+PACKAGES = ("proteinlm", "pretrain", "tape", "probe", "converter", "demo")
 LONGEST = 400  # lines of a file
 FULLEST = 14  # files at the top of a folder
 
@@ -26,6 +26,7 @@ ARROWS = {
     "proteinlm": ("proteinlm",),
     "pretrain": ("pretrain", "proteinlm"),
     "tape": ("tape", "proteinlm"),
+    "probe": ("probe", "tape", "proteinlm"),
     "converter": ("converter", "pretrain", "tape", "proteinlm"),
     "demo": ("demo", "converter", "pretrain", "tape", "proteinlm"),
 }
@@ -33,7 +34,7 @@ ARROWS = {
 COMMANDS = {
     *("pretrain.__main__", "pretrain.preprocess", "pretrain.plan.__main__", "converter.__main__", "demo.run"),
     *(f"tape.{name}" for name in ("train", "evaluate", "embed", "predict", "table", "reproduce", "tune")),
-    *("tape.train_distributed", "tape.main"),
+    *("tape.train_distributed", "tape.main", "probe.__main__", "probe.variants.command"),
 }
 # tape.main is songlab's module of the commands as functions: it calls them, and nobody imports it.
 CALLS_COMMANDS = {"tape/main.py", "demo/run.py"}
@@ -201,6 +202,8 @@ def test_every_python_file_keeps_the_rules(rule: Callable[[str, str], list[str]]
         (wrong_arrows, "tape/tasks/stability.py", "from ...pretrain.config import read"),
         (wrong_arrows, "tape/registry.py", "import importlib\nimportlib.import_module('pretrain.trainer')"),
         (wrong_arrows, "converter/names.py", "import demo.run"),
+        (wrong_arrows, "tape/metrics.py", "from probe.variants import score"),
+        (wrong_arrows, "probe/variants/scoring.py", "import pretrain.trainer"),
         (imports_a_command, "tape/tune.py", "from tape.train import build_model"),
         (imports_a_command, "tape/runs/run_dir.py", "def lazy():\n    from tape import evaluate"),
         (more_than_maths, "proteinlm/network/model.py", "import numpy"),
@@ -236,6 +239,7 @@ def test_a_crowded_folder_is_seen():
         ("tape/tasks/stability.py", "from ..models.heads import ValueHead\nfrom proteinlm import sequences"),
         ("converter/convert.py", "import pretrain.checkpoint.files\nimport tape.models.modeling_bert"),
         ("pretrain/trainer.py", "import tapestry"),
+        ("probe/variants/ranking.py", "from tape.scoring.bootstrap import Scores\nimport proteinlm"),
     ],
 )
 def test_allowed_imports_pass(path, source):

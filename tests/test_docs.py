@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "benchmarks/README.md"]
-FOLDERS = "proteinlm|pretrain|converter|tape|demo|scripts|benchmarks|docs|tests|examples|conda_env"
+FOLDERS = "proteinlm|pretrain|converter|tape|probe|demo|scripts|benchmarks|docs|tests|examples|conda_env"
 NOT_OURS = {"examples/pretrain_tape.sh", "benchmarks/NAME.py"}  # a file of the original project, and a placeholder
 
 

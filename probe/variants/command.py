@@ -1,0 +1,198 @@
+"""`proteinlm variants`: mutations of one protein scored by a masked language model, without training.
+
+proteinlm variants MODEL WT.fasta MUTATIONS.csv                        a column of scores, and how well it ranks
+proteinlm variants MODEL WT.fasta --scan --output scan.csv             every mutation, with a heat map
+proteinlm variants M1 M2 M3 WT.fasta MUTATIONS.csv --score wt-marginals      several models and their mean
+
+MUTATIONS.csv has ProteinGym's columns: mutant (H24C, or H24C:P25A), DMS_score where there are measurements. The output
+has its columns and one a model, under the model's name, `ensemble` for their mean; OUT.json has the numbers. What must
+hold: files are whole or absent; a killed run, started again with the same command, goes on where it was.
+"""
+
+import argparse
+import csv
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+import proteinlm
+from probe.variants import floors, heat_map
+from probe.variants.mutations import AMINO_ACIDS, Assay, WildType, every_mutant, name_of, read_assay, read_wild_type
+from probe.variants.passes import WINDOW
+from probe.variants.ranking import METRICS, intervals
+from probe.variants.scoring import METHODS, score
+from proteinlm import errors
+from proteinlm.encoder import Encoder
+from proteinlm.errors import InputError
+from proteinlm.files import atomic_path, write_json
+from proteinlm.tables import is_table
+from tape.runs.flags import DEVICE_FLAGS, add_flags, count, positive
+
+ENSEMBLE = "ensemble"
+
+
+def build_parser() -> errors.ArgumentParser:
+    parser = errors.ArgumentParser("proteinlm variants", description="Score mutations of a protein.", intermixed=True)
+    parser.add_argument(
+        "words", nargs="+", metavar="MODEL ... WT [MUTATIONS]",
+        help="model directories; the wild type (FASTA, or ProteinGym's reference .csv); a .csv of mutants",
+    )  # fmt: skip
+    parser.add_argument("--output", metavar="OUT.csv", help="default: MUTATIONS_scored.csv, here")
+    parser.add_argument("--score", choices=METHODS, default=METHODS[0], help="default: %(default)s")
+    parser.add_argument("--scan", action="store_true", help="every amino acid at every site, and a heat map beside OUT")
+    parser.add_argument("--offset", type=int, help="number of WT's first residue in the names of mutants (default: 1)")
+    parser.add_argument("--mutant_column", metavar="COLUMN", help="default: mutant, or else mutated_sequence")
+    parser.add_argument("--score_column", metavar="COLUMN", help="of measured values; default: DMS_score or score")
+    parser.add_argument("--alignment", metavar="A3M", help="of WT's family, for the site-independent floor")
+    parser.add_argument("--window", type=count, default=WINDOW, help="tokens read at a time (%(default)s; 0: all)")
+    parser.add_argument("--tokens_per_batch", type=positive, help="default: by the device")
+    add_flags(parser, *DEVICE_FLAGS)
+    return parser
+
+
+def split_words(words: Sequence[str]) -> tuple[list[str], str, str | None]:
+    """(models, wild type, mutants) of the command's words: the first table ends the models."""
+    first = next((i for i, word in enumerate(words) if is_table(word)), None)
+    if first is None or first == 0 or len(words) > first + 2:
+        raise InputError(f"{' '.join(words)}: should be MODEL ... WT.fasta [MUTATIONS.csv]")
+    return list(words[:first]), words[first], words[first + 1] if len(words) > first + 1 else None
+
+
+def column_names(models: Sequence[str], columns: Sequence[str]) -> list[str]:
+    """The models' names, told apart by what is above them; InputError where the input has such a column."""
+    paths = [Path(model).resolve() for model in models]
+    names = [path.name for path in paths]
+    if len(set(names)) < len(names):
+        names = ["/".join(path.parts[-2:]) for path in paths]
+    if len(set(names)) < len(names):
+        raise InputError(f"{', '.join(models)}: one model twice")
+    for name in names:
+        if name in (*columns, ENSEMBLE):
+            raise InputError(f"the mutants' file has a column {name!r} already; should be without it")
+    return names
+
+
+def open_encoder(model: str, args: argparse.Namespace) -> Encoder:
+    if args.fp16 and args.bf16:
+        raise InputError("--fp16 and --bf16 exclude each other; give one")
+    dtype = "fp16" if args.fp16 else "bf16" if args.bf16 else "fp32"
+    encoder = proteinlm.load(model, dtype, args.device)
+    encoder.need_lm_head()
+    return encoder
+
+
+def score_all(
+    models: Mapping[str, str], wild: WildType, mutants: list, args: argparse.Namespace, output: Path
+) -> tuple[dict[str, np.ndarray], dict[str, float]]:
+    """(scores by column, seconds by column). One model is in memory at a time."""
+    scores, seconds = {}, {}
+    for number, (name, model) in enumerate(models.items()):
+        started, saved = time.monotonic(), Path(f"{output}.partial-{number}")
+        print(f"{name}: {args.score} of {len(mutants):,} mutants of {wild.name}", file=sys.stderr, flush=True)
+        scores[name] = score(
+            open_encoder(model, args), wild.sequence, mutants, args.score, offset=wild.offset, window=args.window,
+            batch_tokens=args.tokens_per_batch, saved=saved,
+        )  # fmt: skip
+        seconds[name] = time.monotonic() - started
+    if len(scores) > 1:
+        scores[ENSEMBLE] = np.mean(list(scores.values()), axis=0)
+    return scores, seconds
+
+
+def write_scores(path: Path, columns: Sequence[str], rows: Sequence, scores: Mapping[str, np.ndarray]) -> None:
+    with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow([*columns, *scores])
+        for i, row in enumerate(rows):
+            writer.writerow([*row, *(f"{values[i]:.6f}" for values in scores.values())])
+
+
+def rank(assay: Assay, scores: Mapping[str, np.ndarray], wild: WildType, alignment: str | None) -> dict[str, dict]:
+    """The metrics of each column and of the floors, on the mutants that have a measured value."""
+    known = np.isfinite(assay.measured)
+    if known.sum() < 2:
+        raise InputError(f"{assay.table.path}: column {assay.measured_column} has {known.sum()} numbers; needs two")
+    columns = dict(scores) | {"blosum62": floors.blosum62(assay.mutants)}
+    columns |= {"composition": floors.composition(assay.mutants)}
+    if alignment is not None:
+        profile = floors.read_profile(alignment, wild)
+        columns["site_independent"] = floors.site_independent(assay.mutants, profile)
+    return {name: intervals(values[known], assay.measured[known]) for name, values in columns.items()}
+
+
+def print_metrics(metrics: Mapping[str, Mapping]) -> None:
+    width = max(map(len, metrics))
+    print(f"{'':<{width}}" + "".join(f"  {name:<24}" for name in METRICS).rstrip())
+    for column, values in metrics.items():
+        cells = [f"{v['value']:7.4f} [{v['low']:.4f}, {v['high']:.4f}]" for v in (values[name] for name in METRICS)]
+        print(f"{column:<{width}}" + "".join(f"  {cell:<24}" for cell in cells).rstrip())
+
+
+def scan_output(output: Path, wild: WildType, scores: dict[str, np.ndarray], method: str) -> None:
+    """OUT: a line a mutation; the heat map of the last column (the only model, or the ensemble) beside it."""
+    mutants = every_mutant(wild.sequence)
+    rows = [(name_of(m, wild.offset), m[0].site + wild.offset, m[0].wild, m[0].letter) for m in mutants]
+    write_scores(output, ("mutant", "position", "wild_type", "amino_acid"), rows, scores)
+    column, values = list(scores.items())[-1]
+    model = f"mean of {len(scores) - 1} models" if column == ENSEMBLE else column
+    caption = heat_map.Caption(wild.name, model, method)
+    table = values.reshape(-1, len(AMINO_ACIDS))
+    pictures = heat_map.draw_all(output.with_suffix(""), wild, table, caption)
+    print(f"wrote {', '.join(map(str, [output, *pictures]))}")
+
+
+def mutants_output(
+    output: Path, assay: Assay, wild: WildType, scores: dict[str, np.ndarray], args: argparse.Namespace
+) -> dict[str, dict]:
+    """OUT: the rows of the input and the scores. Returns the metrics, none without measured values."""
+    columns, rows = assay.table.columns, assay.table.rows
+    if "mutant" not in columns:
+        columns = ("mutant", *columns)
+        rows = [[name_of(m, wild.offset), *row] for m, row in zip(assay.mutants, rows, strict=True)]
+    metrics = {} if assay.measured is None else rank(assay, scores, wild, args.alignment)
+    write_scores(output, columns, rows, scores)
+    if metrics:
+        print_metrics(metrics)
+    print(f"wrote {output}: {len(rows):,} mutants")
+    return metrics
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = build_parser().parse_args(argv)
+    models, wild_path, mutants_path = split_words(args.words)
+    if args.scan and mutants_path is not None:
+        raise InputError("give MUTATIONS.csv, or --scan without it")
+    if not args.scan and mutants_path is None:
+        raise InputError("no MUTATIONS.csv and no --scan; should be one of them")
+    wild = read_wild_type(wild_path, args.offset, mutants_path)
+    stem = Path(mutants_path or wild_path).name.removesuffix(".gz")
+    output = Path(args.output or f"{Path(stem).stem}_{'scan' if args.scan else 'scored'}.csv")
+    if output.suffix != ".csv" or output.resolve() in (Path(p).resolve() for p in (wild_path, mutants_path) if p):
+        raise InputError(f"--output {output}: should be a .csv of its own")
+    assay = None if args.scan else read_assay(mutants_path, wild, args.mutant_column, args.score_column)
+    mutants = every_mutant(wild.sequence) if assay is None else assay.mutants
+    if args.alignment is not None:
+        floors.read_profile(args.alignment, wild)  # what is wrong with it shows before the work
+    names = column_names(models, () if assay is None else assay.table.columns)
+    scores, seconds = score_all(dict(zip(names, models, strict=True)), wild, mutants, args, output)
+    if assay is None:
+        scan_output(output, wild, scores, args.score)
+    metrics = {} if assay is None else mutants_output(output, assay, wild, scores, args)
+    settings = {"wild_type": wild.name, "residues": len(wild.sequence), "offset": wild.offset, "score": args.score}
+    settings |= {"window": args.window, "mutants": len(mutants), "data": Path(mutants_path or wild_path).name}
+    settings |= {"models": dict(zip(names, models, strict=True)), "seconds": seconds, "metrics": metrics}
+    write_json(output.with_suffix(".json"), settings)
+    for number in range(len(models)):
+        Path(f"{output}.partial-{number}").unlink(missing_ok=True)
+    return 0
+
+
+cli = partial(errors.run, main)
+
+
+if __name__ == "__main__":
+    sys.exit(cli())
