@@ -141,6 +141,8 @@ def scan_output(output: Path, wild: WildType, scores: dict[str, np.ndarray], met
     model = f"mean of {len(scores) - 1} models" if column == ENSEMBLE else column
     caption = heat_map.Caption(wild.name, model, method)
     table = values.reshape(-1, len(AMINO_ACIDS))
+    own = [row[AMINO_ACIDS.index(a)] for row, a in zip(table, wild.sequence, strict=True) if a in AMINO_ACIDS]
+    table = table - (own[0] if own else 0.0)  # all alike, and 0 for marginals and differences
     pictures = heat_map.draw_all(output.with_suffix(""), wild, table, caption)
     print(f"wrote {', '.join(map(str, [output, *pictures]))}")
 

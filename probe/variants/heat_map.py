@@ -27,7 +27,7 @@ class Caption:
 
 
 def draw(paths: Sequence[Path], wild: WildType, scores: np.ndarray, caption: Caption, theme: str) -> None:
-    """scores [L, 20], columns AMINO_ACIDS. paths: .png and .svg; theme: a key of THEMES."""
+    """scores [L, 20], the wild type's being 0, columns AMINO_ACIDS. paths: .png and .svg; theme: a key of THEMES."""
     import matplotlib
     from matplotlib.colors import LinearSegmentedColormap
     from matplotlib.figure import Figure
@@ -59,7 +59,14 @@ def draw(paths: Sequence[Path], wild: WildType, scores: np.ndarray, caption: Cap
             axes.set_xticks([i - begin for i in ticks], [i + wild.offset for i in ticks])
             axes.set_ylabel("amino acid put in")
         axes.set_xlabel(f"position in {wild.name} (dot: its own amino acid)")
-        figure.colorbar(image, ax=figure.axes, label=f"{caption.method} score", pad=0.01, aspect=30, extend="both")
+        figure.colorbar(
+            image,
+            ax=figure.axes,
+            label=f"{caption.method}, change from the wild type",
+            pad=0.01,
+            aspect=30,
+            extend="both",
+        )
         text = f"{caption.data}: every single mutation of {length:,} residues\n{caption.model}, {caption.method}"
         figure.suptitle(text, fontsize=9)
         for path in paths:
