@@ -118,6 +118,8 @@ def rank(assay: Assay, scores: Mapping[str, np.ndarray], wild: WildType, alignme
         raise InputError(f"{assay.table.path}: column {assay.measured_column} has {known.sum()} numbers; needs two")
     columns = dict(scores) | {"blosum62": floors.blosum62(assay.mutants)}
     columns |= {"composition": floors.composition(assay.mutants)}
+    if len({len(mutant) for mutant in assay.mutants}) > 1:
+        columns["fewer_mutations"] = floors.fewer_mutations(assay.mutants)
     if alignment is not None:
         profile = floors.read_profile(alignment, wild)
         columns["site_independent"] = floors.site_independent(assay.mutants, profile)

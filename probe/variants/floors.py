@@ -2,6 +2,7 @@
 
 blosum62            the substitution matrix of Henikoff and Henikoff (PNAS 89, 10915, 1992)
 composition         log q(mt) - log q(wt), q: how common an amino acid is (Robinson and Robinson, PNAS 88, 8880, 1991)
+fewer_mutations     -1 a mutation: what a mutant's distance from the wild type says, whatever its letters
 site_independent    log f(mt) - log f(wt), f: how common it is at this site in an alignment of the family
 
 An alignment is a3m (lower case letters and dots are insertions) or aligned FASTA, the wild type or a piece of it first.
@@ -63,6 +64,11 @@ BACKGROUND = np.array([PER_MILLE[letter] for letter in AMINO_ACIDS]) / sum(PER_M
 def blosum62(mutants: Sequence[Mutant]) -> np.ndarray:
     """[N]. A letter that is none of the 20 amino acids counts as no change."""
     return np.array([sum(BLOSUM62.get((wild, letter), 0) for _, wild, letter in m) for m in mutants], np.float64)
+
+
+def fewer_mutations(mutants: Sequence[Mutant]) -> np.ndarray:
+    """[N]."""
+    return -np.array([len(mutant) for mutant in mutants], np.float64)
 
 
 def composition(mutants: Sequence[Mutant]) -> np.ndarray:

@@ -16,8 +16,8 @@ import pytest
 
 pytestmark = pytest.mark.slow
 
-SOURCES = ("proteinlm", "pretrain", "tape", "converter", "pyproject.toml", "setup.py", "README.md", "LICENSE")
-SCRIPTS = {"tape-train", "tape-train-distributed", "tape-eval", "tape-embed", "tape-predict", "tape-table"}
+SOURCES = ("proteinlm", "pretrain", "tape", "probe", "converter", "pyproject.toml", "setup.py", "README.md", "LICENSE")
+SCRIPTS = {"tape-train", "tape-train-distributed", "tape-eval", "tape-embed", "tape-predict", "tape-table", "proteinlm"}
 MODEL = [
     "--num-layers",
     1,
@@ -87,6 +87,8 @@ def test_every_command_of_the_wheel(python, tmp_path, tiny_fasta, tiny_tape_data
     train = ["--from_pretrained", model, *common, *TRAIN]
     proteins = tmp_path / "few.fasta"
     proteins.write_text(">a\nMKVLAAGG\n>b\nMKTAYIAKQR\n")
+    one = tmp_path / "one.fasta"
+    one.write_text(">a\nMKVLAAGG\n")
     table = ["--preset", "cpu", "--tasks", "stability", "--arms", "onehot", "--seeds", 0, "--device", "cpu"]
     flags = "--max_steps 2 --eval_steps 1 --batch_size 4 --holdout 0.4"
     lines = [
@@ -97,6 +99,7 @@ def test_every_command_of_the_wheel(python, tmp_path, tiny_fasta, tiny_tape_data
         ["script", "tape-predict", finetuned, proteins, "few.tsv"],
         ["script", "tape-train-distributed", "transformer", "stability", *train, "--output_dir", "runs/two"],
         ["script", "tape-table", "runs", "--output", "table.txt"],
+        ["script", "proteinlm", "variants", model, one, "--scan", "--score", "wt-marginals", "--output", "scan.csv"],
         ["module", "tape.tune", "tuned", "--grid", "pooling", "mean", "--", "transformer", "stability", *train],
         ["module", "tape.reproduce", model, tiny_tape_data, "all", *table, "--train_flags", flags],
     ]
@@ -107,5 +110,12 @@ def test_every_command_of_the_wheel(python, tmp_path, tiny_fasta, tiny_tape_data
     assert set(facts["scripts"]) == SCRIPTS and all((python.parent / name).exists() for name in SCRIPTS)
     assert facts["vectors"] == [2, 16]
     assert "Spearman" in (tmp_path / "table.txt").read_text()
-    for name in ("few.npz", "few.tsv", "tuned/recipe.yaml", "all/table.html", "runs/two/model.safetensors"):
+    for name in (
+        "few.npz",
+        "few.tsv",
+        "tuned/recipe.yaml",
+        "all/table.html",
+        "scan.dark.svg",
+        "runs/two/model.safetensors",
+    ):
         assert (tmp_path / name).stat().st_size > 0

@@ -6,7 +6,15 @@ from scipy import stats
 from scipy.optimize import brentq
 from sklearn.metrics import ndcg_score
 
-from probe.variants.floors import BLOSUM62, PER_MILLE, blosum62, composition, read_profile, site_independent
+from probe.variants.floors import (
+    BLOSUM62,
+    PER_MILLE,
+    blosum62,
+    composition,
+    fewer_mutations,
+    read_profile,
+    site_independent,
+)
 from probe.variants.mutations import Mutation, WildType
 from probe.variants.ranking import intervals, ranking
 from proteinlm.errors import InputError
@@ -63,6 +71,7 @@ def test_blosum62_and_composition():
     assert sum(PER_MILLE.values()) == pytest.approx(1000, abs=0.1)
     mutants = [(), (Mutation(0, "W", "F"),), (Mutation(0, "W", "F"), Mutation(4, "C", "E")), (Mutation(1, "X", "A"),)]
     assert blosum62(mutants).tolist() == [0, 1, -3, 0]
+    assert fewer_mutations(mutants).tolist() == [0, -1, -2, -1]
     assert composition(mutants)[:2] == pytest.approx([0, np.log(38.56 / 13.30)])
 
 

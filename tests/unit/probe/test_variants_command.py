@@ -55,7 +55,7 @@ def test_scores_and_metrics_of_two_models(models, folder, capsys):
     assert columns["esm0"] == pytest.approx(expected, abs=1e-4)
     assert columns["ensemble"] == pytest.approx((columns["esm0"] + columns["esm1"]) / 2, abs=1e-5)
     report = json.loads((folder / "out.json").read_text())
-    assert list(report["metrics"]) == ["esm0", "esm1", "ensemble", "blosum62", "composition"]
+    assert list(report["metrics"]) == ["esm0", "esm1", "ensemble", "blosum62", "composition", "fewer_mutations"]
     assert report["score"] == "masked-marginals" and report["offset"] == 24
     printed = capsys.readouterr().out
     assert "top_recall" in printed and "blosum62" in printed and "wrote out.csv: 12 mutants" in printed
