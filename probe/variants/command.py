@@ -36,7 +36,9 @@ ENSEMBLE = "ensemble"
 
 
 def build_parser() -> errors.ArgumentParser:
-    parser = errors.ArgumentParser("proteinlm variants", description="Score mutations of a protein.", intermixed=True)
+    usage = "proteinlm variants MODEL ... WT.fasta [MUTATIONS.csv] [flags]"
+    description = "Score mutations of a protein by a masked language model."
+    parser = errors.ArgumentParser("proteinlm variants", usage=usage, description=description, intermixed=True)
     parser.add_argument(
         "words", nargs="+", metavar="MODEL ... WT [MUTATIONS]",
         help="model directories; the wild type (FASTA, or ProteinGym's reference .csv); a .csv of mutants",
