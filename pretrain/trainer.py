@@ -30,6 +30,7 @@ from pretrain.data.dataset import Dataset, PackedDataset
 from pretrain.data.indexed import IndexedDataset
 from pretrain.data.loader import Batch, PackedLoader, default_workers, evaluation_batches
 from pretrain.data.sources import parse_valid_data_path
+from pretrain.data.stages import Sampling
 from pretrain.interval import Interval, peak_flops, unigram_entropy
 from pretrain.numerics import set_numerics
 from pretrain.parallel.mesh import World, local_rank_of_launcher
@@ -282,7 +283,8 @@ def _device(config: Config) -> torch.device:
 def _datasets(config: Config, tokenizer: Tokenizer) -> tuple[Dataset, Dataset | None, dict[str, Dataset]]:
     """(what is trained on, what --split holds out of it, every validation set by name)."""
     d, seed = config.data, config.training.seed
-    train, held_out, _ = build_datasets(d.data_path, d.split, tokenizer, d.seq_length, d.mask_prob, seed)
+    sampling = Sampling.of(d)
+    train, held_out, _ = build_datasets(d.data_path, d.split, tokenizer, d.seq_length, d.mask_prob, seed, sampling)
     sets: dict[str, Dataset] = {"valid": held_out} if held_out is not None else {}
     for name, prefix in parse_valid_data_path(d.valid_data_path).items():
         shard = IndexedDataset(prefix)

@@ -17,6 +17,7 @@ RANDOM_SHARE = 0.1  # shown as a random residue; the rest is shown as it is
 
 # The second word of a generator's key says what it is for, so that two uses of one seed never share numbers.
 PACK_STREAM, EPOCH_STREAM, CROP_STREAM, MASK_STREAM, BLEND_STREAM, COMPONENT_STREAM = range(1, 7)
+GROUP_STREAM, STAGE_STREAM = range(7, 9)
 
 
 class MaskVocabulary(Protocol):
@@ -62,11 +63,13 @@ def mask_tokens(
     rng: np.random.Generator,
     mask_prob: float = 0.15,
     count: int | None = None,
+    mask_only: bool = False,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Hide residues of `tokens` int [s] where `maskable` bool [s] allows it.
 
     Returns (masked tokens [s], a copy; positions int64 [m], ascending; labels int64 [m], the true ids there).
     m = min(count, maskable tokens), where `count` is round(mask_prob x tokens that are not padding) unless given.
+    mask_only: all of them are shown as [MASK], the same ones as without it.
     """
     assert tokens.shape == maskable.shape and tokens.ndim == 1, (tokens.shape, maskable.shape)
     if count is None:
@@ -84,5 +87,5 @@ def mask_tokens(
     residues = np.asarray(tokenizer.residue_ids)
     drawn = residues[(rng.random(count) * len(residues)).astype(np.int64)]
     visible = np.where(action < MASK_SHARE + RANDOM_SHARE, drawn, labels)
-    masked[positions] = np.where(action < MASK_SHARE, tokenizer.mask_id, visible)
+    masked[positions] = np.where(mask_only | (action < MASK_SHARE), tokenizer.mask_id, visible)
     return masked, positions, labels

@@ -16,7 +16,7 @@ import os
 import re
 import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import BinaryIO
 
@@ -64,10 +64,11 @@ class Proteins:
     empty: int  # records without a residue
     removed: Counter  # "*", "-", "." -> how many were taken out
     unknown: Counter  # letter (or "0x1f") -> how many are not in the vocabulary
+    headers: tuple[str, ...] = ()  # of FASTA, without ">", where they were asked for
 
 
-def _proteins(marked: bytes, path: str, table: bytes) -> Proteins:
-    """`marked`: RECORD + body, for every record; what is a residue is decided here."""
+def _proteins(marked: bytes, path: str, table: bytes, headers: Sequence[bytes] = ()) -> Proteins:
+    """`marked`: RECORD + body, for every record; what is a residue is decided here. headers: of every record, or ()."""
     joined, mark = marked.translate(table, REMOVED), table[ord(RECORD)]
     starts = np.flatnonzero(np.frombuffer(joined, np.uint8) == mark)
     lengths = np.diff(starts, append=len(joined)) - 1
@@ -78,7 +79,8 @@ def _proteins(marked: bytes, path: str, table: bytes) -> Proteins:
     unknown = Counter({_letter(code): count for code, count in odd.items()})
     empty = lengths == 0
     residues = joined.replace(bytes([mark]), b"")
-    return Proteins(residues, lengths[~empty].astype(np.int32), int(empty.sum()), removed, unknown)
+    names = tuple(headers[i][2:].decode("utf-8", "replace") for i in np.flatnonzero(~empty)) if headers else ()
+    return Proteins(residues, lengths[~empty].astype(np.int32), int(empty.sum()), removed, unknown, names)
 
 
 def residues_of(text: str) -> str:
@@ -195,15 +197,15 @@ def id_table(table: np.ndarray) -> bytes:
     return bytes(ids)
 
 
-def parse_chunk(chunk: Chunk, table: bytes = UPPER) -> Proteins:
+def parse_chunk(chunk: Chunk, table: bytes = UPPER, headers: bool = False) -> Proteins:
     """The proteins of a chunk. Errors name the file and the line (LMDB: the record).
 
     table: what every byte becomes in `residues`: its upper case, or (`id_table`) its id, a pass over the text less.
+    headers: with their FASTA headers.
     """
     if chunk.kind == "fasta":
-        marked = _mark_fasta(chunk)
-    else:
-        marked = b"".join(RECORD + text.replace(RECORD, b" ") for _, text in _texts(chunk))
+        return _proteins(_mark_fasta(chunk), chunk.path, table, HEADER.findall(b"\n" + chunk.text) if headers else ())
+    marked = b"".join(RECORD + text.replace(RECORD, b" ") for _, text in _texts(chunk))
     return _proteins(marked, chunk.path, table)
 
 

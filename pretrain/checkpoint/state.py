@@ -4,9 +4,9 @@ Tensors by name (weights, Adam's moments, the generators' states; no pickled obj
 
 What must hold: a run goes on with the experiment that it began. Another model, vocabulary or schedule is refused, and
 so is whatever makes sample n of the training data another row (--seed, --seq-length, other proteins by --data-path or
---split), since the samples consumed so far would mean nothing; --override-data reads on in the new data all the same,
-from the same sample number, and --finetune starts a new run from the weights. --mask-prob, moved files and what is
-listed in `NOTICED` may change; a notice names old and new.
+--split, another draw of them), since the samples consumed so far would mean nothing; --override-data reads on in the
+new data all the same, from the same sample number, and --finetune starts a new run from the weights. --mask-prob, moved
+files and what is listed in `NOTICED` may change; a notice names old and new.
 """
 
 import math
@@ -23,7 +23,9 @@ from torch import Tensor, nn
 from pretrain.checkpoint import files as checkpoint
 from pretrain.config.options import Config
 from pretrain.data.dataset import Dataset
+from pretrain.data.groups import read_groups
 from pretrain.data.sources import parse_data_path
+from pretrain.data.stages import Sampling
 from pretrain.interval import Interval
 from pretrain.parallel.apply import seed_generators
 from pretrain.parallel.mesh import Layout, World
@@ -47,9 +49,9 @@ SCHEDULE = (
     *("lr", "min_lr", "lr_decay_style", "lr_decay_iters", "lr_decay_samples"),
     *("lr_warmup_fraction", "lr_warmup_iters", "lr_warmup_samples"),
 )
-# Options that say what sample n is: the first two always, the others where they change which proteins there are.
-ORDER = ("seed", "seq_length")
-SAMPLES = (*ORDER, "data_path", "split", "mask_prob")
+# Options that say what sample n is: those of ORDER always, the others where they change which proteins there are.
+ORDER = ("seed", "seq_length", "seq_length_rampup", "group_temperature", "group_cap")
+SAMPLES = (*ORDER, "data_path", "split", "mask_prob", "mask_prob_rampup", "mask_only_samples")
 # Options that may change while a run goes on, though its numbers are then others.
 NOTICED = (
     *("hidden_dropout", "attention_dropout", "weight_decay", "clip_grad", "adam_beta1", "adam_beta2", "adam_eps"),
@@ -116,10 +118,12 @@ class RunState:
     @cached_property
     def _proteins(self) -> dict:
         """What identifies a training set: shards may have moved or been made anew under the same name."""
-        indexes = [reader.indexed for reader in self.train_data.readers]
+        indexes, balanced = self.train_data.shards, Sampling.of(self.config.data).balance
+        groups = [read_groups(index.prefix, len(index)) for index in indexes] if balanced else []
         return {
             "shards": [[len(index.documents) - 1, index.num_tokens] for index in indexes],
             "lengths": [zlib.crc32(index.lengths.view(np.uint8)) for index in indexes],  # tells their order
+            "groups": [zlib.crc32(np.ascontiguousarray(one).view(np.uint8)) for one in groups],
             "train": self.train_data.num_proteins,
         }
 
@@ -213,7 +217,8 @@ class RunState:
 
     def _check_data(self, meta: dict, where: str) -> list[str]:
         """Notices of what is not as it was; an InputError where samples are others, unless --override-data."""
-        saved, current = (ChainMap(*config.values()) for config in (meta["config"], self.config.to_dict()))
+        older = Config().to_dict()["data"]  # of checkpoints from before an option
+        saved, current = ChainMap(*meta["config"].values(), older), ChainMap(*self.config.to_dict().values())
         changed, proteins = _changed(saved, current, SAMPLES), self._proteins
         # older checkpoints hold no lengths
         other_proteins = any(value != proteins.get(name, value) for name, value in meta.get("proteins", {}).items())

@@ -11,6 +11,7 @@ from dataclasses import asdict, replace
 from pretrain.config.options import OPTIONS, Config
 from pretrain.config.schedules import batch_sizes
 from pretrain.data.sources import Split, parse_data_path, parse_valid_data_path
+from pretrain.data.stages import Sampling
 from proteinlm.errors import InputError
 from proteinlm.masking import num_to_mask
 from proteinlm.network.config import ModelConfig
@@ -103,8 +104,11 @@ def _data(config: Config) -> Iterator[str]:
         parse_data_path(data.data_path)
     if split.valid > 0 and (prefix := names.get("valid")):
         yield f"--valid-data-path {prefix} is named valid, as --split {data.split}'s own set is; give another NAME="
-    if num_to_mask(data.mask_prob, data.seq_length) < 1:
-        yield f"mask-prob {data.mask_prob} of seq-length {data.seq_length} masks no token"
+    for prob in (data.mask_prob, *(prob for prob, _ in Sampling.of(data).mask_prob)):
+        if prob >= 1:
+            yield f"mask-prob-rampup {prob} must be less than 1"
+        if num_to_mask(prob, data.seq_length) < 1:
+            yield f"mask-prob {prob} of seq-length {data.seq_length} masks no token"
     if data.tokenizer_type == "SentencePiece" and not data.vocab_file:
         yield "--tokenizer-type SentencePiece needs --vocab-file, its model"
 

@@ -13,8 +13,9 @@ from itertools import accumulate
 from pretrain.data.dataset import Dataset, PackedDataset, Request
 from pretrain.data.indexed import IndexedDataset
 from pretrain.data.sources import Split, parse_data_path
+from pretrain.data.stages import RemaskedDataset, Sampling, StagedDataset
 from proteinlm.errors import InputError
-from proteinlm.masking import BLEND_STREAM, COMPONENT_STREAM, sample_rng
+from proteinlm.masking import BLEND_STREAM, COMPONENT_STREAM, STAGE_STREAM, sample_rng
 from proteinlm.tokenizer import Tokenizer
 
 
@@ -103,29 +104,58 @@ def floor_sum(n: int, m: int, a: int, b: int) -> int:
 
 
 def build_datasets(
-    data_path: Sequence[str], split: str, tokenizer: Tokenizer, seq_length: int, mask_prob: float, seed: int
+    data_path: Sequence[str],
+    split: str,
+    tokenizer: Tokenizer,
+    seq_length: int,
+    mask_prob: float,
+    seed: int,
+    sampling: Sampling | None = None,
 ) -> tuple[Dataset, Dataset | None, Dataset | None]:
     """Train, validation and test sets of `--data-path`; None where the split leaves nothing to evaluate on.
 
     data_path: one prefix, or weight prefix weight prefix ... Training sets are blended by weight; validation and test
-    sets follow one another, whatever the weights. Every prefix has a seed of its own, drawn from `seed`. InputError
-    where the split leaves nothing of a prefix to train on: without it the mixture would be another.
+    sets follow one another, whatever the weights. Every prefix has a seed of its own, drawn from `seed`. sampling: of
+    the training set alone. InputError where the split or the longest protein of a stage leaves nothing of a prefix to
+    train on: without it the mixture would be another.
     """
-    sources, shares = parse_data_path(data_path), Split.parse(split)
-    train, valid, test = columns = [], [], []
-    for number, source in enumerate(sources):
-        indexed = IndexedDataset(source.prefix)
-        own_seed = int(sample_rng(seed, COMPONENT_STREAM, number).bit_generator.random_raw())
-        for column, documents in zip(columns, shares.ranges(len(indexed.documents) - 1), strict=True):
-            part = PackedDataset(indexed, documents, tokenizer, seq_length, mask_prob, own_seed, train=column is train)
-            column.append(part)
-    empty = [source.prefix for source, part in zip(sources, train, strict=True) if len(part) == 0]
-    if empty:
-        hint = "; leave that prefix out" if len(empty) < len(sources) else ""
-        raise InputError(f"--split {split} leaves no protein of {empty[0]} to train on{hint}")
-    weights = [source.weight for source in sources]
-    blend = train[0] if len(train) == 1 else BlendedDataset(list(zip(weights, train, strict=True)), seed)
-    return blend, _concatenated(valid), _concatenated(test)
+    sources, sampling = parse_data_path(data_path), sampling or Sampling()
+    shards = [IndexedDataset(source.prefix) for source in sources]
+    ranges = [Split.parse(split).ranges(len(shard.documents) - 1) for shard in shards]
+
+    def parts(column: int, seed: int, longest: int | None = None) -> list[PackedDataset]:
+        return [
+            PackedDataset(
+                shard,
+                documents[column],
+                tokenizer,
+                seq_length,
+                mask_prob,
+                int(sample_rng(seed, COMPONENT_STREAM, number).bit_generator.random_raw()),
+                train=column == 0,
+                balance=sampling.balance,
+                longest=longest,
+            )
+            for number, (shard, documents) in enumerate(zip(shards, ranges, strict=True))
+        ]
+
+    def train_of(seed: int, longest: int | None) -> Dataset:
+        train = parts(0, seed, longest)
+        if empty := [source.prefix for source, part in zip(sources, train, strict=True) if len(part) == 0]:
+            cause = f"--split {split}" if longest is None else f"--seq-length-rampup {longest}"
+            hint = "; leave that prefix out" if len(empty) < len(sources) else ""
+            raise InputError(f"{cause} leaves no protein of {empty[0]} to train on{hint}")
+        pairs = [(source.weight, part) for source, part in zip(sources, train, strict=True)]
+        return train[0] if len(train) == 1 else BlendedDataset(pairs, seed)
+
+    train = train_of(seed, None)
+    if sampling.longest:
+        seeds = (sample_rng(seed, STAGE_STREAM, n).bit_generator.random_raw() for n in range(len(sampling.longest)))
+        early = [train_of(int(own), longest) for own, (longest, _) in zip(seeds, sampling.longest, strict=True)]
+        train = StagedDataset([*early, train], [end for _, end in sampling.longest])
+    if sampling.mask_prob or sampling.mask_only:
+        train = RemaskedDataset(train, sampling.mask_prob, sampling.mask_only)
+    return train, _concatenated(parts(1, seed)), _concatenated(parts(2, seed))
 
 
 def _concatenated(parts: Sequence[PackedDataset]) -> Dataset | None:

@@ -7,24 +7,35 @@ A row is `[CLS] residues [CLS] residues ... [PAD]...`, with ESM's vocabulary `<c
 crops have as whole proteins do. Position ids restart at 0 with every protein, and the padding tail is a segment of its
 own. Sample n of a training set is row n % R of epoch n // R, whose order is drawn from
 (seed, epoch); what is hidden, and which part of a too long protein is seen, is drawn from (seed, n). Nothing else
-decides, so `consumed_train_samples` is the whole state of the data.
+decides, so `consumed_train_samples` is the whole state of the data. Where groups are balanced (`Balance`), each epoch
+has proteins of its own, packed when it begins, and R is its own number of rows.
 
 A dataset answers in two steps: `locate(n)` says which proteins make the row and needs the packed index; a `RowReader`
 reads and masks them and needs only the shard. Worker processes hold readers alone, not a copy of the index of millions
 of proteins. numpy only.
 """
 
+from bisect import bisect_right
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
+from pretrain.data.groups import Balance, GroupSampler, read_groups
 from pretrain.data.indexed import IndexedDataset
-from pretrain.data.packing import pack, utilisation
+from pretrain.data.packing import PackedIndex, pack, utilisation
 from proteinlm.errors import InputError
 from proteinlm.files import read_json
-from proteinlm.masking import CROP_STREAM, EPOCH_STREAM, MASK_STREAM, mask_tokens, permutation, sample_rng
+from proteinlm.masking import (
+    CROP_STREAM,
+    EPOCH_STREAM,
+    GROUP_STREAM,
+    MASK_STREAM,
+    mask_tokens,
+    permutation,
+    sample_rng,
+)
 from proteinlm.tokenizer import Tokenizer
 
 CLS_PROBES = 1024  # proteins looked at to learn whether a shard's proteins begin with [CLS]
@@ -65,6 +76,7 @@ class RowReader:
     seed: int
     train: bool
     has_cls: bool  # the shard's proteins begin with a [CLS] of their own
+    mask_only: bool = False  # every residue to predict is shown as [MASK]
 
     def read(self, sample: int, sequences: np.ndarray) -> Row:
         """The row of `sequences`; `sample` decides the crop and the masks. InputError for ids the vocabulary lacks."""
@@ -92,8 +104,9 @@ class RowReader:
         self._check(tokens[:used], len(sequences))
         segments, sizes = (starts, lengths) if used == s else (np.append(starts, used), np.append(lengths, s - used))
         position_ids = np.arange(s) - np.repeat(segments, sizes)
+        rng = sample_rng(self.seed, MASK_STREAM, sample)
         masked, positions, labels = mask_tokens(
-            tokens, self._maskable[tokens], tokenizer, sample_rng(self.seed, MASK_STREAM, sample), self.mask_prob
+            tokens, self._maskable[tokens], tokenizer, rng, self.mask_prob, mask_only=self.mask_only
         )
         return Row(
             tokens=masked,
@@ -148,11 +161,16 @@ def num_added(tokenizer: Tokenizer) -> int:
 
 
 class Dataset:
-    """What the loader and the trainer ask of a dataset. len() is its number of rows."""
+    """What the loader and the trainer ask of a dataset. len() is its number of rows (of its first epoch)."""
 
     readers: tuple[RowReader, ...]
     num_proteins: int
     num_cropped: int  # proteins longer than a row: cropped in every epoch
+
+    @property
+    def shards(self) -> list[IndexedDataset]:
+        """What the proteins are read from, one a prefix of --data-path."""
+        return [reader.indexed for reader in self.readers]
 
     def __len__(self) -> int:
         raise NotImplementedError
@@ -172,6 +190,7 @@ class PackedDataset(Dataset):
 
     len() is the number of rows R. Training: `sample(n)` for any n >= 0, epoch after epoch, too long proteins cropped at
     random. Evaluation: n < R, rows in packed order, too long proteins cropped from their start.
+    balance: of training, None for every protein in every epoch. longest: leave out proteins of more residues.
     """
 
     def __init__(
@@ -183,6 +202,8 @@ class PackedDataset(Dataset):
         mask_prob: float,
         seed: int,
         train: bool,
+        balance: Balance | None = None,
+        longest: int | None = None,
     ):
         added = num_added(tokenizer)
         if seq_length <= added:
@@ -194,15 +215,27 @@ class PackedDataset(Dataset):
         start, end = (int(indexed.documents[bound]) for bound in documents)
         lengths = np.asarray(indexed.lengths[start:end])
         has_cls = _begin_with_cls(indexed, start + np.flatnonzero(lengths > 0), tokenizer.cls_id)
-        proteins = np.flatnonzero(lengths > int(has_cls))  # an empty sequence is no protein
+        usable = lengths > int(has_cls)  # an empty sequence is no protein
+        if longest is not None:
+            usable &= lengths <= longest + int(has_cls)
+        proteins = np.flatnonzero(usable)
         sizes = lengths[proteins] - int(has_cls) + added
         self.readers = (RowReader(indexed, tokenizer, seq_length, mask_prob, seed, train, has_cls),)
         self.num_proteins = len(proteins)
         self.num_cropped = int(np.count_nonzero(sizes > seq_length))  # proteins longer than a row
-        self._index = pack(sizes, seq_length, seed)
-        self.utilisation = utilisation(self._index, sizes, seq_length)
         self._sequences = proteins + start  # int64 [proteins]
-        self._train, self._seed = train, seed
+        self._train, self._seed, self._seq_length = train, seed, seq_length
+        self._sampler = None
+        if balance and train:
+            groups = read_groups(indexed.prefix, len(indexed))[self._sequences]
+            self._sampler, self._sizes = GroupSampler(groups, balance, seed), sizes
+            self._packed = 0, *self._pack_epoch(0)
+            self._ends = [self._packed[1].num_rows]  # of each epoch so far, in rows
+            index, sizes = self._packed[1], sizes[self._packed[2]]
+        else:
+            index = pack(sizes, seq_length, seed)
+        self._index = index
+        self.utilisation = utilisation(index, sizes, seq_length)
         self._drawn: tuple[int, np.ndarray] | None = None  # the epoch last asked for and its order of rows
 
     def __len__(self) -> int:
@@ -213,13 +246,34 @@ class PackedDataset(Dataset):
         rows = len(self)
         if sample < 0 or rows == 0 or (not self._train and sample >= rows):
             raise IndexError(f"sample {sample} of {rows} rows")
+        if self._sampler:
+            return Request(0, sample, self._sequences[self._balanced(sample)])
         epoch, place = divmod(sample, rows)
-        row = int(self._epoch_order(epoch)[place]) if self._train else place
+        row = int(self._epoch_order(epoch, rows)[place]) if self._train else place
         return Request(0, sample, self._sequences[self._index.row(row)])
 
-    def _epoch_order(self, epoch: int) -> np.ndarray:
+    def _balanced(self, sample: int) -> np.ndarray:
+        """Row `sample` where epochs differ: the rows of all epochs before count, so those are packed once."""
+        while sample >= self._ends[-1]:
+            epoch = len(self._ends)
+            self._packed = epoch, *self._pack_epoch(epoch)
+            self._ends.append(self._ends[-1] + self._packed[1].num_rows)
+        epoch = bisect_right(self._ends, sample)
+        if self._packed[0] != epoch:
+            self._packed = epoch, *self._pack_epoch(epoch)
+        _, index, drawn = self._packed
+        place = sample - (self._ends[epoch] - index.num_rows)
+        return drawn[index.row(int(self._epoch_order(epoch, index.num_rows)[place]))]
+
+    def _pack_epoch(self, epoch: int) -> tuple[PackedIndex, np.ndarray]:
+        """(rows of the proteins drawn for an epoch, as indices into these; the proteins, int64)."""
+        drawn = self._sampler.draw(epoch)
+        seed = int(sample_rng(self._seed, GROUP_STREAM, 2, epoch).bit_generator.random_raw())
+        return pack(self._sizes[drawn], self._seq_length, seed), drawn
+
+    def _epoch_order(self, epoch: int, rows: int) -> np.ndarray:
         if self._drawn is None or self._drawn[0] != epoch:
-            self._drawn = epoch, permutation(len(self), self._seed, EPOCH_STREAM, epoch)
+            self._drawn = epoch, permutation(rows, self._seed, EPOCH_STREAM, epoch)
         return self._drawn[1]
 
 

@@ -186,8 +186,9 @@ class IndexedWriter:
             if not self._lengths:
                 raise InputError(f"{self.prefix}: no sequences to write")
             self._write_idx()
-            # An old .idx must never stand beside the new .bin.
-            Path(f"{self.prefix}.idx").unlink(missing_ok=True)
+            # An old .idx must never stand beside the new .bin, nor the groups of other proteins beside either.
+            for suffix in (".idx", ".groups.npy"):
+                Path(f"{self.prefix}{suffix}").unlink(missing_ok=True)
 
     def _write_idx(self) -> None:
         lengths = np.concatenate(self._lengths)

@@ -104,7 +104,7 @@ class _MicroBatches:
     def __getitem__(self, requests: tuple[Request, ...]) -> Batch | InputError:
         try:
             rows = [self.readers[request.reader].read(request.sample, request.sequences) for request in requests]
-            batch = collate(rows, self.readers[0].mask_prob)
+            batch = collate(rows, max(reader.mask_prob for reader in self.readers))  # one shape for the whole run
             # Arrays cross the worker's pipe as plain bytes. Tensors would each be a file in /dev/shm, which containers
             # keep small, and a passed file descriptor: slower for batches of this size.
             return batch._map(Tensor.numpy) if get_worker_info() else batch

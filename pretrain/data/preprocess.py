@@ -15,6 +15,7 @@ import contextlib
 import functools
 import itertools
 import os
+import re
 import sys
 import time
 from collections import Counter, deque
@@ -23,11 +24,13 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from pretrain.data.indexed import IndexedWriter
+from pretrain.data.clustering import cluster
+from pretrain.data.groups import RULES, GroupNumbers, compile_rule, keys_of, write_groups
+from pretrain.data.indexed import IndexedDataset, IndexedWriter
 from proteinlm.errors import ArgumentParser, InputError, run
 from proteinlm.files import atomic_path, write_json
 from proteinlm.progress import Progress
-from proteinlm.sequences import Chunk, Proteins, find_unknown, id_table, input_kind, parse_chunk, read_chunks
+from proteinlm.sequences import UPPER, Chunk, Proteins, find_unknown, id_table, input_kind, parse_chunk, read_chunks
 from proteinlm.tokenizer import TOKENIZER_TYPES, Tokenizer, build_tokenizer, split_residues, train_sentencepiece
 
 # Upper ends of the length histogram's bars, residues; the last bar is open.
@@ -44,16 +47,22 @@ class Encoded:
     lengths: np.ndarray  # [N], tokens
     proteins: Proteins  # as read, without the residues themselves; lengths [N] are in residues
     longer: int  # proteins left out for their length
+    groups: list[str | None]  # of each, by --group-by
 
 
-def encode_chunk(chunk: Chunk, tokenizer: Tokenizer, strict: bool, max_length: int | None = None) -> Encoded:
+def encode_chunk(
+    chunk: Chunk, tokenizer: Tokenizer, strict: bool, max_length: int | None = None, rule: re.Pattern | None = None
+) -> Encoded:
     """Read, clean and tokenize one chunk; InputError (file, line, letter) where `strict` and a letter is unknown."""
-    proteins = parse_chunk(chunk, id_table(tokenizer.table)) if tokenizer.one_to_one else parse_chunk(chunk)
+    table = id_table(tokenizer.table) if tokenizer.one_to_one else UPPER
+    proteins = parse_chunk(chunk, table, headers=rule is not None)
     if strict and proteins.unknown:
         raise InputError(f"{find_unknown(chunk)} is not in the vocabulary (without --strict it becomes [UNK])")
     residues, counts = proteins.residues, proteins.lengths
+    groups = keys_of(proteins.headers, rule) if rule else []
     if max_length is not None:
         short = counts <= max_length
+        groups = list(itertools.compress(groups, short))
         residues = np.frombuffer(residues, np.uint8)[np.repeat(short, counts)].tobytes()
         counts = counts[short]
     if tokenizer.one_to_one:
@@ -61,7 +70,9 @@ def encode_chunk(chunk: Chunk, tokenizer: Tokenizer, strict: bool, max_length: i
     else:
         ids, lengths = tokenizer.encode_many(residues, counts)
     longer = len(proteins.lengths) - len(counts)
-    return Encoded(chunk.path, ids, lengths, replace(proteins, residues=b"", lengths=counts), longer)
+    return Encoded(
+        chunk.path, ids, lengths, replace(proteins, residues=b"", lengths=counts, headers=()), longer, groups
+    )
 
 
 @dataclass
@@ -136,6 +147,11 @@ def format_summary(summary: dict, prefix: str) -> str:
     lines.append(
         f"removed: {', '.join(counts) or 'nothing'}; empty records skipped: {summary['empty_records_skipped']:,}"
     )
+    if groups := summary.get("groups"):
+        lines.append(
+            f"groups by {groups['by']}: {groups['number']:,}, {groups['of_one_protein']:,} of one protein; "
+            f"the largest has {groups['largest']:,}"
+        )
     if summary["longer_left_out"]:
         lines.append(f"left out, longer than --max-length: {summary['longer_left_out']:,} proteins")
     lines += [f"notice: {one['path']}: no proteins" for one in summary["inputs"] if one["proteins"] == 0]
@@ -195,28 +211,49 @@ def preprocess(args: argparse.Namespace, tokenizer: Tokenizer, started: float) -
     """Tokenize every input into one shard; returns the summary that was also written beside it."""
     prefix = f"{args.output_prefix}_text_document"
     summary = Summary(args.input)
-    encode = functools.partial(encode_chunk, tokenizer=tokenizer, strict=args.strict, max_length=args.max_length)
+    rule, numbers = args.group_by and compile_rule(args.group_by), GroupNumbers()
+    encode = functools.partial(
+        encode_chunk, tokenizer=tokenizer, strict=args.strict, max_length=args.max_length, rule=rule
+    )
     progress = Progress("proteins", seconds=1.0, every=args.log_interval)
     with progress, writing(prefix), IndexedWriter(prefix, tokenizer.dtype) as writer:
         for part in map_in_order(encode, read_inputs(args), args.workers):
             writer.add(part.ids, part.lengths)
             summary.add(part)
+            numbers.add(part.groups)
             progress.add(len(part.lengths))
         if not summary.proteins.total():
             empty = f", {summary.empty} empty records" if summary.empty else ""
             empty += f", {summary.longer} longer than --max-length {args.max_length}" if summary.longer else ""
             raise InputError(f"{', '.join(args.input)}: no proteins{empty}; nothing written")
+    groups = cluster_shard(prefix, tokenizer) if args.cluster else numbers.groups() if rule else None
     result = summary.to_dict(tokenizer, time.monotonic() - started)
     with writing(prefix):
+        if groups is not None:
+            write_groups(prefix, groups)
+            result["groups"] = describe_groups(groups, "k-mers" if args.cluster else args.group_by)
         write_json(f"{prefix}.summary.json", result)
     return result
+
+
+def cluster_shard(prefix: str, tokenizer: Tokenizer) -> np.ndarray:
+    """The clusters of a shard that was just written, int32 [N]; the same for every vocabulary of letters."""
+    shard = IndexedDataset(prefix)
+    letters = np.array([ord(token) if len(token) == 1 else 0 for token in tokenizer.tokens], np.uint8)
+    return cluster(letters[np.fromfile(f"{prefix}.bin", shard.dtype)], np.asarray(shard.lengths))
+
+
+def describe_groups(groups: np.ndarray, rule: str) -> dict:
+    """Of the summary."""
+    sizes = np.bincount(groups)
+    return {"by": rule, "number": len(sizes), "of_one_protein": int((sizes == 1).sum()), "largest": int(sizes.max())}
 
 
 def build_parser() -> ArgumentParser:
     parser = ArgumentParser("python -m pretrain.preprocess", description="Files of proteins to token shards.")
     add = parser.add_argument
     add("--input", nargs="+", required=True, help="FASTA, JSON lines, plain text (all also .gz), .lmdb directories")
-    add("--output-prefix", required=True, help="writes PREFIX_text_document.bin, .idx and .summary.json")
+    add("--output-prefix", required=True, help="writes PREFIX_text_document.bin, .idx, .summary.json (.groups.npy)")
     add("--json-key", "--json-keys", dest="json_key", default="text", help="key of the residues in JSON lines")
     add("--tokenizer-type", default="iupac", help=f"{', '.join(TOKENIZER_TYPES[:-1])} (the first three are the same)")
     add("--vocab-file", help="SentencePiece model; for the others a token list, checked against the built-in one")
@@ -226,6 +263,9 @@ def build_parser() -> ArgumentParser:
     add("--workers", type=int, default=1, help="processes; the output does not depend on it")
     add("--strict", action="store_true", help="refuse letters outside the vocabulary instead of writing [UNK]")
     add("--max-length", type=int, help="leave longer proteins out (residues); a curriculum starts with short ones")
+    rules = f"{', '.join(RULES)}, or a regular expression"
+    add("--group-by", metavar="RULE", help=f"groups for balanced sampling, from FASTA headers: {rules}")
+    add("--cluster", action="store_true", help="groups for balanced sampling, from the k-mers that proteins share")
     add("--log-interval", type=int, default=1_000_000, help="proteins between progress lines")
     add("--dataset-impl", default="mmap", help="mmap, the one format written")
     add("--append-eod", action="store_true", help="refused: proteins are stored without separators")
@@ -246,6 +286,10 @@ def check_arguments(parser: ArgumentParser, args: argparse.Namespace) -> None:
         parser.error(f"--dataset-impl {args.dataset_impl}: only mmap is written")
     if args.tokenizer_type.lower() == "tape":
         parser.error("--tokenizer-type tape: shards hold pretraining ids; use iupac")
+    if args.group_by and args.cluster:
+        parser.error("--group-by and --cluster exclude each other; give one")
+    if args.cluster and args.tokenizer_type.lower() == "sentencepiece":
+        parser.error("--cluster needs a token for each residue, which SentencePiece does not have; use --group-by")
     if args.train_tokenizer and args.tokenizer_type.lower() != "sentencepiece":
         parser.error(f"--train-tokenizer needs --tokenizer-type SentencePiece, not {args.tokenizer_type}")
     if args.train_tokenizer != (args.vocab_size is not None):
@@ -256,6 +300,10 @@ def check_arguments(parser: ArgumentParser, args: argparse.Namespace) -> None:
     for path in args.input:
         if not os.path.exists(path):
             raise InputError(f"{path}: no such file")
+        if args.group_by and (kind := input_kind(path)) != "fasta":
+            raise InputError(f"{path}: --group-by reads FASTA headers, this is {kind}; use --cluster")
+    if args.group_by:
+        compile_rule(args.group_by)
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ from torch.distributed.tensor import DTensor
 
 from pretrain.config.options import Config, Parallel, Training
 from pretrain.config.validate import not_compiled
+from pretrain.data.stages import highest_mask_prob
 from pretrain.parallel.mesh import World
 from pretrain.parallel.overlap import Overlap
 from pretrain.parallel.pipeline import Parts, Pipeline, cut, stages_of_rank
@@ -119,7 +120,7 @@ def _piece(value: Tensor, parameter: DTensor) -> Tensor:
 
 def _pipeline(parts: Parts, stages: list[int], num_stages: int, config: Config, world: World) -> Pipeline:
     rows, length = config.training.micro_batch_size, config.data.seq_length
-    shape = rows, length, rows * num_to_mask(config.data.mask_prob, length)
+    shape = rows, length, rows * num_to_mask(highest_mask_prob(config.data), length)
     schedule = _schedule(config.parallel)
     sequence_parallel = config.parallel.sequence_parallel and world.layout.tp > 1
     autocast = autocast_dtype(config.training, world)
