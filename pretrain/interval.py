@@ -51,6 +51,9 @@ def unigram_entropy(data: Dataset, labels: int = 50_000) -> float:
     return float(-(shares * np.log(shares)).sum())
 
 
+MEANS = {"lm_loss": "masked", "mask_loss": "shown_mask", "mask_accuracy": "shown_mask"}  # -> the residues it is over
+
+
 @dataclass(frozen=True)
 class BatchCounts:
     """What one optimizer step is over, all replicas together."""
@@ -68,13 +71,13 @@ class Interval:
     """Adds up steps from one line of metrics.jsonl to the next, over all replicas.
 
     The clock covers all of a step, the waits for data and for other processes too; it stands still in `paused()`.
-    peak: FLOP/s of all devices together, None where unknown. means, which a checkpoint keeps: by name the mean loss so
+    peak: FLOP/s of all devices together, None where unknown. means, which a checkpoint keeps: by name the mean so
     far and how many residues it is over.
     """
 
     def __init__(self, config: ModelConfig, peak: float | None):
         self.config, self.peak = config, peak
-        self.means: dict[str, list[float]] = {"lm_loss": [0.0, 0], "mask_loss": [0.0, 0]}
+        self.means: dict[str, list[float]] = {name: [0.0, 0] for name in MEANS}
         self.start()
 
     def start(self) -> None:
@@ -94,7 +97,8 @@ class Interval:
         self._tokens += counts.tokens
         self._real_tokens += counts.real_tokens
         self._flops += training_flops(self.config, counts.real_tokens, counts.sum_squared_lengths, counts.masked)
-        for name, residues in (("lm_loss", counts.masked), ("mask_loss", counts.shown_mask)):
+        for name, counted in MEANS.items():
+            residues = getattr(counts, counted)
             if residues and math.isfinite(values[name]):
                 mean, before = self.means[name]
                 total = before + residues
@@ -112,6 +116,7 @@ class Interval:
             **{name: mean if residues else math.nan for name, (mean, residues) in self.means.items()},
             "tokens_per_second": self._tokens / seconds,
             "real_tokens_per_second": self._real_tokens / seconds,
+            "flops": self._flops,
             "mfu": self._flops / seconds / self.peak if self.peak else None,
             "seconds": elapsed,
         }

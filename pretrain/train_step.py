@@ -26,7 +26,8 @@ from pretrain.parallel.gradients import Gradients
 from pretrain.parallel.mesh import World
 from pretrain.parallel.pipeline import Parts, Pipeline
 from pretrain.parallel.replicas import communicate
-from proteinlm.loss import IGNORE
+from pretrain.parallel.tensor import vocabulary_parallel_num_correct
+from proteinlm.loss import IGNORE, num_correct
 from proteinlm.masking import num_to_mask
 from proteinlm.muon import matrices_of
 from proteinlm.network.config import ModelConfig
@@ -41,7 +42,8 @@ COUNTS = {  # of BatchCounts -> of a Batch
 }
 Stop = Callable[[], Sequence[bool]]
 # What a step's message sums, and what every process makes of the sums (a loss scale in fp16 only).
-SUMS = ("squared_norm", "loss", "mask_loss", "shown_mask", *COUNTS, *STOPS)
+LOSSES = ("loss", "mask_loss", "shown_mask", "mask_correct")
+SUMS = ("squared_norm", *LOSSES, *COUNTS, *STOPS)
 NUMBERS = (*SUMS, "grad_norm", "finite", "loss_scale")
 
 
@@ -50,7 +52,7 @@ class StepReport:
     """A step that was taken or skipped, the same on every process."""
 
     counts: BatchCounts
-    values: dict  # lm_loss, mask_loss, grad_norm, learning_rate, loss_scale, skipped
+    values: dict  # lm_loss, mask_loss, mask_accuracy, grad_norm, learning_rate, loss_scale, skipped
     stop: str | None  # why a process asks to stop
 
 
@@ -73,6 +75,7 @@ class StepResult:
         values = {
             "lm_loss": n["loss"] / max(1, counts.masked),
             "mask_loss": n["mask_loss"] / max(1, counts.shown_mask),
+            "mask_accuracy": n["mask_correct"] / max(1, counts.shown_mask),
             "grad_norm": n["grad_norm"],
             "learning_rate": self.learning_rate,
             "loss_scale": n["loss_scale"],
@@ -110,6 +113,9 @@ class TrainStep:
         self.config, self.world, self.device = config, world, world.device
         self.model, self.loss, self.pipeline = model, loss, pipeline
         self.optimizer, self.scaler, self.mask_id = optimizer, scaler, mask_id
+        self.num_correct = num_correct
+        if world.layout.tp > 1:
+            self.num_correct = vocabulary_parallel_num_correct(world.mesh.get_group("tp"), model[0].vocab_start)
         self.gradients = Gradients(model, world, reduce_dtype(config.parallel))
         self.dtype, self.autocast = compute_dtype(config.training), autocast_dtype(config.training, world)
 
@@ -138,17 +144,12 @@ class TrainStep:
     def _accumulate(self, micro_batches: list[Batch], weight: float | Tensor) -> Tensor:
         """Add up the gradients of weight x loss.
 
-        Returns what this process has of them (not every one has a loss), fp64 [3]: the sums of the losses over all
-        masked residues and over those that the model is shown as [MASK], and the number of the latter. The other fifth
-        can be copied or guessed from what is shown in their place.
+        Returns what this process has of LOSSES (not every one has a loss), fp64 [4].
         """
-        sums = torch.zeros(3, dtype=torch.float64, device=self.device)
+        sums = torch.zeros(len(LOSSES), dtype=torch.float64, device=self.device)
 
         def weighted_loss(logits: Tensor, batch: Batch) -> Tensor:
-            loss, labels = self.loss(logits, batch.labels), batch.labels_of_masks(self.mask_id)
-            terms = loss.detach(), self.loss(logits.detach(), labels), (labels != IGNORE).sum()
-            sums.add_(torch.stack([term.double() for term in terms]))
-            return loss * weight
+            return self._loss(logits, batch, sums) * weight
 
         if self.pipeline:
             self.pipeline.run(micro_batches, weighted_loss)
@@ -159,16 +160,25 @@ class TrainStep:
             weighted_loss(self.logits(batch), batch).backward()
         return sums
 
-    def loss_sum(self, micro_batches: list[Batch]) -> Tensor:
-        """The sum of this process's losses over the masked residues, forward only, fp64 []."""
-        total = torch.zeros((), dtype=torch.float64, device=self.device)
+    def _loss(self, logits: Tensor, batch: Batch, sums: Tensor) -> Tensor:
+        """The loss, after adding LOSSES to `sums`: the sums of the losses over all masked residues and over those that
+        the model is shown as [MASK], the number of the latter and how many of them it names. The other fifth can be
+        copied or guessed from what is shown in their place."""
+        loss, labels, seen = self.loss(logits, batch.labels), batch.labels_of_masks(self.mask_id), logits.detach()
+        terms = loss.detach(), self.loss(seen, labels), (labels != IGNORE).sum(), self.num_correct(seen, labels)
+        sums.add_(torch.stack([term.double() for term in terms]))
+        return loss
+
+    def evaluate(self, micro_batches: list[Batch]) -> Tensor:
+        """What this process has of LOSSES, forward only, fp64 [4]."""
+        sums = torch.zeros(len(LOSSES), dtype=torch.float64, device=self.device)
         if self.pipeline:
-            self.pipeline.run(micro_batches, lambda logits, batch: total.add_(self.loss(logits, batch.labels)), False)
-            return total
+            self.pipeline.run(micro_batches, lambda logits, batch: self._loss(logits, batch, sums), False)
+            return sums
         for batch in micro_batches:
             batch = batch.to(self.device)
-            total += self.loss(self.logits(batch), batch.labels)
-        return total
+            self._loss(self.logits(batch), batch, sums)
+        return sums
 
     def logits(self, batch: Batch) -> Tensor:
         """[M, V] of a batch on the device, of the whole model."""

@@ -16,6 +16,7 @@ import time
 from collections import deque
 from dataclasses import asdict
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -36,7 +37,7 @@ from pretrain.numerics import set_numerics
 from pretrain.parallel.mesh import World, local_rank_of_launcher
 from pretrain.parallel.replicas import release
 from pretrain.shutdown import stop_signal
-from pretrain.train_step import StepReport, StepResult, build_step
+from pretrain.train_step import LOSSES, StepReport, StepResult, build_step
 from proteinlm.devices import choose_device
 from proteinlm.errors import InputError
 from proteinlm.files import write_json
@@ -44,6 +45,15 @@ from proteinlm.metrics_log import MetricsLog, NoLog
 from proteinlm.network.attention import activate_flash3
 from proteinlm.progress import Progress
 from proteinlm.tokenizer import Tokenizer, build_tokenizer
+
+
+class Evaluation(NamedTuple):
+    """Of masked residues, and of those that the model is shown as [MASK]."""
+
+    loss: float  # mean cross-entropy in nats
+    masked: int
+    mask_loss: float
+    mask_accuracy: float  # share whose most likely token is the true one
 
 
 class Trainer:
@@ -192,20 +202,24 @@ class Trainer:
     # ---- what is reported
 
     def _open_log(self) -> MetricsLog | NoLog:
-        self.unigram_entropy = unigram_entropy(self.train_data) if self.world.is_main else None
+        self.unigram_entropies: dict[str, float] = {}
         if not self.world.is_main:
             return NoLog()
+        sets = {"train": self.train_data, **self.valid_sets}
+        self.unigram_entropies = {name: unigram_entropy(data) for name, data in sets.items()}
         c = self.config.checkpoint
-        self.say(f"train: frequencies of the residues alone give a loss of {self.unigram_entropy:.3f}")
+        self.say(f"train: frequencies of the residues alone give a loss of {self.unigram_entropies['train']:.3f}")
         same_run = c.load is not None and Path(c.load).resolve() == Path(c.save).resolve()
         return MetricsLog(c.save, self.config.logging.tensorboard_dir, self.resumed, same_run)
 
     def _log_step(self, log: MetricsLog | NoLog, values: dict) -> str:
-        line = {**asdict(self.counters), **values, **self.interval.take(), "unigram_entropy": self.unigram_entropy}
+        unigram = self.unigram_entropies.get("train")
+        line = {**asdict(self.counters), **values, **self.interval.take(), "unigram_entropy": unigram}
         log.write(line)
         skipped = "  NON-FINITE, weights not stepped" if values["skipped"] else ""
         return (
-            f"iteration {line['iteration']}  loss {line['lm_loss']:.4f} ([MASK] alone {line['mask_loss']:.4f})  "
+            f"iteration {line['iteration']}  loss {line['lm_loss']:.4f} ([MASK] alone {line['mask_loss']:.4f}, "
+            f"{line['mask_accuracy']:.1%} right)  "
             f"grad norm {line['grad_norm']:.3f}  lr {line['learning_rate']:.3g}  "
             f"{line['real_tokens_per_second']:,.0f} real tokens/s{skipped}"
         )
@@ -215,11 +229,22 @@ class Trainer:
         self._evaluated_at = self.counters.iteration
         for name, dataset in self.valid_sets.items():
             limit = self._eval_limit() if dataset is self.held_out else None
-            loss, masked = self.evaluate(dataset, limit)
-            perplexity = math.exp(min(loss, 700.0))
-            values = {"valid_loss": loss, "valid_perplexity": perplexity, "valid_masked": masked}
+            result, unigram = self.evaluate(dataset, limit), self.unigram_entropies.get(name, math.nan)
+            perplexity = math.exp(min(result.loss, 700.0))
+            values = {
+                "valid_loss": result.loss,
+                "valid_perplexity": perplexity,
+                "valid_masked": result.masked,
+                "valid_mask_loss": result.mask_loss,
+                "valid_mask_accuracy": result.mask_accuracy,
+                "unigram_entropy": unigram,
+            }
             log.write({**asdict(self.counters), "dataset": name, **values})
-            lines.append(f"iteration {self.counters.iteration}  {name} loss {loss:.4f}  perplexity {perplexity:.3f}")
+            lines.append(
+                f"iteration {self.counters.iteration}  {name} loss {result.loss:.4f}  perplexity {perplexity:.3f}  "
+                f"[MASK] alone {result.mask_loss:.4f}, {unigram - result.mask_loss:.4f} below frequencies alone, "
+                f"{result.mask_accuracy:.1%} right"
+            )
         return lines
 
     def _eval_limit(self) -> int | None:
@@ -232,18 +257,18 @@ class Trainer:
         return Progress("rows", total, done, seconds=math.inf, quiet=not self.world.is_main)  # it has lines of its own
 
     @torch.no_grad()
-    def evaluate(self, dataset: Dataset, limit_batches: int | None = None) -> tuple[float, int]:
-        """Mean masked cross-entropy in nats over a whole split (or its first batches), and the residues it is over."""
+    def evaluate(self, dataset: Dataset, limit_batches: int | None = None) -> Evaluation:
+        """Of a whole split, or of its first batches."""
         self.model.eval()
-        total, rows, world = torch.zeros(2, dtype=torch.float64), self.config.training.micro_batch_size, self.world
-        total = total.to(self.device)
+        rows, world = self.config.training.micro_batch_size, self.world
+        total = torch.zeros(1 + len(LOSSES), dtype=torch.float64, device=self.device)
         share = (world.dp_rank, world.dp_size, world.layout.pp)
         for batches in evaluation_batches(dataset, rows, limit_batches, *share, same_shape=not world.alone):
-            total[0] += self.step.loss_sum(batches)
-            total[1] += sum(batch.num_masked for batch in batches)
+            total[1:] += self.step.evaluate(batches)
+            total[0] += sum(batch.num_masked for batch in batches)
         release(self.model)
-        loss, masked = world.sum_over_all(total * world.counts_loss).tolist()
-        return loss / max(1, masked), int(masked)
+        masked, loss, mask_loss, shown, correct = world.sum_over_all(total * world.counts_loss).tolist()
+        return Evaluation(loss / max(1, masked), int(masked), mask_loss / max(1, shown), correct / max(1, shown))
 
     # ---- checkpoints
 

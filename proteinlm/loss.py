@@ -15,3 +15,8 @@ def masked_lm_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """
     logits = logits if logits.dtype == torch.float64 else logits.float()
     return F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="sum")
+
+
+def num_correct(logits: Tensor, labels: Tensor) -> Tensor:
+    """How many of the labelled positions have their label as the most likely token, int64 []. As `masked_lm_loss`."""
+    return ((logits.argmax(-1) == labels) & (labels != IGNORE)).sum()

@@ -157,7 +157,7 @@ class RunState:
         say(f"loaded {where}")
         for name, value in meta["counters"].items():
             setattr(self.counters, name, value)
-        self.interval.means = meta.get("interval", self.interval.means)
+        self.interval.means |= meta.get("interval", {})
         if self.scaler and meta.get("loss_scaler"):
             self.scaler.load_state_dict(meta["loss_scaler"])
         self.saved_at = iteration

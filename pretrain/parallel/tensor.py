@@ -150,3 +150,18 @@ def vocabulary_parallel_loss(group: dist.ProcessGroup, vocab_start: int) -> Call
         return torch.where(labels == IGNORE, 0.0, normaliser - right).sum()
 
     return loss
+
+
+def vocabulary_parallel_num_correct(group: dist.ProcessGroup, vocab_start: int) -> Callable[[Tensor, Tensor], Tensor]:
+    """`proteinlm.loss.num_correct` for logits [M, V / tp] whose columns begin at `vocab_start`."""
+
+    def count(logits: Tensor, labels: Tensor) -> Tensor:
+        value, column = logits.max(-1)
+        largest = value.clone()
+        dist.all_reduce(largest, dist.ReduceOp.MAX, group)
+        # The lowest id that has the largest logit, as argmax takes it.
+        token = torch.where(value == largest, column + vocab_start, torch.iinfo(torch.int64).max)
+        dist.all_reduce(token, dist.ReduceOp.MIN, group)
+        return ((token == labels) & (labels != IGNORE)).sum()
+
+    return count

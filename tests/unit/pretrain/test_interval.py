@@ -1,10 +1,13 @@
 """What a line of metrics.jsonl reports of the steps since the last one: mean losses, and seconds."""
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from tiny_runs import steps, trainer
 
@@ -12,6 +15,8 @@ from pretrain import interval
 from pretrain import trainer as trainer_module
 from pretrain.data.indexed import IndexedDataset
 from pretrain.interval import unigram_entropy
+from pretrain.parallel.tensor import vocabulary_parallel_num_correct
+from proteinlm.loss import IGNORE, num_correct
 
 PLAIN = ("--hidden-dropout", "0", "--attention-dropout", "0", "--eval-interval", "100")
 
@@ -26,7 +31,7 @@ def test_a_line_has_the_mean_over_its_interval(prefix, tmp_path, monkeypatch):
     third.run()
     single = steps(tmp_path / "every")
     for line, last in zip(steps(tmp_path / "third"), (3, 6), strict=True):
-        for loss, number in (("lm_loss", "masked"), ("mask_loss", "shown_mask")):
+        for loss, number in interval.MEANS.items():
             counts = [getattr(c, number) for c in residues[last - 3 : last]]
             assert len(set(counts)) > 1
             expected = np.average([one[loss] for one in single[last - 3 : last]], weights=counts)
@@ -38,11 +43,15 @@ def test_a_line_has_the_mean_over_its_interval(prefix, tmp_path, monkeypatch):
 def test_the_loss_on_mask_alone_is_that_of_the_places_shown_as_mask(prefix, tmp_path):
     run = trainer(prefix, tmp_path, "--train-iters", "1", *PLAIN)
     micro_batches = next(iter(run._loader()))
-    each, is_mask = [], []
+    with torch.no_grad():  # untrained it would name no residue at all
+        run.model[0].lm_head.bias[micro_batches[0].labels.mode().values.clamp(min=0)] += 9
+    each, is_mask, right = [], [], []
     with torch.no_grad():
         for batch in micro_batches:
             labelled = batch.labels >= 0
-            each.append(F.cross_entropy(run.step.logits(batch), batch.labels, reduction="none")[labelled])
+            logits = run.step.logits(batch)
+            each.append(F.cross_entropy(logits, batch.labels, reduction="none")[labelled])
+            right.append((logits.argmax(-1) == batch.labels)[labelled])
             is_mask.append((batch.tokens.flatten()[batch.masked_positions] == run.tokenizer.mask_id)[labelled])
     each, is_mask = torch.cat(each).double(), torch.cat(is_mask)
     report = run.train_step(micro_batches).read()
@@ -51,6 +60,34 @@ def test_the_loss_on_mask_alone_is_that_of_the_places_shown_as_mask(prefix, tmp_
     assert values["lm_loss"] == pytest.approx(float(each.mean()), abs=1e-6)
     assert values["mask_loss"] == pytest.approx(float(each[is_mask].mean()), abs=1e-6)
     assert abs(values["mask_loss"] - values["lm_loss"]) > 1e-5
+    right = torch.cat(right).double()
+    assert values["mask_accuracy"] == float(right[is_mask].mean()) != float(right.mean())
+
+
+def test_accuracy_over_a_cut_vocabulary(monkeypatch):
+    """Two ranks as two threads; without their exchange each would name its own best token."""
+    generator = torch.Generator().manual_seed(0)
+    logits, labels = torch.randn(300, 8, generator=generator), torch.randint(0, 8, (300,), generator=generator)
+    labels[::7] = IGNORE
+    barrier, sent = threading.Barrier(2), {}
+
+    def exchange(value, operation, group):
+        sent[group] = value.clone()
+        barrier.wait(10)
+        both = torch.stack([sent[0], sent[1]])
+        barrier.wait(10)
+        value.copy_(both.amax(0) if operation == dist.ReduceOp.MAX else both.amin(0))
+
+    def counted(rank):
+        return vocabulary_parallel_num_correct(rank, 4 * rank)(logits[:, 4 * rank : 4 * rank + 4], labels).item()
+
+    expected = (logits.argmax(1) == labels).sum().item()
+    assert num_correct(logits, labels).item() == expected > 20
+    monkeypatch.setattr(dist, "all_reduce", exchange)
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(counted, (0, 1))) == [expected] * 2
+    monkeypatch.setattr(dist, "all_reduce", lambda *arguments: None)
+    assert counted(0) + counted(1) != expected
 
 
 def test_unigram_entropy_is_that_of_the_training_proteins(prefix, tmp_path):
