@@ -99,7 +99,6 @@ def train(flags: list[str], count: int = 3, sabotage=None) -> dict:
         "loss": torch.tensor([v["lm_loss"] for v in values], dtype=torch.float64),
         "loss on [MASK]": torch.tensor([v["mask_loss"] for v in values], dtype=torch.float64),
         "norm": torch.tensor([v["grad_norm"] for v in values], dtype=torch.float64),
-        "correct": torch.tensor([v["mask_accuracy"] for v in values], dtype=torch.float64),
         "validation": torch.tensor(evaluation, dtype=torch.float64),
         **{f"gradient of {name}": value for name, value in gradients[0].items()},
         **gathered(trainer, trainer.model.state_dict()),
