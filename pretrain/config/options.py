@@ -75,7 +75,7 @@ class Training:
     """Batches, length, precision."""
 
     micro_batch_size: int = opt(4, "rows in one forward pass", low=1)
-    global_batch_size: int | None = opt(None, "rows of an optimizer step (default micro-batch-size x replicas)", low=1)
+    global_batch_size: int | None = opt(None, "rows of a step (default micro-batch-size x replicas x stages)", low=1)
     rampup_batch_size: tuple[int, ...] | None = opt(None, "START INCREMENT SAMPLES: grow the global batch", low=0)
     train_iters: int | None = opt(None, "optimizer steps in all; this or train-samples", low=1)
     train_samples: int | None = opt(None, "packed rows in all; this or train-iters", low=1)

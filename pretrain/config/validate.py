@@ -47,11 +47,12 @@ def for_world(config: Config, world_size: int) -> Config:
 
 
 def with_global_batch(config: Config, replicas: int = 1) -> Config:
-    """`config` with a global batch of one micro-batch a replica, unless it has one."""
+    """`config` with a global batch of one micro-batch a replica and pipeline stage, unless it has one."""
     training = config.training
     if training.global_batch_size is not None:
         return config
-    return replace(config, training=replace(training, global_batch_size=training.micro_batch_size * replicas))
+    rows = training.micro_batch_size * replicas * config.parallel.pipeline_model_parallel_size
+    return replace(config, training=replace(training, global_batch_size=rows))
 
 
 def _raise_first(complaints: Iterable[str]) -> None:
@@ -233,7 +234,7 @@ def _replicas(config: Config, replicas: int) -> Iterator[str]:
         if not in_rounds and count < pipeline:
             yield (
                 f"global batch size {size} is {count} micro-batches a replica, fewer than the {pipeline} stages of "
-                "pipeline-schedule 1f1b"
+                f"pipeline-schedule 1f1b; {rows * pipeline} rows are enough"
             )
         if not in_rounds:
             continue

@@ -286,7 +286,9 @@ def test_a_growing_batch_divides_at_every_size():
 
 def test_world():
     words = ("--tensor-model-parallel-size", 2, "--pipeline-model-parallel-size", 2)
-    assert parse(*words, world_size=8).training.global_batch_size == 8
+    assert parse(*words, world_size=8).training.global_batch_size == 4 * 2 * 2
+    with pytest.raises(InputError, match=r"8 is 1 .* fewer than the 2 stages of pipeline-schedule 1f1b; 16 rows are"):
+        parse(*words, "--global-batch-size", 8, world_size=8)
     with pytest.raises(InputError, match="2 x pipeline-model-parallel-size 2 = 4 must divide the 6 processes"):
         parse(*words, world_size=6)
     with pytest.raises(InputError, match=r"global-batch-size 12 must be a multiple of .* 4 x 2 .* = 8"):
