@@ -89,10 +89,10 @@ def test_a_step_of_other_sizes_is_seen(stages):
 @pytest.mark.slow
 def test_the_command_plans_and_writes(tmp_path, capsys):
     html, path = tmp_path / "plan.html", tmp_path / "plan.json"
-    cluster = ["--gpus-per-node", "2", "--nodes", "1", "--price-per-gpu-hour", "2"]
+    cluster = ["--gpus-per-node", "1", "--nodes", "1", "--price-per-gpu-hour", "2"]
     main([*SHAPE, "--num-layers", "2", "--micro-batch-size", "2", *cluster, "--html", str(html), "--json", str(path)])
     out = capsys.readouterr().out
-    assert "Recommended (*)" in out and "torchrun --nproc-per-node 2 -m pretrain" in out
+    assert "Recommended (*)" in out and "torchrun --nproc-per-node 1 -m pretrain" in out
     text = html.read_text()
     assert "</html>" in text and path.stat().st_size > 1000
     browser = shutil.which("chromium") or shutil.which("google-chrome")
@@ -108,6 +108,8 @@ def test_the_command_plans_and_writes(tmp_path, capsys):
 def test_what_cannot_be_planned_is_one_line():
     with pytest.raises(InputError, match="--nodes 0 must be more than 0"):
         main([*SHAPE, "--nodes", "0"])
+    with pytest.raises(InputError, match=r"--price-per-gpu-hour -1.0 must be more than 0"):
+        main([*SHAPE, "--price-per-gpu-hour", "-1"])
     with pytest.raises(InputError, match="--gpu abacus is not one of"):
         main([*SHAPE, "--gpu", "abacus"])
     with pytest.raises(InputError, match="no layout of 14 GPUs divides global-batch-size 192"):
