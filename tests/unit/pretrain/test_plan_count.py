@@ -4,8 +4,10 @@ import shutil
 import subprocess
 
 import pytest
+import torch
 
 from pretrain.config.read import parse_config
+from pretrain.parallel import pipeline
 from pretrain.parallel.mesh import Layout
 from pretrain.plan.__main__ import main
 from pretrain.plan.count import count
@@ -84,6 +86,21 @@ def test_a_step_of_other_sizes_is_seen(stages):
     gathered = next(key for key in whole if key[:3] == ("traffic", "dp_shard", "all_gather") and key[-1] == "bytes")
     for sizes in ((layers + 1, micro_batches, shard), (layers, micro_batches + 1, shard), (layers, micro_batches, 7)):
         assert stages.at(settings, sizes[0], rows, *sizes[1:])[gathered] != whole[gathered]
+
+
+@pytest.mark.parametrize("flags", [[], OPTIMIZER])
+def test_a_pipeline_declares_its_logits_as_they_come(monkeypatch, flags):
+    """In half precision they have not the weights' dtype, and PyTorch before 2.13 compares."""
+    stages, logits = [], []
+    make, loss = pipeline.PipelineStage, pipeline.Pipeline._loss_of
+    monkeypatch.setattr(pipeline, "PipelineStage", lambda *call, **named: stages.append(named) or make(*call, **named))
+    monkeypatch.setattr(pipeline.Pipeline, "_loss_of", lambda *call: logits.append(call[1]) or loss(*call))
+    config, model = configured([*PP[:1], "2", *flags, "--num-layers", "2", "--micro-batch-size", "1"])
+    shards = 2 if flags else 1
+    count(config, model, Layout(2, 1, shards, 1), shards, 2)
+    (declared,) = stages[-1]["output_args"]
+    assert {(t.shape, t.dtype, t.stride()) for t in logits} == {(declared.shape, torch.bfloat16, declared.stride())}
+    assert declared.dtype == torch.bfloat16
 
 
 @pytest.mark.slow
