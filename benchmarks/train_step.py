@@ -49,8 +49,9 @@ from benchmarks.training.arms import Arm, DenseMask, Ours, Peer, Setting
 from benchmarks.training.batches import Fed, micro_batches, packed, rectangle, stream_batches
 from benchmarks.training.models import PROTEINLM_SHAPES, Weights, esm2_weights, proteinlm_weights
 from pretrain.interval import peak_flops
+from proteinlm.devices import choose_device
 from proteinlm.encoder import token_batches
-from proteinlm.errors import ArgumentParser
+from proteinlm.errors import ArgumentParser, run
 from proteinlm.files import write_json
 from proteinlm.sequences import read_fasta
 
@@ -99,6 +100,10 @@ def build_parser() -> ArgumentParser:
 def read_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = build_parser()
     args = parser.parse_args(argv)
+    least = dict.fromkeys(("layers", "proteins", "repeats", "tokens_per_batch", "rows", "batch_size"), 1)
+    for name, low in (least | {"seq_length": 16}).items():
+        if (value := getattr(args, name)) is not None and value < low:
+            parser.error(f"--{name} {value} must be at least {low}")
     if args.proteinlm:
         args.esm2 = None
         args.rows = args.rows or 4
@@ -113,7 +118,7 @@ def read_args(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.error("--arms: `ours` must be among them")
     if args.dropout and (not args.proteinlm or {"esm2", "esm2_sorted"} & set(args.arms)):
         parser.error("--dropout: ESM-2 has none; choose --proteinlm and --arms without esm2")
-    if (args.compile or args.flash3) and torch.device(args.device).type != "cuda":
+    if (args.compile or args.flash3) and not args.device.startswith("cuda"):
         parser.error("--compile and --flash3 need a GPU")
     per_step = args.rows * args.seq_length if args.rows else 4096
     args.batch_size = args.batch_size or (max(1, 8 * per_step // 4096) if args.rows else 8)
@@ -141,8 +146,8 @@ class Comparison:
     """The arms of a command line, with what each is fed."""
 
     def __init__(self, args: argparse.Namespace, proteins: list[str]):
-        self.args, self.device = args, torch.device(args.device)
-        if self.device.type == "cuda":
+        self.args, self.device = args, choose_device(args.device)
+        if self.device.type == "cuda" and self.device.index is not None:
             torch.cuda.set_device(self.device)
         self.setting = Setting(
             args.precision, args.compile, args.compile_peers, args.recompute, not args.no_fp32_residual, args.flash3,
@@ -340,4 +345,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(main))

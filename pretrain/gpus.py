@@ -1,5 +1,6 @@
 """GPUs by NVIDIA's data sheets: what MFU is measured against, and what the planner starts from."""
 
+import re
 from dataclasses import dataclass
 
 
@@ -44,6 +45,7 @@ GPUS = {
 
 
 def find_gpu(name: str) -> Gpu | None:
-    """The GPU that a name (a device's own, or a user's) contains; None where no data sheet is here."""
-    known = [key for key in GPUS if key.lower() in name.lower()]
+    """The GPU whose key is in a name (a device's own, or a user's) as whole words: an RTX A4000 is no A40. None where
+    no data sheet is here."""
+    known = [key for key in GPUS if re.search(rf"(?<![a-z0-9]){key}(?![a-z0-9])", name, re.IGNORECASE)]
     return GPUS[max(known, key=len)] if known else None

@@ -34,7 +34,7 @@ from pretrain.data.sources import parse_valid_data_path
 from pretrain.data.stages import Sampling
 from pretrain.interval import Interval, peak_flops, unigram_entropy
 from pretrain.numerics import set_numerics
-from pretrain.parallel.mesh import World, local_rank_of_launcher
+from pretrain.parallel.mesh import World, local_rank_of_launcher, processes_of_torchrun
 from pretrain.parallel.replicas import release
 from pretrain.shutdown import stop_signal
 from pretrain.train_step import LOSSES, StepReport, StepResult, build_step
@@ -300,6 +300,8 @@ def _described(name: str, data: Dataset, seq_length: int) -> str:
 def _device(config: Config) -> torch.device:
     local_rank = config.parallel.local_rank
     device = choose_device(config.training.device, local_rank_of_launcher() if local_rank is None else local_rank)
+    if device.type == "cuda" and (processes := processes_of_torchrun()) > (gpus := torch.cuda.device_count()):
+        raise InputError(f"torchrun started {processes} processes on this machine, but there are {gpus} GPUs")
     if device.type == "cpu" and config.parallel.distributed_backend == "nccl":
         raise InputError("--distributed-backend nccl needs GPUs, but this run computes on the CPU; use gloo")
     return device

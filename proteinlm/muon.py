@@ -76,8 +76,8 @@ class Muon(torch.optim.Optimizer):
 
     def _move(self, parameter: nn.Parameter, group: dict) -> None:
         """Decay, then a step along the momentum with Nesterov's look ahead, made orthogonal."""
-        weight, gradient = _local(parameter), _local(parameter.grad)
-        buffer, momentum = _local(self.state[parameter]["momentum_buffer"]), group["momentum"]
+        weight, gradient = local_part(parameter), local_part(parameter.grad)
+        buffer, momentum = local_part(self.state[parameter]["momentum_buffer"]), group["momentum"]
         if self.grad_scale is not None:
             gradient = gradient / self.grad_scale
         averaged = buffer.lerp(gradient, 1 - momentum)
@@ -131,7 +131,8 @@ def orthogonal(update: Tensor, matrices: int = 1, rows: int = 1) -> Tensor:
     return length * x.to(update.dtype).unflatten(1, (-1, rows)).transpose(0, 1).flatten(0, 2)
 
 
-def _local(tensor: Tensor) -> Tensor:
+def local_part(tensor: Tensor) -> Tensor:
+    """What this process has of a DTensor; any other tensor as it is."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
@@ -141,7 +142,7 @@ def _whole(local: Tensor, parameter: nn.Parameter) -> Tensor:
         return local
     mesh, placements = parameter.device_mesh, parameter.placements
     shape = {"shape": parameter.shape, "stride": parameter.stride()}
-    return DTensor.from_local(local, mesh, placements, run_check=False, **shape).full_tensor()
+    return DTensor.fromlocal_part(local, mesh, placements, run_check=False, **shape).full_tensor()
 
 
 def _piece(whole: Tensor, parameter: nn.Parameter) -> Tensor:
@@ -149,5 +150,5 @@ def _piece(whole: Tensor, parameter: nn.Parameter) -> Tensor:
     if not isinstance(parameter, DTensor):
         return whole
     mesh = parameter.device_mesh
-    replicated = DTensor.from_local(whole, mesh, [Replicate()] * mesh.ndim, run_check=False)
-    return replicated.redistribute(placements=parameter.placements).to_local()
+    replicated = DTensor.fromlocal_part(whole, mesh, [Replicate()] * mesh.ndim, run_check=False)
+    return replicated.redistribute(placements=parameter.placements).tolocal_part()

@@ -51,6 +51,16 @@ PACKED = ("--proteinlm", "tiny", "--rows", "2", "--seq_length", "256", "--protei
 PACKED += ("--device", "cpu", "--batch_size", "4", "--phases")
 
 
+def test_a_gpu_without_a_number_is_the_current_one(monkeypatch):
+    """`cuda`, the default there; PyTorch sets no device without a number."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    names = runpy.run_path(str(FOLDER / "train_step.py"))
+    args = names["read_args"]([*PACKED, "--device", "cuda", "--arms", "ours"])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert names["Comparison"](args, names["read"](args)).device == torch.device("cuda")
+
+
 @pytest.mark.slow
 def test_packed_rows_beside_a_dense_mask_and_megatron_bert(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "path", list(sys.path))

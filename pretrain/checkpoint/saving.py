@@ -15,6 +15,7 @@ from torch.distributed.tensor import DTensor
 from pretrain.checkpoint.files import save_checkpoint
 from pretrain.config.options import Checkpoint
 from pretrain.torch_internals import with_local
+from proteinlm.muon import local_part
 
 
 class Staging:
@@ -40,7 +41,7 @@ class Staging:
     def _copy(self, value: dict | Tensor, path: tuple[str, ...]) -> dict | Tensor:
         if isinstance(value, dict):
             return {name: self._copy(inner, (*path, name)) for name, inner in value.items()}
-        local = value.to_local() if isinstance(value, DTensor) else value
+        local = local_part(value)
         memory = self._memory.get(path)
         if memory is None or memory.shape != local.shape or memory.dtype != local.dtype:
             pinned = local.is_cuda and local.numel() > 0

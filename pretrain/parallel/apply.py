@@ -64,7 +64,7 @@ def _apply(part: ProteinBert, config: Config, world: World) -> None:
     if compiles(config, world.device):
         compile_layers(part)
     if world.layout.dp_shard > 1:
-        one_unit = _schedule(config.parallel) == "zero-bubble"
+        one_unit = schedule_of(config.parallel) == "zero-bubble"
         shard(part, world, config.parallel.use_torch_fsdp2, one_unit, part.compute_dtype, reduce_dtype(config.parallel))
     part.to_empty(device=world.device)
     _initialize(part, config.training.seed)
@@ -121,13 +121,13 @@ def _piece(value: Tensor, parameter: DTensor) -> Tensor:
 def _pipeline(parts: Parts, stages: list[int], num_stages: int, config: Config, world: World) -> Pipeline:
     rows, length = config.training.micro_batch_size, config.data.seq_length
     shape = rows, length, rows * num_to_mask(highest_mask_prob(config.data), length)
-    schedule = _schedule(config.parallel)
+    schedule = schedule_of(config.parallel)
     sequence_parallel = config.parallel.sequence_parallel and world.layout.tp > 1
     autocast = autocast_dtype(config.training, world)
     return Pipeline(parts, stages, num_stages, world, schedule, shape, sequence_parallel, autocast)
 
 
-def _schedule(parallel: Parallel) -> str | None:
+def schedule_of(parallel: Parallel) -> str | None:
     """The pipeline schedule in use; None without a pipeline."""
     if parallel.pipeline_model_parallel_size == 1:
         return None

@@ -13,6 +13,7 @@ from torch.distributed.tensor import DTensor, Replicate, Shard
 from pretrain.parallel.mesh import World
 from pretrain.parallel.pipeline import Parts
 from pretrain.parallel.tensor import is_partial
+from proteinlm.muon import local_part
 from proteinlm.optim import global_norm
 
 BUCKET = 1 << 25  # elements summed in one message; a copy of so many lives meanwhile
@@ -36,9 +37,9 @@ class Gradients:
         if self.overlap:
             self.overlap.finish()
         elif not self.sharded and self.world.dp_size > 1:
-            sum_together([_local(p.grad) for p in self._with_gradient()], self.world.dp_group, self.reduce_dtype)
+            sum_together([local_part(p.grad) for p in self._with_gradient()], self.world.dp_group, self.reduce_dtype)
         if self.ends_group is not None and "word_embeddings.weight" in self.named:
-            sum_together([_local(self.named["word_embeddings.weight"].grad)], self.ends_group)
+            sum_together([local_part(self.named["word_embeddings.weight"].grad)], self.ends_group)
 
     def _with_gradient(self) -> list[nn.Parameter]:
         return [p for p in self.named.values() if p.grad is not None]
@@ -61,7 +62,7 @@ class Gradients:
 
     def squared_norm(self) -> Tensor:
         """This process's share of the squared 2-norm over the whole model, fp64 []."""
-        norm = global_norm([_local(p.grad) for n, p in self.named.items() if self._counts(n, p)], self.world.device)
+        norm = global_norm([local_part(p.grad) for n, p in self.named.items() if self._counts(n, p)], self.world.device)
         return norm.double().square()
 
     def _counts(self, name: str, parameter: nn.Parameter) -> bool:
@@ -76,10 +77,6 @@ class Gradients:
     def _cut_over_tp(self, parameter: nn.Parameter) -> bool:
         axis = parameter.device_mesh.mesh_dim_names.index("tp")
         return isinstance(parameter.placements[axis], Shard)
-
-
-def _local(tensor: Tensor) -> Tensor:
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def sum_together(tensors: list[Tensor], group: dist.ProcessGroup, dtype: torch.dtype | None = None) -> None:

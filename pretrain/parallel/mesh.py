@@ -59,6 +59,11 @@ def local_rank_of_launcher() -> int:
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
+def processes_of_torchrun() -> int:
+    """How many processes that see the same GPUs torchrun started on this machine; 0 if something else did."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if "TORCHELASTIC_RUN_ID" in os.environ else 0
+
+
 def _meeting_place(timeout: timedelta) -> dict:
     """Where the processes of this start meet; {}: where the launcher's variables say.
 

@@ -139,9 +139,12 @@ class Pipeline:
         return Schedule1F1B(stages[0], **options)
 
     def _stage(self, part: ProteinBert, number: int) -> PipelineStage:
-        """Shapes are given, so that nothing is run to find them out (it would draw random numbers)."""
+        """Shapes are given, so that nothing is run to find them out (it would draw random numbers).
+
+        PyTorch before 2.13 refuses outputs of another dtype.
+        """
         rows, length, places = self.shape
-        dtype = next(part.parameters()).dtype
+        dtype = part.compute_dtype or next(part.parameters()).dtype
         config = part.config
         shape, stream_dtype = (rows * length // self.stream_ranks, config.hidden_size), part.stream_dtype or dtype
         stream = torch.empty(shape, dtype=stream_dtype, device="meta", requires_grad=True)

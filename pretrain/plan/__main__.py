@@ -4,7 +4,6 @@ Every layout of the run on that cluster, with memory, traffic, time and cost; on
 command line that starts it. No GPU is needed.
 """
 
-import argparse
 import shlex
 import sys
 from collections.abc import Sequence
@@ -15,16 +14,17 @@ from pretrain.plan.lengths import lengths_of_rows
 from pretrain.plan.page import to_html
 from pretrain.plan.report import as_text, make_plan, to_dict
 from pretrain.plan.search import Search
-from proteinlm.errors import InputError, run
+from proteinlm.errors import ArgumentParser, InputError, run
 from proteinlm.files import write_json, write_text
 from proteinlm.tokenizer import build_tokenizer
 
+POSITIVE = ("gpus_per_node", "nodes", "gpu_memory", "bandwidth", "price_per_gpu_hour", "tokens", "rows")
 
-def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+
+def build_parser() -> ArgumentParser:
+    parser = ArgumentParser(
         prog="python -m pretrain.plan",
         description="Layouts of a pretraining run on a cluster. Takes the flags of `python -m pretrain` besides.",
-        allow_abbrev=False,
     )
     parser.add_argument("--gpu", default="H100", help="as in pretrain/gpus.py, or a device's own name (H100)")
     parser.add_argument("--gpus-per-node", type=int, default=8, metavar="N", help="(8)")
@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Plan, print, write."""
     words = list(sys.argv[1:] if argv is None else argv)
     own, flags = build_parser().parse_known_args(words)
-    for name in ("gpus_per_node", "nodes", "gpu_memory", "bandwidth", "tokens", "rows"):
+    for name in POSITIVE:
         if (value := getattr(own, name)) is not None and not 0 < value < float("inf"):
             raise InputError(f"--{name.replace('_', '-')} {value} must be more than 0")
     cluster = make_cluster(

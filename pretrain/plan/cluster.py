@@ -127,21 +127,30 @@ def _calibrated(rates: Rates, path: str, gpu: Gpu, name: str) -> Rates:
 
 
 def _replaced(rates: Rates, values: dict) -> Rates:
-    changes: dict[str, object] = {"error": float(values["error"])}
-    rows = [(float(r["m"]), float(r["n"]), float(r["k"]), 1e12 * float(r["tflops"])) for r in values["gemm_tflops"]]
-    if not rows or any(number <= 0 for row in rows for number in row):
-        raise ValueError("gemm_tflops needs rows of numbers above 0")
+    changes: dict[str, object] = {"error": _positive(values["error"])}
+    rows = [
+        (*(_positive(row[side]) for side in "mnk"), 1e12 * _positive(row["tflops"])) for row in values["gemm_tflops"]
+    ]
+    if not rows:
+        raise ValueError("gemm_tflops needs a row")
     changes["gemm"] = tuple(rows)
     if "hbm_gbs" in values:
-        changes["hbm"] = 1e9 * float(values["hbm_gbs"])
+        changes["hbm"] = 1e9 * _positive(values["hbm_gbs"])
     if attention := values.get("attention_tflops"):
-        changes["attention"] = 1e12 * float(attention["forward"]), 1e12 * float(attention["backward"])
+        changes["attention"] = 1e12 * _positive(attention["forward"]), 1e12 * _positive(attention["backward"])
     if "compiled_bytes" in values:
-        changes["compiled"] = float(values["compiled_bytes"])
+        changes["compiled"] = _positive(values["compiled_bytes"])
     if "launch_us" in values:
-        changes["launch"] = 1e-6 * float(values["launch_us"])
+        changes["launch"] = 1e-6 * _positive(values["launch_us"])
     for place, link in values.get("links", {}).items():
         if place not in ("node", "network"):
             raise ValueError(f"links are node and network, not {place}")
-        changes[place] = Link(1e-6 * float(link["latency_us"]), 1e9 * float(link["gbs"]))
+        changes[place] = Link(1e-6 * _positive(link["latency_us"]), 1e9 * _positive(link["gbs"]))
     return Rates(**{**vars(rates), **changes})
+
+
+def _positive(value: object) -> float:
+    number = float(value)
+    if not 0 < number < math.inf:
+        raise ValueError(f"{value} must be a number above 0")
+    return number

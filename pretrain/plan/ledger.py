@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_leaves
 from pretrain.parallel.mesh import AXES, World
 from pretrain.plan.fakes import FakeTensor, group_name, in_backward, whole_view
 from pretrain.train_step import TrainStep
+from proteinlm.muon import local_part
 
 # c10d's and the functional collectives' names, without underscores -> one word; the first that is contained counts
 COLLECTIVES = {
@@ -132,7 +133,7 @@ class Ledger(TorchDispatchMode):
     def hold(self, tensors: Iterable[Tensor], category: str) -> None:
         """Count the memory of these tensors, allocated or not before now, as `category`."""
         for tensor in tensors:
-            storage = _local(tensor).untyped_storage()
+            storage = local_part(tensor).untyped_storage()
             self._forget(storage._cdata)
             self._add(storage, category)
 
@@ -275,10 +276,6 @@ def _kind(func) -> tuple[str, tuple[int, ...]]:
 
 def _tensors(value: object) -> list[Tensor]:
     return [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
-
-
-def _local(tensor: Tensor) -> Tensor:
-    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
 
 
 def _nbytes(tensor: Tensor) -> int:

@@ -29,9 +29,6 @@ class Plan:
     best: Candidate
     reason: str
 
-    def fits(self, candidate: Candidate) -> bool:
-        return _fits(candidate, self.cluster)
-
     def days(self, candidate: Candidate) -> float:
         return self.tokens / candidate.tokens_per_second / 86_400
 
@@ -60,12 +57,8 @@ def make_plan(
     return Plan(command, config, model, cluster, lengths, tokens, ordered, best, reason)
 
 
-def _fits(candidate: Candidate, cluster: Cluster) -> bool:
-    return candidate.total_memory <= cluster.memory * GB
-
-
 def _choose(candidates: Sequence[Candidate], cluster: Cluster) -> tuple[Candidate, str]:
-    fitting = [c for c in candidates if _fits(c, cluster)]
+    fitting = [c for c in candidates if c.fits(cluster)]
     if not fitting:
         raise InputError(_nothing_fits(candidates, cluster))
     fastest = fitting[0]
@@ -79,9 +72,9 @@ def _choose(candidates: Sequence[Candidate], cluster: Cluster) -> tuple[Candidat
         reason = f"the simplest within {NEAR:.0%} of the fastest that fits ({behind:.1%} behind it), in {used}"
     simpler = [c for c in candidates if _complexity(c) < _complexity(best)]
     if simpler:
-        plain = max(simpler, key=lambda c: (_fits(c, cluster), c.tokens_per_second))
+        plain = max(simpler, key=lambda c: (c.fits(cluster), c.tokens_per_second))
         slower = 1 - plain.tokens_per_second / best.tokens_per_second
-        why = f"is {slower:.0%} slower" if _fits(plain, cluster) else f"needs {plain.total_memory / GB:.0f} GB"
+        why = f"is {slower:.0%} slower" if plain.fits(cluster) else f"needs {plain.total_memory / GB:.0f} GB"
         reason += f"; {describe(plain)} {why}"
     return best, reason
 
@@ -180,7 +173,7 @@ def _layout_dict(plan: Plan, candidate: Candidate) -> dict:
         "micro_batch_size": candidate.config.training.micro_batch_size,
         "micro_batches": candidate.micro_batches,
         "recompute": candidate.recompute,
-        "fits": plan.fits(candidate),
+        "fits": candidate.fits(plan.cluster),
         "memory_gb": {name: round(size / GB, 3) for name, size in candidate.memory.items()},
         "total_memory_gb": round(candidate.total_memory / GB, 3),
         "traffic_gb": traffic,
@@ -206,13 +199,15 @@ def as_text(plan: Plan, values: dict, rows: int) -> str:
         f"{'layout':64} {'GB':>6} {'ms':>9} {'bubble':>6} {'MFU':>5} {'real tokens/s':>14} {'days':>8}"
         + (f" {'cost':>12}" if plan.cluster.price is not None else ""),
     ]
-    shown = [*plan.candidates]
-    shown = [candidate for candidate in shown if plan.fits(candidate)][:rows]
-    for candidate in shown if plan.best in shown else [plan.best, *shown]:
+    fastest = [candidate for candidate in plan.candidates if candidate.fits(plan.cluster)][:rows]
+    for candidate in fastest if plan.best in fastest else [plan.best, *fastest]:
         lines.append(_line(plan, candidate))
-    unfit = sum(not plan.fits(candidate) for candidate in plan.candidates)
+    unfit = sum(not candidate.fits(plan.cluster) for candidate in plan.candidates)
     lines += ["", f"{len(plan.candidates):,} layouts, {unfit:,} do not fit. Recommended (*): {describe(plan.best)}:"]
-    lines += [f"{plan.reason}.", "", values["start"]]
+    lines += [f"{plan.reason}."]
+    if all(candidate.layout.tp == 1 for candidate in plan.candidates) and plan.cluster.gpus_per_node > 1:
+        lines.append("Left out: tensor parallelism (--tensor-model-parallel-size 2 to see it); a replica fits.")
+    lines += ["", values["start"]]
     return "\n".join(lines)
 
 

@@ -9,9 +9,8 @@ from types import SimpleNamespace
 from torch.distributed.pipelining.schedules import ScheduleInterleaved1F1B, ScheduleInterleavedZeroBubble
 
 KINDS = {"interleaved": ScheduleInterleaved1F1B, "zero-bubble": ScheduleInterleavedZeroBubble}
-Action = tuple[
-    int, str, int
-]  # stage, F (forward), B (backward), I and W (its two halves: inputs', weights'), micro-batch
+# (stage, what, micro-batch): F forward, B backward, I and W its two halves, for inputs and for weights
+Action = tuple[int, str, int]
 
 
 @cache
@@ -63,14 +62,14 @@ def simulate(
     forward, backward: seconds of a micro-batch by stage; hop: of a message between stages. A long step is its beginning
     and its end as simulated, and between them the busiest rank at work.
     """
-    shown = micro_batches
+    played = micro_batches
     if micro_batches > 6 * pp:  # a multiple of pp keeps the rounds of interleaved schedules whole
-        shown = 4 * pp + micro_batches % pp if schedule == "1f1b" else 4 * pp
+        played = 4 * pp + micro_batches % pp if schedule == "1f1b" else 4 * pp
     busy = [sum(forward[s] + backward[s] for s in range(rank, pp * pieces, pp)) for rank in range(pp)]
     if pp == 1:
         return micro_batches * busy[0], 0.0
-    time = _play(orders(schedule, pp, pieces, shown), forward, backward, hop)
-    total = time + (micro_batches - shown) * max(busy)
+    time = _play(orders(schedule, pp, pieces, played), forward, backward, hop)
+    total = time + (micro_batches - played) * max(busy)
     return total, 1 - micro_batches * max(busy) / total
 
 

@@ -1,6 +1,6 @@
 """Every layout of a run on a cluster that its configuration allows, with memory, traffic, time and cost.
 
-    candidates = search(config, model_config, cluster, lengths)
+    candidates = Search(config, model_config, cluster, lengths).all()
 
 A layout is a `Config`: what `pretrain.config.validate` refuses is not one. Left out is what cannot pay: tp without
 --sequence-parallel, and tp over several nodes.
@@ -12,6 +12,8 @@ from dataclasses import dataclass, replace
 from pretrain.config.options import Config
 from pretrain.config.validate import check, for_world, not_compiled
 from pretrain.interval import training_flops
+from pretrain.parallel import gradients, overlap
+from pretrain.parallel.apply import schedule_of
 from pretrain.parallel.mesh import Layout
 from pretrain.parallel.pipeline import layers_of_stage
 from pretrain.plan.cluster import Cluster
@@ -58,6 +60,9 @@ class Candidate:
     def recompute(self) -> bool:
         return self.config.training.recompute_granularity == "full"
 
+    def fits(self, cluster: Cluster) -> bool:
+        return self.total_memory <= 1e9 * cluster.memory
+
 
 class Search:
     """Makes candidates; stages are counted once."""
@@ -68,15 +73,26 @@ class Search:
         self.half = config.training.bf16 or config.training.fp16
 
     def all(self) -> list[Candidate]:
-        """Whether they fit or not."""
-        return [self.candidate(config) for config in configurations(self.config, self.cluster)]
+        """Whether they fit or not.
+
+        tp is counted only where a replica does not fit without it (in one stage, nothing recomputed), or where the
+        configuration has some: it takes three quarters of the time, and would not be chosen.
+        """
+        made, enough = [], False
+        for config in configurations(self.config, self.cluster):  # tp 1 first
+            if enough and config.parallel.tensor_model_parallel_size > 1:
+                break
+            made.append(candidate := self.candidate(config))
+            whole = candidate.layout.tp == candidate.layout.pp == 1 and not candidate.recompute
+            enough |= whole and candidate.fits(self.cluster) and self.config.parallel.tensor_model_parallel_size == 1
+        return made
 
     def candidate(self, config: Config) -> Candidate:
         """What a validated configuration amounts to."""
         layout = Layout.of(config, self.cluster.size)
         t, p = config.training, config.parallel
         cut = "full" if p.use_torch_fsdp2 else "optimizer" if p.use_distributed_optimizer else "none"
-        schedule = _schedule(config)
+        schedule = schedule_of(p)
         count = t.global_batch_size // (t.micro_batch_size * layout.dp_replicate * layout.dp_shard)
         pieces = _pieces(config, self.model.num_layers)
         ranks = self._ranks(config, layout, cut, pieces, count)
@@ -122,8 +138,8 @@ class Search:
         if layout.dp_shard == 1:
             overlapped = layout.dp_replicate == self.cluster.size
             key = "traffic", "dp", "all_reduce", dtype, "backward" if overlapped else "step"
-            numbers = values["state", "weights"] / 4
-            return {**values, (*key, "calls"): -(-numbers // (1 << 25)), (*key, "bytes"): numbers * size}
+            numbers, bucket = values["state", "weights"] / 4, overlap.BUCKET if overlapped else gradients.BUCKET
+            return {**values, (*key, "calls"): -(-numbers // bucket), (*key, "bytes"): numbers * size}
         sums = {k: v for k, v in values.items() if k[:3] == ("traffic", "dp_shard", "reduce_scatter")}
         shards = {
             ("traffic", "dp_replicate", "all_reduce", *k[3:]): v / (layout.dp_shard if k[-1] == "bytes" else 1)
@@ -147,8 +163,8 @@ class Search:
         own = [ranks[stage][0] for stage in range(rank, layout.pp * pieces, layout.pp)]
         flying, counted = {rank: 1}, 1
         if schedule:
-            shown = count if count <= 6 * layout.pp else 4 * layout.pp
-            flying = in_flight(orders(schedule, layout.pp, pieces, shown)[rank])
+            enough = count if count <= 6 * layout.pp else 4 * layout.pp
+            flying = in_flight(orders(schedule, layout.pp, pieces, enough)[rank])
             counted = 1 if rank == layout.pp - 1 else 2  # in the steps that `Stages` counted
         largest = max(own, key=lambda values: _peak(values)[1])
         peak = dict(_peak(largest)[0])
@@ -220,13 +236,6 @@ def _kind(stage: int, stages: int) -> str:
 def _pieces(config: Config, layers: int) -> int:
     per_stage = config.parallel.num_layers_per_virtual_pipeline_stage
     return layers // per_stage // config.parallel.pipeline_model_parallel_size if per_stage else 1
-
-
-def _schedule(config: Config) -> str | None:
-    p = config.parallel
-    if p.pipeline_model_parallel_size == 1:
-        return None
-    return p.pipeline_schedule or ("interleaved" if p.num_layers_per_virtual_pipeline_stage else "1f1b")
 
 
 def configurations(config: Config, cluster: Cluster) -> Iterator[Config]:

@@ -19,8 +19,8 @@ from proteinlm.network.config import ModelConfig
 
 LAYERS = (2, 3)
 ROWS = (1, 2)
-# kind of stage -> (pipeline ranks of the small model, the rank counted): alone it is the whole model
 IN_FLIGHT = {"whole": 1, "first": 2, "middle": 2, "last": 1}  # micro-batches of the small steps
+# kind of stage -> (pipeline ranks of the small model, the rank counted): alone it is the whole model
 PLACES = {"whole": (1, 0), "first": (2, 0), "middle": (3, 1), "last": (2, 1)}
 SHARDED = 2  # replicas of the small model over which FSDP2 cuts
 _CORNERS = ((0, ROWS[0]), (1, ROWS[0]), (0, ROWS[1]))  # (micro-batches above the fewest, rows)
@@ -122,7 +122,7 @@ class _Stage:
         self.layer = [b - a for a, b in zip(few, many, strict=True)]
         self.rest = [a - LAYERS[0] * slope for a, slope in zip(few, self.layer, strict=True)]
         self.peak = np.array([key[0] == "peak" for key in self.keys])
-        self.kept = np.array(
+        self.stays = np.array(
             [key[0] == "peak" and key[1] != "saved" and key[2] == "communication" for key in self.keys]
         )
         self.buffers = self.keys.index(("state", "communication"))
@@ -152,7 +152,7 @@ class _Stage:
         peaks = (base if more <= 0 else one_more) + (rows - ROWS[0]) * (wider - base)
         if more > 0:
             buffer = (one_more - base)[self.buffers] if self.first_micro_batches > 1 else 0.0
-            peaks = peaks + np.where(self.kept, (more * rows - 1) * buffer, 0.0)
+            peaks = peaks + np.where(self.stays, (more * rows - 1) * buffer, 0.0)
         result = np.where(self.peak, peaks, sums)
         buffers = self.first_micro_batches * (one_more - base)
         result = np.where(self.free, base - buffers + (rows - ROWS[0]) * (wider - base - buffers), result)

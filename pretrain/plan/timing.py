@@ -76,8 +76,8 @@ def stage_time(cluster: Cluster, layout: Layout, work: Work, one: Values, two: V
     each = {key: two.get(key, 0.0) - value for key, value in one.items()}
     compute = {phase: _compute(cluster, layout, work, each, phase) for phase in ("forward", "backward")}
     hidden = {phase: _messages(cluster, layout, each, phase, ("dp_shard", "dp_replicate")) for phase in compute}
-    shown = {phase: _messages(cluster, layout, each, phase, ("tp",)) for phase in compute}
-    seconds = {phase: max(compute[phase] + shown[phase], hidden[phase]) for phase in compute}
+    added = {phase: _messages(cluster, layout, each, phase, ("tp",)) for phase in compute}
+    seconds = {phase: max(compute[phase] + added[phase], hidden[phase]) for phase in compute}
     exposed = 0.0
     once = {key: value - count * each[key] for key, value in one.items()}
     for phase in compute:

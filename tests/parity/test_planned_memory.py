@@ -10,10 +10,8 @@ DROPOUT = ["--hidden-dropout", "0.1"]
 MESSAGE = 2 * 32 * 16 * 4  # bytes of a micro-batch's stream, fp32
 
 
-@pytest.mark.parametrize(
-    ("layout", "micro_batches"),
-    [("fsdp2-full", 2), *(pytest.param(*case, marks=pytest.mark.slow) for case in (("tp2-sp", 4), ("fsdp2", 2)))],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("layout", "micro_batches"), [("fsdp2-full", 2), ("tp2-sp", 4), ("fsdp2", 2)])
 def test_memory_is_that_of_a_real_step(layout, micro_batches, ranks):
     size, flags = LAYOUTS[layout]
     flags = [*flags, *DROPOUT]

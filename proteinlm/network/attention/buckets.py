@@ -59,7 +59,7 @@ class _BucketAttention(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
-        plan, (output, *kept) = ctx.plan, ctx.saved_tensors
+        plan, (output, *saved) = ctx.plan, ctx.saved_tensors
         tokens, heads, size = output.shape
         result = output.new_empty(tokens + 1, heads * 3 * size)
         for i, bucket in enumerate(plan.buckets):
@@ -69,7 +69,7 @@ class _BucketAttention(torch.autograd.Function):
                 grad.index_fill_(0, bucket.padding, 0.0)
             out = output.index_select(0, bucket.gather)
             grad, out = (part.view(shape).transpose(1, 2) for part in (grad, out))
-            grads = _backward(grad, kept[i], out, kept[len(plan.buckets) + i], bucket)
+            grads = _backward(grad, saved[i], out, saved[len(plan.buckets) + i], bucket)
             result.index_copy_(0, bucket.scatter, _rows(grads, bucket, result.dtype))
         return result[:tokens].view(tokens, heads, 3, size), None
 
@@ -78,16 +78,16 @@ def _forward(qkv: Tensor, plan: AttentionPlan) -> tuple[Tensor, list[Tensor], li
     """([T, H, D]; of each bucket its queries, keys and values [3, n, H, S, D], and its log-sum-exp [n, H, S])."""
     tokens, heads, _, size = qkv.shape
     output = qkv.new_empty(tokens + 1, heads * size)  # the last row is for the slots of padding
-    kept, sums = [], []
+    saved, sums = [], []
     for bucket in plan.buckets:
         parts = _by_head(qkv.index_select(0, bucket.gather), bucket)
         if bucket.turns is not None:
             parts[:2] = rotate_pairs(parts[:2], bucket.turns)
         mixed, logsumexp = _flash(*parts.unbind(), attn_mask=_expanded(bucket, parts.dtype))
         output.index_copy_(0, bucket.scatter, _by_token(mixed))
-        kept.append(parts)
+        saved.append(parts)
         sums.append(logsumexp)
-    return output[:tokens].view(tokens, heads, size), kept, sums
+    return output[:tokens].view(tokens, heads, size), saved, sums
 
 
 def _backward(grad: Tensor, parts: Tensor, out: Tensor, logsumexp: Tensor, bucket: Bucket) -> tuple[Tensor, ...]:

@@ -10,6 +10,7 @@ from tiny_runs import MODEL
 from pretrain import trainer as trainer_module
 from pretrain.config.read import parse_config
 from pretrain.parallel.mesh import World
+from proteinlm.errors import InputError
 
 
 class Met(Exception):
@@ -45,6 +46,17 @@ def test_a_process_alone_computes_on_the_gpu_that_it_names(gpus):
     gpus.current = None
     World.join(config(), torch.device("cpu"))
     assert gpus.current is None
+
+
+def test_more_processes_of_torchrun_than_gpus_are_refused(gpus, monkeypatch):
+    """Where one GPU is visible: under Slurm each process may see its own."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert trainer_module._device(config("--device", "cuda")) == torch.device("cuda", 0)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    with pytest.raises(InputError, match="torchrun started 2 processes on this machine, but there are 1 GPUs"):
+        trainer_module._device(config("--device", "cuda"))
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,10 @@ import shutil
 import subprocess
 
 import pytest
+import torch
 
 from pretrain.config.read import parse_config
+from pretrain.parallel import pipeline
 from pretrain.parallel.mesh import Layout
 from pretrain.plan.__main__ import main
 from pretrain.plan.count import count
@@ -86,13 +88,28 @@ def test_a_step_of_other_sizes_is_seen(stages):
         assert stages.at(settings, sizes[0], rows, *sizes[1:])[gathered] != whole[gathered]
 
 
+@pytest.mark.parametrize("flags", [[], OPTIMIZER])
+def test_a_pipeline_declares_its_logits_as_they_come(monkeypatch, flags):
+    """In half precision they have not the weights' dtype, and PyTorch before 2.13 compares."""
+    stages, logits = [], []
+    make, loss = pipeline.PipelineStage, pipeline.Pipeline._loss_of
+    monkeypatch.setattr(pipeline, "PipelineStage", lambda *call, **named: stages.append(named) or make(*call, **named))
+    monkeypatch.setattr(pipeline.Pipeline, "_loss_of", lambda *call: logits.append(call[1]) or loss(*call))
+    config, model = configured([*PP[:1], "2", *flags, "--num-layers", "2", "--micro-batch-size", "1"])
+    shards = 2 if flags else 1
+    count(config, model, Layout(2, 1, shards, 1), shards, 2)
+    (declared,) = stages[-1]["output_args"]
+    assert {(t.shape, t.dtype, t.stride()) for t in logits} == {(declared.shape, torch.bfloat16, declared.stride())}
+    assert declared.dtype == torch.bfloat16
+
+
 @pytest.mark.slow
 def test_the_command_plans_and_writes(tmp_path, capsys):
     html, path = tmp_path / "plan.html", tmp_path / "plan.json"
-    cluster = ["--gpus-per-node", "2", "--nodes", "1", "--price-per-gpu-hour", "2"]
+    cluster = ["--gpus-per-node", "1", "--nodes", "1", "--price-per-gpu-hour", "2"]
     main([*SHAPE, "--num-layers", "2", "--micro-batch-size", "2", *cluster, "--html", str(html), "--json", str(path)])
     out = capsys.readouterr().out
-    assert "Recommended (*)" in out and "torchrun --nproc-per-node 2 -m pretrain" in out
+    assert "Recommended (*)" in out and "torchrun --nproc-per-node 1 -m pretrain" in out
     text = html.read_text()
     assert "</html>" in text and path.stat().st_size > 1000
     browser = shutil.which("chromium") or shutil.which("google-chrome")
@@ -108,6 +125,8 @@ def test_the_command_plans_and_writes(tmp_path, capsys):
 def test_what_cannot_be_planned_is_one_line():
     with pytest.raises(InputError, match="--nodes 0 must be more than 0"):
         main([*SHAPE, "--nodes", "0"])
+    with pytest.raises(InputError, match=r"--price-per-gpu-hour -1.0 must be more than 0"):
+        main([*SHAPE, "--price-per-gpu-hour", "-1"])
     with pytest.raises(InputError, match="--gpu abacus is not one of"):
         main([*SHAPE, "--gpu", "abacus"])
     with pytest.raises(InputError, match="no layout of 14 GPUs divides global-batch-size 192"):

@@ -14,7 +14,7 @@ from pretrain.plan.lengths import lengths_of_rows
 from pretrain.plan.page import to_html
 from pretrain.plan.report import as_text, describe, layout_flags, make_plan, start_command, to_dict
 from pretrain.plan.schedule import in_flight, orders, simulate
-from pretrain.plan.search import Candidate, configurations
+from pretrain.plan.search import Candidate, Search, configurations
 from pretrain.plan.timing import Work, group_link, message_seconds, stage_time
 from proteinlm.errors import InputError
 from proteinlm.tokenizer import build_tokenizer
@@ -42,7 +42,8 @@ def config():
 
 def test_a_device_is_found_by_its_name():
     assert find_gpu("NVIDIA H100 80GB HBM3") is GPUS["H100"] and find_gpu("NVIDIA H100 NVL") is GPUS["H100 NVL"]
-    assert find_gpu("Radeon") is None
+    assert find_gpu("Tesla V100-SXM2-32GB") is GPUS["V100"] and find_gpu("NVIDIA GH200 480GB") is GPUS["GH200"]
+    assert find_gpu("Radeon") is find_gpu("NVIDIA RTX A4000") is find_gpu("NVIDIA L40") is None
 
 
 def test_an_unknown_gpu_and_a_calibration_of_another_are_refused(tmp_path):
@@ -57,9 +58,10 @@ def test_an_unknown_gpu_and_a_calibration_of_another_are_refused(tmp_path):
     path.write_text(json.dumps(measured | {"gemm": 3}))
     with pytest.raises(InputError, match="gemm is not a key of a calibration"):
         make_cluster("A100", 8, 1, calibration=str(path))
-    path.write_text(json.dumps(measured | {"gemm_tflops": []}))
-    with pytest.raises(InputError, match="not a calibration"):
-        make_cluster("A100", 8, 1, calibration=str(path))
+    for wrong in ({"gemm_tflops": []}, {"hbm_gbs": 0}, {"error": math.nan}, {"links": []}):
+        path.write_text(json.dumps(measured | wrong))
+        with pytest.raises(InputError, match="not a calibration"):
+            make_cluster("A100", 8, 1, calibration=str(path))
 
 
 def test_measured_products_go_before_the_data_sheet():
@@ -162,11 +164,11 @@ def test_lengths_decide_attention():
 
 
 def test_only_what_the_configuration_allows(config, cluster):
-    found = list(configurations(config, cluster))
-    layouts = {Layout.of(c, 8) for c in found}
+    made = list(configurations(config, cluster))
+    layouts = {Layout.of(c, 8) for c in made}
     assert Layout(1, 8, 1, 1) in layouts and Layout(1, 2, 4, 1) in layouts and Layout(2, 1, 1, 4) in layouts
     assert max(layout.pp for layout in layouts) == 4  # layers
-    for c in found:
+    for c in made:
         assert c.training.global_batch_size == 32
         layout, p = Layout.of(c, 8), c.parallel
         count = 32 // (c.training.micro_batch_size * layout.dp_replicate * layout.dp_shard)
@@ -189,39 +191,55 @@ def candidates(config, cluster) -> list[Candidate]:
     ]  # fmt: skip
 
 
-def plan_of(found, config, cluster):
+def plan_of(made, config, cluster):
     model = config.model_config(build_tokenizer("iupac"))
-    return make_plan("python -m pretrain.plan", config, model, cluster, lengths_of_rows(64), 8.64e6, found)
+    return make_plan("python -m pretrain.plan", config, model, cluster, lengths_of_rows(64), 8.64e6, made)
+
+
+@pytest.mark.parametrize(("asked", "memory", "tp"), [(1, 30e9, 1), (1, 90e9, 4), (2, 30e9, 4)])
+def test_tensor_parallelism_is_counted_where_it_can_be_chosen(config, cluster, monkeypatch, asked, memory, tp):
+    example = candidates(config, cluster)[0]
+    tried = []
+
+    def candidate(search, config):
+        tried.append(config.parallel.tensor_model_parallel_size)
+        return replace(example, config=config, layout=Layout.of(config, 8), memory={"weights": memory})
+
+    monkeypatch.setattr(Search, "candidate", candidate)
+    parallel = replace(config.parallel, tensor_model_parallel_size=asked)
+    model = config.model_config(build_tokenizer("iupac"))
+    assert len(Search(replace(config, parallel=parallel), model, cluster, lengths_of_rows(64)).all()) == len(tried)
+    assert max(tried) == tp
 
 
 def test_the_fastest_that_fits_is_recommended(config, cluster):
-    found = candidates(config, cluster)
-    plan = plan_of(found, config, cluster)
-    assert plan.best is found[1] and plan.candidates[0] is found[2]
-    slower = f"{describe(found[0])} is 9% slower"
+    made = candidates(config, cluster)
+    plan = plan_of(made, config, cluster)
+    assert plan.best is made[1] and plan.candidates[0] is made[2]
+    slower = f"{describe(made[0])} is 9% slower"
     assert plan.reason == f"the fastest of the 2 layouts that fit, in 20.0 of 80 GB a GPU; {slower}"
-    near = [replace(found[0], tokens_per_second=109.0), *found[1:]]
+    near = [replace(made[0], tokens_per_second=109.0), *made[1:]]
     assert plan_of(near, config, cluster).best is near[0]  # simpler, and nearly as fast
     assert plan.days(plan.best) == pytest.approx(8.64e6 / 110 / 86_400)
     assert plan.cost(plan.best) == pytest.approx(8.64e6 / 110 / 3600 * 8 * 2.0)
 
 
 def test_the_command_starts_the_recommended_layout(config, cluster):
-    found = candidates(config, cluster)
-    plan = plan_of(found, config, cluster)
+    made = candidates(config, cluster)
+    plan = plan_of(made, config, cluster)
     given = ["--num-layers", "4", "--hidden-size", "64", "--num-attention-heads", "4", "--seq-length", "64", "--bf16"]
     given += ["--max-position-embeddings", "64", "--global-batch-size", "32", "--train-iters", "10"]
-    for candidate in found:
+    for candidate in made:
         words = [*given, *layout_flags(config, candidate)]
         assert parse_config(words, required=(), world_size=8, notify=lambda notice: None) == candidate.config
     assert start_command(plan, given).startswith("torchrun --nnodes 2 --rdzv-backend c10d")
 
 
 def test_nothing_fits_says_what_is_closest(config, cluster):
-    found = [replace(c, memory={"weights": 1e11, "activations": 0.0, "gradients": 0.0, "optimizer": n}) for n, c in
+    made = [replace(c, memory={"weights": 1e11, "activations": 0.0, "gradients": 0.0, "optimizer": n}) for n, c in
              enumerate(candidates(config, cluster))]  # fmt: skip
     with pytest.raises(InputError, match=r"no layout fits 80 GB a GPU: the closest, .*needs 100.0 GB.* would help"):
-        plan_of(found, config, cluster)
+        plan_of(made, config, cluster)
     with pytest.raises(InputError, match="no layout of 8 GPUs divides global-batch-size 32"):
         plan_of([], config, cluster)
 
