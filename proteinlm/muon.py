@@ -142,7 +142,7 @@ def _whole(local: Tensor, parameter: nn.Parameter) -> Tensor:
         return local
     mesh, placements = parameter.device_mesh, parameter.placements
     shape = {"shape": parameter.shape, "stride": parameter.stride()}
-    return DTensor.fromlocal_part(local, mesh, placements, run_check=False, **shape).full_tensor()
+    return DTensor.from_local(local, mesh, placements, run_check=False, **shape).full_tensor()
 
 
 def _piece(whole: Tensor, parameter: nn.Parameter) -> Tensor:
@@ -150,5 +150,5 @@ def _piece(whole: Tensor, parameter: nn.Parameter) -> Tensor:
     if not isinstance(parameter, DTensor):
         return whole
     mesh = parameter.device_mesh
-    replicated = DTensor.fromlocal_part(whole, mesh, [Replicate()] * mesh.ndim, run_check=False)
-    return replicated.redistribute(placements=parameter.placements).tolocal_part()
+    replicated = DTensor.from_local(whole, mesh, [Replicate()] * mesh.ndim, run_check=False)
+    return replicated.redistribute(placements=parameter.placements).to_local()

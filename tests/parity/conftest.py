@@ -11,9 +11,9 @@ from pretrain.data.indexed import IndexedWriter
 from proteinlm.tokenizer import build_tokenizer
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def ranks():
-    """Start them once: `ranks.run(size, function, *arguments)`."""
+    """Started when first needed: `ranks.run(size, function, *arguments)`."""
     ranks = Ranks()
     yield ranks
     ranks.close()

@@ -4,6 +4,7 @@ Each job is a process group of its own (gloo, over a file) of the first n proces
 that has imported torch and the trainer, which takes seconds where eight starts would take a minute.
 """
 
+import gc
 import multiprocessing
 import os
 import tempfile
@@ -14,6 +15,9 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
+# PyTorch's caches hold on to the groups of every mesh that a process has seen, and each group's threads wake a hundred
+# times a second; after so many jobs new processes take over.
+JOBS = 10
 TIMEOUT_S = 240  # a job takes a second; eight processes that wait in turns for one busy core take minutes
 
 
@@ -23,7 +27,7 @@ class Ranks:
     def __init__(self):
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload(["pretrain.trainer", "torch.distributed.pipelining"])
-        self._pipes, self._processes = [], []
+        self._pipes, self._processes, self._jobs = [], [], 0
 
     def _start(self) -> None:
         parent_end, child_end = self._context.Pipe()
@@ -37,6 +41,9 @@ class Ranks:
 
         A job of one has no process group, as without torchrun. The first process's exception is raised here.
         """
+        if self._jobs >= JOBS:
+            self.close()
+        self._jobs += 1
         while len(self._pipes) < size:
             self._start()
         with tempfile.TemporaryDirectory() as folder:
@@ -57,7 +64,7 @@ class Ranks:
         for process in self._processes:
             process.kill()
             process.join()
-        self._pipes, self._processes = [], []
+        self._pipes, self._processes, self._jobs = [], [], 0
 
 
 def _serve(pipe) -> None:
@@ -75,4 +82,5 @@ def _serve(pipe) -> None:
             answer = False, traceback.format_exc()
         if dist.is_initialized():
             dist.destroy_process_group()
+        gc.collect()
         pipe.send(answer)
