@@ -5,6 +5,8 @@ import pytest
 import torch
 from parity_layouts import LAYOUTS, RECOMPUTE
 
+pytestmark = pytest.mark.slow
+
 # fp32: over bf16 a CPU's LayerNorm keeps its statistics in fp32, which the kernel for fake tensors does not
 DROPOUT = ["--hidden-dropout", "0.1"]
 MESSAGE = 2 * 32 * 16 * 4  # bytes of a micro-batch's stream, fp32

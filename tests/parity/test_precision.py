@@ -6,6 +6,8 @@ import pytest
 import torch
 from parity_layouts import FSDP, SHAPES, TP, ZERO_BUBBLE
 
+pytestmark = pytest.mark.slow
+
 FULL, HALF_STREAM = ["--use-torch-fsdp2"], ["--no-fp32-residual-connection"]
 
 

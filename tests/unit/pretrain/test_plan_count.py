@@ -15,6 +15,8 @@ from pretrain.plan.stages import Settings, Stages, _flat
 from proteinlm.errors import InputError
 from proteinlm.tokenizer import build_tokenizer
 
+pytestmark = pytest.mark.slow
+
 SHAPE = ["--hidden-size", "32", "--num-attention-heads", "4", "--seq-length", "48", "--max-position-embeddings", "48"]
 SHAPE += ["--make-vocab-size-divisible-by", "32", "--train-iters", "4", "--global-batch-size", "192", "--bf16"]
 TP = ["--tensor-model-parallel-size", "2", "--sequence-parallel"]
