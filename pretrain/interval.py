@@ -93,13 +93,13 @@ class Interval:
         self._began += time.perf_counter() - stopped
 
     def add(self, counts: BatchCounts, values: dict) -> None:
-        """One step, with its own mean losses in `values`; a loss that is not finite is left out of the mean."""
+        """One step, with its own means in `values`; one whose loss is not finite is left out of them."""
         self._tokens += counts.tokens
         self._real_tokens += counts.real_tokens
         self._flops += training_flops(self.config, counts.real_tokens, counts.sum_squared_lengths, counts.masked)
         for name, counted in MEANS.items():
             residues = getattr(counts, counted)
-            if residues and math.isfinite(values[name]):
+            if residues and math.isfinite(values["lm_loss"]) and math.isfinite(values[name]):
                 mean, before = self.means[name]
                 total = before + residues
                 # exactly the step's own value where it is the first
