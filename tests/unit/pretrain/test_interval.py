@@ -1,5 +1,6 @@
 """What a line of metrics.jsonl reports of the steps since the last one: mean losses, and seconds."""
 
+import math
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
@@ -129,3 +130,12 @@ def test_seconds_cover_the_wait_for_data_and_not_evaluation_or_saving(prefix, tm
     first, second = steps(tmp_path)
     assert first["seconds"] == second["seconds"] == 2 * 1.75
     assert second["tokens_per_second"] == 2 * 8 * 64 / second["seconds"]
+
+
+def test_a_step_that_is_not_finite_is_in_no_mean(prefix, tmp_path):
+    run = trainer(prefix, tmp_path, "--train-iters", "1", *PLAIN)
+    report = run.train_step(next(iter(run._loader()))).read()
+    run.interval.add(report.counts, report.values | {"lm_loss": math.nan, "mask_loss": math.nan, "mask_accuracy": 1.0})
+    assert all(residues == 0 for _, residues in run.interval.means.values())
+    run.interval.add(report.counts, report.values)
+    assert all(mean == report.values[name] for name, (mean, _) in run.interval.means.items())
