@@ -17,11 +17,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from probe.arms import AMINO_ACIDS
 from proteinlm.errors import InputError
 from proteinlm.tables import Table, fasta_records, is_fasta, read_table
 from proteinlm.tokenizer import RESIDUES
 
-AMINO_ACIDS = "ACDEFGHIKLMNPQRSTVWY"
 MUTATION = re.compile(r"([A-Za-z])(-?\d+)([A-Za-z*])")
 MUTANT_COLUMNS = ("mutant", "mutation", "mutations", "variant")
 SEQUENCE_COLUMN = "mutated_sequence"

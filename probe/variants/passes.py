@@ -124,15 +124,6 @@ class Saved:
         self._last = time.monotonic()
 
 
-def identity_of(encoder: Encoder) -> str:
-    """sha256 over an encoder's configuration and weights."""
-    digest = hashlib.sha256(f"{encoder.config} {encoder.dtype} {encoder.device.type} {torch.__version__}".encode())
-    for name, value in sorted(encoder.model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
-
-
 def _batches(passes: Iterable[Pass], reader: Reader, budget: int) -> Iterator[list[tuple]]:
     """Lists of (pass, tokens, places) of at most `budget` tokens, or of one pass."""
     batch, used = [], 0

@@ -21,9 +21,11 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 
+from probe.arms import identity_of
 from probe.variants.mutations import AMINO_ACIDS, Mutant, WildType, check_protein, every_mutant, mutated, parse_mutant
-from probe.variants.passes import WINDOW, Pass, Reader, Saved, identity_of, run
+from probe.variants.passes import WINDOW, Pass, Reader, Saved, run
 from proteinlm.encoder import Encoder
 from proteinlm.errors import InputError, did_you_mean
 from proteinlm.tokenizer import RESIDUES
@@ -127,7 +129,10 @@ def score(
     mutants = [parse_mutant(one, wild, f"mutation {i}") if isinstance(one, str) else tuple(one) for i, one in named]
     reader = Reader(encoder, window)
     work = {"method": method, "wild_type": wild_type, "mutants": mutants, "width": reader.width}
-    kept = Saved(saved, work | {"model": identity_of(encoder), "batch": batch_tokens} if saved else {})
+    if saved:  # numbers of another device or release differ in their last digits
+        machine = f"{encoder.device.type}, torch {torch.__version__}"
+        work |= {"model": identity_of(encoder), "batch": batch_tokens, "machine": machine}
+    kept = Saved(saved, work if saved else {})
 
     def compute(passes: Callable[[], Iterator[Pass]], values: np.ndarray) -> np.ndarray:
         total = sum(1 for _ in passes())

@@ -13,7 +13,6 @@ Legend: B proteins, N tokens of the longest (residues + 2), h and p sizes, T tok
 import argparse
 import hashlib
 import json
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -28,7 +27,7 @@ from tape.data.examples import pad_sequences
 from tape.data.splits import SplitData
 from tape.inference.encoding import TrunkEncoder, model_digest
 from tape.inference.fasta import Protein
-from tape.inference.parts import PartStore, plan_parts, split_rows, unpack_names
+from tape.inference.parts import PartStore, check_room, plan_parts, split_rows, unpack_names
 from tape.runs.processes import Processes
 
 PART_PROTEINS = 256  # what a killed run may have to do again
@@ -91,7 +90,8 @@ def _compute(encoder: TrunkEncoder, output: str, sequences: list[str], store: Pa
     lengths = np.array([len(sequence) for sequence in sequences], np.int64)
     width = encoder.widths((output,))[output]
     rows = int((lengths + 2).sum()) if output == "seq" else len(sequences)
-    _check_room(store.output, 8 * rows * width)
+    advice = "--embeddings_dir DIR names another place, --embeddings_dir none keeps nothing"
+    check_room(store.output.parent, 8 * rows * width, advice)  # the parts and the whole
     bounds = plan_parts(lengths, PART_PROTEINS, 4 * width if output == "seq" else 0)
     resumed = processes.broadcast(processes.together(lambda: processes.is_main and store.open()))
     todo = [part for part in range(len(bounds) - 1) if not store.has(part)]
@@ -132,14 +132,3 @@ def _join(store: PartStore, output: str, shape: tuple[int, int], parts: int, pat
         whole[at : at + len(values)] = values
         at += len(values)
     whole.flush()
-
-
-def _check_room(path: Path, needed: int) -> None:
-    """needed: bytes of the parts and the whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(path.parent).free
-    if needed > free:
-        raise InputError(
-            f"{path.parent}: the encoder's states need {needed / 1e9:,.1f} GB and {free / 1e9:,.1f} GB are free; "
-            "--embeddings_dir DIR names another place, --embeddings_dir none keeps nothing"
-        )

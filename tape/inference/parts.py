@@ -114,6 +114,15 @@ class PartStore:
         shutil.rmtree(self.directory)
 
 
+def check_room(directory: Path, needed: int, advice: str) -> None:
+    """Make the directory; InputError where fewer bytes than `needed` are free. advice: what would help."""
+    directory.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(directory).free
+    if needed > free:
+        sizes = f"the encoder's states need {needed / 1e9:,.1f} GB and {free / 1e9:,.1f} GB are free"
+        raise InputError(f"{directory}: {sizes}; {advice}")
+
+
 def pack_names(names: list[str]) -> np.ndarray:
     """Names without white space as bytes: no row is as wide as the longest."""
     return np.frombuffer("\n".join(names).encode(), np.uint8)
