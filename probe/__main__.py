@@ -1,5 +1,6 @@
 """The command `proteinlm VERB ...` (also `python -m probe VERB ...`). A verb's module is imported when it is called.
 
+proteinlm probe MODEL DATA                              small heads on frozen embeddings
 proteinlm variants MODEL WT.fasta MUTATIONS.csv         mutations scored by the language model itself
 """
 
@@ -12,6 +13,7 @@ from proteinlm import errors
 from proteinlm.errors import InputError, did_you_mean
 
 VERBS = {  # verb -> (module whose `main(argv)` runs it, its line in --help)
+    "probe": ("probe.probes.command", "train small heads on frozen embeddings, and score them"),
     "variants": ("probe.variants.command", "score the mutations of a protein, or scan all of them"),
 }
 
