@@ -30,7 +30,8 @@ def _draw_all(stem: Path, size: tuple[float, float], draw: Callable) -> list[Pat
             for form in ("png", "svg"):
                 paths.append(Path(f"{stem}{theme}.{form}"))
                 with atomic_path(paths[-1]) as temporary:
-                    figure.savefig(temporary, format=form, metadata={"Date": None} if form == "svg" else None)
+                    metadata = {"Date": None} if form == "svg" else None
+                    figure.savefig(temporary, format=form, metadata=metadata, bbox_inches="tight", pad_inches=0.1)
     return paths
 
 
@@ -58,12 +59,14 @@ def draw_confusion(
             place.set_yticks(range(len(classes)), classes)
             place.set_xlabel("predicted")
             place.spines[:].set_visible(False)
+            place.tick_params(length=0)
             for i, j in np.argwhere(share >= 0.005) if len(classes) <= MOST_NAMED else ():
                 on_dark = (share[i, j] > 0.5) == (theme == "")
                 place.text(j, i, f"{100 * share[i, j]:.0f}", ha="center", va="center", fontsize=6,
                            color="#ffffff" if on_dark else "#101418" if share[i, j] > 0.5 else ink)  # fmt: skip
         axes[0].set_ylabel("true class")
-        figure.colorbar(image, ax=axes, label="share of the true class (numbers: %)", pad=0.02, aspect=30)
+        bar = figure.colorbar(image, ax=axes, label="share of the true class (numbers: %)", pad=0.02, aspect=30)
+        bar.outline.set_visible(False)
         figure.suptitle(f"{title}\n{caption}", fontsize=8)
 
     return _draw_all(stem, size, draw)
