@@ -74,7 +74,7 @@ def build_parser() -> errors.ArgumentParser:
     embedding.add_argument("--max_length", type=positive, help="residues that are embedded (default: all it can)")
     embedding.add_argument("--too_long", choices=TOO_LONG, default="error", help="a longer protein: crop, or stop")
     embedding.add_argument("--tokens_per_batch", type=positive, help="default: by the device")
-    embedding.add_argument("--limit", type=positive, metavar="N", help="only the first N proteins of each split")
+    embedding.add_argument("--limit", type=positive, metavar="N", help="only N proteins of each split, at random")
     add_flags(parser, *DEVICE_FLAGS)
     return parser
 

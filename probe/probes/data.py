@@ -76,9 +76,10 @@ def known_labels(target: Target, places: np.ndarray) -> int:
 
 
 def limited(data: ProbeData, number: int) -> ProbeData:
-    """The first `number` proteins of each split."""
-    places = np.concatenate([own[:number] for own in data.splits.values()])
-    ends = np.cumsum([0, *(len(own[:number]) for own in data.splits.values())])
+    """`number` proteins of each split, at random (always the same ones), in their order."""
+    draw = np.random.default_rng(0)
+    kept = [np.sort(draw.permutation(own)[:number]) for own in data.splits.values()]
+    places, ends = np.concatenate(kept), np.cumsum([0, *map(len, kept)])
     splits = {name: np.arange(*ends[i : i + 2]) for i, name in enumerate(data.splits)}
 
     def taken(values: Sequence) -> Sequence:
@@ -196,7 +197,8 @@ def read_columns(
         places, how = _divided(path, proteins, next(iter(made.values())), seed)
         notices += how
     ids, notices = [protein.id for protein in proteins], tuple(dict.fromkeys(notices))
-    return ProbeData(names[0], kinds == {"per_residue"}, ids, sequences, places, made, notices)
+    name = f"{Path(path).resolve().parent.name}/{names[0]}" if tests else names[0]
+    return ProbeData(name, kinds == {"per_residue"}, ids, sequences, places, made, notices)
 
 
 def _read_target(paths: Sequence[str], target: str, choice: Choice) -> list[OwnData]:

@@ -57,12 +57,12 @@ QUICK = ("--device", "cpu", "--epochs", "2", "--seeds", "0", "1", "--output", "o
 
 
 def test_arms_heads_poolings_and_layers_in_one_table(model, folder, no_pictures, capsys):
-    words = ("deeploc.csv", "--target", "location", "membrane", "--heads", "fnn", "logistic", "--layers", "all")
-    assert call(model, *words, "--poolings", "mean", "max_min", *QUICK) == 0
+    words = ("deeploc.csv", "--target", "location", "membrane", "--heads", "fnn", "logistic", "--layers", "0", "2")
+    assert call(model, *words, "--poolings", "mean", "max_min", *QUICK, "--epochs", "1") == 0
     results = json.loads((folder / "out/results.json").read_text())
     rows = results["rows"]
     setups = {(row["head"], row["pooling"], row["layer"], row["arm"]) for row in rows}
-    encoders = {(h, p, n, a) for h in ("fnn", "logistic") for p in ("mean", "max_min") for n in range(3)
+    encoders = {(h, p, n, a) for h in ("fnn", "logistic") for p in ("mean", "max_min") for n in (0, 2)
                 for a in ("pretrained", "random")}  # fmt: skip
     assert setups == encoders | {(head, "mean", None, "composition") for head in ("fnn", "logistic")}
     assert {(row["split"], row["target"], row["proteins"]) for row in rows} == {
@@ -89,9 +89,7 @@ def test_arms_heads_poolings_and_layers_in_one_table(model, folder, no_pictures,
     assert "layers_location_test_fnn_max_min" in stems and len(stems) == 2 + 8
     curves, level = next(rest[0:2] for stem, *rest in no_pictures if stem == "layers_location_test_fnn_mean")
     assert (
-        list(curves) == ["pretrained", "random"]
-        and list(curves["random"]) == [0, 1, 2]
-        and list(level) == ["composition"]
+        list(curves) == ["pretrained", "random"] and list(curves["random"]) == [0, 2] and list(level) == ["composition"]
     )
 
 
@@ -144,6 +142,7 @@ def test_a_checkpoint_is_scored_without_training(model, folder, no_pictures, mon
     assert "has shape [32, 20, 7, 1], these embeddings need [32, 16, 7, 1]" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_residues_with_every_arm(model, folder, no_pictures):
     heads = ("cnn", "logistic", "mlp", "lstm")
     assert call(model, "deeploc.csv", "--target", "states", "--heads", *heads, *QUICK) == 0

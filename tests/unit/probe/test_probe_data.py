@@ -85,9 +85,13 @@ def test_deeplocs_table(tmp_path):
     assert {name: len(places) for name, places in data.splits.items()} == {"train": 12, "valid": 9}
     assert data.sequences == [*SEQUENCES[:20], SEQUENCES[21]] and data.ids[-1] == "R"
     assert any("labelled U left out" in notice for notice in data.notices)
+    assert data.name == f"{tmp_path.name}/train"
     few = limited(data, 3)
-    assert few.sequences == [*SEQUENCES[:3], *SEQUENCES[12:15]] and few.splits["valid"].tolist() == [3, 4, 5]
-    assert few.targets["location"].labels.tolist() == [0, 1, 2, 2, 3, 4]
+    assert few.splits["valid"].tolist() == [3, 4, 5] and few.sequences == limited(data, 3).sequences
+    for i, sequence in enumerate(few.sequences):
+        place = data.sequences.index(sequence)
+        assert (place in data.splits["train"]) == (i < 3) and few.ids[i] == data.ids[place]
+        assert few.targets["location"].labels[i] == location.labels[place]
 
 
 def test_other_classes_keep_their_own_order_and_a_split_column_counts(tmp_path):
