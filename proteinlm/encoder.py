@@ -28,6 +28,7 @@ from torch import Tensor
 
 from proteinlm.errors import InputError
 from proteinlm.huggingface.trunk import Trunk, TrunkConfig
+from proteinlm.network.attention.maps import Reduce
 from proteinlm.network.config import ModelConfig
 from proteinlm.network.contacts import ContactRegression, contact_probabilities
 from proteinlm.network.model import ProteinBert
@@ -268,10 +269,36 @@ class Encoder:
 
         return self._rows(compute, sequences, batch_tokens, tensors, quiet)
 
+    @property
+    def num_maps(self) -> int:
+        """layers * heads, the attention maps of a protein; InputError for an encoder whose attention has no heads."""
+        maps = self.config.num_layers * self.config.num_attention_heads
+        if not maps:
+            raise InputError(f"{self.source}: no attention heads, so no attention maps")
+        return maps
+
+    def set_contacts(self, regression: ContactRegression, source: str = "the regression") -> None:
+        """What `contacts` uses from now on; InputError for one of another number of maps."""
+        if regression.weight.shape != (1, self.num_maps):
+            shape, layers, heads = (
+                list(regression.weight.shape),
+                self.config.num_layers,
+                self.config.num_attention_heads,
+            )
+            own = f"{self.source} has {layers} layers x {heads} heads"
+            raise InputError(f"{source}: weight of shape {shape}; {own}, so it should be [1, {self.num_maps}]")
+        self.contact_head = regression
+
+    def attention_sums(self, reduce: Reduce, stream: Stream) -> list[Tensor | None]:
+        """What `reduce` makes of the attention maps, added up over all heads: one sum a protein of the batch."""
+        return self._run(functools.partial(self.model.attention_sums, reduce), stream)
+
     def contacts(self, sequences: Proteins, *, batch_tokens: int | None = None, tensors=False, quiet=False) -> list:
-        """A list of [L, L]: the probability that two residues touch (C-beta within 8 A), from all attention maps."""
+        """A list of [L, L]: the probability that two residues touch, from all attention maps; what touching means is
+        the regression's (ESM's: C-beta within 8 A)."""
         if self.contact_head is None:
-            raise InputError(f"{self.source}: no contact regression, so no contacts; ESM-1b, 1v and 2 come with one")
+            known = "ESM-1b, 1v and 2 come with one, proteinlm contacts --fit makes one"
+            raise InputError(f"{self.source}: no contact regression, so no contacts; {known}")
         compute = functools.partial(contact_probabilities, self.model, self.contact_head)
         proteins = self._checked(sequences)
         maps: list = [None] * len(proteins)

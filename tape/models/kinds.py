@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from proteinlm.errors import InputError
 from proteinlm.model_dir.files import check_layers
 from tape.models import heads, outputs
+from tape.models.attention_head import AttentionContactHead
 from tape.models.base import ProteinConfig, ProteinModel, WeightFile
 from tape.models.config import CONFIG_DEFAULTS, check
 from tape.models.modeling_utils import MLMHead
@@ -71,6 +72,8 @@ def with_head_kind(file: WeightFile, overrides: Mapping) -> WeightFile:
             kind = next((head for head, width in heads.HEAD_WIDTH.items() if width == len(value)), None)
         elif name == "predict.predict.1.weight":
             kind = "tape" if value.dim() == 2 else "proteinlm"
+        elif name == "predict.regression.weight":
+            kind = "attention"
     if kind is None:
         return file
     if overrides.get("head", kind) != kind:
@@ -90,6 +93,9 @@ class TaskModel(BuiltInModel):
 
     def __init__(self, config: ProteinConfig):
         super().__init__(config)
+        if getattr(config, "head", None) == "attention" and self.kind != "contacts":
+            others = " or ".join(name for name in heads.HEADS if name != "attention")
+            raise InputError(f"head attention: is for contacts; should be {others} here")
         trunk = self.trunk_class(config)
         trunk.init_weights()  # for the second time, so that a seed gives the weights that it always gave
         setattr(self, self.base_model_prefix, trunk)
@@ -174,8 +180,19 @@ class Contacts(TaskModel):
 
     def __init__(self, config: ProteinConfig):
         super().__init__(config)
+        if config.head == "attention":
+            self.predict = AttentionContactHead(self.base_model)
+            return
         size = self.trunk_class.sequence_size(config)
         self.predict = heads.ContactHead(size, config.head, config.contact_dropout_prob)
+
+    def forward(self, input_ids: Tensor, input_mask: Tensor | None = None, targets=None, protein_length=None) -> tuple:
+        """As TaskModel's; head attention reads the encoder's maps instead of its states."""
+        if not isinstance(self.predict, AttentionContactHead):
+            return super().forward(input_ids, input_mask, targets)
+        mask = outputs.real_tokens(input_ids, input_mask)
+        logits = self.predict(self.base_model, input_ids, mask)
+        return (logits,) if targets is None else (self._loss(logits, targets, mask), logits)
 
     def _logits(self, hidden: Tensor, pooled: Tensor, mask: Tensor) -> Tensor:
         return self.predict(hidden, mask)
