@@ -26,7 +26,7 @@ def map_values(
     """
     values, size = [], ids.shape[1]
     heads = getattr(model.config, "num_attention_heads", 0)
-    # With these, transformers would keep the maps by hooks of its own; without, its modules return them only when asked.
+    # With these, transformers would keep the maps by its own hooks; without, modules return them only when asked.
     asked = not getattr(type(model), "_can_record_outputs", None)
 
     def take(module: nn.Module, _: tuple, output: object) -> object:

@@ -80,7 +80,7 @@ def test_gradients_reach_every_layer_and_recomputing_pieces_changes_none(world, 
 
 
 def test_a_run_learns_the_regression_alone_and_is_scored(world, tmp_path, capsys):
-    """Frozen: what is saved is the encoder as it was and a regression on its maps; tape-eval and tape-predict open it."""
+    """Frozen: the encoder is saved as it was, with a regression on its maps; tape-eval and tape-predict open it."""
     flags = ("--head", "attention", "--from_pretrained", world / "esm", "--freeze_encoder", "--max_steps", 3)
     words = ("transformer", "contact_prediction", "--data_dir", world, "--output_dir", tmp_path / "run", *flags)
     assert train.cli(list(map(str, (*words, "--device", "cpu", "--batch_size", 2, "--learning_rate", 1e-3)))) == 0
