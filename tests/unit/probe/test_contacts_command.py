@@ -140,6 +140,7 @@ def test_heads_and_their_pictures(folder, tmp_path, capsys):
 STEPS = """
 const arcs = at("#arcs"), grid = at("#grid"), box = () => arcs.getBoundingClientRect(), out = {};
 const residue = i => ({x: box().left + 20 + (i + .5) * (box().width - 40) / data.sequence.length, y: box().top + 40});
+at("#lines").value = data.lines; fire("#lines", "input");
 fire(arcs, "pointermove", residue(4)); out.tip = at("#tip").textContent;
 fire(arcs, "pointerleave"); out.gone = at("#tip").style.display;
 const cells = grid.getBoundingClientRect(), side = +grid.dataset.side;
