@@ -28,7 +28,7 @@ from tape.inference.files import id_key
 from tape.inference.parts import PartStore
 from tape.inference.predictors import draw_map, open_maps
 
-PART_PAIRS = 1 << 24  # 64 MiB of maps
+PART_PAIRS = 1 << 22  # 16 MiB of maps: what a killed run may have to do again
 PART_PROTEINS = 256
 COLUMNS = ("id", "i", "j", "residue_i", "residue_j", "probability")
 Maps = Iterable[tuple[Protein, np.ndarray]]

@@ -24,7 +24,6 @@ from proteinlm.model_dir.vocabulary import to_tokenizer
 from proteinlm.network.layers import LMHead
 from proteinlm.network.model import ProteinBert, initialize
 from tape.models import kinds, modeling_tape, outputs
-from tape.models.attention_head import attention_head_tensors
 from tape.models.base import WeightFile
 from tape.models.config import ProteinBertConfig, tape_keys
 
@@ -61,7 +60,7 @@ class ProteinBertAbstractModel(kinds.BuiltInModel):
             config, source, head, notes = tape_keys(files.config) | values, directory, {}, files.notes
         is_contacts = getattr(cls, "kind", None) == "contacts"
         if files.contact_head is not None and is_contacts and values.get("head") == "attention":
-            head = head | attention_head_tensors(files.contact_head)  # where finetuning begins
+            head = head | kinds.attention_head_tensors(files.contact_head)  # where finetuning begins
         elif files.contact_head is not None:  # it is of this encoder's attention maps, which finetuning changes
             notes += (f"{directory}: the regression of contacts from attention maps left out",)
         notes = tuple(note if note.startswith(str(directory)) else f"{directory}: {note}" for note in notes)
