@@ -7,9 +7,9 @@ import h5py
 import numpy as np
 import pytest
 from browser import click_through
-from chains import write_chains
 from matplotlib import image
 from safetensors.torch import load_file
+from toy_chains import write_chains
 from toy_esm import esm_model
 from toy_huggingface import write_family
 

@@ -6,7 +6,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from chains import write_chains
+from toy_chains import write_chains
 from toy_esm import ESM_1B, esm_model
 
 import proteinlm
