@@ -11,7 +11,9 @@ THEMES = {  # ink, paper, a cell that is not judged
     "": ("#1f2933", "#ffffff", "#dfe3e8"),
     ".dark": ("#dde3ea", "#14181d", "#3a424c"),
 }
-NUMBERED = 400  # cells up to which each shows its number
+NUMBERED = 200  # cells up to which each shows its number; of more, the SHOWN largest do
+SHOWN = 20
+BACKGROUND = "#e4572e"  # a line that is seen on every colour of the scale
 
 
 def draw_heads(stem: str | Path, shares: HeadShares, model: str, data: str) -> list[Path]:
@@ -44,7 +46,7 @@ def _draw(paths: list[Path], shares: HeadShares, source: str, theme: str) -> Non
         lines = f"Share of each head's attention that lands on contacts\n{source}"
         figure.suptitle(lines, fontsize=9)
         figure.supxlabel(
-            "contact: C-alpha within 8 Å, residues 6 or more apart; line on the scale: share of all pairs in contact; "
+            "contact: C-alpha within 8 Å, residues 6 or more apart; red line on the scale: share of all pairs in contact; "
             f"grey: fewer than {FEWEST} such weights",
             fontsize=7,
         )
@@ -58,7 +60,7 @@ def _panel(figure, axes, values: np.ndarray, background: float, title: str, them
     """One picture of values [layers, H] in percent; `background` in percent is marked on its scale."""
     import matplotlib
 
-    ink, _, blank = THEMES[theme]
+    blank = THEMES[theme][2]
     layers, heads = values.shape
     known = values[~np.isnan(values)]
     top = max(float(known.max()) if len(known) else 0.0, 2 * background)
@@ -70,9 +72,10 @@ def _panel(figure, axes, values: np.ndarray, background: float, title: str, them
         step = max(1, -(-count // 17))
         axis.set_ticks(range(0, count, step), [str(place + 1) for place in range(0, count, step)])
     bar = figure.colorbar(image, ax=axes, label="percent on contacts", aspect=25, pad=0.02)
-    bar.ax.axhline(background, color=ink, linewidth=1.5)
-    if values.size <= NUMBERED:
+    bar.ax.axhline(background, color=BACKGROUND, linewidth=2)
+    if len(known):
+        least = np.sort(known)[-SHOWN:][0] if values.size > NUMBERED else -np.inf
         for (layer, head), value in np.ndenumerate(values):
-            if not np.isnan(value):
+            if value >= least:
                 shade = "#111111" if value > 0.55 * top else "#f4f4f4"
                 axes.text(head, layer, f"{value:.1f}", ha="center", va="center", fontsize=6.5, color=shade)
