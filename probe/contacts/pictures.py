@@ -46,7 +46,7 @@ def _draw(paths: list[Path], shares: HeadShares, source: str, theme: str) -> Non
         lines = f"Share of each head's attention that lands on contacts\n{source}"
         figure.suptitle(lines, fontsize=9)
         figure.supxlabel(
-            "contact: C-alpha within 8 Å, residues 6 or more apart; red line on the scale: share of all pairs in contact; "
+            "contact: C-alpha within 8 Å, residues 6 or more apart; red line: share of all pairs in contact; "
             f"grey: fewer than {FEWEST} such weights",
             fontsize=7,
         )
