@@ -1,6 +1,7 @@
 """The command `proteinlm VERB ...` (also `python -m probe VERB ...`). A verb's module is imported when it is called.
 
 proteinlm probe MODEL DATA                              small heads on frozen embeddings
+proteinlm contacts MODEL IN.fasta OUT.npz               contacts from attention maps
 proteinlm variants MODEL WT.fasta MUTATIONS.csv         mutations scored by the language model itself
 """
 
@@ -14,6 +15,7 @@ from proteinlm.errors import InputError, did_you_mean
 
 VERBS = {  # verb -> (module whose `main(argv)` runs it, its line in --help)
     "probe": ("probe.probes.command", "train small heads on frozen embeddings, and score them"),
+    "contacts": ("probe.contacts.command", "contacts from attention maps, and what heads attend to"),
     "variants": ("probe.variants.command", "score the mutations of a protein, or scan all of them"),
 }
 
