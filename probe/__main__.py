@@ -1,5 +1,6 @@
 """The command `proteinlm VERB ...` (also `python -m probe VERB ...`). A verb's module is imported when it is called.
 
+proteinlm project MODEL PROTEINS.csv                    a map of proteins with numbers; labels from neighbours
 proteinlm variants MODEL WT.fasta MUTATIONS.csv         mutations scored by the language model itself
 """
 
@@ -12,6 +13,7 @@ from proteinlm import errors
 from proteinlm.errors import InputError, did_you_mean
 
 VERBS = {  # verb -> (module whose `main(argv)` runs it, its line in --help)
+    "project": ("probe.projection.command", "draw proteins in two dimensions; labels from nearest neighbours"),
     "variants": ("probe.variants.command", "score the mutations of a protein, or scan all of them"),
 }
 
