@@ -14,7 +14,7 @@ import argparse
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -24,6 +24,8 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.comparison import PRECISIONS, machine
+from proteinlm.devices import choose_device
+from proteinlm.errors import run
 from proteinlm.files import write_json
 from proteinlm.network.attention import AttentionPlan, choose_backend, make_plan, packed_attention
 
@@ -113,14 +115,14 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--dtypes", nargs="+", choices=PRECISIONS, default=["fp32", "bf16"])
     parser.add_argument("--ragged", action="store_true", help="lengths from 1 to S (default: all S)")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", default="auto")
     parser.add_argument("--output", type=Path, help="JSON")
     return parser
 
 
-def main() -> int:
-    args = build_parser().parse_args()
-    device = torch.device(args.device)
+def main(argv: Sequence[str] | None = None) -> int:
+    args = build_parser().parse_args(argv)
+    device = choose_device(args.device)
     rows = [
         row for shape in args.shapes for name in args.dtypes for row in measure(shape, PRECISIONS[name], device, args)
     ]
@@ -130,4 +132,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(main))

@@ -48,7 +48,9 @@ from benchmarks.comparison import (
     take_turns,
 )
 from converter.convert import main as convert
+from proteinlm.devices import choose_device
 from proteinlm.encoder import default_batch_tokens, make_stream, token_batches
+from proteinlm.errors import run
 from proteinlm.files import write_json
 from proteinlm.progress import Progress
 from proteinlm.tokenizer import Tokenizer, build_tokenizer
@@ -137,7 +139,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--proteins", type=int, default=200, help="the first N of the file")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="of autocast, for all arms")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", default="auto")
     parser.add_argument("--tokens_per_batch", type=int, help="(2048 a thread, up to 8192; on a GPU 65536)")
     parser.add_argument("--batch_size", type=int, help="of hf and hf_sorted, proteins (8; on a GPU 64)")
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS[:3]))
@@ -207,9 +209,9 @@ def measure(arms: dict[str, Arm], proteins: Sequence[Protein], args: argparse.Na
     return rows
 
 
-def main() -> int:
-    args = build_parser().parse_args()
-    device = torch.device(args.device)
+def main(argv: Sequence[str] | None = None) -> int:
+    args = build_parser().parse_args(argv)
+    device = choose_device(args.device)
     args.tokens_per_batch = args.tokens_per_batch or default_batch_tokens(device)
     args.batch_size = args.batch_size or (64 if device.type == "cuda" else 8)
     with tempfile.TemporaryDirectory() as folder:
@@ -237,4 +239,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(main))

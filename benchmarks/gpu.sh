@@ -30,8 +30,7 @@ wrong() {
     exit 2
 }
 [ $# -gt 0 ] && [[ $1 != -* ]] || wrong "OUT, the folder of the results, comes first"
-mkdir -p "$1"
-out=$(cd "$1" && pwd)
+out=$1
 shift
 absolute() { # FLAG PATH: the same path from anywhere
     [ -e "$2" ] || wrong "$1 $2 is not there"
@@ -61,6 +60,8 @@ while [ $# -gt 0 ]; do
     esac
     shift 2
 done
+mkdir -p "$out"
+out=$(cd "$out" && pwd)
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 python=${PYTHON:-$(command -v python || command -v python3)}
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
