@@ -9,6 +9,7 @@ import numpy as np
 
 from probe import page
 from probe.projection.maps import NAMES, Map
+from probe.projection.neighbors import SILHOUETTE_POINTS
 from probe.projection.picture import COLORS, NAMED, SHAPES, STYLES
 from probe.projection.points import Column, Points
 
@@ -224,7 +225,7 @@ ui("whole").addEventListener("click", whole);
 let held = null;
 const at = event => {
   const box = canvas.getBoundingClientRect();
-  return [event.clientX - box.left, event.clientY - box.top];
+  return [event.clientX - box.left - canvas.clientLeft, event.clientY - box.top - canvas.clientTop];
 };
 canvas.addEventListener("pointerdown", event => { held = at(event); });
 addEventListener("pointerup", () => { held = null; });
@@ -290,7 +291,8 @@ def explorer(
         "named": len(points) < NAMED,
     }
     note = "Measured in the full space of the vectors, not in the map; in brackets 95% intervals over points; chance: "
-    note += "labels shuffled, with the range of 95% of the shuffles."
+    note += "labels shuffled, with the range of 95% of the shuffles. Silhouettes are of at most "
+    note += f"{SILHOUETTE_POINTS:,} points, drawn once."
     tables = f'<h2>Numbers</h2><p class="soft">{note}</p>{page.table(numbers)}' if numbers else ""
     body = BODY + tables
     return page.make_page(title, body, caption=caption, data=data, style=STYLE, script=SCRIPT)

@@ -28,8 +28,8 @@ NEIGHBORS, NEIGHBORS_OF_AMINO_ACIDS = 10, 3
 
 
 def project(
-    model: str,
-    table: str | None,
+    model: str | Path,
+    table: str | Path | None,
     output: str | Path,
     *,
     columns: Sequence[str] | None = None,
@@ -68,7 +68,7 @@ def project(
     numbers = {column.name: measure(column, spaces, neighbors, seed, groups) for column in points.columns}
     drawn = {arm: _maps(arm, own, methods, seed, perplexity, iterations, directory) for arm, own in spaces.items()}
     results = {
-        "data": Path(points.source).name, "model": model, "points": len(points), "seed": seed, "metric": metric,
+        "data": Path(points.source).name, "model": str(model), "points": len(points), "seed": seed, "metric": metric,
         "vectors": "input embeddings" if few else {"pooling": "mean", "layer": -1} | pooled, "neighbors": neighbors,
         "relatives_excluded": exclude_relatives, "perplexity": perplexity, "iterations": iterations,
         "columns": numbers,
@@ -181,8 +181,7 @@ def table_of(columns: Mapping[str, Mapping]) -> dict[str, list[str]]:
     }
     for key, title in (("purity", f"{k}-NN purity"), ("silhouette", "silhouette")):
         table[title] = [_interval(numbers[arm][key]) for _, arm, numbers in rows]
-        table[f"{title} by chance"] = [_by_chance(numbers[arm][key]) for _, arm, numbers in rows]
-    table["points of the silhouette"] = [f"{numbers[arm]['silhouette']['points']:,}" for _, arm, numbers in rows]
+        table[f"{title}, chance"] = [_by_chance(numbers[arm][key]) for _, arm, numbers in rows]
     return table
 
 
@@ -190,7 +189,8 @@ def caption_of(results: Mapping) -> str:
     """Data, model, seed, and what the map is of."""
     space = results["vectors"]
     if isinstance(space, Mapping):
-        space = f"{space['pooling']}-pooled layer {space['layer']}"
+        layer = "last layer" if space["layer"] == -1 else f"layer {space['layer']}"
+        space = f"{space['pooling']}-pooled {layer}"
     tail = f"perplexity {results['perplexity']:g}, {results['iterations']:,} iterations, seed {results['seed']}"
     tail += ", relatives are no neighbours" if results["relatives_excluded"] else ""
     return f"{results['data']}: {results['points']:,} points; {Path(results['model']).name}, {space}; {tail}"

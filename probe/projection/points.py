@@ -6,6 +6,7 @@ What must hold: every id once; a column has classes or numbers, never both; a mi
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -90,7 +91,7 @@ def make_column(name: str, cells: Sequence[str], missing: Collection[str] = ()) 
 
 
 def read_points(
-    path: str,
+    path: str | Path,
     columns: Sequence[str] | None = None,
     missing: Collection[str] = (),
     *,
@@ -112,7 +113,7 @@ def read_points(
     if columns is None:
         rest = [column for column in table.columns if column not in (sequence, name)]
         made = [make_column(column, table.column(column), missing) for column in rest]
-        made = [column for column in made if 2 <= len(column.classes) <= MOST_CLASSES]
+        made = [column for column in made if 2 <= len(column.classes) <= MOST_CLASSES and max(column.counts) > 1]
         made = made or [Column("length", (), np.array([len(sequence) for sequence in sequences], np.float64))]
     else:
         made = [make_column(column, table.column(column), missing) for column in dict.fromkeys(columns)]
@@ -134,7 +135,11 @@ def _check_ids(table: Table, ids: Sequence[str], name: str | None) -> None:
 def _check_column(table: Table, column: Column) -> None:
     if len(column.classes) == 1 or not column.known.any():
         only = f"only {column.classes[0]!r}" if column.classes else "no values"
-        raise InputError(f"{table.path}, column {column.name}: {only} in it; a colour needs two classes or numbers")
+        raise InputError(f"{table.path}, column {column.name}: {only} in it; should have two classes, or numbers")
+    if column.classes and max(column.counts) == 1:
+        raise InputError(
+            f"{table.path}, column {column.name}: each cell is another; should be labels that points share"
+        )
 
 
 def amino_acids() -> Points:

@@ -111,9 +111,9 @@ def quality(calibration: Calibration, labels: np.ndarray, clusters: np.ndarray, 
 
 
 def annotate(
-    model: str,
-    table: str,
-    query: str,
+    model: str | Path,
+    table: str | Path,
+    query: str | Path,
     output: str | Path,
     *,
     column: str,
@@ -156,7 +156,7 @@ def annotate(
             row = [new.ids[i], rank + 1, reference.ids[known[place]], own.classes[labels[place]]]
             writer.writerow([*row, f"{distances[i, rank]:.5g}", f"{agreement[i, rank]:.4f}", f"{nearer[i]:.4f}"])
     results = {
-        "data": Path(table).name, "query": Path(query).name, "model": model, "column": column, "metric": metric,
+        "data": Path(table).name, "query": Path(query).name, "model": str(model), "column": column, "metric": metric,
         "seed": seed, "labelled": len(known), "queries": len(new), "neighbors": neighbors,
         "relatives_excluded": exclude_relatives, "farther_than_any": int((nearer >= 1).sum()),
         "reference": quality(calibration, labels, clusters, seed),
