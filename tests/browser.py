@@ -42,7 +42,7 @@ const pixel = (canvas, x, y) => {  // "r,g,b" of a canvas, x and y from its corn
   scratch.drawImage(at(canvas), Math.round(x * scale), Math.round(y * scale), 1, 1, 0, 0, 1, 1);
   return [...scratch.getImageData(0, 0, 1, 1).data].slice(0, 3).join();
 };
-const frame = () => new Promise(done => setTimeout(done, 50));
+const frame = () => new Promise(done => requestAnimationFrame(() => setTimeout(done, 20)));
 try { report.value = await (async () => { %s })(); report.ended = true; }
 catch (error) { report.errors.push(String(error && error.stack || error)); }
 for (const entry of performance.getEntriesByType("resource"))

@@ -47,7 +47,7 @@ STYLE = """
 """
 SCRIPT = """
 const ui = id => document.getElementById(id), canvas = ui("map"), pen = canvas.getContext("2d");
-const view = { x: .5, y: .5, zoom: 1 }, hidden = new Set(), MISSING = -1, OTHER = data.styles;
+const view = { x: .5, y: .5, zoom: 1 }, hidden = new Set(), MISSING = -1, OTHER = data.styles, LAYERS = 16;
 let hits = [], hit = -1, over = -1, place = null, queued = false;
 const column = () => data.columns[+ui("column").value], map = () => data.maps[ui("arm").value][ui("method").value];
 const kind = i => {  // the legend's entry of a point
@@ -86,7 +86,7 @@ function draw() {
   pen.setTransform(scale, 0, 0, scale, 0, 0);
   pen.fillStyle = ink("paper"); pen.fillRect(0, 0, wide, high);
   place = { x: new Float32Array(data.ids.length), y: new Float32Array(data.ids.length) };
-  const groups = new Map(), r = radius(), numeric = column().numeric;
+  const batches = [], groups = new Map(), r = radius(), numeric = column().numeric;
   for (let i = 0; i < data.ids.length; i++) {
     const entry = kind(i), x = place.x[i] = px(i), y = place.y[i] = py(i);
     if (hidden.has(entry)) { place.x[i] = NaN; continue; }
@@ -96,7 +96,6 @@ function draw() {
   }
   const first = [MISSING, OTHER], order = [...groups.keys()].sort((a, b) => a - b);
   for (const entry of [...first.filter(e => groups.has(e)), ...order.filter(e => !first.includes(e))]) {
-    pen.globalAlpha = entry === MISSING ? .6 : .8;
     if (numeric && entry === 0) {
       for (const i of groups.get(0)) {
         pen.fillStyle = shade(i); pen.beginPath(); trace("circle", place.x[i], place.y[i], r); pen.fill();
@@ -104,11 +103,15 @@ function draw() {
       continue;
     }
     const [color, shape] = entry === MISSING ? [ink("soft"), "circle"] : look(entry);
-    pen.beginPath();
-    for (const i of groups.get(entry)) trace(shape, place.x[i], place.y[i], r);
-    if (entry === MISSING) { pen.strokeStyle = color; pen.lineWidth = 1; pen.stroke(); }
-    else { pen.fillStyle = color; pen.fill(); }
+    batches.push([entry, groups.get(entry), color, shape]);
   }
+  for (let layer = 0; layer < LAYERS; layer++)  // classes by turns: none lies on top of another everywhere
+    for (const [entry, own, color, shape] of batches) {
+      pen.beginPath();
+      for (let k = layer; k < own.length; k += LAYERS) trace(shape, place.x[own[k]], place.y[own[k]], r);
+      if (entry === MISSING) { pen.strokeStyle = color; pen.lineWidth = 1; pen.stroke(); }
+      else { pen.globalAlpha = .85; pen.fillStyle = color; pen.fill(); }
+    }
   pen.globalAlpha = 1;
   marks(r, wide, high);
 }

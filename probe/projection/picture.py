@@ -33,28 +33,47 @@ def _size(points: int) -> float:
     return 46.0 if points < NAMED else float(np.clip(9000 / points, 3.0, 24.0))
 
 
+def _order(points: int) -> np.ndarray:
+    """In which the points are drawn, so that no class lies on top of another everywhere."""
+    return np.random.default_rng(0).permutation(points)
+
+
+def _draw_missing(axes, xy: np.ndarray, column: Column, size: float, theme: Mapping[str, str], flat: bool) -> None:
+    edges = {"facecolors": "none", "edgecolors": theme["soft"], "linewidths": 0.5}
+    axes.scatter(*xy[~column.known].T, s=size, **edges, rasterized=flat)
+
+
 def _draw_classes(axes, xy: np.ndarray, column: Column, size: float, theme: Mapping[str, str], flat: bool) -> None:
-    """Frequent classes first, so that rare ones lie on top."""
-    common = {"linewidths": 0, "alpha": 0.8, "rasterized": flat}
-    missing, other = ~column.known, column.known & (column.values >= STYLES)
-    if missing.any():
-        hollow = {"facecolors": "none", "edgecolors": theme["soft"], "linewidths": 0.5, "rasterized": flat}
-        axes.scatter(*xy[missing].T, s=size, **hollow, label=f"missing ({missing.sum():,})")
-    if other.any():
-        text = f"{len(column.classes) - STYLES:,} others ({other.sum():,})"
-        axes.scatter(*xy[other].T, s=size, color=theme["soft"], marker="D", **common, label=text)
-    for place, (name, count) in enumerate(zip(column.classes[:STYLES], column.counts, strict=False)):
-        color, shape = style_of(place)
-        own, text = column.values == place, f"{name} ({count:,})"
-        axes.scatter(*xy[own].T, s=size, color=color, marker=MARKERS[shape], **common, label=text)
+    colors = np.array([*(style_of(place)[0] for place in range(STYLES)), theme["soft"]])
+    places, order = np.minimum(column.values, STYLES), _order(len(xy))
+    for number, marker in enumerate([*MARKERS.values(), "D"]):
+        own = order[column.known[order] & (places[order] // len(COLORS) == number)]
+        look = {"linewidths": 0, "alpha": 0.8, "rasterized": flat}
+        axes.scatter(*xy[own].T, s=size, c=colors[places[own]], marker=marker, **look)
 
 
 def _draw_numbers(axes, xy: np.ndarray, column: Column, size: float, theme: Mapping[str, str], flat: bool):
-    known = column.known
-    if not known.all():
-        hollow = {"facecolors": "none", "edgecolors": theme["soft"], "linewidths": 0.5, "rasterized": flat}
-        axes.scatter(*xy[~known].T, s=size, **hollow, label=f"missing ({(~known).sum():,})")
-    return axes.scatter(*xy[known].T, s=size, c=column.values[known], cmap=SCALE, linewidths=0, rasterized=flat)
+    own = (order := _order(len(xy)))[column.known[order]]
+    return axes.scatter(*xy[own].T, s=size, c=column.values[own], cmap=SCALE, linewidths=0, rasterized=flat)
+
+
+def _legend(column: Column, theme: Mapping[str, str]) -> list:
+    """A mark for each class, the rest of them, and missing ones."""
+    from matplotlib.lines import Line2D
+
+    def mark(name: str, count: int, color: str, shape: str, face: str | None = None) -> Line2D:
+        look = {"marker": shape, "color": color, "markerfacecolor": face or color, "markersize": 5, "linestyle": "none"}
+        return Line2D([], [], label=f"{name} ({count:,})", markeredgewidth=0.7 if face else 0, **look)
+
+    marks, counts = [], column.counts
+    for place, name in enumerate(column.classes[:STYLES]):
+        color, shape = style_of(place)
+        marks.append(mark(name, counts[place], color, MARKERS[shape]))
+    if len(counts) > STYLES:
+        marks.append(mark(f"{len(counts) - STYLES:,} others", sum(counts[STYLES:]), theme["soft"], "D"))
+    if not column.known.all():
+        marks.append(mark("missing", int((~column.known).sum()), theme["soft"], "o", "none"))
+    return marks
 
 
 def draw(
@@ -84,9 +103,9 @@ def draw(
                 axes.set_title(f"{'random weights' if arm == 'random' else arm}, {NAMES[method]}", fontsize=9)
         if not column.classes:
             figure.colorbar(scale, ax=panels, label=column.name, aspect=40, pad=0.01)
-        handles, labels = panels[0, 0].get_legend_handles_labels()
-        if handles:
-            figure.legend(handles, labels, loc="outside right center", title=column.name, fontsize=7, frameon=False)
+        if marks := _legend(column, theme):
+            look = {"loc": "outside right center", "fontsize": 7, "frameon": False}
+            figure.legend(handles=marks, title=column.name if column.classes else None, **look)
         figure.suptitle(caption, fontsize=9)
         figure.supxlabel("\n".join(numbers), fontsize=8)
         for path in paths:
@@ -97,6 +116,7 @@ def draw(
 
 def _panel(axes, points: Points, column: Column, own: Map, theme: Mapping[str, str]):
     draw_one = _draw_classes if column.classes else _draw_numbers
+    _draw_missing(axes, own.xy, column, _size(len(points)), theme, len(points) > RASTER)
     scale = draw_one(axes, own.xy, column, _size(len(points)), theme, len(points) > RASTER)
     if len(points) < NAMED:
         for name, place in zip(points.ids, own.xy, strict=True):

@@ -84,7 +84,7 @@ def test_files_and_numbers(drawn, folder):
 
 def test_the_page_under_a_hand(drawn, folder, tmp_path):
     steps = """
-    const box = at("#map").getBoundingClientRect(), place = i => ({x: box.left + px(i), y: box.top + py(i)});
+    const box = at("#map").getBoundingClientRect(), place = i => ({x: box.left + 1 + px(i), y: box.top + 1 + py(i)});
     const out = {}, seen = () => pixel("#map", px(7), py(7)), paper = pixel("#map", 2, 2);
     fire("#map", "pointermove", place(7));
     out.hover = at("#tip").textContent; out.visible = at("#tip").style.display;
@@ -101,7 +101,7 @@ def test_the_page_under_a_hand(drawn, folder, tmp_path):
     fire("#find", "keydown", {key: "Enter"}); out.next = at("#status").textContent;
     out.centred = [view.zoom, px(1) - at("#map").clientWidth / 2, py(1) - at("#map").clientHeight / 2];
     at("#column").value = "1"; fire("#column", "change"); out.legend = at("#legend").textContent;
-    const before = px(3); fire("#map", "wheel", {x: box.left + px(3), y: box.top + py(3), deltaY: -400});
+    const before = px(3); fire("#map", "wheel", {...place(3), deltaY: -400});
     out.fixed = Math.abs(px(3) - before) < 1; out.zoomed = view.zoom > 4;
     fire("#map", "keydown", {key: "0"}); out.whole = view.zoom;
     fire("#map", "keydown", {key: "ArrowLeft"}); out.moved = Math.round(px(3) - (whole(), px(3)));
@@ -119,7 +119,7 @@ def test_the_page_under_a_hand(drawn, folder, tmp_path):
     assert out["one"] == "P7; place: Golgi; kind: S" and out["many"] == "11 found; Enter goes to the next"
     assert out["next"] == "1 of 11: P1; place: Golgi; kind: S" and out["centred"] == [4, 0, 0]
     assert "M12" in out["legend"] and "S12" in out["legend"] and "Golgi" not in out["legend"]
-    assert out["fixed"] and out["zoomed"] and out["whole"] == 1 and out["moved"] == 40
+    assert (out["fixed"], out["zoomed"], out["whole"], out["moved"]) == (True, True, 1, 40)
     assert out["arm"] and out["method"] and out["dark"] == "18,23,30" and out["rows"] == 4
     assert out["caption"].startswith("a.csv: 24 points; model, mean-pooled last layer; perplexity 5, 250 iterations")
 
