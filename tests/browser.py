@@ -36,7 +36,13 @@ const fire = (target, kind, init = {}) => {  // an event as a reader's hand make
     kind.startsWith("key") ? KeyboardEvent : kind === "click" || kind === "dblclick" ? MouseEvent : Event;
   node.dispatchEvent(new type(kind, known));
 };
-const frame = () => new Promise(done => setTimeout(done, 50));
+const scratch = document.createElement("canvas").getContext("2d", {willReadFrequently: true});
+const pixel = (canvas, x, y) => {  // "r,g,b" of a canvas, x and y from its corner as the window counts
+  const scale = devicePixelRatio;
+  scratch.drawImage(at(canvas), Math.round(x * scale), Math.round(y * scale), 1, 1, 0, 0, 1, 1);
+  return [...scratch.getImageData(0, 0, 1, 1).data].slice(0, 3).join();
+};
+const frame = () => new Promise(done => requestAnimationFrame(() => setTimeout(done, 20)));
 try { report.value = await (async () => { %s })(); report.ended = true; }
 catch (error) { report.errors.push(String(error && error.stack || error)); }
 for (const entry of performance.getEntriesByType("resource"))
@@ -56,7 +62,7 @@ class Report:
 
 
 def click_through(page: Path, folder: Path, steps: str, *, dark: bool = False) -> Report:
-    """Open a copy of `page` and run `steps`, the body of an async function (`at`, `fire`, `await frame()`)."""
+    """Open a copy of `page` and run `steps`, the body of an async function (`at`, `fire`, `pixel`, `await frame()`)."""
     browser = shutil.which("chromium") or shutil.which("google-chrome")
     if browser is None:
         pytest.skip("no chromium to open the page with")
