@@ -75,9 +75,8 @@ def check_words(args: argparse.Namespace) -> None:
         raise InputError(f"{' '.join(args.words)}: should be {text}")
     if args.fit and args.regression:
         raise InputError("--fit makes a regression and --regression gives one; give one of them")
-    for name in ("export",):
-        if getattr(args, name) and not args.fit:
-            raise InputError(f"--{name}: is of --fit")
+    if args.export and not args.fit:
+        raise InputError(f"--export {args.export}: is of --fit")
     if len(set(args.seeds)) < len(args.seeds):
         raise InputError(f"--seeds {' '.join(map(str, args.seeds))}: should differ")
 

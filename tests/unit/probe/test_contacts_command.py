@@ -191,7 +191,7 @@ def test_a_page_without_structure(folder, tmp_path):
         (("esm", "--fit", "train.lmdb"), "5 chains; the fit draws 20 (--proteins)"),
         (("esm", "--fit", "absent.lmdb"), "no such file"),
         (("esm", "--fit", "train.lmdb", "--seeds", "1", "1"), "--seeds 1 1: should differ"),
-        (("esm", "--test", "test.lmdb", "--export", "copy"), "--export: is of --fit"),
+        (("esm", "--test", "test.lmdb", "--export", "copy"), "--export copy: is of --fit"),
         (("prott5", "--test", "test.lmdb", "--regression", "train.lmdb"), "a directory; a contact regression is"),
         (("esm", "--view", "test.lmdb", "--id", "c9"), "no chain 'c9' among its 3"),
         (("esm", "--view", "in.fasta", "--id", "P9"), "no protein 'P9'"),
