@@ -176,7 +176,11 @@ class _Work:
         """Train and score the setup, a seed at a time; what is done already is read."""
         vectors = self.vectors(setup.arm)
         layer = -1 if setup.layer is None else setup.layer
-        inputs = Residues(vectors, layer) if setup.pooling is None else Pooled(vectors.pooled(setup.pooling, layer))
+        if setup.pooling is None:
+            inputs = Residues(vectors, layer)
+        else:
+            pooled = vectors.pooled(setup.pooling, layer)
+            inputs = Pooled(self._scaled(pooled) if setup.arm == "composition" else pooled)
         source = getattr(vectors, "identity", setup.arm)
         result = Result(setup, [], {})
         for seed in self.options.seeds if self.options.checkpoint is None else (0,):
@@ -192,6 +196,12 @@ class _Work:
             for where, own in counted.items():
                 result.counted.setdefault(where, []).append(own)
         return result
+
+    def _scaled(self, vectors: np.ndarray) -> np.ndarray:
+        """Deviation 1 over train, for frequencies of .05 are too small for the learning rates of embeddings: a floor
+        that has not learned is none."""
+        own = vectors[self.train]
+        return (vectors - own.mean(0)) / np.where(own.std(0) > 1e-6, own.std(0), 1.0).astype(np.float32)
 
     def _fit(self, setup: Setup, inputs: Inputs, lengths: np.ndarray, seed: int, path: Path) -> None:
         data, recipe, checkpoint = self.data, self.recipes[setup.head], self.options.checkpoint
