@@ -1,5 +1,7 @@
 """The command `proteinlm VERB ...` (also `python -m probe VERB ...`). A verb's module is imported when it is called.
 
+proteinlm probe MODEL DATA                              small heads on frozen embeddings
+proteinlm contacts MODEL IN.fasta OUT.npz               contacts from attention maps
 proteinlm project MODEL PROTEINS.csv                    a map of proteins with numbers; labels from neighbours
 proteinlm variants MODEL WT.fasta MUTATIONS.csv         mutations scored by the language model itself
 """
@@ -13,6 +15,8 @@ from proteinlm import errors
 from proteinlm.errors import InputError, did_you_mean
 
 VERBS = {  # verb -> (module whose `main(argv)` runs it, its line in --help)
+    "probe": ("probe.probes.command", "train small heads on frozen embeddings, and score them"),
+    "contacts": ("probe.contacts.command", "contacts from attention maps, and what heads attend to"),
     "project": ("probe.projection.command", "draw proteins in two dimensions; labels from nearest neighbours"),
     "variants": ("probe.variants.command", "score the mutations of a protein, or scan all of them"),
 }

@@ -71,12 +71,15 @@ def pooling_parts(pooling: str) -> list[str]:
 
 class Embeddings:
     """Vectors of B proteins in files. width: h; lengths int64 [B]: residues of each that were embedded; layers: their
-    numbers, depth the last one that the encoder has."""
+    numbers, depth the last one that the encoder has; identity: a digest of weights, sequences and precision."""
 
-    def __init__(self, files: Mapping[int, Path], depth: int, place: np.ndarray, lengths: np.ndarray, source: str):
+    def __init__(
+        self, files: Mapping[int, Path], depth: int, place: np.ndarray, lengths: np.ndarray, source: str, identity: str
+    ):
         import h5py
 
-        self.layers, self.depth, self.lengths, self.source = tuple(files), depth, lengths, source
+        self.layers, self.depth, self.lengths = tuple(files), depth, lengths
+        self.source, self.identity = source, identity
         self._place = place  # of each protein among the U
         self._files = {layer: h5py.File(path) for layer, path in files.items()}
         self._ends = np.cumsum(next(iter(self._files.values()))["length"][:].astype(np.int64) + 2)
@@ -165,7 +168,7 @@ def embed_once(
     files = {layer: _existing(Path(directory), identity, layer, per_residue) for layer in layers}
     if None in files.values():
         files = _embed(encoder, list(number), Path(directory), identity, layers, per_residue, batch_tokens, quiet)
-    return Embeddings(files, depth, place, lengths, encoder.source)
+    return Embeddings(files, depth, place, lengths, encoder.source, _name(identity, [], False)[:16])
 
 
 def _cut(sequences: list[str], encoder: Encoder, max_length: int | None, too_long: str) -> list[str]:

@@ -28,6 +28,7 @@ from torch import Tensor
 
 from proteinlm.errors import InputError
 from proteinlm.huggingface.trunk import Trunk, TrunkConfig
+from proteinlm.network.attention.maps import Reduce
 from proteinlm.network.config import ModelConfig
 from proteinlm.network.contacts import ContactRegression, contact_probabilities
 from proteinlm.network.model import ProteinBert
@@ -229,7 +230,7 @@ class Encoder:
             return self._rows(functools.partial(self._state_after, depth), sequences, batch_tokens, tensors, quiet)
         if not isinstance(pooling, str) or pooling not in POOLINGS:
             raise InputError(f"pooling {pooling!r}: should be one of {', '.join(POOLINGS)}, or None")
-        proteins = self._checked(sequences)
+        proteins = self.check(sequences)
         vectors = torch.empty(len(proteins), self.config.hidden_size)
         for indices, stream in self._batches(proteins, batch_tokens, quiet):
             (states,) = self.states(stream, [depth])
@@ -250,7 +251,7 @@ class Encoder:
         """[M, V] on the CPU: the masked-LM head's scores at `places`, int64 [M], of a batch, which may hold masks."""
         self.need_lm_head()
         where = to_device(places, self.device)
-        return at_least_fp32(self._run(lambda *inputs: self._token_logits(*inputs, where=where), stream)).cpu()
+        return at_least_fp32(self.run(lambda *inputs: self._token_logits(*inputs, where=where), stream)).cpu()
 
     def _token_logits(self, *inputs: Tensor, where: Tensor | None = None) -> Tensor:
         """[T, V] of a batch, or [M, V] of the tokens at `where` [M]; without the padding rows of the vocabulary."""
@@ -268,26 +269,56 @@ class Encoder:
 
         return self._rows(compute, sequences, batch_tokens, tensors, quiet)
 
-    def contacts(self, sequences: Proteins, *, batch_tokens: int | None = None, tensors=False, quiet=False) -> list:
-        """A list of [L, L]: the probability that two residues touch (C-beta within 8 A), from all attention maps."""
+    @property
+    def num_maps(self) -> int:
+        """layers * heads, the attention maps of a protein; InputError for an encoder whose attention has no heads."""
+        maps = self.config.num_layers * self.config.num_attention_heads
+        if not maps:
+            raise InputError(f"{self.source}: no attention heads, so no attention maps")
+        return maps
+
+    def need_contacts(self) -> None:
+        """InputError for an encoder without a contact regression."""
         if self.contact_head is None:
-            raise InputError(f"{self.source}: no contact regression, so no contacts; ESM-1b, 1v and 2 come with one")
+            known = "ESM-1b, 1v and 2 come with one, proteinlm contacts MODEL --fit makes one"
+            raise InputError(f"{self.source}: no contact regression, so no contacts; {known}")
+
+    def set_contacts(self, regression: ContactRegression, source: str = "the regression") -> None:
+        """What `contacts` uses from now on; InputError for one of another number of maps."""
+        if regression.weight.shape != (1, self.num_maps):
+            shape, layers, heads = (
+                list(regression.weight.shape),
+                self.config.num_layers,
+                self.config.num_attention_heads,
+            )
+            own = f"{self.source} has {layers} layers x {heads} heads"
+            raise InputError(f"{source}: weight of shape {shape}; {own}, so it should be [1, {self.num_maps}]")
+        self.contact_head = regression
+
+    def attention_sums(self, reduce: Reduce, stream: Stream) -> list[Tensor | None]:
+        """What `reduce` makes of the attention maps, added up over all heads: one sum a protein of the batch."""
+        return self.run(functools.partial(self.model.attention_sums, reduce), stream)
+
+    def contacts(self, sequences: Proteins, *, batch_tokens: int | None = None, tensors=False, quiet=False) -> list:
+        """A list of [L, L]: the probability that two residues touch, from all attention maps; what touching means is
+        the regression's (ESM's: C-beta within 8 A)."""
+        self.need_contacts()
         compute = functools.partial(contact_probabilities, self.model, self.contact_head)
-        proteins = self._checked(sequences)
+        proteins = self.check(sequences)
         maps: list = [None] * len(proteins)
         for indices, stream in self._batches(proteins, batch_tokens, quiet):
-            for i, own in zip(indices, self._run(compute, stream), strict=True):
+            for i, own in zip(indices, self.run(compute, stream), strict=True):
                 maps[i] = own.cpu() if tensors else own.cpu().numpy()
         return maps
 
     def states(self, stream: Stream, depths: Sequence[int]) -> list[Tensor]:
         """[T, h] on the device for each depth: the states of one batch after so many layers, in one pass."""
-        return list(map(at_least_fp32, self._run(functools.partial(self.model.states_after, depths), stream)))
+        return list(map(at_least_fp32, self.run(functools.partial(self.model.states_after, depths), stream)))
 
     def _state_after(self, depth: int, *inputs: Tensor) -> Tensor:
         return self.model.states_after([depth], *inputs)[0]
 
-    def _run(self, compute: Callable[..., Computed], stream: Stream) -> Computed:
+    def run(self, compute: Callable[..., Computed], stream: Stream) -> Computed:
         """compute(tokens, positions, bounds) of one batch."""
         inputs = (to_device(array, self.device) for array in (stream.tokens, stream.positions, stream.bounds))
         with computing(self.device, self.autocast, f"{len(stream.sizes)} proteins, {len(stream.tokens)} tokens"):
@@ -297,16 +328,16 @@ class Encoder:
         self, compute: Callable[..., Tensor], sequences: Proteins, batch_tokens: int | None, tensors: bool, quiet: bool
     ) -> list:
         """Each protein's part [..., L, width] of what `compute` makes of a batch, [..., T, width]."""
-        proteins = self._checked(sequences)
+        proteins = self.check(sequences)
         rows: list = [None] * len(proteins)
         for indices, stream in self._batches(proteins, batch_tokens, quiet):
-            values = at_least_fp32(self._run(compute, stream)).cpu()
+            values = at_least_fp32(self.run(compute, stream)).cpu()
             for i, begin, end in zip(indices, stream.starts + 1, stream.ends - 1, strict=True):
                 own = values[..., begin:end, :].clone()  # a view would keep the whole batch in memory
                 rows[i] = own if tensors else own.numpy()
         return rows
 
-    def _checked(self, sequences: Proteins) -> list[str]:
+    def check(self, sequences: Proteins) -> list[str]:
         """The proteins as a list; InputError for one that the model cannot take, and for what has no order."""
         if isinstance(sequences, Mapping | set | frozenset | bytes) or not np.iterable(sequences):
             raise InputError(f"sequences: a {type(sequences).__name__}; should be a string, or a list of strings")

@@ -34,7 +34,8 @@ ARROWS = {
 COMMANDS = {
     *("pretrain.__main__", "pretrain.preprocess", "pretrain.plan.__main__", "converter.__main__", "demo.run"),
     *(f"tape.{name}" for name in ("train", "evaluate", "embed", "predict", "table", "reproduce", "tune")),
-    *("tape.train_distributed", "tape.main", "probe.__main__", "probe.variants.command", "probe.projection.command"),
+    *("tape.train_distributed", "tape.main", "probe.__main__"),
+    *(f"probe.{folder}.command" for folder in ("probes", "projection", "contacts", "variants")),
 }
 # tape.main is songlab's module of the commands as functions: it calls them, and nobody imports it.
 CALLS_COMMANDS = {"tape/main.py", "demo/run.py"}

@@ -15,13 +15,17 @@ Legend: B proteins, T tokens of the stream (residues + 2 each), N tokens of the 
 h hidden size, V vocabulary of the model.
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from proteinlm.errors import InputError
+from proteinlm.huggingface.attentions import map_values
 from proteinlm.huggingface.tokens import TokenTable
+from proteinlm.network.attention.maps import Reduce, added
 from proteinlm.tokenizer import TAPE_TOKENS
 
 
@@ -32,6 +36,7 @@ class TrunkConfig:
     num_layers: int
     hidden_size: int
     max_tokens: int | None
+    num_attention_heads: int = 0  # 0: unknown
     vocab_size: int = len(TAPE_TOKENS)
 
 
@@ -57,7 +62,8 @@ class Trunk(nn.Module):
         limit = _position_limit(model)
         ends = len(table.prefix) + len(table.suffix)
         max_tokens = None if limit is None else limit - ends + 2
-        self.config = TrunkConfig(model.config.num_hidden_layers, model.config.hidden_size, max_tokens)
+        heads = getattr(model.config, "num_attention_heads", 0)
+        self.config = TrunkConfig(model.config.num_hidden_layers, model.config.hidden_size, max_tokens, heads)
         for name in ("ids", "columns", "prefix", "suffix"):
             self.register_buffer(f"_{name}", torch.tensor(getattr(table, name), dtype=torch.int64), persistent=False)
 
@@ -90,6 +96,23 @@ class Trunk(nn.Module):
         every = any(depth < last for depth in depths)
         output = self.model(input_ids=batch.ids, attention_mask=batch.mask, output_hidden_states=every)
         return [self._stream(output[0] if depth == last else output.hidden_states[depth], batch) for depth in depths]
+
+    def attention_sums(
+        self, reduce: Reduce, tokens: Tensor, position_ids: Tensor, cu_seqlens: Tensor
+    ) -> list[Tensor | None]:
+        """`ProteinBert.attention_sums`: each protein is read alone, and its maps are handed on as its layers run."""
+        if self._recomputes and self.training:
+            raise InputError("attention maps of an encoder of transformers cannot be computed again; omit --recompute")
+        sums, bounds = [], cu_seqlens.tolist()
+        for number, (begin, end) in enumerate(itertools.pairwise(bounds)):
+            whole = cu_seqlens.new_tensor([0, end - begin])
+            batch = self._rectangle(tokens[begin:end], position_ids[begin:end], whole)
+            first = len(self._prefix)
+            own, total = slice(first, first + end - begin - 2), None
+            for value in map_values(self.model, batch.ids, batch.mask, number, own, reduce):
+                total = added(total, value)
+            sums.append(total)
+        return sums
 
     def lm_logits(self, states: Tensor) -> Tensor:
         """states [..., h] -> logits [..., 30] of TAPE's tokens."""

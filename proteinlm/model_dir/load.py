@@ -50,7 +50,8 @@ def load(path: str | Path, dtype: str | torch.dtype = "fp32", device: str | torc
     _report(files.notes)
     with torch.device("meta"):  # no first weights, which would be overwritten
         model = ProteinBert(files.config, lm_head=any(name.startswith("lm_head.") for name in files.state))
-    weights = {name: value.to(torch.float32, copy=True) for name, value in files.state.items()}
+    # Taken from the state one by one, so that what was read is let go as it is copied.
+    weights = {name: files.state.pop(name).to(torch.float32, copy=True) for name in list(files.state)}
     model.load_state_dict(weights, assign=True)
     return Encoder(model, files.tokenizer, target, precision, str(directory), files.contact_head)
 

@@ -3,23 +3,20 @@
     maps = contact_probabilities(model, regression, tokens, positions, bounds)     # [L, L] of each protein
 
 A map is symmetrised and corrected for what its rows and columns have in common (APC: a_ij - a_i. a_.j / a_..). All of
-that but the map itself is linear in sums over rows, so layers are added up one after the other.
+that but the map itself is linear in sums over rows, so heads are added up one after the other, and several regressions
+share their maps.
 
-What must hold: equal to Hugging Face's `EsmForMaskedLM.predict_contacts`; no more than MAX_SCORES attention scores of
-one layer, or those of one head, are in memory at a time (twice, while softmax runs).
+What must hold: equal to Hugging Face's `EsmForMaskedLM.predict_contacts`.
 
-Legend: T tokens of the stream, S tokens of a protein, L = S - 2 its residues, H heads, n of them, D head size.
+Legend: L residues of a protein, n heads, M = layers * H maps, K regressions, P pairs of residues.
 """
 
-import itertools
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from proteinlm.network.model import ProteinBert
-
-MAX_SCORES = 1 << 22  # 16 MiB in fp32, which suits caches: 4 heads of a protein of 1,000 residues
+from proteinlm.network.attention.maps import AttentionMaps
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,39 +27,46 @@ class ContactRegression:
     bias: Tensor
 
 
-def contact_probabilities(
-    model: ProteinBert, regression: ContactRegression, tokens: Tensor, position_ids: Tensor, cu_seqlens: Tensor
-) -> list[Tensor]:
+def contact_probabilities(model: nn.Module, regression: ContactRegression, *stream: Tensor) -> list[Tensor]:
     """[L, L] of each protein, at least fp32: the probability that residues i and j are in contact.
 
-    tokens, position_ids [T] and cu_seqlens [B+1] as in `ProteinBert.forward`; a protein is `<cls> residues <eos>`.
+    model: with `attention_sums`; stream: tokens, position_ids [T] and cu_seqlens [B+1], as in its forward.
     """
-    bounds = cu_seqlens.tolist()
-    proteins = [slice(begin, end) for begin, end in itertools.pairwise(bounds)]
-    dtype = torch.promote_types(model.word_embeddings.weight.dtype, torch.float32)
-    weights = regression.weight.to(tokens.device, dtype).reshape(model.config.num_layers, -1)
-    bias = regression.bias.to(tokens.device, dtype)
-    logits = [bias.repeat(span.stop - span.start - 2, span.stop - span.start - 2) for span in proteins]
-    layers = model.queries_keys_values(tokens, position_ids, cu_seqlens)
-    for layer_weights, qkv in zip(weights, layers, strict=False):
-        with torch.autocast(tokens.device.type, enabled=False):
-            for own_logits, protein in zip(logits, proteins, strict=True):
-                query, key, _ = qkv[protein].to(dtype).permute(2, 1, 0, 3)  # each [H, S, D]
-                _add_layer(own_logits, query, key, layer_weights)
-    return [own_logits.sigmoid_() for own_logits in logits]
+    return [own[0].sigmoid_() for own in contact_logits(model, regression.weight, regression.bias, *stream)]
 
 
-def _add_layer(logits: Tensor, query: Tensor, key: Tensor, weights: Tensor) -> None:
-    """Add to logits [L, L] what a layer's maps contribute, each times its weight; query, key [H, S, D], weights [H]."""
-    tokens, size = query.shape[1:]
-    heads = max(1, MAX_SCORES // tokens**2)
-    parts = zip(query.split(heads), key.split(heads), weights.split(heads), strict=True)
-    for some_queries, some_keys, some_weights in parts:
-        maps = (some_queries * size**-0.5 @ some_keys.transpose(1, 2)).softmax(-1)  # [n, S, S]
-        mixed = (some_weights @ maps.flatten(1)).view(tokens, tokens)[1:-1, 1:-1]
-        residues = maps[:, 1:-1, 1:-1]
-        sums = residues.sum(-1) + residues.sum(-2)  # [n, L]: of the rows of the symmetrised maps
-        totals = sums.sum(-1)
-        # Attention that never falls on a residue leaves 0 / 0, which is NaN there and nothing to correct here.
-        corrections = torch.where(totals > 0, some_weights / totals, 0.0)
-        logits += mixed + mixed.T - (sums.T * corrections) @ sums
+def contact_logits(model: nn.Module, weight: Tensor, bias: Tensor, *stream: Tensor) -> list[Tensor]:
+    """[K, L, L] of each protein: the log-odds of K regressions, weight [K, M] and bias [K]."""
+
+    def reduce(maps: AttentionMaps) -> Tensor:
+        some = weight[:, maps.heads].to(maps.weights.device, maps.weights.dtype)
+        return weighted_sum(maps, some)
+
+    sums = model.attention_sums(reduce, *stream)
+    return [own + bias.to(own.device, own.dtype)[:, None, None] for own in sums]
+
+
+def weighted_sum(maps: AttentionMaps, weights: Tensor) -> Tensor:
+    """[K, L, L]: the symmetrised and corrected maps, each times its weight; weights [K, n]."""
+    tokens = maps.weights.shape[-1]
+    mixed = (weights @ maps.weights.flatten(1)).view(-1, tokens, tokens)[:, maps.own, maps.own]
+    sums, shares = _row_sums(maps)
+    common = (sums.T * (weights * shares)[:, None]) @ sums
+    return mixed + mixed.transpose(1, 2) - common
+
+
+def pair_features(maps: AttentionMaps, first: Tensor, second: Tensor) -> Tensor:
+    """[n, P]: the symmetrised and corrected maps at the pairs of residues (first [P], second [P])."""
+    residues = maps.residues
+    sums, shares = _row_sums(maps)
+    common = sums[:, first] * sums[:, second] * shares[:, None]
+    return residues[:, first, second] + residues[:, second, first] - common
+
+
+def _row_sums(maps: AttentionMaps) -> tuple[Tensor, Tensor]:
+    """([n, L]: of the rows of the symmetrised maps, [n]: 1 / their totals)."""
+    residues = maps.residues
+    sums = residues.sum(-1) + residues.sum(-2)
+    totals = sums.sum(-1)
+    # Attention that never falls on a residue leaves 0 / 0, which is NaN there and nothing to correct here.
+    return sums, 1.0 / torch.where(totals > 0, totals, torch.inf)

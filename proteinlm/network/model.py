@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from proteinlm.network.attention import AttentionPlan, choose_backend, make_plan, with_rotary
+from proteinlm.network.attention.maps import Reduce, sums_over_heads
 from proteinlm.network.config import ModelConfig
 from proteinlm.network.layers import LMHead, TransformerLayer, make_norm
 from proteinlm.network.rotary import RotaryEmbedding
@@ -100,6 +101,14 @@ class ProteinBert(nn.Module):
         for layer in self.layers.values():
             yield layer.attention.queries_keys_values(layer.input_layernorm(hidden), plan)
             hidden = self._run(layer, hidden, plan)
+
+    def attention_sums(
+        self, reduce: Reduce, tokens: Tensor, position_ids: Tensor, cu_seqlens: Tensor
+    ) -> list[Tensor | None]:
+        """What `reduce` makes of the attention maps, added up over all heads: one sum a protein. Layers follow each
+        other; the maps are never all in memory."""
+        layers = self.queries_keys_values(tokens, position_ids, cu_seqlens)
+        return sums_over_heads(layers, cu_seqlens, reduce)
 
     def lm_logits(self, hidden: Tensor) -> Tensor:
         """hidden [..., h] -> logits [..., V]."""

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from proteinlm.errors import ArgumentParser, InputError
 from proteinlm.tables import is_table
+from tape.models.heads import HEADS
 from tape.own_data.data import Choice
 from tape.own_data.kinds import KINDS
 from tape.own_data.read import read_own_data
@@ -79,7 +80,7 @@ class TrainOptions:
     task: str
     from_pretrained: str | None = model_flag("TAPE model directory; absent: random weights, the baseline")
     model_config_file: str | None = model_flag("config.json for random weights (or to check --from_pretrained by)")
-    head: str | None = model_flag("default: the model directory's, else proteinlm", choices=("proteinlm", "tape"))
+    head: str | None = model_flag("default: the model directory's, else proteinlm", choices=HEADS)
     tokenizer: str
     plugin: list[str] = field(default_factory=list)
 

@@ -15,14 +15,20 @@ from pathlib import Path
 from types import ModuleType
 from typing import ClassVar
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from proteinlm.errors import InputError
 from proteinlm.model_dir.files import check_layers
+from proteinlm.network.contacts import ContactRegression, contact_logits
 from tape.models import heads, outputs
 from tape.models.base import ProteinConfig, ProteinModel, WeightFile
 from tape.models.config import CONFIG_DEFAULTS, check
 from tape.models.modeling_utils import MLMHead
+
+# Maps hold about 1 / L: at this scale the steps of Adam that suit the other parameters move these too.
+ATTENTION_SCALE = 100.0
 
 
 class BuiltInModel(ProteinModel):
@@ -71,6 +77,8 @@ def with_head_kind(file: WeightFile, overrides: Mapping) -> WeightFile:
             kind = next((head for head, width in heads.HEAD_WIDTH.items() if width == len(value)), None)
         elif name == "predict.predict.1.weight":
             kind = "tape" if value.dim() == 2 else "proteinlm"
+        elif name == "predict.regression.weight":
+            kind = "attention"
     if kind is None:
         return file
     if overrides.get("head", kind) != kind:
@@ -90,6 +98,9 @@ class TaskModel(BuiltInModel):
 
     def __init__(self, config: ProteinConfig):
         super().__init__(config)
+        if getattr(config, "head", None) == "attention" and self.kind != "contacts":
+            others = " or ".join(name for name in heads.HEADS if name != "attention")
+            raise InputError(f"head attention: is for contacts; should be {others} here")
         trunk = self.trunk_class(config)
         trunk.init_weights()  # for the second time, so that a seed gives the weights that it always gave
         setattr(self, self.base_model_prefix, trunk)
@@ -167,6 +178,43 @@ class TokenClassification(TaskModel):
     _loss = Classification._loss
 
 
+def attention_head_tensors(regression: ContactRegression) -> dict[str, Tensor]:
+    """A regression as a model's head has it."""
+    parts = {"weight": regression.weight, "bias": regression.bias}
+    return {f"predict.regression.{name}": value.float() / ATTENTION_SCALE for name, value in parts.items()}
+
+
+class AttentionContactHead(nn.Module):
+    """Log-odds of contact, linear in the M = layers * heads attention maps of an encoder (Rao et al. 2021, as ESM's).
+
+    regression: weight [1, M] and bias [1], both divided by ATTENTION_SCALE. The encoder's maps are never all in memory,
+    in training neither.
+    """
+
+    def __init__(self, trunk: nn.Module):
+        super().__init__()
+        network = getattr(trunk, "encoder", None)
+        if not hasattr(network, "attention_sums"):
+            kind = getattr(trunk.config, "base_model", type(trunk).__name__)
+            raise InputError(f"head attention: {kind} gives no attention maps; transformer and huggingface do")
+        maps = network.config.num_layers * network.config.num_attention_heads
+        if not maps:
+            raise InputError("head attention: this encoder's attention has no heads, so no maps")
+        self.regression = nn.Linear(maps, 1)
+        nn.init.normal_(self.regression.weight, std=0.02)
+        nn.init.zeros_(self.regression.bias)
+
+    def forward(self, trunk: nn.Module, input_ids: Tensor, mask: Tensor) -> Tensor:
+        """[B, N-2, N-2, 2]: 0 and the log-odds of contact, so that their softmax is the regression's probability."""
+        outputs.check_positions(mask, trunk.encoder.config.max_tokens)
+        *stream, _ = outputs.flatten_tokens(input_ids, mask)
+        weight, bias = self.regression.weight * ATTENTION_SCALE, self.regression.bias * ATTENTION_SCALE
+        longest = mask.shape[1] - 2
+        maps = [own[0] for own in contact_logits(trunk.encoder, weight, bias, *stream)]
+        logits = torch.stack([F.pad(own, (0, longest - len(own)) * 2) for own in maps])
+        return torch.stack((torch.zeros_like(logits), logits), -1)
+
+
 class Contacts(TaskModel):
     """Contacts. logits [B, N-2, N-2, 2], symmetric; targets [B, N-2, N-2]: 1 contact, 0 none, -1 ignored."""
 
@@ -174,8 +222,19 @@ class Contacts(TaskModel):
 
     def __init__(self, config: ProteinConfig):
         super().__init__(config)
+        if config.head == "attention":
+            self.predict = AttentionContactHead(self.base_model)
+            return
         size = self.trunk_class.sequence_size(config)
         self.predict = heads.ContactHead(size, config.head, config.contact_dropout_prob)
+
+    def forward(self, input_ids: Tensor, input_mask: Tensor | None = None, targets=None, protein_length=None) -> tuple:
+        """As TaskModel's; head attention reads the encoder's maps instead of its states."""
+        if not isinstance(self.predict, AttentionContactHead):
+            return super().forward(input_ids, input_mask, targets)
+        mask = outputs.real_tokens(input_ids, input_mask)
+        logits = self.predict(self.base_model, input_ids, mask)
+        return (logits,) if targets is None else (self._loss(logits, targets, mask), logits)
 
     def _logits(self, hidden: Tensor, pooled: Tensor, mask: Tensor) -> Tensor:
         return self.predict(hidden, mask)

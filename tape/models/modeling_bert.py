@@ -58,7 +58,10 @@ class ProteinBertAbstractModel(kinds.BuiltInModel):
         else:  # the vocabulary's rows go to those of TAPE's tokens
             files = to_tokenizer(READERS[kind](directory), "tape", origin=str(directory))
             config, source, head, notes = tape_keys(files.config) | values, directory, {}, files.notes
-        if files.contact_head is not None:  # it is of this encoder's attention maps, which finetuning changes
+        is_contacts = getattr(cls, "kind", None) == "contacts"
+        if files.contact_head is not None and is_contacts and values.get("head") == "attention":
+            head = head | kinds.attention_head_tensors(files.contact_head)  # where finetuning begins
+        elif files.contact_head is not None:  # it is of this encoder's attention maps, which finetuning changes
             notes += (f"{directory}: the regression of contacts from attention maps left out",)
         notes = tuple(note if note.startswith(str(directory)) else f"{directory}: {note}" for note in notes)
         return kinds.with_head_kind(WeightFile(config, source, _own_names(files.state) | head, notes), overrides)

@@ -7,7 +7,7 @@ from unittest.mock import patch
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from parity_jobs import TINY, train, with_default_dtype
+from parity_jobs import STEPS, TINY, train, with_default_dtype
 from torch import Tensor
 
 from pretrain.config.read import parse_config
@@ -43,11 +43,11 @@ def planned(size: int, flags: list[str]) -> list[dict]:
 
 
 def train_counted(flags: list[str]) -> tuple[dict, dict]:
-    """As `train`; and what this process sent in the third step, (axis, collective, dtype, phase) -> calls and bytes."""
+    """As `train`; and what this process sent in the last step, (axis, collective, dtype, phase) -> calls and bytes."""
     ledgers: list[Ledger] = []
 
     def count_last_step(trainer: Trainer) -> None:
-        honest, left = trainer.train_step, iter(range(3, 0, -1))
+        honest, left = trainer.train_step, iter(range(STEPS, 0, -1))
 
         def train_step(micro_batches):
             if next(left) > 1:
@@ -59,7 +59,7 @@ def train_counted(flags: list[str]) -> tuple[dict, dict]:
 
         trainer.train_step = train_step
 
-    return train(flags, 3, count_last_step), dict(ledgers[0].traffic)
+    return train(flags, count_last_step), dict(ledgers[0].traffic)
 
 
 def attend_to_all(qkv: Tensor, plan, dropout_p: float) -> Tensor:

@@ -43,12 +43,13 @@ def test_replicas_and_stages_drop_their_own_units(ranks, corpus):
 def test_recomputation_repeats_the_masks(flags, ranks, corpus):
     """The same gradients with dropout, layers recomputed or not."""
     flags = [*corpus, *DROPOUT, *flags]
-    plain, again = (ranks.run(2, jobs.train, [*flags, *more], 1)[0] for more in ([], ["--checkpoint-activations"]))
+    arms = ([], ["--checkpoint-activations"])
+    plain, again = (ranks.run(2, jobs.train, [*flags, *more], None, 1)[0] for more in arms)
     for name, value in plain.items():
         assert torch.allclose(again[name], value, rtol=0, atol=1e-12), name
 
 
 def test_another_seed_drops_other_units(ranks, corpus):
     """The control: with other masks the first loss is another."""
-    one, other = (ranks.run(2, jobs.train, [*corpus, *DROPOUT, *PP, "--seed", seed], 1)[0] for seed in "12")
+    one, other = (ranks.run(2, jobs.train, [*corpus, *DROPOUT, *PP, "--seed", seed], None, 1)[0] for seed in "12")
     assert not torch.equal(one["loss"], other["loss"])

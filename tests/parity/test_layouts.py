@@ -1,6 +1,6 @@
 """Every layout trains the model that one process trains: loss, every gradient, norm, weights and validation, to 1e-10.
 
-float64, dropout 0, real packed batches, three clipped optimizer steps; gloo processes against one. The negative
+float64, dropout 0, real packed batches, two clipped optimizer steps; gloo processes against one. The negative
 controls break one thing each and must be seen by the same comparison.
 """
 
@@ -34,7 +34,7 @@ def test_a_layout_trains_the_same_model(layout, ranks, corpus, one_process):
 def test_replicas_sum_their_gradients_in_many_messages_during_the_backward_pass(ranks, corpus, one_process):
     for actual, sent in ranks.run(2, jobs.train_with_small_buckets, corpus):
         assert not [name for name, d in differences(actual, one_process).items() if not d <= TOLERANCE]
-        assert len(sent) == 3 and all(first == last > 5 for first, last in sent)
+        assert len(sent) == jobs.STEPS and all(first == last > 5 for first, last in sent)
 
 
 def test_the_steps_compared_are_worth_comparing(one_process):
@@ -53,14 +53,14 @@ def test_the_steps_compared_are_worth_comparing(one_process):
     ],
 )
 def test_a_broken_layout_is_seen(sabotage, size, flags, shows_in, ranks, corpus, one_process):
-    actual = ranks.run(size, jobs.train, [*corpus, *flags], 3, sabotage)[0]
+    actual = ranks.run(size, jobs.train, [*corpus, *flags], sabotage)[0]
     assert differences(actual, one_process)[shows_in] > 1e-4
 
 
-@pytest.mark.parametrize("flags", [PP, TP])
+@pytest.mark.parametrize("flags", [PP, pytest.param(TP, marks=pytest.mark.slow)])
 def test_a_norm_of_one_process_is_seen(flags, ranks, corpus, one_process):
     """Not clipped here: each process would clip by a norm of its own, and the tied copies drift apart."""
-    results = ranks.run(2, jobs.train, [*corpus, *flags, "--clip-grad", "0"], 3, jobs.norm_of_one_process)
+    results = ranks.run(2, jobs.train, [*corpus, *flags, "--clip-grad", "0"], jobs.norm_of_one_process)
     first = torch.stack([answer["norm"][0] for answer in results])
     assert ((first - one_process["norm"][0]).abs() > 1e-4).all()
 
@@ -68,9 +68,10 @@ def test_a_norm_of_one_process_is_seen(flags, ranks, corpus, one_process):
 def test_an_untied_embedding_is_seen(ranks, corpus):
     """The two copies drift apart, which `gathered` refuses."""
     with pytest.raises(AssertionError, match=r"copies of word_embeddings\.weight differ"):
-        ranks.run(2, jobs.train, [*corpus, *PP], 3, jobs.untie_embedding)
+        ranks.run(2, jobs.train, [*corpus, *PP], jobs.untie_embedding)
 
 
+@pytest.mark.slow
 def test_layers_as_units_lose_gradients_under_zero_bubble(ranks, corpus, one_process):
     """Why FSDP2 wraps a whole stage there: per-layer units drop gradients, and nothing complains."""
     actual = ranks.run(4, jobs.train_with_layers_as_units, [*corpus, *ZERO_BUBBLE, *FSDP])[0]

@@ -11,6 +11,7 @@ from torch.utils._pytree import tree_leaves
 from toy_esm import ESM_1B
 
 from proteinlm.network import contacts
+from proteinlm.network.attention import maps as attention_maps
 from proteinlm.network.contacts import ContactRegression, contact_probabilities
 
 SHAPE = (3, 5, 4)
@@ -43,22 +44,23 @@ def test_equal_to_predict_contacts(form, batch, unrounded, monkeypatch):
     model, regression, expected = same_network(peer), regression_of(peer), peer_contacts(peer, tokens, batch)
     assert max(float(own.max() - own.min()) for own in expected) > 0.1  # they differ from residue to residue
     assert difference(model, regression, tokens, expected) < 1e-10
-    monkeypatch.setattr(contacts, "MAX_SCORES", 2000)  # two heads at a time of the longest, all five of the others
+    monkeypatch.setattr(
+        attention_maps, "MAX_SCORES", 2000
+    )  # two heads at a time of the longest, all five of the others
     assert difference(model, regression, tokens, expected) < 1e-10
 
 
-def add_layer(corrected, cut_first):
-    """What `contacts._add_layer` does, written out with all maps of a layer; both arguments true: as Hugging Face."""
+def written_out(corrected, cut_first):
+    """What `contacts.weighted_sum` does, map by map; both arguments true: as Hugging Face."""
 
-    def add(logits, query, key, weights):
-        maps = (query @ key.transpose(1, 2) / query.shape[-1] ** 0.5).softmax(-1)
-        maps = maps[:, 1:-1, 1:-1] if cut_first else maps
+    def sum_of(some, weights):
+        maps = some.residues if cut_first else some.weights
         maps = maps + maps.transpose(1, 2)
         if corrected:
             maps = maps - maps.sum(-1, True) * maps.sum(-2, True) / maps.sum((-2, -1), True)
-        logits += torch.tensordot(weights, maps if cut_first else maps[:, 1:-1, 1:-1], 1)
+        return torch.tensordot(weights, maps if cut_first else maps[:, 1:-1, 1:-1], 1)
 
-    return add
+    return sum_of
 
 
 def test_each_mistake_would_show(unrounded, monkeypatch):
@@ -68,7 +70,7 @@ def test_each_mistake_would_show(unrounded, monkeypatch):
     assert difference(model, ContactRegression(by_head, regression.bias), tokens, expected) > 1e-2
     assert difference(model, ContactRegression(regression.weight, -regression.bias), tokens, expected) > 1e-2
     for corrected, cut_first in ((True, True), (False, True), (True, False)):
-        monkeypatch.setattr(contacts, "_add_layer", add_layer(corrected, cut_first))
+        monkeypatch.setattr(contacts, "weighted_sum", written_out(corrected, cut_first))
         right = corrected and cut_first
         assert (difference(model, regression, tokens, expected) < (1e-10 if right else 1e-2)) == right
 
@@ -80,10 +82,10 @@ def test_where_nothing_attends_to_residues():
     peer, tokens = esm_peer(*SHAPE), proteins((1,), (0,))
     regression = regression_of(peer)
     assert difference(same_network(peer), regression, tokens, [regression.bias.sigmoid().view(1, 1)]) < 1e-12
-    logits, query, key = torch.zeros(3, 3), torch.ones(2, 5, 4), torch.zeros(2, 5, 4)
-    key[:, 0] = 1e4  # <cls> gets it all
-    contacts._add_layer(logits, query, key, torch.ones(2))
-    assert torch.equal(logits, torch.zeros(3, 3))
+    weights = torch.zeros(2, 5, 5)
+    weights[:, :, 0] = 1.0  # <cls> gets it all
+    maps = attention_maps.AttentionMaps(0, 0, weights, slice(1, 4))
+    assert torch.equal(contacts.weighted_sum(maps, torch.ones(1, 2)), torch.zeros(1, 3, 3))
     assert average_product_correct(torch.zeros(1, 3, 3)).isnan().all()
 
 
@@ -125,6 +127,6 @@ def test_maps_are_not_all_in_memory(monkeypatch):
         return memory.peak / map_bytes
 
     assert peak(contact_probabilities, model, regression, *packed(tokens)) < 2 * heads + 6
-    monkeypatch.setattr(contacts, "MAX_SCORES", 1)
+    monkeypatch.setattr(attention_maps, "MAX_SCORES", 1)
     assert peak(contact_probabilities, model, regression, *packed(tokens)) < 2 + 6
     assert peak(peer.predict_contacts, *padded(tokens)) > layers * heads  # the measure sees what it should

@@ -1,0 +1,26 @@
+"""Chains of known structure for tests: random walks, in TAPE's records, with residues that were not resolved."""
+
+from pathlib import Path
+
+import numpy as np
+from tape_lmdb import write_lmdb
+
+RESIDUES = np.array(list("ACDEFGHIKLMNPQRSTVWY"))
+
+
+def record(name: str, length: int, seed: int, hidden: tuple[int, ...] = ()) -> dict:
+    """hidden: residues that were not resolved."""
+    rng = np.random.default_rng(seed)
+    steps = rng.normal(size=(length, 3))
+    steps *= 2.2 / np.linalg.norm(steps, axis=1, keepdims=True)
+    valid = np.ones(length, bool)
+    valid[list(hidden)] = False
+    tertiary = np.cumsum(steps, 0).astype(np.float32)
+    tertiary[~valid] = np.nan
+    return {"primary": "".join(rng.choice(RESIDUES, length)), "id": name, "tertiary": tertiary, "valid_mask": valid}
+
+
+def write_chains(path: Path, count: int, seed: int = 0, length: int = 30) -> Path:
+    """`count` chains of about `length` residues, the first with three that were not resolved."""
+    records = [record(f"c{n}", length + n % 5, seed + n, (3, 4, 20) if n == 0 else ()) for n in range(count)]
+    return write_lmdb(path, records)
