@@ -49,7 +49,7 @@ def build_parser() -> errors.ArgumentParser:
     parser.add_argument("--max_length", type=positive, help="residues that are read (default: all the model can)")
     parser.add_argument("--too_long", choices=TOO_LONG, default=TOO_LONG[0], help="default: %(default)s")
     parser.add_argument("--seed", type=count, default=0, help="of random weights, maps and intervals (%(default)s)")
-    parser.add_argument("--embeddings_dir", metavar="DIR", help="where vectors and maps are kept: TABLE.embeddings")
+    parser.add_argument("--embeddings_dir", metavar="DIR", help="where vectors and maps are kept (default: beside OUT)")
     add_flags(parser, *DEVICE_FLAGS)
     return parser
 

@@ -100,6 +100,7 @@ def _once(compute, vectors: np.ndarray, settings: dict, directory: Path | None) 
     digest = hashlib.sha256(np.ascontiguousarray(vectors).tobytes() + json.dumps(settings).encode()).hexdigest()
     path = directory / f"map_{digest[:16]}.npy"
     if not path.is_file():
+        xy = compute()
         with atomic_path(path) as temporary, temporary.open("wb") as file:
-            np.save(file, compute())
+            np.save(file, xy)
     return np.load(path)

@@ -59,7 +59,7 @@ def project(
     perplexity = perplexity or (PERPLEXITY_OF_AMINO_ACIDS if few else PERPLEXITY)
     neighbors = neighbors or (NEIGHBORS_OF_AMINO_ACIDS if few else NEIGHBORS)
     _check(points, methods, perplexity, neighbors)
-    directory = None if few else Path(embeddings_dir or f"{table}.embeddings")
+    directory = None if few else Path(embeddings_dir or Path(output).parent / "embeddings")
     spaces = {}
     for arm in arms:
         own = _vectors(model, arm, points, directory, seed, device, dtype, pooled)

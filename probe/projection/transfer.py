@@ -141,7 +141,7 @@ def annotate(
     if neighbors >= len(known):
         raise InputError(f"{table}, column {column}: {len(known)} have a label, not more than --neighbors {neighbors}")
     encoder = vectors.open_arm(model, TRAINED, seed, device, dtype)
-    directory = Path(embeddings_dir or f"{table}.embeddings")
+    directory = Path(embeddings_dir or Path(output).parent / "embeddings")
     new_space = vectors.with_metric(vectors.protein_vectors(encoder, new, directory, **pooled), metric)
     space = vectors.with_metric(vectors.protein_vectors(encoder, reference, directory, **pooled), metric)[known]
     labels, clusters = own.values[known], cluster_sequences([reference.sequences[i] for i in known])

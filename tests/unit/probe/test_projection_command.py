@@ -39,10 +39,14 @@ def folder(tmp_path_factory):
     return folder
 
 
+QUICK = {"SILHOUETTE_SHUFFLES": 10, "SHUFFLES": 50, "RESAMPLES": 50}
+
+
 @pytest.fixture(autouse=True)
 def here(folder, monkeypatch):
     monkeypatch.chdir(folder)
-    monkeypatch.setattr(neighbors, "SILHOUETTE_SHUFFLES", 10)
+    for name, value in QUICK.items():
+        monkeypatch.setattr(neighbors, name, value)
 
 
 def run(*words):
@@ -59,7 +63,8 @@ def drawn(folder):
     """The outputs of one run, with both maps of both arms, and the columns of its pictures (another test draws one)."""
     settings = {"columns": ["place", "kind"], "perplexity": 5, "iterations": 250, "neighbors": 4, "device": "cpu"}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(neighbors, "SILHOUETTE_SHUFFLES", 10)
+        for name, value in QUICK.items():
+            patch.setattr(neighbors, name, value)
         pictures = []
         patch.setattr(outputs.picture, "draw_all", lambda stem, points, column, *rest: pictures.append(rest[2]) or [])
         return pictures, projection.project(folder / "model", folder / "a.csv", folder / "out", **settings)
@@ -149,6 +154,16 @@ def test_amino_acids(folder, monkeypatch, capsys):
     assert list(report["columns"]) == ["charge", "polarity", "size", "hydrophobicity", "side chain"]
     assert report["neighbors"] == 3 and report["vectors"] == "input embeddings"
     assert "3-NN purity, chance" in capsys.readouterr().out
+
+
+def test_a_fasta_without_labels_is_coloured_by_length(folder, monkeypatch):
+    monkeypatch.setattr(outputs.picture, "THEMES", {})
+    text = "".join(f">{name}\n{sequence}\n" for name, sequence, *_ in proteins(24))
+    (folder / "plain.fasta").write_text(text)
+    assert run("model", "plain.fasta", "--method", "pca", "--arm", "trained", "composition") == 0
+    report = json.loads((folder / "plain_map.json").read_text())
+    assert report["columns"] == {"length": {"points": 24, "missing": 0}}
+    assert "composition_pca_1" in rows_of("plain_map.csv")[0]
 
 
 MISTAKES = [

@@ -9,7 +9,7 @@ from toy_model import write_model
 
 import proteinlm
 from probe.arms import AMINO_ACIDS
-from probe.projection import maps, vectors
+from probe.projection import maps, picture, vectors
 from probe.projection.picture import STYLES, draw_all, style_of
 from probe.projection.points import PROPERTIES, Points, amino_acids, make_column, read_points
 from proteinlm.errors import InputError
@@ -165,6 +165,7 @@ def test_few_points_for_the_perplexity_are_one_line():
         maps.check_perplexity(5, 5, "a.csv")
 
 
+@pytest.mark.slow
 def test_no_two_classes_look_alike_and_a_picture_has_all_of_them(tmp_path):
     assert len({style_of(place) for place in range(STYLES)}) == STYLES
     cells = [f"class {place:02d}" for place in range(STYLES + 2)] * 3 + [""]
@@ -179,3 +180,15 @@ def test_no_two_classes_look_alike_and_a_picture_has_all_of_them(tmp_path):
     text = (tmp_path / "out_a_kind.svg").read_text()
     for word in ("class 17 (3)", "2 others (6)", "missing (1)", "PC 2", "data, model, seed", "trained: purity", "PCA"):
         assert word in text, word
+
+
+@pytest.mark.slow
+def test_a_picture_of_numbers_has_a_scale(tmp_path, monkeypatch):
+    monkeypatch.setattr(picture, "THEMES", {"": picture.LIGHT})
+    column = make_column("mass", [*map(str, range(30)), "NA"])
+    names = list(map(str, range(31)))
+    xy = np.random.default_rng(0).normal(size=(31, 2))
+    own = {"trained": {"pca": maps.Map(xy, ("PC 1", "PC 2"))}}
+    draw_all(tmp_path / "out", Points("a.csv", names, names, names, (column,)), column, own, "data", [])
+    text = (tmp_path / "out_mass.svg").read_text()
+    assert "missing (1)" in text and ">mass<" in text and ">25<" in text
