@@ -12,7 +12,6 @@ DROPOUT = ["--hidden-dropout", "0.1"]
 MESSAGE = 2 * 32 * 16 * 4  # bytes of a micro-batch's stream, fp32
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("layout", "micro_batches"), [("fsdp2-full", 2), ("tp2-sp", 4), ("fsdp2", 2)])
 def test_memory_is_that_of_a_real_step(layout, micro_batches, ranks):
     size, flags = LAYOUTS[layout]
@@ -26,7 +25,6 @@ def test_memory_is_that_of_a_real_step(layout, micro_batches, ranks):
         assert products[0] == products[1]
 
 
-@pytest.mark.slow
 def test_memory_of_a_pipeline_is_that_of_a_real_step(ranks):
     """But for one message: gloo posts a receive as soon as the stage behind has sent, whenever that is."""
     size, flags = LAYOUTS["pp2-recompute"]

@@ -11,7 +11,7 @@ pytestmark = pytest.mark.slow
 FULL, HALF_STREAM = ["--use-torch-fsdp2"], ["--no-fp32-residual-connection"]
 
 
-@pytest.mark.parametrize(("size", "flags"), [(2, FSDP), pytest.param(4, [*FULL, *TP], marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("size", "flags"), [(2, FSDP), (4, [*FULL, *TP])])
 def test_a_process_never_holds_more_than_its_shards_and_one_weight(size, flags, ranks, corpus):
     for peak, whole, largest in ranks.run(size, precision.bytes_to_build, [*corpus, *flags]):
         assert whole / size < peak < whole / size + 3 * largest
@@ -39,8 +39,8 @@ def test_sharded_weights_are_gathered_in_half_precision(shape, ranks, esm_corpus
     [
         (1, []),
         (2, FULL),
-        pytest.param(4, [*FSDP, *ZERO_BUBBLE], marks=pytest.mark.slow),
-        pytest.param(4, [*FSDP, *TP, "--sequence-parallel"], marks=pytest.mark.slow),
+        (4, [*FSDP, *ZERO_BUBBLE]),
+        (4, [*FSDP, *TP, "--sequence-parallel"]),
     ],
 )
 def test_half_precision_follows_fp32(size, flags, ranks, corpus, tmp_path):

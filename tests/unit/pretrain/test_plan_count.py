@@ -36,18 +36,17 @@ def stages():
 
 # settings, layers, rows, micro-batches, shards; flags of the whole step, its layers, its rank
 CASES = {
-    "whole": (Settings("whole", 1), 5, 3, 4, 1, [], 5, 0),
-    "recomputed": (Settings("whole", 1, "none", True), 5, 3, 2, 1, ["--recompute-granularity", "full"], 5, 0),
+    "whole": (Settings("whole", 1), 4, 3, 3, 1, [], 4, 0),
+    "recomputed": (Settings("whole", 1, "none", True), 4, 3, 3, 1, ["--recompute-granularity", "full"], 4, 0),
     "full": (Settings("whole", 1, "full"), 5, 2, 3, 6, FULL, 5, 0),
     "optimizer": (Settings("whole", 1, "optimizer"), 4, 2, 3, 5, OPTIMIZER, 4, 0),
-    "middle": (Settings("middle", 1), 4, 2, 6, 1, PP, 16, 2),
-    "last": (Settings("last", 1), 4, 2, 6, 1, PP, 16, 3),
+    "middle": (Settings("middle", 1), 4, 2, 5, 1, PP, 16, 2),
+    "last": (Settings("last", 1), 4, 2, 5, 1, PP, 16, 3),
     "tp": (Settings("whole", 2), 4, 2, 3, 1, TP, 4, 0),
-    "middle-optimizer": (Settings("middle", 1, "optimizer"), 4, 2, 6, 3, [*PP, *OPTIMIZER], 16, 6),
-    "middle-full": (Settings("middle", 1, "full"), 4, 2, 6, 3, [*PP, *FULL], 16, 6),
+    "middle-optimizer": (Settings("middle", 1, "optimizer"), 4, 2, 5, 3, [*PP, *OPTIMIZER], 16, 6),
+    "middle-full": (Settings("middle", 1, "full"), 4, 2, 5, 3, [*PP, *FULL], 16, 6),
     "tp-full": (Settings("whole", 2, "full", True), 4, 2, 2, 3, [*TP, *FULL, "--recompute-granularity", "full"], 4, 0),
 }
-FAST = ("whole", "recomputed", "full")
 
 
 def both(stages, case) -> tuple[dict, dict]:
@@ -59,7 +58,7 @@ def both(stages, case) -> tuple[dict, dict]:
     return stages.at(settings, layers, rows, micro_batches, shard), whole
 
 
-@pytest.mark.parametrize("case", [pytest.param(n, marks=[] if n in FAST else pytest.mark.slow) for n in CASES])
+@pytest.mark.parametrize("case", CASES)
 def test_small_steps_determine_large_ones(case, stages):
     """Bytes sent and products exactly, and without FSDP2 every kernel; weights and their states; peaks to 2%."""
     small, whole = both(stages, case)
@@ -105,7 +104,6 @@ def test_a_pipeline_declares_its_logits_as_they_come(monkeypatch, flags):
     assert declared.dtype == torch.bfloat16
 
 
-@pytest.mark.slow
 def test_the_command_plans_and_writes(tmp_path, capsys):
     html, path = tmp_path / "plan.html", tmp_path / "plan.json"
     cluster = ["--gpus-per-node", "1", "--nodes", "1", "--price-per-gpu-hour", "2"]

@@ -59,8 +59,8 @@ def test_accumulation_does_not_change_the_step(prefix, tmp_path):
 
 def test_it_learns_what_only_context_can_tell(prefix, tmp_path):
     """The unigram entropy is about ln 20 = 3.0 nats; repeating motifs are nearly certain given the neighbours."""
-    flags = ("--train-iters", "220", "--lr", "5e-3", "--hidden-dropout", "0", "--attention-dropout", "0")
-    run = trainer(prefix, tmp_path, *flags, "--eval-interval", "220", "--eval-iters", "0", "--lr-warmup-iters", "10")
+    flags = ("--train-iters", "120", "--lr", "8e-3", "--hidden-dropout", "0", "--attention-dropout", "0")
+    run = trainer(prefix, tmp_path, *flags, "--eval-interval", "120", "--eval-iters", "0", "--lr-warmup-iters", "10")
     run.run()
     final = [line for line in lines(tmp_path) if "valid_loss" in line][-1]
     assert final["valid_loss"] < 1.5
@@ -208,6 +208,7 @@ def test_a_checkpoint_from_before_these_options_goes_on(prefix, tmp_path):
         trainer(prefix, tmp_path, *load, *ROPE)
 
 
+@pytest.mark.slow
 def test_sigterm_saves_and_exits_cleanly(prefix, tmp_path):
     command = [sys.executable, "-m", "pretrain", *MODEL, "--data-path", prefix, "--save", str(tmp_path)]
     process = subprocess.Popen([*command, "--train-iters", "100000", "--eval-interval", "100000"])

@@ -57,10 +57,21 @@ def finetune(world: Path, task: str, source: Path, out: Path, *flags: object, mo
     return command(train.main, *base, *flags)
 
 
-@pytest.mark.parametrize("task", FIVE)
-@pytest.mark.parametrize("name", families("ProtT5"))
+@pytest.mark.parametrize(
+    ("name", "task"),
+    [("ProtT5", task) for task in FIVE]
+    + [
+        pytest.param(name, task, marks=pytest.mark.slow)
+        for name in FAMILIES
+        for task in ("contact_prediction", "stability")
+        if name != "ProtT5"
+    ],
+)
 def test_every_task_from_training_to_predictions(world, tmp_path, name, task):
-    """The run is scored and predicted with after the directory that it came from is gone."""
+    """The run is scored and predicted with after the directory that it came from is gone.
+
+    Heads are the same over every encoder: all over one family, over the others one of residues and one of proteins.
+    """
     source = shutil.copytree(family(world, name), tmp_path / "source")
     run = tmp_path / "run"
     assert finetune(world, task, source, run, *(("--lora", 2) if task == "stability" else ())) == 0
