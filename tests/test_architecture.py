@@ -5,6 +5,7 @@ Every rule is a function from (path, source) to complaints, so that each is also
 """
 
 import ast
+import functools
 import itertools
 import re
 import subprocess
@@ -65,10 +66,15 @@ def every_python_file() -> Iterator[tuple[str, str]]:
     yield from sources(*PACKAGES, "tests", "benchmarks", "scripts")
 
 
+@functools.cache
+def parsed(source: str) -> ast.Module:
+    return ast.parse(source)
+
+
 def imported_modules(path: str, source: str) -> set[str]:
     """Every module a file imports, at the top or inside a function. `from a import b` is a.b, for b may be a module."""
     modules = set()
-    for node in ast.walk(ast.parse(source)):
+    for node in ast.walk(parsed(source)):
         if isinstance(node, ast.Import):
             modules |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -139,7 +145,7 @@ def too_long(path: str, source: str) -> list[str]:
 
 
 def without_docstring(path: str, source: str) -> list[str]:
-    return [] if ast.get_docstring(ast.parse(source)) else [f"{path} does not say what it is"]
+    return [] if ast.get_docstring(parsed(source)) else [f"{path} does not say what it is"]
 
 
 def opens_pickles(path: str, source: str) -> list[str]:
@@ -147,7 +153,7 @@ def opens_pickles(path: str, source: str) -> list[str]:
     if path.startswith(UNTRUSTED):
         return []
     wrong = []
-    for node in ast.walk(ast.parse(source)):
+    for node in ast.walk(parsed(source)):
         if not isinstance(node, ast.Call):
             continue
         name = ast.unparse(node.func)
@@ -160,7 +166,7 @@ def opens_pickles(path: str, source: str) -> list[str]:
 
 
 def keeps_ambient_state(path: str, source: str) -> list[str]:
-    return [f"{path}:{node.lineno} says global" for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Global)]
+    return [f"{path}:{node.lineno} says global" for node in ast.walk(parsed(source)) if isinstance(node, ast.Global)]
 
 
 def reads_environment(path: str, source: str) -> list[str]:

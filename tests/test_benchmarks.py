@@ -15,7 +15,7 @@ FOLDER = Path(__file__).resolve().parent.parent / "benchmarks"
 ARMS = {"embed": {"ours", "hf", "hf_sorted"}, "train_step": {"ours", "ours_sorted", "hf", "hf_sorted"}}
 
 
-@pytest.mark.parametrize("name", ARMS)
+@pytest.mark.parametrize("name", [pytest.param("embed", marks=pytest.mark.slow), "train_step"])
 def test_a_comparison_on_a_tiny_shape(name, tmp_path, monkeypatch, capsys):
     words = ["--esm2", "tiny", "--proteins", "9", "--repeats", "1", "--batch_size", "4", "--device", "cpu", "--output"]
     monkeypatch.setattr(sys, "argv", [f"{name}.py", *words, str(tmp_path / "result.json")])

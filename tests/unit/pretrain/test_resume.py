@@ -235,6 +235,7 @@ def saved(directory: Path) -> list[int]:
     return [int(path.name.removeprefix("iter_")) for path in sorted(directory.glob("iter_*"))]
 
 
+@pytest.mark.slow
 def test_after_going_back_from_a_diverged_iteration_the_new_checkpoints_are_kept(prefix, tmp_path):
     common = ("--keep-last", "3", "--train-iters", "100", "--eval-interval", "100", "--load", str(tmp_path))
     trainer(prefix, tmp_path, *common, "--save-interval", "2", "--exit-interval", "6").run()

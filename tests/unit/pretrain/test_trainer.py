@@ -148,6 +148,7 @@ def test_a_validation_set_in_a_folder_whose_name_has_an_equals_sign(prefix, tmp_
     assert list(run.valid_sets) == ["valid", "heldout"]
 
 
+@pytest.mark.slow
 def test_recompute_and_workers_change_nothing(prefix, tmp_path):
     plain = trainer(prefix, tmp_path / "plain", "--train-iters", "3", "--eval-interval", "1000")
     plain.run()

@@ -39,17 +39,26 @@ SIZES["huggingface"] = {
 CONTINUOUS = ("mse", "mae", "largest_error", "perplexity")  # all other scores are counts and ranks, and must be equal
 
 
-def heads_of(task):
-    """Kinds of heads that a task has; language models have one of their own."""
-    return HEADS[:1] if TASK_KINDS[task].endswith("modeling") else HEADS
+def heads_of(task, model_type):
+    """Kinds of heads that a task has: language models one of their own, contacts one more where there are maps."""
+    if TASK_KINDS[task].endswith("modeling"):
+        return HEADS[:1]
+    maps = task == "contact_prediction" and model_type in ("transformer", "huggingface")
+    return [head for head in HEADS if head != "attention" or maps]
+
+
+def marks(task, model_type, head):
+    """The fast tier has the contact head, 60 convolutions, over one model type."""
+    slow = (task, head) == ("contact_prediction", "proteinlm") and model_type != "transformer"
+    return pytest.mark.slow if slow else ()
 
 
 CASES = [
-    pytest.param(task, model_type, head, id=f"{task}-{model_type}-{head}")
+    pytest.param(task, model_type, head, id=f"{task}-{model_type}-{head}", marks=marks(task, model_type, head))
     for task in TASK_KINDS
     if task != "embed"
     for model_type in registry.get_task_spec(task).models
-    for head in heads_of(task)
+    for head in heads_of(task, model_type)
 ]
 
 
