@@ -173,12 +173,18 @@ def heads(args: argparse.Namespace, stem: str) -> None:
     encoder = open_model(args)
     chains = open_chains(args.heads, "test", encoder, args, args.chains)
     settings = {"model sha256": identity_of(encoder), "data": chains.identity(), "threshold": args.threshold}
+    settings["random_seed"] = None if args.no_random else args.random_seed
     store = PartStore(f"{stem}.heads.json", settings)
     store.open()
     shares = attention_on_contacts(encoder, chains, store, args.threshold)
+    twin = {}
+    if not args.no_random:  # its parts are numbered behind those of the encoder, of which there are no more than chains
+        other = open_model(args, args.random_seed)
+        twin["random_weights"] = attention_on_contacts(other, chains, store, args.threshold, begin=len(chains)).report()
     model = Path(encoder.source).name
     pictures = draw_heads(stem, shares, model, chains.path.name)
-    report = {"model": args.words[0], "data": chains.path.name, **shares.report()}
+    report = {"model": args.words[0], "data": chains.path.name, "random_seed": settings["random_seed"]}
+    report |= shares.report() | twin
     store.finish({Path(f"{stem}.heads.json"): lambda path: write_json(path, report)})
     print(f"contacts are {100 * shares.background:.2f}% of the pairs of {len(chains):,} chains")
     order = sorted(range(shares.weighted.size), key=lambda number: -shares.weighted.flat[number])

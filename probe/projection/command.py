@@ -36,6 +36,7 @@ def build_parser() -> errors.ArgumentParser:
     parser.add_argument("--missing", nargs="+", default=[], metavar="WORD", help="cells that are no label")
     parser.add_argument("--sequence", metavar="COLUMN", help="of the sequences, where names leave a doubt")
     parser.add_argument("--id", metavar="COLUMN", help="of the names")
+    parser.add_argument("--limit", type=positive, metavar="N", help="only N proteins of TABLE, at random")
     parser.add_argument("--query", metavar="NEW", help="name the nearest labelled proteins of TABLE for these")
     parser.add_argument("--method", nargs="+", choices=METHODS, default=["tsne", "pca"], help="default: tsne pca")
     parser.add_argument("--arm", nargs="+", choices=ARMS, default=[TRAINED, RANDOM], help="default: trained random")
@@ -96,6 +97,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     if (args.table is None) != args.amino_acids:
         raise InputError("give TABLE, or --amino_acids without it")
+    if args.limit is not None and (args.amino_acids or args.query is not None):
+        raise InputError("--limit: is of TABLE's proteins on a map; not with --amino_acids or --query")
     if args.query is not None:
         if args.amino_acids:
             raise InputError("--query needs TABLE, whose labels are handed on; not --amino_acids")
@@ -103,7 +106,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     stem = f"{Path(args.model).name}_amino_acids" if args.amino_acids else f"{stem_of(args.table)}_map"
     drawing = {"columns": args.column, "arms": args.arm, "methods": args.method, "perplexity": args.perplexity}
-    drawing |= {"iterations": args.iterations, "neighbors": args.neighbors}
+    drawing |= {"iterations": args.iterations, "neighbors": args.neighbors, "limit": args.limit}
     results = project(args.model, args.table, args.output or stem, **drawing, **settings_of(args))
     print_table(table_of(results["columns"]))
     return 0

@@ -43,6 +43,7 @@ def project(
     neighbors: int | None = None,
     metric: str = "euclidean",
     exclude_relatives: bool = False,
+    limit: int | None = None,
     seed: int = 0,
     embeddings_dir: str | Path | None = None,
     device: str = "auto",
@@ -51,11 +52,12 @@ def project(
 ) -> dict:
     """Write OUTPUT.html, .json, .csv and OUTPUT_COLUMN.png, .svg, .dark.png, .dark.svg; return what the JSON has.
 
-    table: CSV, TSV or FASTA; None: the 20 amino acids' input embeddings. arms: of ARMS; pooled: pooling, layer,
-    max_length, too_long (probe.projection.vectors.protein_vectors). InputError for what cannot be drawn.
+    table: CSV, TSV or FASTA; None: the 20 amino acids' input embeddings. arms: of ARMS; limit: so many of its proteins;
+    pooled: pooling, layer, max_length, too_long (probe.projection.vectors.protein_vectors). InputError for what cannot
+    be drawn.
     """
     few = table is None
-    points = amino_acids() if few else read_points(table, columns, missing, sequence=sequence, name=name)
+    points = amino_acids() if few else read_points(table, columns, missing, sequence=sequence, name=name, limit=limit)
     perplexity = perplexity or (PERPLEXITY_OF_AMINO_ACIDS if few else PERPLEXITY)
     neighbors = neighbors or (NEIGHBORS_OF_AMINO_ACIDS if few else NEIGHBORS)
     _check(points, methods, perplexity, neighbors)

@@ -5,7 +5,7 @@ What must hold: every id once; a column has classes or numbers, never both; a mi
 
 from collections import Counter
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -97,13 +97,18 @@ def read_points(
     *,
     sequence: str | None = None,
     name: str | None = None,
+    limit: int | None = None,
 ) -> Points:
     """The proteins of a CSV, TSV or FASTA file. columns: that are shown; None: those of 2 ... MOST_CLASSES classes,
     and where there is none the length.
 
-    missing: cells that are no label, beside MISSING; sequence, name: columns where their names leave a doubt.
+    missing: cells that are no label, beside MISSING; sequence, name: columns where their names leave a doubt; limit:
+    only so many proteins, drawn once, in their order.
     """
     table = read_table(path)
+    if limit is not None and limit < len(table):
+        rows = np.sort(np.random.default_rng(0).permutation(len(table))[:limit])
+        table = replace(table, rows=[table.rows[i] for i in rows], lines=[table.lines[i] for i in rows])
     sequence, name = find_sequence(table, sequence), find_id(table, name)
     ids = table.column(name) if name else [f"line {line}" for line in table.lines]
     _check_ids(table, ids, name)

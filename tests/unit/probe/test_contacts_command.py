@@ -15,10 +15,14 @@ from toy_huggingface import write_family
 
 import proteinlm
 from probe import __main__ as command
+from probe.arms import open_encoder
 from probe.contacts import output
+from probe.contacts.chains import Chains
+from probe.contacts.heads import attention_on_contacts
 from proteinlm.encoder import Encoder
 from proteinlm.model_dir.regression import read_regression
 from tape.inference.fasta import Rules
+from tape.inference.parts import PartStore
 
 SEQUENCES = {"P1": "MKTAYIAKQRQISFVKSHFSRQ", "sp|P2/x": "MKVLAAGIVGACDEFG", "P3": "GACDMKVLAAG"}
 
@@ -131,6 +135,11 @@ def test_heads_and_their_pictures(folder, tmp_path, capsys):
     assert run(folder / "esm", "--heads", folder / "test.lmdb", "--threshold", 0.1, "--output", "own") == 0
     report = json.loads((tmp_path / "own.heads.json").read_text())
     assert np.shape(report["weighted_share"]) == np.shape(report["share"]) == (2, 4)
+    twin = open_encoder(str(folder / "esm"), random_seed=0, device="cpu")
+    store = PartStore(tmp_path / "twin.json", {})
+    store.open()
+    own = attention_on_contacts(twin, Chains(folder / "test.lmdb", "test"), store, 0.1, quiet=True).report()
+    assert report["random_weights"] == own and own["weighted_share"] != report["weighted_share"]
     assert "contacts are" in capsys.readouterr().out
     light, dark = (image.imread(f"own.heads{theme}.png") for theme in ("", ".dark"))
     assert light[0, 0, :3].mean() > 0.9 and dark[0, 0, :3].mean() < 0.2 and light.std() > 0.05

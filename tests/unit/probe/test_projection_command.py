@@ -11,6 +11,7 @@ from toy_model import write_model
 from probe import __main__ as command
 from probe import projection
 from probe.projection import neighbors, outputs
+from probe.projection.points import read_points
 from tests.browser import click_through
 
 LETTERS = "ACDEFGHIKLMNPQRSTVWY"
@@ -166,6 +167,14 @@ def test_a_fasta_without_labels_is_coloured_by_length(folder, monkeypatch):
     assert "composition_pca_1" in rows_of("plain_map.csv")[0]
 
 
+def test_a_limit_draws_proteins_once():
+    whole, few = (read_points("a.csv", limit=limit) for limit in (None, 9))
+    places = [whole.ids.index(own) for own in few.ids]
+    assert len(few) == 9 and places == sorted(places) and few.ids == read_points("a.csv", limit=9).ids
+    assert [few.sequences[i] for i in range(9)] == [whole.sequences[i] for i in places]
+    assert [few.columns[0].texts()[i] for i in range(9)] == [whole.columns[0].texts()[i] for i in places]
+
+
 MISTAKES = [
     (("model",), "give TABLE, or --amino_acids without it"),
     (("model", "a.csv", "--amino_acids"), "give TABLE, or --amino_acids without it"),
@@ -175,6 +184,7 @@ MISTAKES = [
     (("model", "new.fasta", "--method", "pca"), "new.fasta: 3 proteins; a map needs 4 or more"),
     (("model", "a.csv", "--query", "new.fasta"), "--query: --column should name one column"),
     (("model", "a.csv", "--query", "new.fasta", "--column", "id"), "column id: each cell is another; should be labels"),
+    (("model", "--amino_acids", "--limit", "9"), "--limit: is of TABLE's proteins on a map"),
     (
         ("model", "a.csv", "--query", "long.fasta", "--column", "place"),
         r"long.fasta, line 1 (L): 80 residues, at most 62",
