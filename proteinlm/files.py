@@ -19,6 +19,14 @@ def fsync_path(path: Path) -> None:
         os.close(descriptor)
 
 
+def check_writable(path: Path) -> None:
+    """InputError where `path`, and the directories above it that are not there yet, could not be made."""
+    parent = next(above for above in Path(path).absolute().parents if above.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        reason = "not writable" if parent.is_dir() else "not a directory"
+        raise InputError(f"{path}: cannot be made, {parent} is {reason}")
+
+
 @contextlib.contextmanager
 def atomic_path(final: str | Path) -> Iterator[Path]:
     """Yield a temporary path in `final`'s directory; on success it becomes `final`, on any error it is removed."""

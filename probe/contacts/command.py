@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from probe.arms import identity_of, open_encoder
+from probe.arms import PRETRAINED, RANDOM, identity_of, open_encoder
 from probe.contacts.chains import Chains
 from probe.contacts.fitting import PROTEINS
 from probe.contacts.heads import THRESHOLD, attention_on_contacts
@@ -33,7 +33,9 @@ from proteinlm.model_dir.regression import export_regression, read_regression, w
 from proteinlm.tables import is_fasta
 from tape.inference.fasta import DUPLICATES, Protein, Rules, read_proteins, scan_fasta
 from tape.inference.parts import PartStore
-from tape.runs.flags import DEVICE_FLAGS, add_flags, positive, within
+from tape.runs.flags import DEVICE_FLAGS, add_flags, count, positive, precision_name, within
+
+ARMS = (PRETRAINED, RANDOM)  # what needs no encoder always stands beside
 
 
 def build_parser() -> errors.ArgumentParser:
@@ -48,11 +50,11 @@ def build_parser() -> errors.ArgumentParser:
     parser.add_argument("--output", metavar="STEM", help="of the files of these four (default: MODEL_contacts)")
     parser.add_argument("--regression", metavar="FILE", help="a contact regression instead of the model's own")
     parser.add_argument("--export", metavar="DIR", help="of --fit: a copy of MODEL with the regression in it")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of --fit: each draws its chains (0)")
+    parser.add_argument("--seeds", type=count, nargs="+", default=[0], help="of --fit: each draws its chains (0)")
     parser.add_argument("--proteins", type=positive, default=PROTEINS, help="of --fit: chains to draw (%(default)s)")
-    parser.add_argument("--random_seed", type=int, default=0, help="of random weights to compare with (%(default)s)")
-    parser.add_argument("--no_random", action="store_true", help="do not compare with random weights")
-    parser.add_argument("--chains", type=positive, help="of --test and --heads: the first so many (default: all)")
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=ARMS, help="default: pretrained random")
+    parser.add_argument("--random_seed", type=count, default=0, help="of the random weights (%(default)s)")
+    parser.add_argument("--limit", type=positive, metavar="N", help="only N chains of --test and --heads, at random")
     parser.add_argument(
         "--threshold", type=within(float, 0, 1), default=THRESHOLD, help="of --heads: weights that count (%(default)s)"
     )
@@ -82,9 +84,7 @@ def check_words(args: argparse.Namespace) -> None:
 
 
 def open_model(args: argparse.Namespace, random_seed: int | None = None) -> Encoder:
-    if args.fp16 and args.bf16:
-        raise InputError("--fp16 and --bf16 exclude each other; give one")
-    dtype = "fp16" if args.fp16 else "bf16" if args.bf16 else "fp32"
+    dtype = precision_name(args.fp16, args.bf16)
     encoder = open_encoder(args.words[0], random_seed=random_seed, device=args.device, dtype=dtype)
     encoder.num_maps  # noqa: B018 - refused here where there are none
     if args.regression and random_seed is None:
@@ -93,11 +93,9 @@ def open_model(args: argparse.Namespace, random_seed: int | None = None) -> Enco
 
 
 def open_chains(path: str, split: str, encoder: Encoder, args: argparse.Namespace, number: int | None = None) -> Chains:
-    longest = encoder.config.max_tokens and encoder.config.max_tokens - 2
-    if args.max_length and longest and args.max_length > longest:
-        raise InputError(f"--max_length {args.max_length}: {encoder.source} takes {longest} residues")
-    chains = Chains(path, split, args.max_length or longest, args.too_long)
-    chains.count = number or chains.count
+    chains = Chains(path, split, encoder.residue_limit(args.max_length), args.too_long)
+    if number is not None:
+        chains.draw(number)
     return chains
 
 
@@ -110,11 +108,10 @@ def maps(args: argparse.Namespace) -> None:
     """IN.fasta to OUT."""
     _, source, output = args.words
     encoder = open_model(args)
-    limit = args.max_length or (encoder.config.max_tokens and encoder.config.max_tokens - 2)
-    rules = Rules(limit, args.too_long, args.duplicates)
+    rules = Rules(encoder.residue_limit(args.max_length), args.too_long, args.duplicates)
     pictures = Path(output).with_name(f"{Path(output).stem}_png") if args.png else None
-    if pictures is not None:
-        pictures.mkdir(parents=True, exist_ok=True)
+    if pictures is not None and pictures.exists() and not pictures.is_dir():
+        raise InputError(f"{pictures}: is no directory; --png puts its pictures there")
     scan = write_contacts(
         encoder, source, output, rules=rules, identity=f"{identity_of(encoder)} {regression_digest(encoder)}",
         top=args.top, pictures=pictures, batch_tokens=args.tokens_per_batch,
@@ -126,9 +123,9 @@ def fit_and_score(args: argparse.Namespace, stem: str) -> None:
     """STEM.json and its table; of --fit also STEM.safetensors, a file a seed."""
     encoder = open_model(args)
     train = open_chains(args.fit, "train", encoder, args) if args.fit else None
-    test = open_chains(args.test, "test", encoder, args, args.chains) if args.test else None
+    test = open_chains(args.test, "test", encoder, args, args.limit) if args.test else None
     twin = None
-    if train is not None and test is not None and not args.no_random:
+    if train is not None and test is not None and RANDOM in args.arms:
         twin = open_model(args, args.random_seed)
     settings = {
         "model sha256": identity_of(encoder),
@@ -144,7 +141,7 @@ def fit_and_score(args: argparse.Namespace, stem: str) -> None:
     store.open()
     if test is None:
         regressions, reports = stored_fits(store, encoder, train, args.seeds, args.proteins, 0, False)
-        result = {"fits": {"attention": reports}}
+        result = {"fits": {PRETRAINED: reports}}
     else:
         result, regressions = evaluate(
             encoder, test, store, train=train, twin=twin, seeds=args.seeds, number=args.proteins
@@ -162,7 +159,7 @@ def fit_and_score(args: argparse.Namespace, stem: str) -> None:
     if test is not None:
         print(table_text(result["arms"]), table_text(result["differences"]), sep="\n\n")
         print(f"percent, means over {len(test):,} chains of {test.path.name}, 95% intervals over chains")
-    for report in result["fits"].get("attention", []):
+    for report in result["fits"].get(PRETRAINED, []):
         used = f"{report['maps_used']} of {report['maps']} maps used"
         print(f"seed {report['seed']}: {report['pairs']:,} pairs, {report['contacts']:,} in contact; {used}")
     print(f"wrote {', '.join([f'{stem}.json', *written])}")
@@ -171,20 +168,20 @@ def fit_and_score(args: argparse.Namespace, stem: str) -> None:
 def heads(args: argparse.Namespace, stem: str) -> None:
     """STEM.heads.json and the pictures."""
     encoder = open_model(args)
-    chains = open_chains(args.heads, "test", encoder, args, args.chains)
+    chains = open_chains(args.heads, "test", encoder, args, args.limit)
     settings = {"model sha256": identity_of(encoder), "data": chains.identity(), "threshold": args.threshold}
-    settings["random_seed"] = None if args.no_random else args.random_seed
+    settings["random_seed"] = args.random_seed if RANDOM in args.arms else None
     store = PartStore(f"{stem}.heads.json", settings)
     store.open()
     shares = attention_on_contacts(encoder, chains, store, args.threshold)
-    twin = {}
-    if not args.no_random:  # its parts are numbered behind those of the encoder, of which there are no more than chains
-        other = open_model(args, args.random_seed)
-        twin["random_weights"] = attention_on_contacts(other, chains, store, args.threshold, begin=len(chains)).report()
+    arms = {PRETRAINED: shares.report()}
+    if RANDOM in args.arms:  # its parts are numbered behind the encoder's, which are no more than there are chains
+        twin = open_model(args, args.random_seed)
+        arms[RANDOM] = attention_on_contacts(twin, chains, store, args.threshold, begin=len(chains)).report()
     model = Path(encoder.source).name
     pictures = draw_heads(stem, shares, model, chains.path.name)
     report = {"model": args.words[0], "data": chains.path.name, "random_seed": settings["random_seed"]}
-    report |= shares.report() | twin
+    report |= {"arms": arms}
     store.finish({Path(f"{stem}.heads.json"): lambda path: write_json(path, report)})
     print(f"contacts are {100 * shares.background:.2f}% of the pairs of {len(chains):,} chains")
     order = sorted(range(shares.weighted.size), key=lambda number: -shares.weighted.flat[number])
@@ -205,8 +202,8 @@ def find_protein(args: argparse.Namespace, encoder: Encoder) -> tuple[str, str, 
         return chain.name, chain.sequence, chain.labels
     if not is_fasta(args.view):
         raise InputError(f"{args.view}: should be a FASTA file, or chains of known structure (.lmdb, .json)")
-    longest = args.max_length or (encoder.config.max_tokens and encoder.config.max_tokens - 2)
-    proteins = read_proteins(scan_fasta(args.view, Rules(longest, args.too_long, "keep")))
+    rules = Rules(encoder.residue_limit(args.max_length), args.too_long, "keep")
+    proteins = read_proteins(scan_fasta(args.view, rules))
     protein: Protein | None = next((p for p in proteins if args.id in (None, p.id)), None)
     if protein is None:
         raise InputError(f"{args.view}: no protein {args.id!r}")

@@ -15,15 +15,16 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+from probe.arms import ARMS
 from probe.embeddings import POOLINGS, TOO_LONG
 from probe.probes.data import ProbeData, limited, read_columns, read_structure
-from probe.probes.experiment import ARMS, Options, run
+from probe.probes.experiment import Options, run
 from probe.probes.heads import PROTEIN_HEADS, RESIDUE_HEADS
 from proteinlm import errors
 from proteinlm.errors import InputError
 from proteinlm.tables import is_table
 from tape.own_data.data import Choice
-from tape.runs.flags import DEVICE_FLAGS, add_flags, count, fraction, non_negative, positive
+from tape.runs.flags import DEVICE_FLAGS, add_flags, count, fraction, non_negative, positive, precision_name
 
 
 def layer_words(words: Sequence[str]) -> tuple[int, ...] | str:
@@ -94,12 +95,10 @@ def read_data(args: argparse.Namespace) -> ProbeData:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
-    if args.fp16 and args.bf16:
-        raise InputError("--fp16 and --bf16 exclude each other; give one")
     options = Options(
         args.heads, args.arms, args.poolings, layer_words(args.layers), args.seeds, args.random_seed, args.holdout,
         args.learning_rate, args.batch_size, args.epochs, args.patience, args.checkpoint, args.embeddings_dir,
-        args.max_length, args.too_long, args.device, "fp16" if args.fp16 else "bf16" if args.bf16 else "fp32",
+        args.max_length, args.too_long, args.device, precision_name(args.fp16, args.bf16),
         args.tokens_per_batch,
     )  # fmt: skip
     data = read_data(args)

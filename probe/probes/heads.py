@@ -45,6 +45,8 @@ class Head(nn.Module):
             name = OUTPUTS.get(own)
             if name is None or name in self.names.values():
                 name = re.sub(r"\W", "_", f"{target}_classifier")
+            while name in self.names.values():  # targets a-b and a_b
+                name += "_"
             self.names[target] = name
             self.add_module(name, make_output(len(own)))
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from probe.arms import PRETRAINED, RANDOM
 from probe.probes.data import ProbeData
 from probe.probes.heads import Recipe
 from probe.probes.pictures import draw_confusion, draw_layers
@@ -34,7 +35,7 @@ def write_report(
     """Write everything under `output`, print the table, return what results.json holds."""
     rows = list(_rows(data, results))
     name = Path(model).resolve().name if model else "no model"
-    name += f" (random: seed {options.random_seed})" if any(row["arm"] == "random" for row in rows) else ""
+    name += f" (random: seed {options.random_seed})" if any(row["arm"] == RANDOM for row in rows) else ""
     settings = {"model": model, "data": data.name, "options": asdict(options)}
     settings |= {"splits": {split: len(places) for split, places in data.splits.items()}}
     settings |= {"classes": {target.name: list(target.classes) for target in data.targets.values()}}
@@ -53,9 +54,9 @@ def write_report(
 
 def _rows(data: ProbeData, results: Sequence) -> Iterator[dict]:
     """A row a setup, split and target."""
-    random = {result.setup[:3]: result for result in results if result.setup.arm == "random"}
+    random = {result.setup[:3]: result for result in results if result.setup.arm == RANDOM}
     for result in results:
-        twin = random.get(result.setup[:3]) if result.setup.arm == "pretrained" else None
+        twin = random.get(result.setup[:3]) if result.setup.arm == PRETRAINED else None
         for (split, target), runs in result.counted.items():
             if not len(runs[0].places):
                 continue

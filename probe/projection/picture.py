@@ -100,7 +100,7 @@ def draw(
         for row, arm in enumerate(arms):
             for axes, method in zip(panels[row], methods, strict=True):
                 scale = _panel(axes, points, column, maps[arm][method], theme)
-                axes.set_title(f"{'random weights' if arm == 'random' else arm}, {NAMES[method]}", fontsize=9)
+                axes.set_title(f"{arm}, {NAMES[method]}", fontsize=9)
         if not column.classes:
             figure.colorbar(scale, ax=panels, label=column.name, aspect=40, pad=0.01)
         if marks := _legend(column, theme):

@@ -77,13 +77,13 @@ def _number(cell: str) -> float | None:
     return value if np.isfinite(value) else None
 
 
-def make_column(name: str, cells: Sequence[str], missing: Collection[str] = ()) -> Column:
+def make_column(name: str, cells: Sequence[str], ignore: Collection[str] = ()) -> Column:
     """Numbers where every known cell is one and there are too many different ones for classes; else classes."""
-    known = [cell for cell in cells if cell not in MISSING and cell not in missing]
+    known = [cell for cell in cells if cell not in MISSING and cell not in ignore]
     numbers = [_number(cell) for cell in known]
     if len(set(known)) > MOST_CLASSES and None not in numbers:
         rest = iter(numbers)
-        absent = MISSING.union(missing)
+        absent = MISSING.union(ignore)
         return Column(name, (), np.array([np.nan if cell in absent else next(rest) for cell in cells]))
     classes = sorted(Counter(known).items(), key=lambda item: (-item[1], item[0]))
     place = {cell: i for i, (cell, _) in enumerate(classes)}
@@ -93,7 +93,7 @@ def make_column(name: str, cells: Sequence[str], missing: Collection[str] = ()) 
 def read_points(
     path: str | Path,
     columns: Sequence[str] | None = None,
-    missing: Collection[str] = (),
+    ignore: Collection[str] = (),
     *,
     sequence: str | None = None,
     name: str | None = None,
@@ -102,7 +102,7 @@ def read_points(
     """The proteins of a CSV, TSV or FASTA file. columns: that are shown; None: those of 2 ... MOST_CLASSES classes,
     and where there is none the length.
 
-    missing: cells that are no label, beside MISSING; sequence, name: columns where their names leave a doubt; limit:
+    ignore: cells that are no label, beside MISSING; sequence, name: columns where their names leave a doubt; limit:
     only so many proteins, drawn once, in their order.
     """
     table = read_table(path)
@@ -117,11 +117,11 @@ def read_points(
         raise InputError(f"{table.where(sequences.index(''), sequence)}: no residues; should be a protein's letters")
     if columns is None:
         rest = [column for column in table.columns if column not in (sequence, name)]
-        made = [make_column(column, table.column(column), missing) for column in rest]
+        made = [make_column(column, table.column(column), ignore) for column in rest]
         made = [column for column in made if 2 <= len(column.classes) <= MOST_CLASSES and max(column.counts) > 1]
         made = made or [Column("length", (), np.array([len(sequence) for sequence in sequences], np.float64))]
     else:
-        made = [make_column(column, table.column(column), missing) for column in dict.fromkeys(columns)]
+        made = [make_column(column, table.column(column), ignore) for column in dict.fromkeys(columns)]
         for column in made:
             _check_column(table, column)
     where = [f"{table.where(i)} ({ids[i]})" for i in range(len(table))]

@@ -17,11 +17,11 @@ from pathlib import Path
 
 import numpy as np
 
+from probe.arms import open_encoder
 from probe.projection import vectors
 from probe.projection.maps import need
 from probe.projection.neighbors import RESAMPLES, nearest
 from probe.projection.points import read_points
-from probe.projection.vectors import TRAINED
 from proteinlm.errors import InputError
 from proteinlm.files import atomic_path, write_json
 from proteinlm.tables import is_fasta
@@ -117,7 +117,7 @@ def annotate(
     output: str | Path,
     *,
     column: str,
-    missing: Collection[str] = (),
+    ignore: Collection[str] = (),
     sequence: str | None = None,
     name: str | None = None,
     neighbors: int = 3,
@@ -131,7 +131,7 @@ def annotate(
 ) -> dict:
     """Write OUTPUT (.csv): a row for each protein of `query` and each of its nearest labelled proteins of `table`, and
     OUTPUT's .json, which is returned: how good such neighbours are on the reference itself."""
-    reference = read_points(table, [column], missing, sequence=sequence, name=name)
+    reference = read_points(table, [column], ignore, sequence=sequence, name=name)
     own_names = {} if is_fasta(query) else {"sequence": sequence, "name": name}
     new = read_points(query, [], **own_names)
     own = reference.columns[0]
@@ -140,7 +140,7 @@ def annotate(
     known = np.flatnonzero(own.known)
     if neighbors >= len(known):
         raise InputError(f"{table}, column {column}: {len(known)} have a label, not more than --neighbors {neighbors}")
-    encoder = vectors.open_arm(model, TRAINED, seed, device, dtype)
+    encoder = open_encoder(str(model), device=device, dtype=dtype)
     directory = Path(embeddings_dir or Path(output).parent / "embeddings")
     new_space = vectors.with_metric(vectors.protein_vectors(encoder, new, directory, **pooled), metric)
     space = vectors.with_metric(vectors.protein_vectors(encoder, reference, directory, **pooled), metric)[known]

@@ -58,10 +58,16 @@ def start_logging(level: str) -> None:
     logging.basicConfig(level=int(level) if level.isdigit() else level, format="%(levelname)s: %(message)s")
 
 
-def choose_precision(fp16: bool, bf16: bool, device: torch.device) -> torch.dtype:
-    """The autocast dtype; float32 means none."""
+def precision_name(fp16: bool, bf16: bool) -> str:
+    """ "fp16", "bf16" or "fp32", as proteinlm.load takes it."""
     if fp16 and bf16:
         raise InputError("--fp16 and --bf16 exclude each other; give one")
+    return "fp16" if fp16 else "bf16" if bf16 else "fp32"
+
+
+def choose_precision(fp16: bool, bf16: bool, device: torch.device) -> torch.dtype:
+    """The autocast dtype; float32 means none."""
+    precision_name(fp16, bf16)
     if fp16 and device.type not in ("cuda", "cpu"):
         raise InputError(f"--fp16 needs a CUDA device or a CPU, this run is on {device.type}")
     if fp16:

@@ -101,9 +101,9 @@ def test_fit_score_export_and_use(folder, tmp_path, capsys):
     data = ("--fit", folder / "train.lmdb", "--test", folder / "test.lmdb", "--proteins", 4)
     assert run(folder / "esm", *data, "--seeds", 0, 3, "--output", "own", "--export", "copy") == 0
     printed, report = capsys.readouterr().out, json.loads((tmp_path / "own.json").read_text())
-    assert list(report["arms"]) == ["attention", "random weights", "separation", "residue pairs"]
+    assert list(report["arms"]) == ["pretrained", "random", "separation", "residue_pairs"]
     assert "C-alpha" in report["contact"] and report["test_chains"] == 3 and report["random_seed"] == 0
-    assert "attention - random weights" in printed and "maps used" in printed
+    assert "minus_random" in printed and "maps used" in printed
     names = {"own.json", "own.safetensors", "own.seed3.safetensors", "copy"}
     assert {path.name for path in tmp_path.iterdir()} == names
     (weight,) = (load_file("copy/model.safetensors")[f"esm.contact_head.regression.{part}"] for part in ("weight",))
@@ -115,9 +115,9 @@ def test_fit_score_export_and_use(folder, tmp_path, capsys):
     again = ("--test", folder / "test.lmdb", "--regression", "own.safetensors", "--output", "again")
     assert run(folder / "esm", *again) == 0  # the regression of seed 0, as it is
     arms = json.loads((tmp_path / "again.json").read_text())["arms"]
-    assert list(arms) == ["attention", "separation"]
-    assert arms["attention"]["precision_at_l"]["value"] == pytest.approx(
-        report["by_seed"]["attention"]["precision_at_l"][0], abs=1e-6
+    assert list(arms) == ["pretrained", "separation"]
+    assert arms["pretrained"]["precision_at_l"]["value"] == pytest.approx(
+        report["by_seed"]["pretrained"]["precision_at_l"][0], abs=1e-6
     )
 
 
@@ -139,7 +139,7 @@ def test_heads_and_their_pictures(folder, tmp_path, capsys):
     store = PartStore(tmp_path / "twin.json", {})
     store.open()
     own = attention_on_contacts(twin, Chains(folder / "test.lmdb", "test"), store, 0.1, quiet=True).report()
-    assert report["random_weights"] == own and own["weighted_share"] != report["weighted_share"]
+    assert report["arms"]["random"] == own and own["weighted_share"] != report["arms"]["pretrained"]["weighted_share"]
     assert "contacts are" in capsys.readouterr().out
     light, dark = (image.imread(f"own.heads{theme}.png") for theme in ("", ".dark"))
     assert light[0, 0, :3].mean() > 0.9 and dark[0, 0, :3].mean() < 0.2 and light.std() > 0.05

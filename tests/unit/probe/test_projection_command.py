@@ -74,17 +74,17 @@ def drawn(folder):
 def test_files_and_numbers(drawn, folder):
     report, (pictures, results) = json.loads((folder / "out.json").read_text()), drawn
     assert report == json.loads(json.dumps(results))
-    assert len(pictures) == 2 and pictures[0][0].startswith("trained: 4-NN purity") and "random" in pictures[0][1]
+    assert len(pictures) == 2 and pictures[0][0].startswith("pretrained: 4-NN purity") and "random" in pictures[0][1]
     place = report["columns"]["place"]
     assert place["missing"] == 1 and place["classes"] == {"Golgi": 8, "Nucleus": 8, "ER": 7}
-    for arm in ("trained", "random"):
+    for arm in ("pretrained", "random"):
         assert place[arm]["purity"]["k"] == 4 and place[arm]["silhouette"]["points"] == 23
         assert set(place[arm]["purity"]["by_class"]) == set(PLACES)
-    assert place["purity_trained_minus_random"]["value"] == pytest.approx(
-        place["trained"]["purity"]["value"] - place["random"]["purity"]["value"]
+    assert place["purity_minus_random"]["value"] == pytest.approx(
+        place["pretrained"]["purity"]["value"] - place["random"]["purity"]["value"]
     )
     rows = rows_of(folder / "out.csv")
-    ends = [f"{arm}_{method}_{axis}" for arm in ("trained", "random") for method in ("tsne", "pca") for axis in "12"]
+    ends = [f"{arm}_{method}_{axis}" for arm in ("pretrained", "random") for method in ("tsne", "pca") for axis in "12"]
     assert list(rows[0]) == ["id", "place", "kind", *ends] and rows[5]["place"] == "" and len(rows) == 24
 
 
@@ -161,7 +161,7 @@ def test_a_fasta_without_labels_is_coloured_by_length(folder, monkeypatch):
     monkeypatch.setattr(outputs.picture, "THEMES", {})
     text = "".join(f">{name}\n{sequence}\n" for name, sequence, *_ in proteins(24))
     (folder / "plain.fasta").write_text(text)
-    assert run("model", "plain.fasta", "--method", "pca", "--arm", "trained", "composition") == 0
+    assert run("model", "plain.fasta", "--method", "pca", "--arms", "pretrained", "composition") == 0
     report = json.loads((folder / "plain_map.json").read_text())
     assert report["columns"] == {"length": {"points": 24, "missing": 0}}
     assert "composition_pca_1" in rows_of("plain_map.csv")[0]

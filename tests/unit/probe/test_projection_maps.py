@@ -29,7 +29,7 @@ def table(folder, text=TABLE):
 
 
 def test_a_table_becomes_points(tmp_path):
-    points = read_points(table(tmp_path), ["place", "mass"], missing=["Golgi"])
+    points = read_points(table(tmp_path), ["place", "mass"], ignore=["Golgi"])
     assert points.ids == ["P1", "P2", "P3", "P4"] and points.sequences[1] == "MKVA"
     place, mass = points.columns
     assert place.classes == ("Nucleus", "ER") and place.values.tolist() == [0, 1, -1, 0]
