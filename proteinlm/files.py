@@ -20,7 +20,9 @@ def fsync_path(path: Path) -> None:
 
 
 def check_writable(path: Path) -> None:
-    """InputError where `path`, and the directories above it that are not there yet, could not be made."""
+    """InputError where a file `path`, and the directories above it that are not there yet, could not be made."""
+    if Path(path).is_dir():
+        raise InputError(f"{path}: a directory; the output is a file")
     parent = next(above for above in Path(path).absolute().parents if above.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
         reason = "not writable" if parent.is_dir() else "not a directory"

@@ -33,7 +33,7 @@ from proteinlm.model_dir.regression import export_regression, read_regression, w
 from proteinlm.tables import is_fasta
 from tape.inference.fasta import DUPLICATES, Protein, Rules, read_proteins, scan_fasta
 from tape.inference.parts import PartStore
-from tape.runs.flags import DEVICE_FLAGS, add_flags, count, positive, precision_name, within
+from tape.runs.flags import DEVICE_FLAGS, add_flags, positive, precision_name, seed, within
 
 ARMS = (PRETRAINED, RANDOM)  # what needs no encoder always stands beside
 
@@ -50,10 +50,10 @@ def build_parser() -> errors.ArgumentParser:
     parser.add_argument("--output", metavar="STEM", help="of the files of these four (default: MODEL_contacts)")
     parser.add_argument("--regression", metavar="FILE", help="a contact regression instead of the model's own")
     parser.add_argument("--export", metavar="DIR", help="of --fit: a copy of MODEL with the regression in it")
-    parser.add_argument("--seeds", type=count, nargs="+", default=[0], help="of --fit: each draws its chains (0)")
+    parser.add_argument("--seeds", type=seed, nargs="+", default=[0], help="of --fit: each draws its chains (0)")
     parser.add_argument("--proteins", type=positive, default=PROTEINS, help="of --fit: chains to draw (%(default)s)")
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=ARMS, help="default: pretrained random")
-    parser.add_argument("--random_seed", type=count, default=0, help="of the random weights (%(default)s)")
+    parser.add_argument("--random_seed", type=seed, default=0, help="of the random weights (%(default)s)")
     parser.add_argument("--limit", type=positive, metavar="N", help="only N chains of --test and --heads, at random")
     parser.add_argument(
         "--threshold", type=within(float, 0, 1), default=THRESHOLD, help="of --heads: weights that count (%(default)s)"

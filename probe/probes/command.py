@@ -24,7 +24,7 @@ from proteinlm import errors
 from proteinlm.errors import InputError
 from proteinlm.tables import is_table
 from tape.own_data.data import Choice
-from tape.runs.flags import DEVICE_FLAGS, add_flags, count, fraction, non_negative, positive, precision_name
+from tape.runs.flags import DEVICE_FLAGS, add_flags, fraction, non_negative, positive, precision_name, seed
 
 
 def layer_words(words: Sequence[str]) -> tuple[int, ...] | str:
@@ -51,8 +51,8 @@ def build_parser() -> errors.ArgumentParser:
     parser.add_argument("--poolings", nargs="+", default=["mean"], metavar="POOLING",
                         help=f"of proteins: {', '.join(POOLINGS)}, or joined (mean_max); default: mean")  # fmt: skip
     parser.add_argument("--layers", nargs="+", default=["-1"], metavar="N", help="0: the embedding; -1: the last; all")
-    parser.add_argument("--seeds", nargs="+", type=count, default=[0, 1, 2], help="of the heads (default: 0 1 2)")
-    parser.add_argument("--random_seed", type=count, default=0, help="of the random weights (%(default)s)")
+    parser.add_argument("--seeds", nargs="+", type=seed, default=[0, 1, 2], help="of the heads (default: 0 1 2)")
+    parser.add_argument("--random_seed", type=seed, default=0, help="of the random weights (%(default)s)")
     parser.add_argument("--checkpoint", metavar="FILE.pt", help="of the head: it is scored, not trained")
     table = parser.add_argument_group("a table")
     table.add_argument("--target", nargs="+", metavar="COLUMN", help="columns of labels, trained together")

@@ -29,7 +29,8 @@ from probe.probes.scoring import Counted, count
 from probe.probes.training import Inputs, Outcome, Pooled, Residues, fit, predict
 from proteinlm.devices import choose_device
 from proteinlm.errors import InputError, did_you_mean
-from proteinlm.files import atomic_path
+from proteinlm.files import atomic_path, check_writable
+from proteinlm.untrusted.safe_load import safe_torch_load
 from tape.data.holdout import cluster_sequences, hold_out
 from tape.inference.parts import kept_array, opened_npz
 
@@ -89,7 +90,10 @@ def run(model: str | None, data: ProbeData, output: str | Path, options: Options
     if len(set(options.seeds)) < len(options.seeds):
         raise InputError(f"seeds {', '.join(map(str, options.seeds))}: should differ")
     if set(data.splits) == {"train"}:
-        raise InputError(f"{data.name}: no split to score beside train")
+        raise InputError(
+            f"{data.name}: no split to score beside train; --test names a table, --split_column none divides"
+        )
+    check_writable(output / "heads" / "head.npz")
     work = _Work(model, data, output, options)
     results = [work.do(setup) for setup in work.setups]
     return write_report(output, model, data, options, work.recipes, work.notes, results, time.monotonic() - started)
@@ -120,6 +124,9 @@ class _Work:
         for pooling in poolings:
             pooling_parts(pooling)
         if self.options.checkpoint is not None:
+            if set(self.options.arms) - {PRETRAINED}:
+                raise InputError(f"arms {', '.join(self.options.arms)}: with a checkpoint, only {PRETRAINED}")
+            safe_torch_load(self.options.checkpoint)  # one that cannot be read is refused before the work
             arms = (PRETRAINED,)
         for head, recipe in self.recipes.items():
             own = OF_THE_SEQUENCE[recipe.reads_residues]

@@ -21,7 +21,10 @@ from probe.projection.transfer import annotate
 from probe.projection.vectors import ARMS, METRICS
 from proteinlm import errors
 from proteinlm.errors import InputError
-from tape.runs.flags import DEVICE_FLAGS, add_flags, count, positive, precision_name, within
+from tape.runs.flags import DEVICE_FLAGS, add_flags, positive, precision_name, refuse_flags, seed, within
+
+OF_A_MAP = ("limit", "method", "arms", "perplexity", "iterations", "random_seed")
+OF_A_TABLE = ("limit", "ignore", "sequence", "id", "exclude_relatives", "pooling", "layer", "max_length", "too_long")
 
 
 def build_parser() -> errors.ArgumentParser:
@@ -49,8 +52,8 @@ def build_parser() -> errors.ArgumentParser:
     parser.add_argument("--layer", type=int, default=-1, help="0: the embedding; default: the last")
     parser.add_argument("--max_length", type=positive, help="residues that are read (default: all the model can)")
     parser.add_argument("--too_long", choices=TOO_LONG, default=TOO_LONG[0], help="default: %(default)s")
-    parser.add_argument("--random_seed", type=count, default=0, help="of the random weights (%(default)s)")
-    parser.add_argument("--seed", type=count, default=0, help="of maps and intervals (%(default)s)")
+    parser.add_argument("--random_seed", type=seed, default=0, help="of the random weights (%(default)s)")
+    parser.add_argument("--seed", type=seed, default=0, help="of maps and intervals (%(default)s)")
     parser.add_argument("--embeddings_dir", metavar="DIR", help="where vectors and maps are kept (default: beside OUT)")
     add_flags(parser, *DEVICE_FLAGS)
     return parser
@@ -93,14 +96,16 @@ def run_query(args: argparse.Namespace) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    args = build_parser().parse_args(argv)
+    parser = build_parser()
+    args = parser.parse_args(argv)
     if (args.table is None) != args.amino_acids:
         raise InputError("give TABLE, or --amino_acids without it")
-    if args.limit is not None and (args.amino_acids or args.query is not None):
-        raise InputError("--limit: is of TABLE's proteins on a map; not with --amino_acids or --query")
+    if args.amino_acids:
+        refuse_flags(parser, args, OF_A_TABLE, "is of TABLE's proteins; not with --amino_acids")
     if args.query is not None:
         if args.amino_acids:
             raise InputError("--query needs TABLE, whose labels are handed on; not --amino_acids")
+        refuse_flags(parser, args, OF_A_MAP, "is of a map; not with --query")
         run_query(args)
         return 0
     stem = f"{Path(args.model).name}_amino_acids" if args.amino_acids else f"{stem_of(args.table)}_map"

@@ -57,7 +57,8 @@ class _Iterations(io.TextIOBase):
 
 def pca(vectors: np.ndarray, seed: int) -> Map:
     decomposition = need("sklearn.decomposition", "scikit-learn", "probe").PCA(2, random_state=seed)
-    xy = decomposition.fit_transform(vectors)
+    with np.errstate(invalid="ignore"):  # vectors that are all alike have no variance
+        xy = decomposition.fit_transform(vectors)
     shares = np.nan_to_num(decomposition.explained_variance_ratio_)
     return Map(xy, tuple(f"PC {i + 1} ({share:.1%} of the variance)" for i, share in enumerate(shares)))
 

@@ -21,7 +21,7 @@ from probe.projection.neighbors import RESAMPLES, purity_of, silhouette_of
 from probe.projection.points import FEWEST, Column, Points, amino_acids, read_points
 from probe.projection.vectors import ARMS
 from proteinlm.errors import InputError
-from proteinlm.files import atomic_path, write_json, write_text
+from proteinlm.files import atomic_path, check_writable, write_json, write_text
 from tape.data.holdout import cluster_sequences
 from tape.scoring.bootstrap import mean_of, paired_difference
 
@@ -59,10 +59,14 @@ def project(
     (probe.projection.vectors.protein_vectors). InputError for what cannot be drawn.
     """
     few = table is None
-    points = amino_acids() if few else read_points(table, columns, ignore, sequence=sequence, name=name, limit=limit)
+    points = (
+        amino_acids(columns) if few else read_points(table, columns, ignore, sequence=sequence, name=name, limit=limit)
+    )
     perplexity = perplexity or (PERPLEXITY_OF_AMINO_ACIDS if few else PERPLEXITY)
     neighbors = neighbors or (NEIGHBORS_OF_AMINO_ACIDS if few else NEIGHBORS)
     _check(points, methods, perplexity, neighbors)
+    for ending in (".html", ".csv", ".json"):
+        check_writable(Path(f"{output}{ending}"))
     directory = None if few else Path(embeddings_dir or Path(output).parent / "embeddings")
     spaces = {}
     for arm in arms:
@@ -207,7 +211,7 @@ def write_outputs(output: Path, points: Points, maps: Mapping[str, Mapping[str, 
     caption, written = caption_of(results), [output.with_name(f"{output.name}{end}") for end in (".html", ".csv")]
     for column in points.columns:
         text = lines_of(results["columns"][column.name])
-        written += picture.draw_all(output, points, column, maps, caption, text)
+        written += picture.draw_column(output, points, column, maps, caption, text)
     title = f"What {Path(results['model']).name} makes of {results['data']}"
     write_text(written[0], explorer(title, caption, points, maps, table_of(results["columns"])))
     with atomic_path(written[1]) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:

@@ -12,10 +12,10 @@ import numpy as np
 
 from probe.arms import AMINO_ACIDS
 from proteinlm.errors import InputError
-from proteinlm.sequences import residues_of
 from proteinlm.tables import Table, read_table
 from tape.own_data.columns import find_id, find_sequence
 from tape.own_data.kinds import MISSING
+from tape.own_data.read import read_sequence
 
 MOST_CLASSES = 24  # of a column that is coloured without being asked for
 FEWEST = 4  # points of a map
@@ -79,6 +79,8 @@ def _number(cell: str) -> float | None:
 
 def make_column(name: str, cells: Sequence[str], ignore: Collection[str] = ()) -> Column:
     """Numbers where every known cell is one and there are too many different ones for classes; else classes."""
+    if all(cell in MISSING or cell in ignore for cell in cells):
+        return Column(name, (), np.full(len(cells), np.nan))
     known = [cell for cell in cells if cell not in MISSING and cell not in ignore]
     numbers = [_number(cell) for cell in known]
     if len(set(known)) > MOST_CLASSES and None not in numbers:
@@ -112,9 +114,7 @@ def read_points(
     sequence, name = find_sequence(table, sequence), find_id(table, name)
     ids = table.column(name) if name else [f"line {line}" for line in table.lines]
     _check_ids(table, ids, name)
-    sequences = [residues_of(cell) for cell in table.column(sequence)]
-    if "" in sequences:
-        raise InputError(f"{table.where(sequences.index(''), sequence)}: no residues; should be a protein's letters")
+    sequences = [read_sequence(table, row, sequence, cell) for row, cell in enumerate(table.column(sequence))]
     if columns is None:
         rest = [column for column in table.columns if column not in (sequence, name)]
         made = [make_column(column, table.column(column), ignore) for column in rest]
@@ -147,11 +147,15 @@ def _check_column(table: Table, column: Column) -> None:
         )
 
 
-def amino_acids() -> Points:
-    """The 20 standard ones, each its own name and sequence, with PROPERTIES."""
-    columns = []
-    for name, classes in PROPERTIES.items():
+def amino_acids(columns: Sequence[str] | None = None) -> Points:
+    """The 20 standard ones, each its own name and sequence, with these of PROPERTIES (None: all)."""
+    for name in columns or ():
+        if name not in PROPERTIES:
+            raise InputError(f"column {name!r} of amino acids: should be one of {', '.join(PROPERTIES)}")
+    made = []
+    for name in columns or PROPERTIES:
+        classes = PROPERTIES[name]
         own = {letter: kind for kind, letters in classes.items() for letter in letters}
-        columns.append(make_column(name, [own[letter] for letter in AMINO_ACIDS]))
+        made.append(make_column(name, [own[letter] for letter in AMINO_ACIDS]))
     letters = list(AMINO_ACIDS)
-    return Points("20 amino acids", letters, letters, letters, tuple(columns))
+    return Points("20 amino acids", letters, letters, letters, tuple(made))

@@ -23,7 +23,7 @@ from probe.projection.maps import need
 from probe.projection.neighbors import RESAMPLES, nearest
 from probe.projection.points import read_points
 from proteinlm.errors import InputError
-from proteinlm.files import atomic_path, write_json
+from proteinlm.files import atomic_path, check_writable, write_json
 from proteinlm.tables import is_fasta
 from tape.data.holdout import cluster_sequences
 from tape.scoring.bootstrap import confidence_interval, mean_of
@@ -137,6 +137,7 @@ def annotate(
     own = reference.columns[0]
     if not own.classes:
         raise InputError(f"{table}, column {column}: numbers; labels of neighbours should be classes")
+    check_writable(Path(output))
     known = np.flatnonzero(own.known)
     if neighbors >= len(known):
         raise InputError(f"{table}, column {column}: {len(known)} have a label, not more than --neighbors {neighbors}")
@@ -146,6 +147,9 @@ def annotate(
     space = vectors.with_metric(vectors.protein_vectors(encoder, reference, directory, **pooled), metric)[known]
     labels, clusters = own.values[known], cluster_sequences([reference.sequences[i] for i in known])
     calibration = calibrate(space, labels, neighbors, clusters if exclude_relatives else None)
+    if not calibration.exists.any(0).all():
+        text = f"without relatives no protein has {neighbors} neighbours; --neighbors should be lower"
+        raise InputError(f"{table}: {text}, or --exclude_relatives absent")
     distances, near = nearest(new_space, space, neighbors)
     agreement, nearer = calibration.agreement(distances), calibration.nearer(distances[:, 0])
     with atomic_path(output) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:

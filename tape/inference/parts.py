@@ -66,8 +66,7 @@ class PartStore:
         """True if the directory is there and is this run's; else the first part makes it. InputError if it is another's
         or cannot be made."""
         path = self.directory / MANIFEST
-        if self.output.is_dir():
-            raise InputError(f"{self.output}: a directory; the output is one file")
+        check_writable(self.output)
         if path.is_file():
             self._compare(read_json(path, f"a run's manifest (or remove {self.directory})"))
             return True
@@ -77,7 +76,6 @@ class PartStore:
         )
         if self.directory.exists() and not unfinished:
             raise InputError(f"{self.directory}: exists without {MANIFEST}; move it away or give another output name")
-        check_writable(self.directory)
         return False
 
     def _begin(self) -> None:

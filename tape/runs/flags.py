@@ -30,6 +30,7 @@ def within(kind: type, low: float, high: float = math.inf) -> Callable[[str], fl
 
 
 count, positive, non_negative, fraction = within(int, 0), within(int, 1), within(float, 0), within(float, 0, 1)
+seed = within(int, 0, 2**32 - 1)  # as scikit-learn takes it
 
 LOG_LEVELS = ("DEBUG", "INFO", "WARN", "WARNING", "ERROR", "10", "20", "30", "40")
 FLAGS: dict[str, dict] = {  # name -> add_argument's keywords
@@ -51,6 +52,13 @@ def add_flags(parser: argparse._ActionsContainer, *names: str) -> None:
     """Add the flags of these names, as FLAGS declares them."""
     for name in names:
         parser.add_argument(f"--{name}", **FLAGS[name])
+
+
+def refuse_flags(parser: argparse.ArgumentParser, args: argparse.Namespace, names: Sequence[str], why: str) -> None:
+    """InputError for the first of these flags that was given another value than its default."""
+    for name in names:
+        if getattr(args, name) != parser.get_default(name):
+            raise InputError(f"--{name}: {why}")
 
 
 def start_logging(level: str) -> None:

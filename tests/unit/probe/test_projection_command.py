@@ -9,7 +9,7 @@ import pytest
 from toy_model import write_model
 
 from probe import __main__ as command
-from probe import projection
+from probe import projection, themes
 from probe.projection import neighbors, outputs
 from probe.projection.points import read_points
 from tests.browser import click_through
@@ -67,7 +67,9 @@ def drawn(folder):
         for name, value in QUICK.items():
             patch.setattr(neighbors, name, value)
         pictures = []
-        patch.setattr(outputs.picture, "draw_all", lambda stem, points, column, *rest: pictures.append(rest[2]) or [])
+        patch.setattr(
+            outputs.picture, "draw_column", lambda stem, points, column, *rest: pictures.append(rest[2]) or []
+        )
         return pictures, projection.project(folder / "model", folder / "a.csv", folder / "out", **settings)
 
 
@@ -149,7 +151,7 @@ def test_labels_from_neighbours(folder, capsys):
 
 
 def test_amino_acids(folder, monkeypatch, capsys):
-    monkeypatch.setattr(outputs.picture, "THEMES", {})
+    monkeypatch.setattr(themes, "THEMES", {})
     assert run("model", "--amino_acids", "--iterations", "250", "--method", "pca") == 0
     report = json.loads((folder / "model_amino_acids.json").read_text())
     assert list(report["columns"]) == ["charge", "polarity", "size", "hydrophobicity", "side chain"]
@@ -158,7 +160,7 @@ def test_amino_acids(folder, monkeypatch, capsys):
 
 
 def test_a_fasta_without_labels_is_coloured_by_length(folder, monkeypatch):
-    monkeypatch.setattr(outputs.picture, "THEMES", {})
+    monkeypatch.setattr(themes, "THEMES", {})
     text = "".join(f">{name}\n{sequence}\n" for name, sequence, *_ in proteins(24))
     (folder / "plain.fasta").write_text(text)
     assert run("model", "plain.fasta", "--method", "pca", "--arms", "pretrained", "composition") == 0
@@ -184,7 +186,7 @@ MISTAKES = [
     (("model", "new.fasta", "--method", "pca"), "new.fasta: 3 proteins; a map needs 4 or more"),
     (("model", "a.csv", "--query", "new.fasta"), "--query: --column should name one column"),
     (("model", "a.csv", "--query", "new.fasta", "--column", "id"), "column id: each cell is another; should be labels"),
-    (("model", "--amino_acids", "--limit", "9"), "--limit: is of TABLE's proteins on a map"),
+    (("model", "--amino_acids", "--limit", "9"), "--limit: is of TABLE's proteins; not with --amino_acids"),
     (
         ("model", "a.csv", "--query", "long.fasta", "--column", "place"),
         r"long.fasta, line 1 (L): 80 residues, at most 62",
