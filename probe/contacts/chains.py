@@ -45,7 +45,12 @@ class Chains:
     too_long "crop" its first `limit` residues."""
 
     def __init__(self, path: str | Path, split: str, limit: int | None = None, too_long: str = "error"):
+        if Path(path).is_file() and Path(path).suffix != ".json":
+            kinds = "TAPE's proteinnet .lmdb or .json, or a folder that holds them"
+            raise InputError(f"{path}: should be chains of known structure, {kinds}")
         self.data = ProteinnetDataset(path, split, max_length=limit, too_long=too_long)
+        if not len(self.data):
+            raise InputError(f"{self.data.path}: no chains")
         self.path, self.places = self.data.path, np.arange(len(self.data))
 
     def __len__(self) -> int:

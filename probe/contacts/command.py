@@ -28,14 +28,21 @@ from probe.contacts.view import head_view
 from proteinlm import errors
 from proteinlm.encoder import Encoder
 from proteinlm.errors import InputError
-from proteinlm.files import write_json, write_text
-from proteinlm.model_dir.regression import export_regression, read_regression, write_regression
+from proteinlm.files import check_writable, write_json, write_text
+from proteinlm.model_dir.regression import check_export, export_regression, read_regression, write_regression
 from proteinlm.tables import is_fasta
 from tape.inference.fasta import DUPLICATES, Protein, Rules, read_proteins, scan_fasta
 from tape.inference.parts import PartStore
 from tape.runs.flags import DEVICE_FLAGS, add_flags, positive, precision_name, seed, within
 
 ARMS = (PRETRAINED, RANDOM)  # what needs no encoder always stands beside
+WORDS = {"maps": "IN and OUT", "fit": "--fit and --test", "heads": "--heads", "view": "--view"}  # what a run does
+FLAGS = {  # of one of them, or of several, but not of all
+    "maps": ("regression", "png", "top", "duplicates", "tokens_per_batch"),
+    "fit": ("output", "regression", "export", "seeds", "proteins", "arms", "random_seed", "limit"),
+    "heads": ("output", "arms", "random_seed", "limit", "threshold"),
+    "view": ("output", "id"),
+}
 
 
 def build_parser() -> errors.ArgumentParser:
@@ -68,8 +75,8 @@ def build_parser() -> errors.ArgumentParser:
     return parser
 
 
-def check_words(args: argparse.Namespace) -> None:
-    """One thing to do a run."""
+def check_words(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """One thing to do a run, and only its flags."""
     asked = [name for name in ("heads", "view") if getattr(args, name)] + ["fit"] * bool(args.fit or args.test)
     asked += ["maps"] * (len(args.words) > 1)
     if len(args.words) not in (1, 3) or len(asked) != 1:
@@ -79,6 +86,12 @@ def check_words(args: argparse.Namespace) -> None:
         raise InputError("--fit makes a regression and --regression gives one; give one of them")
     if args.export and not args.fit:
         raise InputError(f"--export {args.export}: is of --fit")
+    if PRETRAINED not in args.arms:
+        raise InputError(
+            f"--arms {' '.join(args.arms)}: {PRETRAINED} should be one, which the others are compared with"
+        )
+    every = {name for names in FLAGS.values() for name in names}
+    refuse_flags(parser, args, sorted(every.difference(FLAGS[asked[0]])), f"is not of {WORDS[asked[0]]}")
     if len(set(args.seeds)) < len(args.seeds):
         raise InputError(f"--seeds {' '.join(map(str, args.seeds))}: should differ")
 
@@ -121,6 +134,8 @@ def maps(args: argparse.Namespace) -> None:
 
 def fit_and_score(args: argparse.Namespace, stem: str) -> None:
     """STEM.json and its table; of --fit also STEM.safetensors, a file a seed."""
+    if args.export:
+        check_export(args.words[0], args.export)
     encoder = open_model(args)
     train = open_chains(args.fit, "train", encoder, args) if args.fit else None
     test = open_chains(args.test, "test", encoder, args, args.limit) if args.test else None
@@ -133,7 +148,7 @@ def fit_and_score(args: argparse.Namespace, stem: str) -> None:
         "random_seed": None if twin is None else args.random_seed,
         "train": train and train.identity(),
         "test": test and test.identity(),
-        "seeds": args.seeds if train else None,
+        "seeds": train and args.seeds,
         "proteins": args.proteins,
         "device": encoder.device.type,
     }
@@ -212,6 +227,7 @@ def find_protein(args: argparse.Namespace, encoder: Encoder) -> tuple[str, str, 
 
 def view(args: argparse.Namespace, stem: str) -> None:
     """STEM.html."""
+    check_writable(Path(f"{stem}.html"))
     encoder = open_model(args)
     name, sequence, labels = find_protein(args, encoder)
     caption = f"{name}, {len(sequence):,} residues, of {Path(args.view).name}; model {Path(encoder.source).name}"
@@ -220,8 +236,9 @@ def view(args: argparse.Namespace, stem: str) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    args = build_parser().parse_args(argv)
-    check_words(args)
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    check_words(parser, args)
     stem = args.output or f"{Path(args.words[0]).resolve().name}_contacts"
     if len(args.words) == 3:
         maps(args)

@@ -115,8 +115,6 @@ def attention_on_contacts(
     begin: int = 0,
 ) -> HeadShares:
     """The shares of every head over all chains. store: opened; what is done is kept there, from part `begin` on."""
-    if not len(chains):
-        raise InputError(f"{chains.path}: no chains")
     values = in_parts(store, chains, lambda chain: sums_of(encoder, chain, threshold), begin, quiet)
     pairs = values["pairs"].sum(0)
     if not pairs[1]:

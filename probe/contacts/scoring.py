@@ -101,8 +101,6 @@ def evaluate(
     """
     if train is None:
         encoder.need_contacts()
-    if not len(test):
-        raise InputError(f"{test.path}: no chains to score")
     fits, own, begin = {}, [encoder.contact_head], 0
     maps: dict[str, Callable[[str], np.ndarray]] = {}
     if train is not None:
@@ -123,6 +121,8 @@ def evaluate(
         return {arm: np.stack([precisions(own, chain.labels) for own in some]) for arm, some in scores.items()}
 
     values = in_parts(store, test, work, begin, quiet)  # [N, S, K] of each arm
+    if np.isnan(values[SEPARATION]).all():
+        raise InputError(f"{test.path}: no pair to score in {len(test)} chains ({DEFINITION})")
     result = {"contact": DEFINITION, "test_chains": len(test), "fits": fits, **summarise(values)}
     if table is not None:
         result["residue_pairs"] = {"chains": table.chains, "information": table.information()}

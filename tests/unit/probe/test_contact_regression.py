@@ -75,6 +75,17 @@ class Planted(list):
             self.append(Chain(chain.name, chain.sequence, labels))
 
 
+def test_a_limit_draws_chains_at_random_and_always_the_same(tmp_path):
+    path = write_chains(tmp_path / "c.lmdb", 12)
+    whole, few, again = (Chains(path, "test") for _ in range(3))
+    few.draw(4), again.draw(4)
+    names = [few[i].name for i in range(len(few))]
+    assert names == [again[i].name for i in range(4)] != [whole[i].name for i in range(4)]
+    places = [[whole[i].name for i in range(12)].index(name) for name in names]
+    assert places == sorted(places) and few[0].sequence == whole[places[0]].sequence
+    assert few.named(names[1]).name == names[1] and few.identity() != whole.identity()
+
+
 def test_fit_is_scikit_learn_s_on_hugging_face_s_attentions(world):
     peer, encoder, train, _ = world
     planted = Planted(peer, encoder, train)

@@ -9,6 +9,7 @@ import pytest
 from browser import click_through
 from matplotlib import image
 from safetensors.torch import load_file
+from tape_lmdb import write_lmdb
 from toy_chains import write_chains
 from toy_esm import esm_model
 from toy_huggingface import write_family
@@ -35,6 +36,7 @@ def root(tmp_path_factory):
     (root / "in.fasta").write_text("".join(f">{name} a protein\n{residues}\n" for name, residues in SEQUENCES.items()))
     write_chains(root / "train.lmdb", 5)
     write_chains(root / "test.lmdb", 3, seed=40)
+    write_lmdb(root / "empty.lmdb", [])
     return root
 
 
@@ -205,14 +207,23 @@ def test_a_page_without_structure(folder, tmp_path):
         (("esm", "--view", "test.lmdb", "--id", "c9"), "no chain 'c9' among its 3"),
         (("esm", "--view", "in.fasta", "--id", "P9"), "no protein 'P9'"),
         (("esm", "--heads", "test.lmdb", "--max_length", "20"), "30 residues, but max_length is 20"),
-        (("esm", "in.fasta", "out.npz", "--max_length", "20"), "22 residues"),
+        (("esm", "in.fasta", "out.npz", "--max_length", "20", "--png"), "22 residues"),
+        (("esm", "--fit", "train.lmdb", "--export", "esm"), "exists already; give the copy of"),
+        (("prott5", "--fit", "train.lmdb", "--export", "copy"), "has no place for a contact regression"),
+        (("esm", "--view", "empty.lmdb"), "empty.lmdb: no chains"),
+        (("esm", "--test", "empty.lmdb"), "empty.lmdb: no chains"),
+        (("esm", "--test", "in.fasta"), "in.fasta: should be chains of known structure"),
+        (("esm", "in.fasta", "out.npz", "--id", "P1"), "--id: is not of IN and OUT"),
+        (("esm", "--test", "test.lmdb", "--arms", "random"), "--arms random: pretrained should be one"),
+        (("esm", "--fit", "train.lmdb", "--seeds", "-1"), "-1 should be between 0 and 4294967295"),
     ],
 )
-def test_mistakes_get_one_line(folder, capsys, words, complaint):
-    files = ("esm", "prott5", "in.fasta", "train.lmdb", "test.lmdb")
+def test_mistakes_get_one_line(folder, tmp_path, capsys, words, complaint):
+    files = ("esm", "prott5", "in.fasta", "train.lmdb", "test.lmdb", "empty.lmdb")
     assert run(*(str(folder / word) if word in files else word for word in words)) == 2
     printed = capsys.readouterr().err.strip()
     assert complaint in printed and len(printed.splitlines()[-1]) > 20 and "Traceback" not in printed
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_regression_of_another_model_is_refused(folder, tmp_path, capsys):

@@ -10,7 +10,7 @@ from toy_model import write_model
 
 from probe import __main__ as command
 from probe import projection, themes
-from probe.projection import neighbors, outputs
+from probe.projection import neighbors, outputs, transfer
 from probe.projection.points import read_points
 from tests.browser import click_through
 
@@ -192,6 +192,19 @@ MISTAKES = [
         r"long.fasta, line 1 (L): 80 residues, at most 62",
     ),
     ((*QUERY, "--neighbors", "23"), "23 have a label, not more"),
+    ((*QUERY, "--exclude_relatives", "--neighbors", "1"), "without relatives no protein has 1 neighbours"),
+    ((*QUERY, "--arms", "random"), "--arms: is of a map; not with --query"),
+    ((*QUERY, "--output", "taken.csv"), "taken.csv: a directory; the output is a file"),
+    (("model", "--amino_acids", "--pooling", "max"), "--pooling: is of TABLE's proteins; not with --amino_acids"),
+    (("model", "--amino_acids", "--column", "mass"), "column 'mass' of amino acids: should be one of charge"),
+    (
+        ("model", "a.csv", "--perplexity", "5", "--column", "place", "--ignore", *PLACES),
+        "column place: no values in it",
+    ),
+    (("model", "a.csv", "--perplexity", "5", "--exclude_relatives"), "all proteins with a label are relatives"),
+    (("model", "a.csv", "--perplexity", "5", "--sequence", "id"), "line 2, column id: '0' is no residue (in 'P0')"),
+    (("model", "a.csv", "--perplexity", "5", "--output", "taken"), "taken.csv: a directory; the output is a file"),
+    (("model", "a.csv", "--perplexity", "5", "--seed", str(2**40)), "should be between 0 and 4294967295"),
     (
         (*QUERY, "--output", "x.tsv"),
         "should be a .csv of its own",
@@ -200,8 +213,11 @@ MISTAKES = [
 
 
 @pytest.mark.parametrize("words, line", MISTAKES)
-def test_a_mistake_is_one_line(folder, capsys, words, line):
+def test_a_mistake_is_one_line(folder, capsys, monkeypatch, words, line):
     (folder / "long.fasta").write_text(f">L\n{'A' * 80}\n")
+    (folder / "taken.csv").mkdir(exist_ok=True)
+    for module in (outputs, transfer):  # all are relatives
+        monkeypatch.setattr(module, "cluster_sequences", lambda sequences: np.zeros(len(sequences), int))
     assert run(*words) == 2
     error = capsys.readouterr().err.strip()
     assert line in error.splitlines()[-1] and "Traceback" not in error

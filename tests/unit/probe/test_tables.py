@@ -220,10 +220,14 @@ DAMAGED = {
     ),
     "text": (
         "contacts.json",
-        RESULTS["contacts.json"] | {"arms": {"attention": {name: around(0) | {"low": "none"} for name in NAMES}}},
+        RESULTS["contacts.json"] | {"arms": {"pretrained": {name: around(0) | {"low": "none"} for name in NAMES}}},
         "contacts.json: could not convert string to float: 'none'; should be what proteinlm contacts wrote",
     ),
-    "a table": ("contacts.heads.json", RESULTS["contacts.heads.json"] | {"share": []}, "contacts --heads wrote"),
+    "a table": (
+        "contacts.heads.json",
+        RESULTS["contacts.heads.json"] | {"arms": {"pretrained": {"share": [], "weighted_share": [[0.1]]}}},
+        "contacts --heads wrote",
+    ),
     "two models": ("scope_map.json", RESULTS["scope_map.json"] | {"model": "m2"}, "scope_map.json: is of model m2, "),
 }
 
