@@ -2,9 +2,10 @@
 
 import contextlib
 import json
+import math
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from proteinlm.errors import InputError
@@ -51,6 +52,15 @@ def write_text(final: str | Path, text: str) -> None:
     """Replace `final` with `text` (UTF-8) in one step."""
     with atomic_path(final) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def plain(value: object) -> object:
+    """A value as JSON can hold it: null for NaN and infinity, lists for tuples."""
+    if isinstance(value, Mapping):
+        return {key: plain(own) for key, own in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(own) for own in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write_json(final: str | Path, value: object) -> None:

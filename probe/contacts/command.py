@@ -28,12 +28,12 @@ from probe.contacts.view import head_view
 from proteinlm import errors
 from proteinlm.encoder import Encoder
 from proteinlm.errors import InputError
-from proteinlm.files import check_writable, write_json, write_text
+from proteinlm.files import check_writable, plain, write_json, write_text
 from proteinlm.model_dir.regression import check_export, export_regression, read_regression, write_regression
 from proteinlm.tables import is_fasta
 from tape.inference.fasta import DUPLICATES, Protein, Rules, read_proteins, scan_fasta
 from tape.inference.parts import PartStore
-from tape.runs.flags import DEVICE_FLAGS, add_flags, positive, precision_name, seed, within
+from tape.runs.flags import DEVICE_FLAGS, add_flags, positive, precision_name, refuse_flags, seed, within
 
 ARMS = (PRETRAINED, RANDOM)  # what needs no encoder always stands beside
 WORDS = {"maps": "IN and OUT", "fit": "--fit and --test", "heads": "--heads", "view": "--view"}  # what a run does
@@ -87,9 +87,7 @@ def check_words(parser: argparse.ArgumentParser, args: argparse.Namespace) -> No
     if args.export and not args.fit:
         raise InputError(f"--export {args.export}: is of --fit")
     if PRETRAINED not in args.arms:
-        raise InputError(
-            f"--arms {' '.join(args.arms)}: {PRETRAINED} should be one, which the others are compared with"
-        )
+        raise InputError(f"--arms {' '.join(args.arms)}: {PRETRAINED} should be one; the others are compared with it")
     every = {name for names in FLAGS.values() for name in names}
     refuse_flags(parser, args, sorted(every.difference(FLAGS[asked[0]])), f"is not of {WORDS[asked[0]]}")
     if len(set(args.seeds)) < len(args.seeds):
@@ -170,7 +168,7 @@ def fit_and_score(args: argparse.Namespace, stem: str) -> None:
             export_regression(args.words[0], regressions[0], args.export)
             written.append(args.export)
     own = {"model": args.words[0], **settings}
-    store.finish({Path(f"{stem}.json"): lambda path: write_json(path, own | result)})
+    store.finish({Path(f"{stem}.json"): lambda path: write_json(path, plain(own | result))})
     if test is not None:
         print(table_text(result["arms"]), table_text(result["differences"]), sep="\n\n")
         print(f"percent, means over {len(test):,} chains of {test.path.name}, 95% intervals over chains")
