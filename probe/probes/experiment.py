@@ -196,10 +196,10 @@ class _Work:
         else:
             pooled = vectors.pooled(setup.pooling, layer)
             inputs = Pooled(self._scaled(pooled) if setup.arm == COMPOSITION else pooled)
-        source = getattr(vectors, "identity", setup.arm)
         result = Result(setup, [], {})
         for seed in self.options.seeds if self.options.checkpoint is None else (0,):
-            key = [self.identity, source, list(setup), asdict(replace(self.recipes[setup.head], make=None)), seed]
+            recipe = asdict(replace(self.recipes[setup.head], make=None))
+            key = [self.identity, vectors.identity, list(setup), recipe, seed]
             key += [self.options.checkpoint and Path(self.options.checkpoint).stat().st_mtime_ns, torch.__version__]
             words = [str(part) for part in (*setup, f"seed{seed}") if part is not None]
             digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:8]
