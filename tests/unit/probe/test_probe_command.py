@@ -179,7 +179,6 @@ MISTAKES = {
     "a column": (["--target", "locaton"], "deeploc.csv: no column 'locaton'; did you mean location?"),
     "precision": (["--fp16", "--bf16"], "--fp16 and --bf16 exclude each other"),
     "seeds": (["--seeds", "1", "1"], "seeds 1, 1: should differ"),
-    "a large seed": (["--seeds", str(2**70)], "should be between 0 and 4294967295"),
     "an output": (["--output", "deeploc.csv/out"], "deeploc.csv is not a directory"),
     "a batch": (["--heads", "light_attention", "--batch_size", "1", "--arms", "one_hot"], "batches of two proteins"),
     "a rate": (["--learning_rate", "1e38"], "the loss is not finite; --learning_rate should be lower"),
@@ -190,9 +189,17 @@ MISTAKES = {
 def test_a_mistake_is_one_line(model, folder, no_pictures, capsys, words, message):
     target = () if "--target" in words else ("--target", "location")
     assert call(model, "deeploc.csv", *target, "--device", "cpu", *words) == 2
-    error = [line for line in capsys.readouterr().err.splitlines() if "error: " in line]
+    error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert len(error) == 1 and message in error[0]
     assert not (folder / "deeploc_probe/results.json").exists()
+
+
+@pytest.mark.parametrize("words", ["probe m d.csv --seeds", "project m d.csv --seed", "contacts m --fit d --seeds"])
+@pytest.mark.parametrize("seed", [-1, 2**32])
+def test_a_seed_is_what_scikit_learn_takes(capsys, words, seed):
+    with pytest.raises(SystemExit, match="2"):
+        command.cli([*words.split(), str(seed)])
+    assert f"{seed} should be between 0 and 4294967295" in capsys.readouterr().err
 
 
 def test_the_bare_sequence_is_cropped_as_the_encoder_reads_it(model, folder, no_pictures):
