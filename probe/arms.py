@@ -20,6 +20,7 @@ from proteinlm.huggingface.directory import build
 from proteinlm.huggingface.trunk import Trunk
 from proteinlm.network.model import initialize
 
+PRETRAINED, RANDOM, ONE_HOT, COMPOSITION = ARMS = ("pretrained", "random", "one_hot", "composition")
 AMINO_ACIDS = "ACDEFGHIKLMNPQRSTVWY"
 COLUMN = np.full(256, len(AMINO_ACIDS))  # of a letter's byte; the last one, for other letters, is cut off
 COLUMN[np.frombuffer(AMINO_ACIDS.encode(), np.uint8)] = np.arange(len(AMINO_ACIDS))
@@ -67,13 +68,14 @@ def composition(sequence: str) -> np.ndarray:
 
 
 class OneHot:
-    """One-hot vectors behind the methods of probe.embeddings.Embeddings."""
+    """One-hot vectors behind the methods of probe.embeddings.Embeddings. identity: a digest of the sequences."""
 
     width = len(AMINO_ACIDS)
 
     def __init__(self, sequences: Sequence[str]):
         self.sequences = list(sequences)
         self.lengths = np.array([len(sequence) for sequence in self.sequences], np.int64)
+        self.identity = hashlib.sha256("\n".join(self.sequences).encode()).hexdigest()
 
     def pooled(self, pooling: str = "mean", layer: int = -1) -> np.ndarray:
         """float32 [B, 20]: the compositions."""

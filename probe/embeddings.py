@@ -76,12 +76,10 @@ class Embeddings:
     def __init__(
         self, files: Mapping[int, Path], depth: int, place: np.ndarray, lengths: np.ndarray, source: str, identity: str
     ):
-        import h5py
-
         self.layers, self.depth, self.lengths = tuple(files), depth, lengths
         self.source, self.identity = source, identity
         self._place = place  # of each protein among the U
-        self._files = {layer: h5py.File(path) for layer, path in files.items()}
+        self._files = {layer: _opened(path) for layer, path in files.items()}
         self._ends = np.cumsum(next(iter(self._files.values()))["length"][:].astype(np.int64) + 2)
         self.width = self._data("mean", self.layers[0]).shape[1]
 
@@ -108,6 +106,17 @@ class Embeddings:
         if name not in file:
             raise InputError(f"{file.filename}: has no {name}; embed_once(..., per_residue=True)")
         return file[name]
+
+
+def _opened(path: Path):
+    import h5py
+
+    try:
+        file = h5py.File(path)
+        file["length"]
+        return file
+    except (OSError, KeyError) as error:
+        raise InputError(f"{path}: damaged ({str(error)[:100]}); remove it, and it is made again") from None
 
 
 class _Pooler(TrunkEncoder):
@@ -138,6 +147,7 @@ def embed_once(
     dtype: str = "fp32",
     max_length: int | None = None,
     too_long: str = "error",
+    where: Sequence[str] | None = None,
     batch_tokens: int | None = None,
     quiet: bool = False,
 ) -> Embeddings:
@@ -146,14 +156,14 @@ def embed_once(
     model: what proteinlm.load opens, or an open Encoder. layers: numbers as of Encoder.embed, or "all". per_residue:
     also every residue's state. random_seed: of weights in the place of the model's (probe.arms.open_encoder).
     max_length: residues that are embedded (None: all that the model takes); too_long: of a longer protein its first
-    residues are ("crop"), or it stops the work ("error"). InputError for it, an empty protein, and a vector that
-    float16 cannot hold.
+    residues are ("crop"), or it stops the work ("error"); where: what messages call each protein. InputError for it, an
+    empty protein, and a vector that float16 cannot hold.
     """
     if isinstance(model, Encoder):
         encoder = model
     else:
         encoder = open_encoder(model, random_seed=random_seed, device=device, dtype=dtype)
-    sequences = _cut(list(sequences), encoder, max_length, too_long)
+    sequences = _cut(list(sequences), encoder.residue_limit(max_length), too_long, where)
     lengths = np.array([len(sequence) for sequence in sequences], np.int64)
     number = {sequence: i for i, sequence in enumerate(dict.fromkeys(sequences))}
     place = np.array([number[sequence] for sequence in sequences], np.int64)
@@ -171,21 +181,20 @@ def embed_once(
     return Embeddings(files, depth, place, lengths, encoder.source, _name(identity, [], False)[:16])
 
 
-def _cut(sequences: list[str], encoder: Encoder, max_length: int | None, too_long: str) -> list[str]:
+def _cut(sequences: list[str], limit: int | None, too_long: str, where: Sequence[str] | None) -> list[str]:
     """In capitals, none empty, none longer than may be."""
+    where = [f"sequence {i}" for i in range(len(sequences))] if where is None else where
     if too_long not in TOO_LONG:
         raise InputError(f"too_long {too_long!r}: should be one of {', '.join(TOO_LONG)}")
     if not sequences or not all(sequences):
-        what = "no sequences" if not sequences else f"sequence {sequences.index('')}: empty"
+        what = "no sequences" if not sequences else f"{where[sequences.index('')]}: empty"
         raise InputError(f"{what}; should be one residue or more")
-    tokens = encoder.config.max_tokens
-    limit = min(max_length or tokens - 2, tokens - 2) if tokens else max_length
     if limit is not None and too_long == "error":
         over = [i for i, sequence in enumerate(sequences) if len(sequence) > limit]
         if over:
             size = len(sequences[over[0]])
-            text = f"{size} residues, at most {limit} are embedded ({len(over)} such proteins); crop them explicitly"
-            raise InputError(f"sequence {over[0]}: {text} (--too_long crop)")
+            text = f"{size:,} residues, at most {limit:,} are embedded ({len(over):,} such proteins); --too_long crop"
+            raise InputError(f"{where[over[0]]}: {text}")
     return [sequence[:limit].upper() for sequence in sequences]
 
 

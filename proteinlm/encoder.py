@@ -210,6 +210,14 @@ class Encoder:
     def config(self) -> ModelConfig | TrunkConfig:
         return self.model.config
 
+    def residue_limit(self, max_length: int | None = None) -> int | None:
+        """Residues of a protein that are read: max_length, or all that the model takes (None: no limit). InputError for
+        more than it takes."""
+        limit = self.config.max_tokens and self.config.max_tokens - 2
+        if max_length is not None and limit is not None and max_length > limit:
+            raise InputError(f"max_length {max_length}: {self.source} takes {limit} residues")
+        return limit if max_length is None else max_length
+
     def embed(
         self,
         sequences: Proteins,
@@ -342,7 +350,7 @@ class Encoder:
         if isinstance(sequences, Mapping | set | frozenset | bytes) or not np.iterable(sequences):
             raise InputError(f"sequences: a {type(sequences).__name__}; should be a string, or a list of strings")
         proteins = [sequences] if isinstance(sequences, str) else list(sequences)
-        limit = self.config.max_tokens and self.config.max_tokens - 2
+        limit = self.residue_limit()
         for i, protein in enumerate(proteins):
             if not isinstance(protein, str) or not protein:
                 value = "empty" if protein == "" else f"a {type(protein).__name__}"

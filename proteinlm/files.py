@@ -2,9 +2,10 @@
 
 import contextlib
 import json
+import math
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from proteinlm.errors import InputError
@@ -17,6 +18,16 @@ def fsync_path(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def check_writable(path: Path) -> None:
+    """InputError where a file `path`, and the directories above it that are not there yet, could not be made."""
+    if Path(path).is_dir():
+        raise InputError(f"{path}: a directory; the output is a file")
+    parent = next(above for above in Path(path).absolute().parents if above.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        reason = "not writable" if parent.is_dir() else "not a directory"
+        raise InputError(f"{path}: cannot be made, {parent} is {reason}")
 
 
 @contextlib.contextmanager
@@ -41,6 +52,15 @@ def write_text(final: str | Path, text: str) -> None:
     """Replace `final` with `text` (UTF-8) in one step."""
     with atomic_path(final) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def plain(value: object) -> object:
+    """A value as JSON can hold it: null for NaN and infinity, lists for tuples."""
+    if isinstance(value, Mapping):
+        return {key: plain(own) for key, own in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(own) for own in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write_json(final: str | Path, value: object) -> None:

@@ -84,7 +84,7 @@ def read_table(path: str | Path) -> Table:
 
 def _read_text(path: str | Path) -> str:
     if not Path(path).is_file():
-        raise InputError(f"{path}: no such file")
+        raise InputError(f"{path}: {'a directory; should be a file' if Path(path).is_dir() else 'no such file'}")
     try:
         data = Path(path).read_bytes()
         data = gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data

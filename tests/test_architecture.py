@@ -37,6 +37,7 @@ COMMANDS = {
     *(f"tape.{name}" for name in ("train", "evaluate", "embed", "predict", "table", "reproduce", "tune")),
     *("tape.train_distributed", "tape.main", "probe.__main__"),
     *(f"probe.{folder}.command" for folder in ("probes", "projection", "contacts", "variants")),
+    *("probe.tables.__main__", "probe.tables.fluorescence"),
 }
 # tape.main is songlab's module of the commands as functions: it calls them, and nobody imports it.
 CALLS_COMMANDS = {"tape/main.py", "demo/run.py"}

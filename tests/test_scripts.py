@@ -7,7 +7,12 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
+from tape_lmdb import write_lmdb
+
+from probe.__main__ import VERBS
+from probe.tables.rows import SECTIONS, STEPS
 
 from proteinlm import errors
 
@@ -169,11 +174,157 @@ def test_from_fasta_to_table(tiny_fasta, tiny_tape_data, tmp_path, run_command):
     assert (second / "model/model.safetensors").read_bytes() != weights.read_bytes()
 
 
+# A python that writes down what it is asked for and leaves the result that reproduce_prottrans.sh looks for.
+RECORDER = """#!/usr/bin/env bash
+printf '%s\\n' "$*" >>"$ASKED"
+if [[ "$*" == *"$FAILS"* ]]; then exit 3; fi
+out=${*: -1}
+while [ $# -gt 0 ]; do
+    case $1 in --output) out=$2 ;; --heads) heads=.heads ;; probe | project | contacts | variants) verb=$1 ;; esac
+    shift
+done
+case ${verb-} in
+probe) mkdir -p "$out" && touch "$out/results.json" ;;
+project | contacts) touch "$out${heads-}.json" ;;
+variants) touch "${out%.csv}.json" ;;
+*) touch "$out.csv" ;;
+esac
+"""
+
+
+class Recorded:
+    """reproduce_prottrans.sh with that python."""
+
+    def __init__(self, folder: Path, run_command):
+        self.folder, self.run_command = folder, run_command
+        (folder / "bin").mkdir()
+        (folder / "bin/python").write_text(RECORDER)
+        (folder / "bin/python").chmod(0o755)
+        self.model, self.data, self.out = folder / "model", folder / "data", folder / "out"
+        self.model.mkdir()
+        (self.model / "weights").write_text("1")
+        for name in ("tape/secondary_structure/x", "tape/proteinnet/proteinnet_train.lmdb", "scope/scope35.csv",
+                     "tape/proteinnet/proteinnet_valid.lmdb", "tape/fluorescence/x", "deeploc/train.csv.gz",
+                     "deeploc/valid.csv.gz", "variants/blat.fasta", "variants/blat.csv"):  # fmt: skip
+            (self.data / name).parent.mkdir(parents=True, exist_ok=True)
+            (self.data / name).touch()
+
+    def __call__(self, *flags: str, fails: str = "nothing"):
+        """(what it did, the commands that it gave)."""
+        asked = self.folder / "asked"
+        asked.write_text("")
+        words = ["env", f"PATH={self.folder / 'bin'}:{os.environ['PATH']}", f"ASKED={asked}", f"FAILS={fails}", "bash"]
+        words += [ROOT / "scripts/reproduce_prottrans.sh", self.model, self.data, self.out, *flags]
+        done = self.run_command(*words, check=False)
+        return done, asked.read_text().splitlines()
+
+
+@pytest.fixture
+def recorded(tmp_path, run_command):
+    return Recorded(tmp_path, run_command)
+
+
+@pytest.mark.parametrize("preset", ["quick", "full"])
+def test_reproduce_prottrans_gives_commands_that_the_verbs_take(recorded, preset):
+    done, asked = recorded("--preset", preset, "--device", "cpu")
+    assert done.returncode == 0, done.stderr
+    assert asked[-2].startswith("-m probe variants") and asked[-1] == f"-m probe.tables {recorded.out}"
+    assert asked[-3] == f"-m probe.tables.fluorescence {recorded.data}/tape {recorded.out}/assays/gfp"
+    commands = [line.removeprefix("-m probe ").split() for line in asked if line.startswith("-m probe ")]
+    verbs = [verb for verb, *_ in commands]
+    assert verbs == ["probe", "probe", "project", "project", "contacts", "contacts", "variants", "variants"]
+    for verb, *words in commands:
+        args = importlib.import_module(VERBS[verb][0]).build_parser().parse_args(words)
+        assert args.device == "cpu" and args.output.startswith(str(recorded.out))
+        assert getattr(args, "random_seed", 0) == 0 and not getattr(args, "no_random", False)
+        fitted = verb == "probe" or "--fit" in words
+        assert not fitted or args.seeds == ([0, 1, 2] if preset == "full" else [0])
+        assert (getattr(args, "limit", None) is None) == (preset == "full" or not hasattr(args, "limit"))
+    assert (recorded.out / "not_run.txt").read_text() == ""
+
+
+def test_reproduce_prottrans_goes_on_where_it_stopped(recorded):
+    done, asked = recorded(fails="project")
+    assert done.returncode == 3 and asked[-1].startswith("-m probe.tables ")  # the page of what is done
+    assert "scope_map: stopped with status 3" in done.stderr and [line.split()[2] for line in asked[:-1]] == [
+        "probe", "probe", "project"]  # fmt: skip
+    assert (recorded.out / "not_run.txt").read_text().startswith("scope_map: stopped with status 3")
+    done, asked = recorded()
+    assert done.returncode == 0 and done.stdout.count(": was done") == 2 and "project" in asked[0]
+    assert (recorded.out / "not_run.txt").read_text() == ""
+    (recorded.out / "variants/blat.json").unlink()
+    done, asked = recorded()
+    assert [line.split()[1] for line in asked] == ["probe", "probe.tables"] and "blat.fasta" in asked[0]
+    done, asked = recorded("--preset", "quick")
+    assert done.returncode == 2 and not asked
+    assert "secondary_structure.txt: step secondary_structure was begun by another command or with" in done.stderr
+    (recorded.model / "weights").write_text("2")
+    done, asked = recorded()
+    assert done.returncode == 2 and not asked and "with other weights; give another OUT" in done.stderr
+
+
+def test_reproduce_prottrans_says_what_is_not_there(recorded):
+    shutil.rmtree(recorded.data)
+    (recorded.data / "variants").mkdir(parents=True)
+    (recorded.data / "variants/blat.fasta").touch()
+    done, asked = recorded()
+    assert done.returncode == 0 and asked == [f"-m probe.tables {recorded.out}"]
+    lines = (recorded.out / "not_run.txt").read_text().splitlines()
+    steps = [line.partition(": ")[0] for line in lines]
+    assert set(steps) <= set(STEPS) and {STEPS[step] for step in steps} == set(SECTIONS)
+    assert "deeploc: no deeploc/train.csv in DATA" in lines and "variants: no variants/blat.csv in DATA" in lines
+    done, _ = recorded("--preset", "fast")
+    assert done.returncode == 2 and done.stderr == "--preset 'fast': should be quick or full\n"
+
+
+@pytest.fixture(scope="module")
+def prottrans_data(tmp_path_factory, tiny_tape_data) -> Path:
+    """DATA of reproduce_prottrans.sh, a few random proteins everywhere."""
+    data, rng = tmp_path_factory.mktemp("prottrans"), np.random.default_rng(3)
+    (data / "tape").mkdir()
+    for name in ("secondary_structure", "proteinnet"):
+        (data / "tape" / name).symlink_to(tiny_tape_data / name)
+    proteins = ["".join(rng.choice(list("ACDEFGHIKLMNPQRSTVWY"), 30)) for _ in range(60)]
+    wild = proteins[0]
+    mutants = [(wild[:i] + "W" + wild[i + 1 :], i) for i in range(20) if wild[i] != "W"]
+    records = [{"primary": text, "num_mutations": int(n != -1), "log_fluorescence": np.array([n], np.float32)}
+               for text, n in [(wild, -1), *mutants]]  # fmt: skip
+    write_lmdb(data / "tape/fluorescence/fluorescence_train.lmdb", records)
+    for name in ("deeploc", "scope", "variants"):
+        (data / name).mkdir()
+    places = "Nucleus", "Cytoplasm", "Plastid"
+    for name, own in (("train", proteins[:40]), ("valid", proteins[40:])):
+        lines = [f"{name}{i},{text},{places[i % 3]},{'SM'[i % 2]}" for i, text in enumerate(own)]
+        (data / f"deeploc/{name}.csv").write_text("\n".join(["id,sequence,location,membrane", *lines]) + "\n")
+    lines = [f"d{i},{'ab'[i % 2]},{'Bacteria' if i % 3 else 'Eukaryota'},{text}" for i, text in enumerate(proteins)]
+    (data / "scope/scope35.csv").write_text("\n".join(["id,class,domain,sequence", *lines]) + "\n")
+    (data / "variants/p.fasta").write_text(f">p\n{wild}\n")
+    lines = [f"{wild[i]}{i + 1}W,{i % 7}" for _, i in mutants]
+    (data / "variants/p.csv").write_text("\n".join(["mutant,score", *lines]) + "\n")
+    return data
+
+
+@pytest.mark.slow
+def test_reproduce_prottrans(model, prottrans_data, tmp_path, run_command):
+    """Every verb for real; a second call has nothing to do but the page."""
+    out = tmp_path / "out"
+    words = ("bash", ROOT / "scripts/reproduce_prottrans.sh", model, prottrans_data, out, "--preset", "quick")
+    run_command(*words, "--device", "cpu", timeout=900)
+    results = json.loads((out / "prottrans.json").read_text())
+    assert {row["section"] for row in results["rows"]} == set(SECTIONS) and results["not_run"] == {}
+    assert all(row["random"] for row in results["rows"]) and len(results["heads"]["trained"]) == 4
+    assert {row["of"] for row in results["rows"] if row["section"] == "variants"} == {"p", "gfp"}
+    page = (out / "prottrans.md").read_text()
+    assert "Not run" not in page and page.count("python -m probe ") == 8
+    again = run_command(*words, "--device", "cpu").stdout
+    assert again.count("was done") == 8 and (out / "prottrans.md").read_text() == page
+
+
 def test_every_script_is_run():
     """Here, in tests/test_download_data.py, or (those of several processes) in tests/seam/test_launchers.py."""
     names = {path.stem for path in SCRIPTS}
     launchers = {path.stem for path in SCRIPTS if path.name in (ROOT / "tests/seam/test_launchers.py").read_text()}
     assert launchers == {"pretrain_multinode", "pretrain_slurm", "pretrain_mpirun"}
     here = {"preprocess_pfam", "pretrain_single_gpu", "convert", "finetune", *(f"finetune_{task}" for task in TASKS)}
-    here |= {"reproduce_table", "from_fasta_to_table", "download_data"}
+    here |= {"reproduce_table", "reproduce_prottrans", "from_fasta_to_table", "download_data"}
     assert names == here | launchers

@@ -1,12 +1,13 @@
 """Protein chains with known structure: TAPE's proteinnet records as sequences and the contacts among their residues.
 
-    chains = open_chains("data/proteinnet/proteinnet_valid.lmdb", "valid")
+    chains = Chains("data/proteinnet/proteinnet_valid.lmdb", "valid")
     chains[0].sequence, chains[0].labels            # labels int8 [L, L]: 1 contact, 0 none, -1 not scored
 
 Contacts are of C-alpha atoms within 8 Angstrom, as in TAPE (ESM's own are of C-beta); not scored are pairs closer than
 6 along the chain and those with a residue that was not resolved (tape.datasets.contact_map).
 """
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -44,30 +45,41 @@ class Chains:
     too_long "crop" its first `limit` residues."""
 
     def __init__(self, path: str | Path, split: str, limit: int | None = None, too_long: str = "error"):
+        if Path(path).is_file() and Path(path).suffix != ".json":
+            kinds = "TAPE's proteinnet .lmdb or .json, or a folder that holds them"
+            raise InputError(f"{path}: should be chains of known structure, {kinds}")
         self.data = ProteinnetDataset(path, split, max_length=limit, too_long=too_long)
-        self.path, self.count = self.data.path, len(self.data)  # count: of the file's first chains
+        if not len(self.data):
+            raise InputError(f"{self.data.path}: no chains")
+        self.path, self.places = self.data.path, np.arange(len(self.data))
 
     def __len__(self) -> int:
-        return min(self.count, len(self.data))
+        return len(self.places)
+
+    def draw(self, number: int) -> None:
+        """Leave only `number` chains, at random (always the same ones), in their order."""
+        self.places = np.sort(np.random.default_rng(0).permutation(len(self.data))[:number])
 
     def __getitem__(self, index: int) -> Chain:
         if not 0 <= index < len(self):
             raise IndexError(index)
-        example = self.data[index]
+        place = int(self.places[index])
+        example = self.data[place]
         labels, length = example[2].astype(np.int8), example[3]
-        return Chain(example.id, self.data.record(index)["primary"][:length], labels)
+        return Chain(example.id, self.data.record(place)["primary"][:length], labels)
 
     def named(self, name: str) -> Chain:
         """The chain of that id; InputError without one."""
-        for index in range(len(self)):
-            if self.data.record(index)["id"] == name:
+        for index, place in enumerate(self.places):
+            if self.data.record(int(place))["id"] == name:
                 return self[index]
         raise InputError(f"{self.path}: no chain {name!r} among its {len(self)}")
 
     def identity(self) -> list:
         """What a manifest says of them."""
-        lengths = self.data.lengths[: len(self)]
-        return [self.path.name, len(self), int(lengths.sum()), self.data.max_length]
+        lengths = np.asarray(self.data.lengths, np.int64)
+        places = hashlib.sha256(lengths.tobytes() + self.places.tobytes()).hexdigest()[:16]
+        return [self.path.name, len(self), self.data.max_length, places]
 
 
 def in_parts(

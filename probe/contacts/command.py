@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from probe.arms import identity_of, open_encoder
+from probe.arms import PRETRAINED, RANDOM, identity_of, open_encoder
 from probe.contacts.chains import Chains
 from probe.contacts.fitting import PROTEINS
 from probe.contacts.heads import THRESHOLD, attention_on_contacts
@@ -28,12 +28,21 @@ from probe.contacts.view import head_view
 from proteinlm import errors
 from proteinlm.encoder import Encoder
 from proteinlm.errors import InputError
-from proteinlm.files import write_json, write_text
-from proteinlm.model_dir.regression import export_regression, read_regression, write_regression
+from proteinlm.files import check_writable, plain, write_json, write_text
+from proteinlm.model_dir.regression import check_export, export_regression, read_regression, write_regression
 from proteinlm.tables import is_fasta
 from tape.inference.fasta import DUPLICATES, Protein, Rules, read_proteins, scan_fasta
 from tape.inference.parts import PartStore
-from tape.runs.flags import DEVICE_FLAGS, add_flags, positive, within
+from tape.runs.flags import DEVICE_FLAGS, add_flags, positive, precision_name, refuse_flags, seed, within
+
+ARMS = (PRETRAINED, RANDOM)  # what needs no encoder always stands beside
+WORDS = {"maps": "IN and OUT", "fit": "--fit and --test", "heads": "--heads", "view": "--view"}  # what a run does
+FLAGS = {  # of one of them, or of several, but not of all
+    "maps": ("regression", "png", "top", "duplicates", "tokens_per_batch"),
+    "fit": ("output", "regression", "export", "seeds", "proteins", "arms", "random_seed", "limit"),
+    "heads": ("output", "arms", "random_seed", "limit", "threshold"),
+    "view": ("output", "id"),
+}
 
 
 def build_parser() -> errors.ArgumentParser:
@@ -48,11 +57,11 @@ def build_parser() -> errors.ArgumentParser:
     parser.add_argument("--output", metavar="STEM", help="of the files of these four (default: MODEL_contacts)")
     parser.add_argument("--regression", metavar="FILE", help="a contact regression instead of the model's own")
     parser.add_argument("--export", metavar="DIR", help="of --fit: a copy of MODEL with the regression in it")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of --fit: each draws its chains (0)")
+    parser.add_argument("--seeds", type=seed, nargs="+", default=[0], help="of --fit: each draws its chains (0)")
     parser.add_argument("--proteins", type=positive, default=PROTEINS, help="of --fit: chains to draw (%(default)s)")
-    parser.add_argument("--random_seed", type=int, default=0, help="of random weights to compare with (%(default)s)")
-    parser.add_argument("--no_random", action="store_true", help="do not compare with random weights")
-    parser.add_argument("--chains", type=positive, help="of --test and --heads: the first so many (default: all)")
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=ARMS, help="default: pretrained random")
+    parser.add_argument("--random_seed", type=seed, default=0, help="of the random weights (%(default)s)")
+    parser.add_argument("--limit", type=positive, metavar="N", help="only N chains of --test and --heads, at random")
     parser.add_argument(
         "--threshold", type=within(float, 0, 1), default=THRESHOLD, help="of --heads: weights that count (%(default)s)"
     )
@@ -66,8 +75,8 @@ def build_parser() -> errors.ArgumentParser:
     return parser
 
 
-def check_words(args: argparse.Namespace) -> None:
-    """One thing to do a run."""
+def check_words(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """One thing to do a run, and only its flags."""
     asked = [name for name in ("heads", "view") if getattr(args, name)] + ["fit"] * bool(args.fit or args.test)
     asked += ["maps"] * (len(args.words) > 1)
     if len(args.words) not in (1, 3) or len(asked) != 1:
@@ -77,14 +86,16 @@ def check_words(args: argparse.Namespace) -> None:
         raise InputError("--fit makes a regression and --regression gives one; give one of them")
     if args.export and not args.fit:
         raise InputError(f"--export {args.export}: is of --fit")
+    if PRETRAINED not in args.arms:
+        raise InputError(f"--arms {' '.join(args.arms)}: {PRETRAINED} should be one; the others are compared with it")
+    every = {name for names in FLAGS.values() for name in names}
+    refuse_flags(parser, args, sorted(every.difference(FLAGS[asked[0]])), f"is not of {WORDS[asked[0]]}")
     if len(set(args.seeds)) < len(args.seeds):
         raise InputError(f"--seeds {' '.join(map(str, args.seeds))}: should differ")
 
 
 def open_model(args: argparse.Namespace, random_seed: int | None = None) -> Encoder:
-    if args.fp16 and args.bf16:
-        raise InputError("--fp16 and --bf16 exclude each other; give one")
-    dtype = "fp16" if args.fp16 else "bf16" if args.bf16 else "fp32"
+    dtype = precision_name(args.fp16, args.bf16)
     encoder = open_encoder(args.words[0], random_seed=random_seed, device=args.device, dtype=dtype)
     encoder.num_maps  # noqa: B018 - refused here where there are none
     if args.regression and random_seed is None:
@@ -93,11 +104,9 @@ def open_model(args: argparse.Namespace, random_seed: int | None = None) -> Enco
 
 
 def open_chains(path: str, split: str, encoder: Encoder, args: argparse.Namespace, number: int | None = None) -> Chains:
-    longest = encoder.config.max_tokens and encoder.config.max_tokens - 2
-    if args.max_length and longest and args.max_length > longest:
-        raise InputError(f"--max_length {args.max_length}: {encoder.source} takes {longest} residues")
-    chains = Chains(path, split, args.max_length or longest, args.too_long)
-    chains.count = number or chains.count
+    chains = Chains(path, split, encoder.residue_limit(args.max_length), args.too_long)
+    if number is not None:
+        chains.draw(number)
     return chains
 
 
@@ -110,11 +119,10 @@ def maps(args: argparse.Namespace) -> None:
     """IN.fasta to OUT."""
     _, source, output = args.words
     encoder = open_model(args)
-    limit = args.max_length or (encoder.config.max_tokens and encoder.config.max_tokens - 2)
-    rules = Rules(limit, args.too_long, args.duplicates)
+    rules = Rules(encoder.residue_limit(args.max_length), args.too_long, args.duplicates)
     pictures = Path(output).with_name(f"{Path(output).stem}_png") if args.png else None
-    if pictures is not None:
-        pictures.mkdir(parents=True, exist_ok=True)
+    if pictures is not None and pictures.exists() and not pictures.is_dir():
+        raise InputError(f"{pictures}: is no directory; --png puts its pictures there")
     scan = write_contacts(
         encoder, source, output, rules=rules, identity=f"{identity_of(encoder)} {regression_digest(encoder)}",
         top=args.top, pictures=pictures, batch_tokens=args.tokens_per_batch,
@@ -124,11 +132,13 @@ def maps(args: argparse.Namespace) -> None:
 
 def fit_and_score(args: argparse.Namespace, stem: str) -> None:
     """STEM.json and its table; of --fit also STEM.safetensors, a file a seed."""
+    if args.export:
+        check_export(args.words[0], args.export)
     encoder = open_model(args)
     train = open_chains(args.fit, "train", encoder, args) if args.fit else None
-    test = open_chains(args.test, "test", encoder, args, args.chains) if args.test else None
+    test = open_chains(args.test, "test", encoder, args, args.limit) if args.test else None
     twin = None
-    if train is not None and test is not None and not args.no_random:
+    if train is not None and test is not None and RANDOM in args.arms:
         twin = open_model(args, args.random_seed)
     settings = {
         "model sha256": identity_of(encoder),
@@ -136,7 +146,7 @@ def fit_and_score(args: argparse.Namespace, stem: str) -> None:
         "random_seed": None if twin is None else args.random_seed,
         "train": train and train.identity(),
         "test": test and test.identity(),
-        "seeds": args.seeds if train else None,
+        "seeds": train and args.seeds,
         "proteins": args.proteins,
         "device": encoder.device.type,
     }
@@ -144,7 +154,7 @@ def fit_and_score(args: argparse.Namespace, stem: str) -> None:
     store.open()
     if test is None:
         regressions, reports = stored_fits(store, encoder, train, args.seeds, args.proteins, 0, False)
-        result = {"fits": {"attention": reports}}
+        result = {"fits": {PRETRAINED: reports}}
     else:
         result, regressions = evaluate(
             encoder, test, store, train=train, twin=twin, seeds=args.seeds, number=args.proteins
@@ -158,11 +168,11 @@ def fit_and_score(args: argparse.Namespace, stem: str) -> None:
             export_regression(args.words[0], regressions[0], args.export)
             written.append(args.export)
     own = {"model": args.words[0], **settings}
-    store.finish({Path(f"{stem}.json"): lambda path: write_json(path, own | result)})
+    store.finish({Path(f"{stem}.json"): lambda path: write_json(path, plain(own | result))})
     if test is not None:
         print(table_text(result["arms"]), table_text(result["differences"]), sep="\n\n")
         print(f"percent, means over {len(test):,} chains of {test.path.name}, 95% intervals over chains")
-    for report in result["fits"].get("attention", []):
+    for report in result["fits"].get(PRETRAINED, []):
         used = f"{report['maps_used']} of {report['maps']} maps used"
         print(f"seed {report['seed']}: {report['pairs']:,} pairs, {report['contacts']:,} in contact; {used}")
     print(f"wrote {', '.join([f'{stem}.json', *written])}")
@@ -171,14 +181,20 @@ def fit_and_score(args: argparse.Namespace, stem: str) -> None:
 def heads(args: argparse.Namespace, stem: str) -> None:
     """STEM.heads.json and the pictures."""
     encoder = open_model(args)
-    chains = open_chains(args.heads, "test", encoder, args, args.chains)
+    chains = open_chains(args.heads, "test", encoder, args, args.limit)
     settings = {"model sha256": identity_of(encoder), "data": chains.identity(), "threshold": args.threshold}
+    settings["random_seed"] = args.random_seed if RANDOM in args.arms else None
     store = PartStore(f"{stem}.heads.json", settings)
     store.open()
     shares = attention_on_contacts(encoder, chains, store, args.threshold)
+    arms = {PRETRAINED: shares.report()}
+    if RANDOM in args.arms:  # its parts are numbered behind the encoder's, which are no more than there are chains
+        twin = open_model(args, args.random_seed)
+        arms[RANDOM] = attention_on_contacts(twin, chains, store, args.threshold, begin=len(chains)).report()
     model = Path(encoder.source).name
     pictures = draw_heads(stem, shares, model, chains.path.name)
-    report = {"model": args.words[0], "data": chains.path.name, **shares.report()}
+    report = {"model": args.words[0], "data": chains.path.name, "random_seed": settings["random_seed"]}
+    report |= {"arms": arms}
     store.finish({Path(f"{stem}.heads.json"): lambda path: write_json(path, report)})
     print(f"contacts are {100 * shares.background:.2f}% of the pairs of {len(chains):,} chains")
     order = sorted(range(shares.weighted.size), key=lambda number: -shares.weighted.flat[number])
@@ -199,8 +215,8 @@ def find_protein(args: argparse.Namespace, encoder: Encoder) -> tuple[str, str, 
         return chain.name, chain.sequence, chain.labels
     if not is_fasta(args.view):
         raise InputError(f"{args.view}: should be a FASTA file, or chains of known structure (.lmdb, .json)")
-    longest = args.max_length or (encoder.config.max_tokens and encoder.config.max_tokens - 2)
-    proteins = read_proteins(scan_fasta(args.view, Rules(longest, args.too_long, "keep")))
+    rules = Rules(encoder.residue_limit(args.max_length), args.too_long, "keep")
+    proteins = read_proteins(scan_fasta(args.view, rules))
     protein: Protein | None = next((p for p in proteins if args.id in (None, p.id)), None)
     if protein is None:
         raise InputError(f"{args.view}: no protein {args.id!r}")
@@ -209,6 +225,7 @@ def find_protein(args: argparse.Namespace, encoder: Encoder) -> tuple[str, str, 
 
 def view(args: argparse.Namespace, stem: str) -> None:
     """STEM.html."""
+    check_writable(Path(f"{stem}.html"))
     encoder = open_model(args)
     name, sequence, labels = find_protein(args, encoder)
     caption = f"{name}, {len(sequence):,} residues, of {Path(args.view).name}; model {Path(encoder.source).name}"
@@ -217,8 +234,9 @@ def view(args: argparse.Namespace, stem: str) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    args = build_parser().parse_args(argv)
-    check_words(args)
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    check_words(parser, args)
     stem = args.output or f"{Path(args.words[0]).resolve().name}_contacts"
     if len(args.words) == 3:
         maps(args)

@@ -107,12 +107,15 @@ class HeadShares:
 
 
 def attention_on_contacts(
-    encoder: Encoder, chains: Chains, store: PartStore, threshold: float = THRESHOLD, quiet: bool = False
+    encoder: Encoder,
+    chains: Chains,
+    store: PartStore,
+    threshold: float = THRESHOLD,
+    quiet: bool = False,
+    begin: int = 0,
 ) -> HeadShares:
-    """The shares of every head over all chains. store: opened; what is done is kept there."""
-    if not len(chains):
-        raise InputError(f"{chains.path}: no chains")
-    values = in_parts(store, chains, lambda chain: sums_of(encoder, chain, threshold), quiet=quiet)
+    """The shares of every head over all chains. store: opened; what is done is kept there, from part `begin` on."""
+    values = in_parts(store, chains, lambda chain: sums_of(encoder, chain, threshold), begin, quiet)
     pairs = values["pairs"].sum(0)
     if not pairs[1]:
         raise InputError(f"{chains.path}: none of {len(chains)} chains has a contact ({DEFINITION})")

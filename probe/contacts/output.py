@@ -107,8 +107,7 @@ def write_contacts(
     share; pictures: where a PNG of each map goes. Returns what the FASTA file held."""
     output = check_output(output, fasta)
     encoder.need_contacts()
-    limit = encoder.config.max_tokens and encoder.config.max_tokens - 2
-    scan = scan_fasta(fasta, rules or Rules(limit), id_key if output.suffix == ".h5" else str)
+    scan = scan_fasta(fasta, rules or Rules(encoder.residue_limit()), id_key if output.suffix == ".h5" else str)
     bounds = part_bounds(scan.selected_lengths)
     settings = {"input sha256": scan.sha256, "model and regression": identity, "max_length": scan.rules.max_length}
     settings |= {"too_long": scan.rules.too_long, "duplicates": scan.rules.duplicates, "torch": str(torch.__version__)}
@@ -135,6 +134,7 @@ def _stored(scan: Scan, bounds: np.ndarray, store: PartStore, pictures: Path | N
             contacts = values[at : at + length**2].reshape(length, length)
             at += length**2
             if pictures is not None:
+                pictures.mkdir(parents=True, exist_ok=True)
                 name = re.sub(r"[^A-Za-z0-9._-]", "_", protein.id)[:100]
                 draw_map(pictures / f"{protein.number:06d}_{name}.png", protein, contacts)
             yield protein, contacts

@@ -1,10 +1,10 @@
 """Precision of predicted contacts on chains of known structure, beside what it has to beat, in one table.
 
     result = evaluate(encoder, test, train=train, seeds=(0, 1, 2), store=PartStore("contacts.json", ...))
-    result["arms"]["attention"]["precision_at_l5_long"]     {"value", "low", "high", ...}
+    result["arms"]["pretrained"]["precision_at_l5_long"]     {"value", "low", "high", ...}
 
-Arms: `attention`, the encoder's maps under ESM's regression (or the one that it came with); `random weights`, the same
-fits on the maps of the same network before training; `separation` and `residue pairs` (probe.contacts.floors). A
+Arms: `pretrained`, the encoder's maps under ESM's regression (or the one that it came with); `random`, the same
+fits on the maps of the same network before training; `separation` and `residue_pairs` (probe.contacts.floors). A
 protein's precisions are tape.metrics' (P@L, L/2, L/5 by separation); the table has their means over proteins, and
 fits of several seeds count as one measurement. Intervals draw proteins with replacement (tape.scoring.bootstrap), the
 same ones for all arms, so that what two arms share cancels in their difference.
@@ -19,6 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import torch
 
+from probe.arms import PRETRAINED, RANDOM
 from probe.contacts.chains import DEFINITION, Chain, Chains, in_parts
 from probe.contacts.fitting import PROTEINS, choose, fit
 from probe.contacts.floors import PairTable, separation_scores
@@ -29,7 +30,7 @@ from tape import metrics
 from tape.inference.parts import PartStore
 from tape.scoring.bootstrap import several_intervals
 
-ATTENTION, RANDOM, SEPARATION, PAIRS = "attention", "random weights", "separation", "residue pairs"
+SEPARATION, PAIRS = "separation", "residue_pairs"
 BANDS = ("short", "medium", "long", "")
 NAMES = tuple(metrics.precision_name(divisor, band) for band in BANDS for divisor in metrics.DIVISORS)
 RESAMPLES = 2_000
@@ -100,14 +101,12 @@ def evaluate(
     """
     if train is None:
         encoder.need_contacts()
-    if not len(test):
-        raise InputError(f"{test.path}: no chains to score")
     fits, own, begin = {}, [encoder.contact_head], 0
     maps: dict[str, Callable[[str], np.ndarray]] = {}
     if train is not None:
-        own, fits[ATTENTION] = stored_fits(store, encoder, train, seeds, number, 0, quiet)
+        own, fits[PRETRAINED] = stored_fits(store, encoder, train, seeds, number, 0, quiet)
         begin = len(seeds)
-    maps[ATTENTION] = lambda sequence: logits_of(encoder, own, sequence)
+    maps[PRETRAINED] = lambda sequence: logits_of(encoder, own, sequence)
     if train is not None and twin is not None:
         others, fits[RANDOM] = stored_fits(store, twin, train, seeds, number, begin, quiet)
         maps[RANDOM] = lambda sequence: logits_of(twin, others, sequence)
@@ -122,6 +121,8 @@ def evaluate(
         return {arm: np.stack([precisions(own, chain.labels) for own in some]) for arm, some in scores.items()}
 
     values = in_parts(store, test, work, begin, quiet)  # [N, S, K] of each arm
+    if np.isnan(values[SEPARATION]).all():
+        raise InputError(f"{test.path}: no pair to score in {len(test)} chains ({DEFINITION})")
     result = {"contact": DEFINITION, "test_chains": len(test), "fits": fits, **summarise(values)}
     if table is not None:
         result["residue_pairs"] = {"chains": table.chains, "information": table.information()}
@@ -131,21 +132,21 @@ def evaluate(
 def summarise(values: Mapping[str, np.ndarray]) -> dict:
     """Means over proteins with 95% intervals, and each arm against the others; values[arm] [N, S, K]."""
     means = {arm: own.mean(1) for arm, own in values.items()}  # a protein leaves a mean whatever the seed is
-    rivals = [arm for arm in means if arm != ATTENTION]
+    rivals = [arm for arm in means if arm != PRETRAINED]
     known = {arm: ~np.isnan(own) for arm, own in means.items()}
     filled = {arm: np.where(known[arm], own, 0.0) for arm, own in means.items()}
 
     def statistics(counts: np.ndarray) -> dict[tuple[str, str], float]:
         with np.errstate(invalid="ignore", divide="ignore"):
             own = {arm: (counts @ filled[arm]) / (counts @ known[arm]) for arm in means}
-        gaps = {f"{ATTENTION} - {rival}": own[ATTENTION] - own[rival] for rival in rivals}
+        gaps = {f"minus_{rival}": own[PRETRAINED] - own[rival] for rival in rivals}
         return {(arm, name): float(row[k]) for arm, row in (own | gaps).items() for k, name in enumerate(NAMES)}
 
     spreads = several_intervals(statistics, len(next(iter(means.values()))), RESAMPLES)
     table: dict[str, dict] = {}
     for (arm, name), interval in spreads.items():
         table.setdefault(arm, {})[name] = {key: interval[key] for key in ("value", "low", "high", "resamples", "seed")}
-    left = {name: int((~known[ATTENTION][:, place]).sum()) for place, name in enumerate(NAMES)}
+    left = {name: int((~known[PRETRAINED][:, place]).sum()) for place, name in enumerate(NAMES)}
     by_seed = {}
     for arm, own in values.items():
         if own.shape[1] > 1:

@@ -15,15 +15,16 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+from probe.arms import ARMS
 from probe.embeddings import POOLINGS, TOO_LONG
 from probe.probes.data import ProbeData, limited, read_columns, read_structure
-from probe.probes.experiment import ARMS, Options, run
+from probe.probes.experiment import Options, run
 from probe.probes.heads import PROTEIN_HEADS, RESIDUE_HEADS
 from proteinlm import errors
 from proteinlm.errors import InputError
 from proteinlm.tables import is_table
 from tape.own_data.data import Choice
-from tape.runs.flags import DEVICE_FLAGS, add_flags, count, fraction, non_negative, positive
+from tape.runs.flags import DEVICE_FLAGS, add_flags, fraction, non_negative, positive, precision_name, seed
 
 
 def layer_words(words: Sequence[str]) -> tuple[int, ...] | str:
@@ -50,8 +51,8 @@ def build_parser() -> errors.ArgumentParser:
     parser.add_argument("--poolings", nargs="+", default=["mean"], metavar="POOLING",
                         help=f"of proteins: {', '.join(POOLINGS)}, or joined (mean_max); default: mean")  # fmt: skip
     parser.add_argument("--layers", nargs="+", default=["-1"], metavar="N", help="0: the embedding; -1: the last; all")
-    parser.add_argument("--seeds", nargs="+", type=count, default=[0, 1, 2], help="of the heads (default: 0 1 2)")
-    parser.add_argument("--random_seed", type=count, default=0, help="of the random weights (%(default)s)")
+    parser.add_argument("--seeds", nargs="+", type=seed, default=[0, 1, 2], help="of the heads (default: 0 1 2)")
+    parser.add_argument("--random_seed", type=seed, default=0, help="of the random weights (%(default)s)")
     parser.add_argument("--checkpoint", metavar="FILE.pt", help="of the head: it is scored, not trained")
     table = parser.add_argument_group("a table")
     table.add_argument("--target", nargs="+", metavar="COLUMN", help="columns of labels, trained together")
@@ -94,12 +95,10 @@ def read_data(args: argparse.Namespace) -> ProbeData:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
-    if args.fp16 and args.bf16:
-        raise InputError("--fp16 and --bf16 exclude each other; give one")
     options = Options(
         args.heads, args.arms, args.poolings, layer_words(args.layers), args.seeds, args.random_seed, args.holdout,
         args.learning_rate, args.batch_size, args.epochs, args.patience, args.checkpoint, args.embeddings_dir,
-        args.max_length, args.too_long, args.device, "fp16" if args.fp16 else "bf16" if args.bf16 else "fp32",
+        args.max_length, args.too_long, args.device, precision_name(args.fp16, args.bf16),
         args.tokens_per_batch,
     )  # fmt: skip
     data = read_data(args)

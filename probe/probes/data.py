@@ -99,6 +99,16 @@ def without_unlearned(data: ProbeData) -> ProbeData:
     return replace(data, targets=kept, notices=data.notices + notices)
 
 
+def _with_repeats(data: ProbeData) -> ProbeData:
+    """A notice for each split that has sequences of train, whose labels a head has seen."""
+    train = {data.sequences[i].upper() for i in data.splits["train"]}
+    notices = []
+    for split, places in data.splits.items():
+        again = 0 if split == "train" else sum(data.sequences[i].upper() in train for i in places)
+        notices += [f"{again:,} of the {len(places):,} sequences of {split} are in train too"] if again else []
+    return replace(data, notices=(*data.notices, *notices))
+
+
 # ---- TAPE's secondary structure
 
 
@@ -130,7 +140,7 @@ def read_structure(directory: str | Path, splits: Sequence[str] = SecondaryStruc
     targets = {name: Target(name, KNOWN[name][0], own) for name, own in labels.items()}
     targets = {name: t for name, t in targets.items() if known_labels(t, range(len(ids)))}
     notices = tuple(f"{directory} has no {split}" for split in missing)
-    return ProbeData(folder, True, ids, sequences, places, targets, notices)
+    return _with_repeats(ProbeData(folder, True, ids, sequences, places, targets, notices))
 
 
 def _structure(record: dict, where: str) -> dict[str, np.ndarray]:
@@ -198,7 +208,7 @@ def read_columns(
         notices += how
     ids, notices = [protein.id for protein in proteins], tuple(dict.fromkeys(notices))
     name = f"{Path(path).resolve().parent.name}/{names[0]}" if tests else names[0]
-    return ProbeData(name, kinds == {"per_residue"}, ids, sequences, places, made, notices)
+    return _with_repeats(ProbeData(name, kinds == {"per_residue"}, ids, sequences, places, made, notices))
 
 
 def _read_target(paths: Sequence[str], target: str, choice: Choice) -> list[OwnData]:

@@ -20,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from probe.arms import OneHot
+from probe.arms import ARMS, COMPOSITION, ONE_HOT, PRETRAINED, RANDOM, OneHot
 from probe.embeddings import embed_once, pooling_parts
 from probe.probes.data import ProbeData, without_unlearned
 from probe.probes.heads import PROTEIN_HEADS, RESIDUE_HEADS, Recipe, load_head
@@ -29,11 +29,12 @@ from probe.probes.scoring import Counted, count
 from probe.probes.training import Inputs, Outcome, Pooled, Residues, fit, predict
 from proteinlm.devices import choose_device
 from proteinlm.errors import InputError, did_you_mean
-from proteinlm.files import atomic_path
+from proteinlm.files import atomic_path, check_writable
+from proteinlm.untrusted.safe_load import safe_torch_load
 from tape.data.holdout import cluster_sequences, hold_out
+from tape.inference.parts import kept_array, opened_npz
 
-ARMS = ("pretrained", "random", "one_hot", "composition")
-OF_THE_SEQUENCE = {True: "one_hot", False: "composition"}  # the arm without an encoder, of a head that reads residues
+OF_THE_SEQUENCE = {True: ONE_HOT, False: COMPOSITION}  # the arm without an encoder, of a head that reads residues
 
 
 @dataclass(frozen=True)
@@ -86,8 +87,13 @@ def run(model: str | None, data: ProbeData, output: str | Path, options: Options
         data, whole = without_unlearned(data), data
         for notice in data.notices[len(whole.notices) :]:
             print(f"notice: {notice}", file=sys.stderr, flush=True)
+    if len(set(options.seeds)) < len(options.seeds):
+        raise InputError(f"seeds {', '.join(map(str, options.seeds))}: should differ")
     if set(data.splits) == {"train"}:
-        raise InputError(f"{data.name}: no split to score beside train")
+        raise InputError(
+            f"{data.name}: no split to score beside train; --test names a table, --split_column none divides"
+        )
+    check_writable(output / "heads" / "head.npz")
     work = _Work(model, data, output, options)
     results = [work.do(setup) for setup in work.setups]
     return write_report(output, model, data, options, work.recipes, work.notes, results, time.monotonic() - started)
@@ -109,21 +115,25 @@ class _Work:
 
     def _setups(self) -> Iterator[Setup]:
         """Every comparison, a head, pooling and layer at a time; the sequence's arm once a head."""
-        arms = self.options.arms or ARMS
+        arms = tuple(dict.fromkeys(self.options.arms or ARMS))
+        poolings = tuple(dict.fromkeys(self.options.poolings))
         for arm in arms:
             if arm not in ARMS:
                 hint = did_you_mean(arm, ARMS) or f"; should be one of {', '.join(ARMS)}"
                 raise InputError(f"arm {arm!r}: unknown{hint}")
-        for pooling in self.options.poolings:
+        for pooling in poolings:
             pooling_parts(pooling)
         if self.options.checkpoint is not None:
-            arms = ("pretrained",)
+            if set(self.options.arms) - {PRETRAINED}:
+                raise InputError(f"arms {', '.join(self.options.arms)}: with a checkpoint, only {PRETRAINED}")
+            safe_torch_load(self.options.checkpoint)  # one that cannot be read is refused before the work
+            arms = (PRETRAINED,)
         for head, recipe in self.recipes.items():
             own = OF_THE_SEQUENCE[recipe.reads_residues]
-            encoders = [arm for arm in arms if arm in ("pretrained", "random")]
+            encoders = [arm for arm in arms if arm in (PRETRAINED, RANDOM)]
             if not encoders and own not in arms:
                 raise InputError(f"no arm of {', '.join(arms)} fits {head}; should be pretrained, random or {own}")
-            for pooling in (None,) if recipe.reads_residues else self.options.poolings:
+            for pooling in (None,) if recipe.reads_residues else poolings:
                 for layer in self.vectors(encoders[0]).layers if encoders else ():
                     yield from (Setup(head, pooling, layer, arm) for arm in encoders)
             if own in arms:
@@ -134,15 +144,19 @@ class _Work:
         if arm not in self.arms:
             options, started = self.options, time.monotonic()
             if arm in OF_THE_SEQUENCE.values():
-                self.arms[arm] = OneHot(self.data.sequences)
+                read = [own.lengths for own in self.arms.values()]  # as much of each protein as an encoder reads
+                limits = read[0] if read else [options.max_length] * len(self.data.sequences)
+                pairs = zip(self.data.sequences, limits, strict=True)
+                self.arms[arm] = OneHot([sequence[:limit] for sequence, limit in pairs])
             elif self.model is None:
                 raise InputError(f"arm {arm}: needs a model")
             else:
                 self.arms[arm] = embed_once(
                     self.model, self.data.sequences, self.directory, layers=options.layers,
                     per_residue=any(recipe.reads_residues for recipe in self.recipes.values()),
-                    random_seed=options.random_seed if arm == "random" else None, device=options.device,
+                    random_seed=options.random_seed if arm == RANDOM else None, device=options.device,
                     dtype=options.dtype, max_length=options.max_length, too_long=options.too_long,
+                    where=[f"{self.data.name}, protein {name}" for name in self.data.ids],
                     batch_tokens=options.batch_tokens,
                 )  # fmt: skip
             self.notes[f"seconds to embed: {arm}"] = round(time.monotonic() - started, 1)
@@ -156,7 +170,8 @@ class _Work:
         sequences = [self.data.sequences[i] for i in train]
         target = next(iter(self.data.targets.values()))
         labels = None if self.data.per_residue else target.labels[train].astype(np.int64) + 1  # 0: not known
-        clusters = _kept(self.directory, "clusters", sequences, lambda: cluster_sequences(sequences))
+        digest = hashlib.sha256("\n".join(sequences).encode()).hexdigest()[:16]
+        clusters = kept_array(self.directory / f"clusters-{digest}.npy", lambda: cluster_sequences(sequences))
         parts = hold_out(sequences, self.options.holdout, 0, labels, clusters)
         self.notes["held out of train"] = parts.summary()
         return train[parts.train], train[parts.held_out]
@@ -180,11 +195,11 @@ class _Work:
             inputs = Residues(vectors, layer)
         else:
             pooled = vectors.pooled(setup.pooling, layer)
-            inputs = Pooled(self._scaled(pooled) if setup.arm == "composition" else pooled)
-        source = getattr(vectors, "identity", setup.arm)
+            inputs = Pooled(self._scaled(pooled) if setup.arm == COMPOSITION else pooled)
         result = Result(setup, [], {})
         for seed in self.options.seeds if self.options.checkpoint is None else (0,):
-            key = [self.identity, source, list(setup), asdict(replace(self.recipes[setup.head], make=None)), seed]
+            recipe = asdict(replace(self.recipes[setup.head], make=None))
+            key = [self.identity, vectors.identity, list(setup), recipe, seed]
             key += [self.options.checkpoint and Path(self.options.checkpoint).stat().st_mtime_ns, torch.__version__]
             words = [str(part) for part in (*setup, f"seed{seed}") if part is not None]
             digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:8]
@@ -209,7 +224,6 @@ class _Work:
             torch.manual_seed(seed)
             head = recipe.make(inputs.width, {name: target.classes for name, target in data.targets.items()})
         saved = path.with_suffix(".training")
-        path.parent.mkdir(parents=True, exist_ok=True)
         what = ", ".join(f"{part}" for part in setup if part is not None)
         if checkpoint is None:
             places = {"train": self.train, "held_out": self.held_out}
@@ -247,17 +261,8 @@ def _recipes(data: ProbeData, options: Options) -> dict[str, Recipe]:
     return {head: replace(known[head], **changes) for head in heads}
 
 
-def _kept(directory: Path, name: str, sequences: Sequence[str], compute) -> np.ndarray:
-    """What `compute` makes of the sequences, kept in a file."""
-    path = directory / f"{name}-{hashlib.sha256(chr(10).join(sequences).encode()).hexdigest()[:16]}.npy"
-    if not path.is_file():
-        with atomic_path(path) as temporary, temporary.open("wb") as file:
-            np.save(file, compute())
-    return np.load(path)
-
-
 def _read_fit(path: Path, data: ProbeData) -> tuple[Outcome, dict[tuple[str, str], Counted]]:
-    with np.load(path) as file:
+    with opened_npz(path) as file:
         epochs, best, loss, seconds = file["outcome"].tolist()
         counted = {
             (split, name): Counted(*(file[f"{split}/{name}/{part}"] for part in ("places", "pairs", "owners")))

@@ -3,8 +3,8 @@
 Per residue: `cnn` is ProtTrans' (bio_embeddings' SecStructCNN), `logistic`, `mlp` and `lstm` its smaller comparisons.
 Per protein: `fnn` is ProtTrans' (SubCellFNN, without the BatchNorm that only SeqVec has), `light_attention` that of
 HannesStark/protein-localization (models/light_attention.py), `logistic` PBC's. A head has an output for each target,
-and all are trained together. What must hold: names of parameters are the publishers', so that their checkpoints load; a
-protein's logits do not depend on its batch mates (in evaluation), so padding is masked wherever it could be seen.
+and all are trained together. What must hold: names of parameters are the publishers', so that ProtTrans' checkpoints
+load; a protein's logits do not depend on its batch mates (in evaluation), so padding is masked where it could be seen.
 
 Legend: B proteins, N residues of the longest, h width of an embedding, p of a pooled one, C classes of a target.
 """
@@ -45,6 +45,8 @@ class Head(nn.Module):
             name = OUTPUTS.get(own)
             if name is None or name in self.names.values():
                 name = re.sub(r"\W", "_", f"{target}_classifier")
+            while name in self.names.values():  # targets a-b and a_b
+                name += "_"
             self.names[target] = name
             self.add_module(name, make_output(len(own)))
 

@@ -1,6 +1,5 @@
 """What a run of probes leaves: results.json, table.md, confusion matrices and curves over layers."""
 
-import math
 import platform
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,11 +8,12 @@ from pathlib import Path
 
 import torch
 
+from probe.arms import PRETRAINED, RANDOM
 from probe.probes.data import ProbeData
 from probe.probes.heads import Recipe
 from probe.probes.pictures import draw_confusion, draw_layers
 from probe.probes.scoring import METRICS, differences, intervals, values_of
-from proteinlm.files import write_json, write_text
+from proteinlm.files import plain, write_json, write_text
 from tape.reporting.tables import markdown_table
 
 TITLES = {"accuracy": "accuracy", "balanced_accuracy": "balanced accuracy", "mcc": "MCC", "f1_macro": "macro F1"}
@@ -34,7 +34,7 @@ def write_report(
     """Write everything under `output`, print the table, return what results.json holds."""
     rows = list(_rows(data, results))
     name = Path(model).resolve().name if model else "no model"
-    name += f" (random: seed {options.random_seed})" if any(row["arm"] == "random" for row in rows) else ""
+    name += f" (random: seed {options.random_seed})" if any(row["arm"] == RANDOM for row in rows) else ""
     settings = {"model": model, "data": data.name, "options": asdict(options)}
     settings |= {"splits": {split: len(places) for split, places in data.splits.items()}}
     settings |= {"classes": {target.name: list(target.classes) for target in data.targets.values()}}
@@ -42,7 +42,7 @@ def write_report(
     settings |= {"heads": recipe, "notices": list(data.notices), **notes}
     settings |= {"torch": torch.__version__, "python": platform.python_version()}
     report = {"settings": settings, "seconds": round(seconds, 1), "rows": rows}
-    write_json(output / "results.json", _plain(report))
+    write_json(output / "results.json", plain(report))
     table = [list(map(str, line)) for line in _table(rows)]
     write_text(output / "table.md", markdown_table(table) + "\n")
     pictures = [*_confusions(output, name, data, rows), *_curves(output, name, data, rows)]
@@ -53,9 +53,9 @@ def write_report(
 
 def _rows(data: ProbeData, results: Sequence) -> Iterator[dict]:
     """A row a setup, split and target."""
-    random = {result.setup[:3]: result for result in results if result.setup.arm == "random"}
+    random = {result.setup[:3]: result for result in results if result.setup.arm == RANDOM}
     for result in results:
-        twin = random.get(result.setup[:3]) if result.setup.arm == "pretrained" else None
+        twin = random.get(result.setup[:3]) if result.setup.arm == PRETRAINED else None
         for (split, target), runs in result.counted.items():
             if not len(runs[0].places):
                 continue
@@ -70,15 +70,6 @@ def _rows(data: ProbeData, results: Sequence) -> Iterator[dict]:
             if len(classes) <= MOST_DRAWN:
                 row["confusion"] = sum(run.confusion(len(classes)) for run in runs).astype(int).tolist()
             yield row
-
-
-def _plain(value: object) -> object:
-    """For JSON: no NaN, no tuples."""
-    if isinstance(value, Mapping):
-        return {key: _plain(own) for key, own in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(own) for own in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _table(rows: Sequence[Mapping]) -> Iterator[Sequence[object]]:

@@ -169,8 +169,7 @@ def fit(
         while epoch < recipe.epochs and epoch - state.best < recipe.patience:
             torch.manual_seed(int(np.random.default_rng([seed, epoch]).integers(1 << 62)))  # of dropout
             batches = epoch_batches(inputs.lengths[train], recipe.batch_size, seed, epoch)
-            batches = [train[batch] for batch in batches if len(batch) > 1 or len(batches) == 1]
-            _epoch(head, optimizer, inputs, targets, batches, device)
+            _epoch(head, optimizer, inputs, targets, [train[batch] for batch in _joined(head, batches)], device)
             epoch += 1
             loss = held_out_loss(head, inputs, targets, held_out, device)
             if not np.isfinite(loss):
@@ -180,6 +179,16 @@ def fit(
     head.load_state_dict(state.weights)
     head.eval()
     return Outcome(epoch, state.best, state.loss, state.seconds + time.monotonic() - started)
+
+
+def _joined(head: Head, batches: list[np.ndarray]) -> list[np.ndarray]:
+    """For a head with BatchNorm, which needs two proteins: a batch of one joined to another."""
+    if not any(isinstance(part, torch.nn.BatchNorm1d) for part in head.modules()):
+        return batches
+    single, rest = ([batch for batch in batches if (len(batch) < 2) == alone] for alone in (True, False))
+    if not rest:
+        raise InputError(f"{type(head).__name__} learns from batches of two proteins or more; batch_size should be 2")
+    return [*rest[:-1], np.concatenate([rest[-1], *single])]
 
 
 def _rows(inputs: Inputs, places: np.ndarray, device: torch.device) -> Iterator[Tensor]:

@@ -18,10 +18,13 @@ from probe.embeddings import POOLINGS, TOO_LONG
 from probe.projection.maps import ITERATIONS, METHODS
 from probe.projection.outputs import project, table_of
 from probe.projection.transfer import annotate
-from probe.projection.vectors import ARMS, METRICS, RANDOM, TRAINED
+from probe.projection.vectors import ARMS, METRICS
 from proteinlm import errors
 from proteinlm.errors import InputError
-from tape.runs.flags import DEVICE_FLAGS, add_flags, count, positive, within
+from tape.runs.flags import DEVICE_FLAGS, add_flags, positive, precision_name, refuse_flags, seed, within
+
+OF_A_MAP = ("limit", "method", "arms", "perplexity", "iterations", "random_seed")
+OF_A_TABLE = ("limit", "ignore", "sequence", "id", "exclude_relatives", "pooling", "layer", "max_length", "too_long")
 
 
 def build_parser() -> errors.ArgumentParser:
@@ -33,12 +36,13 @@ def build_parser() -> errors.ArgumentParser:
     parser.add_argument("--amino_acids", action="store_true", help="the 20 standard ones instead of proteins")
     parser.add_argument("--output", metavar="OUT", help="default: TABLE_map, MODEL_amino_acids, or QUERY_labels.csv")
     parser.add_argument("--column", nargs="+", metavar="COLUMN", help="that colour; default: those of 2 to 24 classes")
-    parser.add_argument("--missing", nargs="+", default=[], metavar="WORD", help="cells that are no label")
+    parser.add_argument("--ignore", nargs="+", default=[], metavar="LABEL", help="labels that mean unknown")
     parser.add_argument("--sequence", metavar="COLUMN", help="of the sequences, where names leave a doubt")
     parser.add_argument("--id", metavar="COLUMN", help="of the names")
+    parser.add_argument("--limit", type=positive, metavar="N", help="only N proteins of TABLE, at random")
     parser.add_argument("--query", metavar="NEW", help="name the nearest labelled proteins of TABLE for these")
     parser.add_argument("--method", nargs="+", choices=METHODS, default=["tsne", "pca"], help="default: tsne pca")
-    parser.add_argument("--arm", nargs="+", choices=ARMS, default=[TRAINED, RANDOM], help="default: trained random")
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=ARMS[:2], help="default: pretrained random")
     parser.add_argument("--perplexity", type=within(float, 1), help="of t-SNE; default: 30, of amino acids 5")
     parser.add_argument("--iterations", type=within(int, 250), default=ITERATIONS, help="of t-SNE (%(default)s)")
     parser.add_argument("--neighbors", type=positive, help="default: 10; of amino acids and of --query 3")
@@ -48,7 +52,8 @@ def build_parser() -> errors.ArgumentParser:
     parser.add_argument("--layer", type=int, default=-1, help="0: the embedding; default: the last")
     parser.add_argument("--max_length", type=positive, help="residues that are read (default: all the model can)")
     parser.add_argument("--too_long", choices=TOO_LONG, default=TOO_LONG[0], help="default: %(default)s")
-    parser.add_argument("--seed", type=count, default=0, help="of random weights, maps and intervals (%(default)s)")
+    parser.add_argument("--random_seed", type=seed, default=0, help="of the random weights (%(default)s)")
+    parser.add_argument("--seed", type=seed, default=0, help="of maps and intervals (%(default)s)")
     parser.add_argument("--embeddings_dir", metavar="DIR", help="where vectors and maps are kept (default: beside OUT)")
     add_flags(parser, *DEVICE_FLAGS)
     return parser
@@ -56,11 +61,9 @@ def build_parser() -> errors.ArgumentParser:
 
 def settings_of(args: argparse.Namespace) -> dict:
     """What `project` and `annotate` both take."""
-    if args.fp16 and args.bf16:
-        raise InputError("--fp16 and --bf16 exclude each other; give one")
-    names = ("missing", "sequence", "metric", "exclude_relatives", "seed", "embeddings_dir", "device")
+    names = ("ignore", "sequence", "metric", "exclude_relatives", "seed", "embeddings_dir", "device")
     names += ("pooling", "layer", "max_length", "too_long")
-    dtype = "fp16" if args.fp16 else "bf16" if args.bf16 else "fp32"
+    dtype = precision_name(args.fp16, args.bf16)
     return {name: getattr(args, name) for name in names} | {"name": args.id, "dtype": dtype}
 
 
@@ -93,17 +96,22 @@ def run_query(args: argparse.Namespace) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    args = build_parser().parse_args(argv)
+    parser = build_parser()
+    args = parser.parse_args(argv)
     if (args.table is None) != args.amino_acids:
         raise InputError("give TABLE, or --amino_acids without it")
+    if args.amino_acids:
+        refuse_flags(parser, args, OF_A_TABLE, "is of TABLE's proteins; not with --amino_acids")
     if args.query is not None:
         if args.amino_acids:
             raise InputError("--query needs TABLE, whose labels are handed on; not --amino_acids")
+        refuse_flags(parser, args, OF_A_MAP, "is of a map; not with --query")
         run_query(args)
         return 0
     stem = f"{Path(args.model).name}_amino_acids" if args.amino_acids else f"{stem_of(args.table)}_map"
-    drawing = {"columns": args.column, "arms": args.arm, "methods": args.method, "perplexity": args.perplexity}
-    drawing |= {"iterations": args.iterations, "neighbors": args.neighbors}
+    drawing = {"columns": args.column, "arms": args.arms, "methods": args.method, "perplexity": args.perplexity}
+    drawing |= {"iterations": args.iterations, "neighbors": args.neighbors, "limit": args.limit}
+    drawing |= {"random_seed": args.random_seed}
     results = project(args.model, args.table, args.output or stem, **drawing, **settings_of(args))
     print_table(table_of(results["columns"]))
     return 0

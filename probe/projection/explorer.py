@@ -215,7 +215,7 @@ const options = (select, names, label = name => name) => names.forEach((name, k)
   const option = document.createElement("option");
   option.value = select === ui("column") ? k : name; option.textContent = label(name); select.append(option);
 });
-options(ui("arm"), data.arms, name => name === "random" ? "random weights" : name);
+options(ui("arm"), data.arms);
 options(ui("method"), data.methods, name => data.names[name]);
 options(ui("column"), data.columns.map(own => own.name));
 for (const id of ["arm", "method"]) ui(id).addEventListener("change", () => { over = -1; whole(); });

@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 
 from proteinlm.errors import InputError
-from proteinlm.files import atomic_path
 from proteinlm.progress import Progress
+from tape.inference.parts import kept_array
 
 METHODS = ("pca", "tsne", "umap")
 NAMES = {"pca": "PCA", "tsne": "t-SNE", "umap": "UMAP"}
@@ -57,7 +57,8 @@ class _Iterations(io.TextIOBase):
 
 def pca(vectors: np.ndarray, seed: int) -> Map:
     decomposition = need("sklearn.decomposition", "scikit-learn", "probe").PCA(2, random_state=seed)
-    xy = decomposition.fit_transform(vectors)
+    with np.errstate(invalid="ignore"):  # vectors that are all alike have no variance
+        xy = decomposition.fit_transform(vectors)
     shares = np.nan_to_num(decomposition.explained_variance_ratio_)
     return Map(xy, tuple(f"PC {i + 1} ({share:.1%} of the variance)" for i, share in enumerate(shares)))
 
@@ -98,9 +99,4 @@ def _once(compute, vectors: np.ndarray, settings: dict, directory: Path | None) 
     if directory is None:
         return compute()
     digest = hashlib.sha256(np.ascontiguousarray(vectors).tobytes() + json.dumps(settings).encode()).hexdigest()
-    path = directory / f"map_{digest[:16]}.npy"
-    if not path.is_file():
-        xy = compute()
-        with atomic_path(path) as temporary, temporary.open("wb") as file:
-            np.save(file, xy)
-    return np.load(path)
+    return kept_array(directory / f"map_{digest[:16]}.npy", compute)

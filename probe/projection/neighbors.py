@@ -71,6 +71,8 @@ def purity_of(vectors: np.ndarray, labels: np.ndarray, k: int, seed: int, groups
         raise InputError(f"--neighbors {k}: {len(labels)} points have a label; should be fewer than they are")
     distances, near = nearest(vectors, k=k, groups=groups)
     each = purity(labels, distances, near)
+    if np.isnan(each).all():
+        raise InputError("--exclude_relatives: all proteins with a label are relatives, so none has a neighbour")
     by_class = {int(label): float(np.nanmean(each[labels == label])) for label in np.unique(labels[~np.isnan(each)])}
     interval = confidence_interval(mean_of(each), RESAMPLES, seed)
     result = {key: interval[key] for key in ("value", "low", "high")} | {"k": k, "points": int((~np.isnan(each)).sum())}

@@ -12,15 +12,16 @@ from pathlib import Path
 
 import numpy as np
 
+from probe.arms import COMPOSITION, PRETRAINED, RANDOM
 from probe.projection import maps as mapping
 from probe.projection import picture, vectors
 from probe.projection.explorer import explorer
 from probe.projection.maps import ITERATIONS, METHODS, PERPLEXITY, PERPLEXITY_OF_AMINO_ACIDS, Map, make_map
 from probe.projection.neighbors import RESAMPLES, purity_of, silhouette_of
 from probe.projection.points import FEWEST, Column, Points, amino_acids, read_points
-from probe.projection.vectors import ARMS, COMPOSITION, RANDOM, TRAINED
+from probe.projection.vectors import ARMS
 from proteinlm.errors import InputError
-from proteinlm.files import atomic_path, write_json, write_text
+from proteinlm.files import atomic_path, check_writable, write_json, write_text
 from tape.data.holdout import cluster_sequences
 from tape.scoring.bootstrap import mean_of, paired_difference
 
@@ -33,16 +34,18 @@ def project(
     output: str | Path,
     *,
     columns: Sequence[str] | None = None,
-    missing: Collection[str] = (),
+    ignore: Collection[str] = (),
     sequence: str | None = None,
     name: str | None = None,
-    arms: Sequence[str] = (TRAINED, RANDOM),
+    arms: Sequence[str] = (PRETRAINED, RANDOM),
     methods: Sequence[str] = ("tsne", "pca"),
     perplexity: float | None = None,
     iterations: int = ITERATIONS,
     neighbors: int | None = None,
     metric: str = "euclidean",
     exclude_relatives: bool = False,
+    limit: int | None = None,
+    random_seed: int = 0,
     seed: int = 0,
     embeddings_dir: str | Path | None = None,
     device: str = "auto",
@@ -51,24 +54,30 @@ def project(
 ) -> dict:
     """Write OUTPUT.html, .json, .csv and OUTPUT_COLUMN.png, .svg, .dark.png, .dark.svg; return what the JSON has.
 
-    table: CSV, TSV or FASTA; None: the 20 amino acids' input embeddings. arms: of ARMS; pooled: pooling, layer,
-    max_length, too_long (probe.projection.vectors.protein_vectors). InputError for what cannot be drawn.
+    table: CSV, TSV or FASTA; None: the 20 amino acids' input embeddings. arms: of ARMS; limit: so many of its proteins;
+    random_seed: of random weights; seed: of maps and intervals; pooled: pooling, layer, max_length, too_long
+    (probe.projection.vectors.protein_vectors). InputError for what cannot be drawn.
     """
     few = table is None
-    points = amino_acids() if few else read_points(table, columns, missing, sequence=sequence, name=name)
+    points = (
+        amino_acids(columns) if few else read_points(table, columns, ignore, sequence=sequence, name=name, limit=limit)
+    )
     perplexity = perplexity or (PERPLEXITY_OF_AMINO_ACIDS if few else PERPLEXITY)
     neighbors = neighbors or (NEIGHBORS_OF_AMINO_ACIDS if few else NEIGHBORS)
     _check(points, methods, perplexity, neighbors)
+    for ending in (".html", ".csv", ".json"):
+        check_writable(Path(f"{output}{ending}"))
     directory = None if few else Path(embeddings_dir or Path(output).parent / "embeddings")
     spaces = {}
     for arm in arms:
-        own = _vectors(model, arm, points, directory, seed, device, dtype, pooled)
+        own = _vectors(model, arm, points, directory, random_seed, device, dtype, pooled)
         spaces[arm] = vectors.with_metric(own, metric)
     groups = cluster_sequences(points.sequences) if exclude_relatives else None
     numbers = {column.name: measure(column, spaces, neighbors, seed, groups) for column in points.columns}
     drawn = {arm: _maps(arm, own, methods, seed, perplexity, iterations, directory) for arm, own in spaces.items()}
     results = {
-        "data": Path(points.source).name, "model": str(model), "points": len(points), "seed": seed, "metric": metric,
+        "data": Path(points.source).name, "model": str(model), "points": len(points),
+        "random_seed": random_seed if RANDOM in arms else None, "seed": seed, "metric": metric,
         "vectors": "input embeddings" if few else {"pooling": "mean", "layer": -1} | pooled, "neighbors": neighbors,
         "relatives_excluded": exclude_relatives, "perplexity": perplexity, "iterations": iterations,
         "columns": numbers,
@@ -96,13 +105,14 @@ def _check(points: Points, methods: Sequence[str], perplexity: float, neighbors:
 
 
 def _vectors(
-    model: str, arm: str, points: Points, directory: Path | None, seed: int, device: str, dtype: str, pooled: Mapping
-) -> np.ndarray:
+    model: str, arm: str, points: Points, directory: Path | None, random_seed: int, device: str, dtype: str,
+    pooled: Mapping,
+) -> np.ndarray:  # fmt: skip
     if arm not in ARMS:
         raise InputError(f"arm {arm!r}: should be one of {', '.join(ARMS)}")
     if arm == COMPOSITION:
         return vectors.compositions(points)
-    encoder = vectors.open_arm(model, arm, seed, device, dtype)
+    encoder = vectors.open_arm(model, arm, random_seed, device, dtype)
     if directory is None:
         return vectors.check_finite(vectors.input_embeddings(encoder), points, encoder.source)
     return vectors.protein_vectors(encoder, points, directory, **pooled)
@@ -122,7 +132,7 @@ def _maps(
 def measure(
     column: Column, spaces: Mapping[str, np.ndarray], k: int, seed: int, groups: np.ndarray | None = None
 ) -> dict:
-    """Purity and silhouette of a column of classes in each space, and the paired difference of trained and random.
+    """Purity and silhouette of a column of classes in each space, and the paired difference of pretrained and random.
 
     spaces: arm -> float64 [N, h]. A column of numbers has none.
     """
@@ -137,9 +147,9 @@ def measure(
         each[arm] = mean_of(purity.pop("each"))
         purity["by_class"] = {column.classes[place]: value for place, value in purity["by_class"].items()}
         result[arm] = {"purity": purity, "silhouette": silhouette_of(own[known], labels, seed)}
-    if TRAINED in each and RANDOM in each:
-        difference = paired_difference(each[TRAINED], each[RANDOM], RESAMPLES, seed)
-        result["purity_trained_minus_random"] = {key: difference[key] for key in ("value", "low", "high")}
+    if PRETRAINED in each and RANDOM in each:
+        difference = paired_difference(each[PRETRAINED], each[RANDOM], RESAMPLES, seed)
+        result["purity_minus_random"] = {key: difference[key] for key in ("value", "low", "high")}
     return result
 
 
@@ -175,7 +185,7 @@ def table_of(columns: Mapping[str, Mapping]) -> dict[str, list[str]]:
     k = rows[0][2][rows[0][1]]["purity"]["k"]
     table = {
         "column": [name for name, _, _ in rows],
-        "weights": [arm for _, arm, _ in rows],
+        "arm": [arm for _, arm, _ in rows],
         "labelled": [f"{numbers['points']:,}" for _, _, numbers in rows],
         "classes": [str(len(numbers["classes"])) for _, _, numbers in rows],
     }
@@ -201,7 +211,7 @@ def write_outputs(output: Path, points: Points, maps: Mapping[str, Mapping[str, 
     caption, written = caption_of(results), [output.with_name(f"{output.name}{end}") for end in (".html", ".csv")]
     for column in points.columns:
         text = lines_of(results["columns"][column.name])
-        written += picture.draw_all(output, points, column, maps, caption, text)
+        written += picture.draw_column(output, points, column, maps, caption, text)
     title = f"What {Path(results['model']).name} makes of {results['data']}"
     write_text(written[0], explorer(title, caption, points, maps, table_of(results["columns"])))
     with atomic_path(written[1]) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:

@@ -9,16 +9,14 @@ from pathlib import Path
 
 import numpy as np
 
-from probe.page import DARK, LIGHT
 from probe.projection.maps import NAMES, Map
 from probe.projection.points import Column, Points
-from proteinlm.files import atomic_path
+from probe.themes import draw_all
 
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 SHAPES = ("circle", "square", "triangle")
 MARKERS = {"circle": "o", "square": "s", "triangle": "^"}
 STYLES = len(COLORS) * len(SHAPES)
-THEMES = {"": LIGHT, ".dark": DARK}
 SCALE = "cividis"  # of numbers
 NAMED = 60  # fewer points than this have their names beside them
 RASTER = 1500  # with more points an SVG has them as one image
@@ -76,31 +74,24 @@ def _legend(column: Column, theme: Mapping[str, str]) -> list:
     return marks
 
 
-def draw(
-    paths: Sequence[Path],
+def draw_column(
+    stem: Path,
     points: Points,
     column: Column,
     maps: Mapping[str, Mapping[str, Map]],
     caption: str,
     numbers: Sequence[str],
-    theme: Mapping[str, str],
-) -> None:
-    """paths: .png and .svg; maps: arm -> method -> Map; caption: data, model, seed; numbers: a line an arm."""
-    import matplotlib
-    from matplotlib.figure import Figure
-
+) -> list[Path]:
+    """STEM_COLUMN.png, .svg, and for dark pages .dark.png, .dark.svg. maps: arm -> method -> Map; caption: data, model,
+    seed; numbers: a line an arm."""
     arms, methods = list(maps), list(next(iter(maps.values())))
-    style = {"svg.hashsalt": "proteinlm", "svg.fonttype": "none", "font.size": 8, "axes.linewidth": 0.5}
-    ink = dict.fromkeys(("text.color", "axes.labelcolor", "axes.titlecolor", "xtick.color", "ytick.color"), "ink")
-    style |= {name: theme[color] for name, color in (ink | {"axes.edgecolor": "line"}).items()}
-    with matplotlib.rc_context(style):
-        size = (2.2 + 3.5 * len(methods), 1.2 + 3.3 * len(arms))
-        figure = Figure(figsize=size, dpi=130, layout="constrained", facecolor=theme["paper"])
+
+    def draw(figure, theme: Mapping[str, str]) -> None:
         panels = figure.subplots(len(arms), len(methods), squeeze=False)
         for row, arm in enumerate(arms):
             for axes, method in zip(panels[row], methods, strict=True):
                 scale = _panel(axes, points, column, maps[arm][method], theme)
-                axes.set_title(f"{'random weights' if arm == 'random' else arm}, {NAMES[method]}", fontsize=9)
+                axes.set_title(f"{arm}, {NAMES[method]}", fontsize=9)
         if not column.classes:
             figure.colorbar(scale, ax=panels, label=column.name, aspect=40, pad=0.01)
         if marks := _legend(column, theme):
@@ -108,10 +99,10 @@ def draw(
             figure.legend(handles=marks, title=column.name if column.classes else None, **look)
         figure.suptitle(caption, fontsize=9)
         figure.supxlabel("\n".join(numbers), fontsize=8)
-        for path in paths:
-            form = path.suffix[1:]
-            with atomic_path(path) as temporary:
-                figure.savefig(temporary, format=form, metadata={"Date": None} if form == "svg" else None)
+
+    name = "".join(letter if letter.isalnum() else "_" for letter in column.name)
+    size = (2.2 + 3.5 * len(methods), 1.2 + 3.3 * len(arms))
+    return draw_all(f"{stem}_{name}", size, draw, axes_linewidth=0.5, axes_edgecolor="line")
 
 
 def _panel(axes, points: Points, column: Column, own: Map, theme: Mapping[str, str]):
@@ -121,17 +112,7 @@ def _panel(axes, points: Points, column: Column, own: Map, theme: Mapping[str, s
     if len(points) < NAMED:
         for name, place in zip(points.ids, own.xy, strict=True):
             axes.annotate(name, place, (4, 3), textcoords="offset points", fontsize=7)
-    axes.set_facecolor(theme["paper"])
     axes.set_xlabel(own.axes[0], fontsize=7)
     axes.set_ylabel(own.axes[1], fontsize=7)
     axes.tick_params(labelsize=6, length=2)
     return scale
-
-
-def draw_all(stem: Path, points: Points, column: Column, maps, caption: str, numbers: Sequence[str]) -> list[Path]:
-    """STEM_COLUMN.png, .svg, and for dark pages .dark.png, .dark.svg."""
-    name = "".join(letter if letter.isalnum() else "_" for letter in column.name)
-    pictures = {theme: [Path(f"{stem}_{name}{theme}{suffix}") for suffix in (".png", ".svg")] for theme in THEMES}
-    for theme, paths in pictures.items():
-        draw(paths, points, column, maps, caption, numbers, THEMES[theme])
-    return [path for paths in pictures.values() for path in paths]

@@ -5,17 +5,17 @@ What must hold: every id once; a column has classes or numbers, never both; a mi
 
 from collections import Counter
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from probe.arms import AMINO_ACIDS
 from proteinlm.errors import InputError
-from proteinlm.sequences import residues_of
 from proteinlm.tables import Table, read_table
 from tape.own_data.columns import find_id, find_sequence
 from tape.own_data.kinds import MISSING
+from tape.own_data.read import read_sequence
 
 MOST_CLASSES = 24  # of a column that is coloured without being asked for
 FEWEST = 4  # points of a map
@@ -77,13 +77,15 @@ def _number(cell: str) -> float | None:
     return value if np.isfinite(value) else None
 
 
-def make_column(name: str, cells: Sequence[str], missing: Collection[str] = ()) -> Column:
+def make_column(name: str, cells: Sequence[str], ignore: Collection[str] = ()) -> Column:
     """Numbers where every known cell is one and there are too many different ones for classes; else classes."""
-    known = [cell for cell in cells if cell not in MISSING and cell not in missing]
+    if all(cell in MISSING or cell in ignore for cell in cells):
+        return Column(name, (), np.full(len(cells), np.nan))
+    known = [cell for cell in cells if cell not in MISSING and cell not in ignore]
     numbers = [_number(cell) for cell in known]
     if len(set(known)) > MOST_CLASSES and None not in numbers:
         rest = iter(numbers)
-        absent = MISSING.union(missing)
+        absent = MISSING.union(ignore)
         return Column(name, (), np.array([np.nan if cell in absent else next(rest) for cell in cells]))
     classes = sorted(Counter(known).items(), key=lambda item: (-item[1], item[0]))
     place = {cell: i for i, (cell, _) in enumerate(classes)}
@@ -93,30 +95,33 @@ def make_column(name: str, cells: Sequence[str], missing: Collection[str] = ()) 
 def read_points(
     path: str | Path,
     columns: Sequence[str] | None = None,
-    missing: Collection[str] = (),
+    ignore: Collection[str] = (),
     *,
     sequence: str | None = None,
     name: str | None = None,
+    limit: int | None = None,
 ) -> Points:
     """The proteins of a CSV, TSV or FASTA file. columns: that are shown; None: those of 2 ... MOST_CLASSES classes,
     and where there is none the length.
 
-    missing: cells that are no label, beside MISSING; sequence, name: columns where their names leave a doubt.
+    ignore: cells that are no label, beside MISSING; sequence, name: columns where their names leave a doubt; limit:
+    only so many proteins, drawn once, in their order.
     """
     table = read_table(path)
+    if limit is not None and limit < len(table):
+        rows = np.sort(np.random.default_rng(0).permutation(len(table))[:limit])
+        table = replace(table, rows=[table.rows[i] for i in rows], lines=[table.lines[i] for i in rows])
     sequence, name = find_sequence(table, sequence), find_id(table, name)
     ids = table.column(name) if name else [f"line {line}" for line in table.lines]
     _check_ids(table, ids, name)
-    sequences = [residues_of(cell) for cell in table.column(sequence)]
-    if "" in sequences:
-        raise InputError(f"{table.where(sequences.index(''), sequence)}: no residues; should be a protein's letters")
+    sequences = [read_sequence(table, row, sequence, cell) for row, cell in enumerate(table.column(sequence))]
     if columns is None:
         rest = [column for column in table.columns if column not in (sequence, name)]
-        made = [make_column(column, table.column(column), missing) for column in rest]
+        made = [make_column(column, table.column(column), ignore) for column in rest]
         made = [column for column in made if 2 <= len(column.classes) <= MOST_CLASSES and max(column.counts) > 1]
         made = made or [Column("length", (), np.array([len(sequence) for sequence in sequences], np.float64))]
     else:
-        made = [make_column(column, table.column(column), missing) for column in dict.fromkeys(columns)]
+        made = [make_column(column, table.column(column), ignore) for column in dict.fromkeys(columns)]
         for column in made:
             _check_column(table, column)
     where = [f"{table.where(i)} ({ids[i]})" for i in range(len(table))]
@@ -142,11 +147,15 @@ def _check_column(table: Table, column: Column) -> None:
         )
 
 
-def amino_acids() -> Points:
-    """The 20 standard ones, each its own name and sequence, with PROPERTIES."""
-    columns = []
-    for name, classes in PROPERTIES.items():
+def amino_acids(columns: Sequence[str] | None = None) -> Points:
+    """The 20 standard ones, each its own name and sequence, with these of PROPERTIES (None: all)."""
+    for name in columns or ():
+        if name not in PROPERTIES:
+            raise InputError(f"column {name!r} of amino acids: should be one of {', '.join(PROPERTIES)}")
+    made = []
+    for name in columns or PROPERTIES:
+        classes = PROPERTIES[name]
         own = {letter: kind for kind, letters in classes.items() for letter in letters}
-        columns.append(make_column(name, [own[letter] for letter in AMINO_ACIDS]))
+        made.append(make_column(name, [own[letter] for letter in AMINO_ACIDS]))
     letters = list(AMINO_ACIDS)
-    return Points("20 amino acids", letters, letters, letters, tuple(columns))
+    return Points("20 amino acids", letters, letters, letters, tuple(made))

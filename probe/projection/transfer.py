@@ -17,13 +17,13 @@ from pathlib import Path
 
 import numpy as np
 
+from probe.arms import open_encoder
 from probe.projection import vectors
 from probe.projection.maps import need
 from probe.projection.neighbors import RESAMPLES, nearest
 from probe.projection.points import read_points
-from probe.projection.vectors import TRAINED
 from proteinlm.errors import InputError
-from proteinlm.files import atomic_path, write_json
+from proteinlm.files import atomic_path, check_writable, write_json
 from proteinlm.tables import is_fasta
 from tape.data.holdout import cluster_sequences
 from tape.scoring.bootstrap import confidence_interval, mean_of
@@ -117,7 +117,7 @@ def annotate(
     output: str | Path,
     *,
     column: str,
-    missing: Collection[str] = (),
+    ignore: Collection[str] = (),
     sequence: str | None = None,
     name: str | None = None,
     neighbors: int = 3,
@@ -131,21 +131,25 @@ def annotate(
 ) -> dict:
     """Write OUTPUT (.csv): a row for each protein of `query` and each of its nearest labelled proteins of `table`, and
     OUTPUT's .json, which is returned: how good such neighbours are on the reference itself."""
-    reference = read_points(table, [column], missing, sequence=sequence, name=name)
+    reference = read_points(table, [column], ignore, sequence=sequence, name=name)
     own_names = {} if is_fasta(query) else {"sequence": sequence, "name": name}
     new = read_points(query, [], **own_names)
     own = reference.columns[0]
     if not own.classes:
         raise InputError(f"{table}, column {column}: numbers; labels of neighbours should be classes")
+    check_writable(Path(output))
     known = np.flatnonzero(own.known)
     if neighbors >= len(known):
         raise InputError(f"{table}, column {column}: {len(known)} have a label, not more than --neighbors {neighbors}")
-    encoder = vectors.open_arm(model, TRAINED, seed, device, dtype)
+    encoder = open_encoder(str(model), device=device, dtype=dtype)
     directory = Path(embeddings_dir or Path(output).parent / "embeddings")
     new_space = vectors.with_metric(vectors.protein_vectors(encoder, new, directory, **pooled), metric)
     space = vectors.with_metric(vectors.protein_vectors(encoder, reference, directory, **pooled), metric)[known]
     labels, clusters = own.values[known], cluster_sequences([reference.sequences[i] for i in known])
     calibration = calibrate(space, labels, neighbors, clusters if exclude_relatives else None)
+    if not calibration.exists.any(0).all():
+        text = f"without relatives no protein has {neighbors} neighbours; --neighbors should be lower"
+        raise InputError(f"{table}: {text}, or --exclude_relatives absent")
     distances, near = nearest(new_space, space, neighbors)
     agreement, nearer = calibration.agreement(distances), calibration.nearer(distances[:, 0])
     with atomic_path(output) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:

@@ -8,20 +8,20 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from probe.arms import AMINO_ACIDS, OneHot, open_encoder
+from probe.arms import AMINO_ACIDS, COMPOSITION, PRETRAINED, RANDOM, OneHot, open_encoder
 from probe.embeddings import embed_once
 from probe.projection.points import Points
 from proteinlm.encoder import Encoder, make_stream
 from proteinlm.errors import InputError
 from proteinlm.huggingface.trunk import Trunk
 
-TRAINED, RANDOM, COMPOSITION = ARMS = ("trained", "random", "composition")
+ARMS = (PRETRAINED, RANDOM, COMPOSITION)
 METRICS = ("euclidean", "cosine")
 
 
-def open_arm(model: str, arm: str, seed: int, device: str = "auto", dtype: str = "fp32") -> Encoder:
+def open_arm(model: str, arm: str, random_seed: int, device: str = "auto", dtype: str = "fp32") -> Encoder:
     """The model, or its twin with random weights."""
-    return open_encoder(model, random_seed=seed if arm == RANDOM else None, device=device, dtype=dtype)
+    return open_encoder(model, random_seed=random_seed if arm == RANDOM else None, device=device, dtype=dtype)
 
 
 def input_embeddings(encoder: Encoder) -> np.ndarray:
@@ -47,13 +47,10 @@ def protein_vectors(
     too_long: str = "error",
 ) -> np.ndarray:
     """float32 [N, h], from the files of `directory` where they are there."""
-    limit = min(filter(None, (max_length, (encoder.config.max_tokens or 2) - 2)), default=None)
-    for where, sequence in zip(points.where, points.sequences, strict=True):
-        if limit is not None and len(sequence) > limit and too_long == "error":
-            raise InputError(f"{where}: {len(sequence):,} residues, at most {limit:,} are read; --too_long crop")
     embeddings = embed_once(
-        encoder, points.sequences, directory, layers=(layer,), max_length=max_length, too_long=too_long
-    )
+        encoder, points.sequences, directory, layers=(layer,), max_length=max_length, too_long=too_long,
+        where=points.where,
+    )  # fmt: skip
     return check_finite(embeddings.pooled(pooling, layer), points, encoder.source)
 
 

@@ -5,8 +5,9 @@ proteinlm variants MODEL WT.fasta --scan --output scan.csv             every mut
 proteinlm variants M1 M2 M3 WT.fasta MUTATIONS.csv --score wt-marginals      several models and their mean
 
 MUTATIONS.csv has ProteinGym's columns: mutant (H24C, or H24C:P25A), DMS_score where there are measurements. The output
-has its columns and one a model, under the model's name, `ensemble` for their mean; OUT.json has the numbers. What must
-hold: files are whole or absent; a killed run, started again with the same command, goes on where it was.
+has its columns and one a model, under the model's name, `ensemble` for their mean, `random` for random weights;
+OUT.json has the numbers. What must hold: files are whole or absent; a killed run, started again with the same command,
+goes on where it was.
 """
 
 import argparse
@@ -19,11 +20,11 @@ from pathlib import Path
 
 import numpy as np
 
-import proteinlm
+from probe.arms import open_encoder
 from probe.variants import floors, heat_map
 from probe.variants.mutations import AMINO_ACIDS, Assay, WildType, every_mutant, name_of, read_assay, read_wild_type
 from probe.variants.passes import WINDOW
-from probe.variants.ranking import METRICS, intervals
+from probe.variants.ranking import METRICS, differences, intervals
 from probe.variants.scoring import METHODS, score
 from proteinlm import errors
 from proteinlm.encoder import Encoder
@@ -32,7 +33,7 @@ from proteinlm.files import atomic_path, write_json
 from proteinlm.tables import is_table
 from tape.runs.flags import DEVICE_FLAGS, add_flags, count, positive
 
-ENSEMBLE = "ensemble"
+ENSEMBLE, RANDOM = "ensemble", "random"
 
 
 def build_parser() -> errors.ArgumentParser:
@@ -45,6 +46,7 @@ def build_parser() -> errors.ArgumentParser:
     )  # fmt: skip
     parser.add_argument("--output", metavar="OUT.csv", help="default: MUTATIONS_scored.csv, here")
     parser.add_argument("--score", choices=METHODS, default=METHODS[0], help="default: %(default)s")
+    parser.add_argument("--random_seed", type=count, help="another column: the first model's shape with random weights")
     parser.add_argument("--scan", action="store_true", help="every amino acid at every site, and a heat map beside OUT")
     parser.add_argument("--offset", type=int, help="number of WT's first residue in the names of mutants (default: 1)")
     parser.add_argument("--mutant_column", metavar="COLUMN", help="default: mutant, or else mutated_sequence")
@@ -64,7 +66,7 @@ def split_words(words: Sequence[str]) -> tuple[list[str], str, str | None]:
     return list(words[:first]), words[first], words[first + 1] if len(words) > first + 1 else None
 
 
-def column_names(models: Sequence[str], columns: Sequence[str]) -> list[str]:
+def column_names(models: Sequence[str], columns: Sequence[str], random: bool = False) -> list[str]:
     """The models' names, told apart by what is above them; InputError where the input has such a column."""
     paths = [Path(model).resolve() for model in models]
     names = [path.name for path in paths]
@@ -72,17 +74,20 @@ def column_names(models: Sequence[str], columns: Sequence[str]) -> list[str]:
         names = ["/".join(path.parts[-2:]) for path in paths]
     if len(set(names)) < len(names):
         raise InputError(f"{', '.join(models)}: one model twice")
-    for name in names:
-        if name in (*columns, ENSEMBLE):
+    own = (ENSEMBLE, RANDOM) if random else (ENSEMBLE,)
+    if clash := set(own).intersection(names):
+        raise InputError(f"a model is called {min(clash)!r}, which is a column of its own; should have another name")
+    for name in [*names, *own[1:]]:
+        if name in columns:
             raise InputError(f"the mutants' file has a column {name!r} already; should be without it")
     return names
 
 
-def open_encoder(model: str, args: argparse.Namespace) -> Encoder:
+def open_model(model: str, args: argparse.Namespace, random_seed: int | None) -> Encoder:
     if args.fp16 and args.bf16:
         raise InputError("--fp16 and --bf16 exclude each other; give one")
     dtype = "fp16" if args.fp16 else "bf16" if args.bf16 else "fp32"
-    encoder = proteinlm.load(model, dtype, args.device)
+    encoder = open_encoder(model, random_seed=random_seed, device=args.device, dtype=dtype)
     encoder.need_lm_head()
     return encoder
 
@@ -92,16 +97,21 @@ def score_all(
 ) -> tuple[dict[str, np.ndarray], dict[str, float]]:
     """(scores by column, seconds by column). One model is in memory at a time."""
     scores, seconds = {}, {}
-    for number, (name, model) in enumerate(models.items()):
+    arms = [(name, model, None) for name, model in models.items()]
+    if args.random_seed is not None:
+        arms.append((RANDOM, arms[0][1], args.random_seed))
+    for number, (name, model, random_seed) in enumerate(arms):
         started, saved = time.monotonic(), Path(f"{output}.partial-{number}")
         print(f"{name}: {args.score} of {len(mutants):,} mutants of {wild.name}", file=sys.stderr, flush=True)
+        encoder = open_model(model, args, random_seed)
         scores[name] = score(
-            open_encoder(model, args), wild.sequence, mutants, args.score, offset=wild.offset, window=args.window,
+            encoder, wild.sequence, mutants, args.score, offset=wild.offset, window=args.window,
             batch_tokens=args.tokens_per_batch, saved=saved,
         )  # fmt: skip
+        del encoder
         seconds[name] = time.monotonic() - started
-    if len(scores) > 1:
-        scores[ENSEMBLE] = np.mean(list(scores.values()), axis=0)
+    if len(models) > 1:
+        scores[ENSEMBLE] = np.mean([scores[name] for name in models], axis=0)
     return scores, seconds
 
 
@@ -113,8 +123,10 @@ def write_scores(path: Path, columns: Sequence[str], rows: Sequence, scores: Map
             writer.writerow([*row, *(f"{values[i]:.6f}" for values in scores.values())])
 
 
-def rank(assay: Assay, scores: Mapping[str, np.ndarray], wild: WildType, alignment: str | None) -> dict[str, dict]:
-    """The metrics of each column and of the floors, on the mutants that have a measured value."""
+def rank(
+    assay: Assay, scores: Mapping[str, np.ndarray], wild: WildType, alignment: str | None
+) -> tuple[dict[str, dict], dict[str, dict]]:
+    """(metrics of each column and of the floors, each column minus `random`), of mutants with a measured value."""
     known = np.isfinite(assay.measured)
     if known.sum() < 2:
         raise InputError(f"{assay.table.path}: column {assay.measured_column} has {known.sum()} numbers; needs two")
@@ -125,7 +137,10 @@ def rank(assay: Assay, scores: Mapping[str, np.ndarray], wild: WildType, alignme
     if alignment is not None:
         profile = floors.read_profile(alignment, wild)
         columns["site_independent"] = floors.site_independent(assay.mutants, profile)
-    return {name: intervals(values[known], assay.measured[known]) for name, values in columns.items()}
+    measured = assay.measured[known]
+    metrics = {name: intervals(values[known], measured) for name, values in columns.items()}
+    rivals = [name for name in scores if RANDOM in scores and name != RANDOM]
+    return metrics, {name: differences(scores[name][known], scores[RANDOM][known], measured) for name in rivals}
 
 
 def print_metrics(metrics: Mapping[str, Mapping]) -> None:
@@ -137,14 +152,14 @@ def print_metrics(metrics: Mapping[str, Mapping]) -> None:
 
 
 def scan_output(output: Path, wild: WildType, scores: dict[str, np.ndarray], method: str) -> None:
-    """OUT: a line a mutation; the heat map of the last column (the only model, or the ensemble) beside it."""
+    """OUT: a line a mutation; the heat map of the only model, or the ensemble, beside it."""
     mutants = every_mutant(wild.sequence)
     rows = [(name_of(m, wild.offset), m[0].site + wild.offset, m[0].wild, m[0].letter) for m in mutants]
     write_scores(output, ("mutant", "position", "wild_type", "amino_acid"), rows, scores)
-    column, values = list(scores.items())[-1]
-    model = f"mean of {len(scores) - 1} models" if column == ENSEMBLE else column
+    models = [name for name in scores if name not in (ENSEMBLE, RANDOM)]
+    column, model = (ENSEMBLE, f"mean of {len(models)} models") if ENSEMBLE in scores else (models[0], models[0])
     caption = heat_map.Caption(wild.name, model, method)
-    table = values.reshape(-1, len(AMINO_ACIDS))
+    table = scores[column].reshape(-1, len(AMINO_ACIDS))
     own = [row[AMINO_ACIDS.index(a)] for row, a in zip(table, wild.sequence, strict=True) if a in AMINO_ACIDS]
     table = table - (own[0] if own else 0.0)  # all alike, and 0 for marginals and differences
     pictures = heat_map.draw_all(output.with_suffix(""), wild, table, caption)
@@ -154,17 +169,17 @@ def scan_output(output: Path, wild: WildType, scores: dict[str, np.ndarray], met
 def mutants_output(
     output: Path, assay: Assay, wild: WildType, scores: dict[str, np.ndarray], args: argparse.Namespace
 ) -> dict[str, dict]:
-    """OUT: the rows of the input and the scores. Returns the metrics, none without measured values."""
+    """OUT: the rows of the input and the scores. Returns what `rank` gives, empty without measured values."""
     columns, rows = assay.table.columns, assay.table.rows
     if "mutant" not in columns:
         columns = ("mutant", *columns)
         rows = [[name_of(m, wild.offset), *row] for m, row in zip(assay.mutants, rows, strict=True)]
-    metrics = {} if assay.measured is None else rank(assay, scores, wild, args.alignment)
+    metrics, gaps = ({}, {}) if assay.measured is None else rank(assay, scores, wild, args.alignment)
     write_scores(output, columns, rows, scores)
     if metrics:
-        print_metrics(metrics)
+        print_metrics(metrics | {f"{name} - {RANDOM}": gap for name, gap in gaps.items()})
     print(f"wrote {output}: {len(rows):,} mutants")
-    return metrics
+    return {"metrics": metrics, "minus_random": gaps}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -183,16 +198,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     mutants = every_mutant(wild.sequence) if assay is None else assay.mutants
     if args.alignment is not None:
         floors.read_profile(args.alignment, wild)  # what is wrong with it shows before the work
-    names = column_names(models, () if assay is None else assay.table.columns)
+    names = column_names(models, () if assay is None else assay.table.columns, args.random_seed is not None)
     scores, seconds = score_all(dict(zip(names, models, strict=True)), wild, mutants, args, output)
     if assay is None:
         scan_output(output, wild, scores, args.score)
-    metrics = {} if assay is None else mutants_output(output, assay, wild, scores, args)
+    metrics = {"metrics": {}} if assay is None else mutants_output(output, assay, wild, scores, args)
     settings = {"wild_type": wild.name, "residues": len(wild.sequence), "offset": wild.offset, "score": args.score}
     settings |= {"window": args.window, "mutants": len(mutants), "data": Path(mutants_path or wild_path).name}
-    settings |= {"models": dict(zip(names, models, strict=True)), "seconds": seconds, "metrics": metrics}
-    write_json(output.with_suffix(".json"), settings)
-    for number in range(len(models)):
+    settings |= {"models": dict(zip(names, models, strict=True)), "random_seed": args.random_seed, "seconds": seconds}
+    write_json(output.with_suffix(".json"), settings | metrics)
+    for number in range(len(seconds)):
         Path(f"{output}.partial-{number}").unlink(missing_ok=True)
     return 0
 

@@ -1,6 +1,7 @@
 """How well scores rank measured mutants: Spearman, NDCG and top-decile recall, each with a 95% interval.
 
     intervals(scores, measured)["spearman"]          {"value": ..., "low": ..., "high": ..., ...}
+    differences(scores, others, measured)            the same mutants drawn for both
 
 NDCG and recall are ProteinGym's (proteingym/performance_DMS_benchmarks.py at a6fc27f): gains are the measured values
 scaled to 0 ... 1, of the best tenth by score; recalled is the share of the mutants measured above the 90th percentile
@@ -67,3 +68,14 @@ def ranking(scores: np.ndarray, measured: np.ndarray) -> Statistics:
 def intervals(scores: np.ndarray, measured: np.ndarray) -> dict[str, dict[str, float | int | None]]:
     """Each of METRICS with its 95% interval over mutants."""
     return several_intervals(ranking(scores, measured), len(scores), resamples(len(scores)))
+
+
+def differences(scores: np.ndarray, others: np.ndarray, measured: np.ndarray) -> dict[str, dict]:
+    """`intervals` of scores minus others, on the same mutants."""
+    first, second = ranking(scores, measured), ranking(others, measured)
+
+    def statistics(counts: np.ndarray) -> dict[str, float]:
+        a, b = first(counts), second(counts)
+        return {name: a[name] - b[name] for name in METRICS}
+
+    return several_intervals(statistics, len(scores), resamples(len(scores)))

@@ -69,9 +69,8 @@ def _tensors(path: Path) -> dict[str, torch.Tensor]:
     return {name: value for name, value in content.items() if isinstance(value, torch.Tensor)}
 
 
-def export_regression(model: str | Path, regression: ContactRegression, output: str | Path) -> None:
-    """A copy of the model directory with the regression at its place: contact_head.regression of a TAPE-format
-    directory, esm.contact_head.regression of Hugging Face's ESM. InputError for a form without such a place."""
+def check_export(model: str | Path, output: str | Path) -> str:
+    """The kind of the model directory; InputError for one that has no place for a regression, or where `output` is."""
     source, output = Path(model), Path(output)
     kind = recognise(source)
     if kind not in ("tape", "esm"):
@@ -79,6 +78,14 @@ def export_regression(model: str | Path, regression: ContactRegression, output: 
         raise InputError(f"{source}: {text}")
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise InputError(f"{output}: exists already; give the copy of {source} a name of its own")
+    return kind
+
+
+def export_regression(model: str | Path, regression: ContactRegression, output: str | Path) -> None:
+    """A copy of the model directory with the regression at its place: contact_head.regression of a TAPE-format
+    directory, esm.contact_head.regression of Hugging Face's ESM. InputError for a form without such a place."""
+    source, output = Path(model), Path(output)
+    kind = check_export(source, output)
     tensors = WeightFiles(source).get_all()
     whole = kind == "esm" and any(name.startswith(WHOLE) for name in tensors)
     prefix = ESM_CONTACTS if whole else CONTACTS

@@ -211,5 +211,5 @@ def hold_out(
         out = _choose(clusters, number, seed, None)
         method = "whole clusters, some with classes that train then lacks, since each class has one sequence"
     if not out.any():
-        raise InputError(f"--holdout {fraction}: train has one distinct sequence; give --valid_split instead")
+        raise InputError(f"--holdout {fraction}: train has one distinct sequence, of which no part can be held out")
     return Holdout(np.flatnonzero(~out), np.flatnonzero(out), method, len(sizes), int(sizes.max()))

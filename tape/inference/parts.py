@@ -1,26 +1,31 @@
 """Results of a long run as numbered part files beside the output, so that a killed run goes on where it was.
 
     store = PartStore("out.h5", manifest)        # out.h5.parts/manifest.json
-    store.open()                                 # creates it, or checks that it is of the same input, model and flags
+    store.open()                                 # checks that one that is there is of the same input, model and flags
     store.save(3, {"ids": ..., "avg": ...})      # out.h5.parts/part_000003.npz, whole or not at all
     store.finish({Path("out.h5"): write})        # write(path) makes the output, which then replaces out.h5
 
 What must hold: a part is a function of input, model and flags alone, so it does not matter which process made it, or
-when; a directory begun by something else is refused by name and never touched.
+when; a directory begun by something else is refused by name and never touched; work that fails before its first part
+leaves no directory.
 """
 
+import contextlib
 import json
 import shutil
+import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 
 from proteinlm.errors import InputError
-from proteinlm.files import atomic_path, fsync_path, write_json
+from proteinlm.files import atomic_path, check_writable, fsync_path, write_json
 from tape.runs.results import read_json
 
 MANIFEST = "manifest.json"
+DAMAGED = (ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error)  # of numpy, at what is no whole file
 PART_BYTES = 256 << 20  # of per-residue states in one part
 PART_TOKENS = 1 << 23  # bounds the text of a part of giants
 
@@ -58,10 +63,10 @@ class PartStore:
         self.manifest = json.loads(json.dumps(manifest))
 
     def open(self) -> bool:
-        """True if the directory is there and is this run's; else it is made. InputError if it is another's."""
+        """True if the directory is there and is this run's; else the first part makes it. InputError if it is another's
+        or cannot be made."""
         path = self.directory / MANIFEST
-        if self.output.is_dir():
-            raise InputError(f"{self.output}: a directory; the output is one file")
+        check_writable(self.output)
         if path.is_file():
             self._compare(read_json(path, f"a run's manifest (or remove {self.directory})"))
             return True
@@ -71,9 +76,12 @@ class PartStore:
         )
         if self.directory.exists() and not unfinished:
             raise InputError(f"{self.directory}: exists without {MANIFEST}; move it away or give another output name")
-        self.directory.mkdir(parents=True, exist_ok=True)
-        write_json(path, self.manifest)
         return False
+
+    def _begin(self) -> None:
+        if not (self.directory / MANIFEST).is_file():
+            self.directory.mkdir(parents=True, exist_ok=True)
+            write_json(self.directory / MANIFEST, self.manifest)
 
     def _compare(self, saved: dict) -> None:
         for name in {**self.manifest, **saved}:
@@ -90,20 +98,22 @@ class PartStore:
         return self.path(part).is_file()
 
     def save(self, part: int, arrays: Mapping[str, np.ndarray]) -> None:
+        self._begin()
         with atomic_path(self.path(part)) as temporary, temporary.open("wb") as file:
             np.savez(file, **arrays)
 
     def load(self, part: int) -> dict[str, np.ndarray]:
-        with np.load(self.path(part)) as file:
+        with opened_npz(self.path(part)) as file:
             return {name: file[name] for name in file.files}
 
     def load_one(self, part: int, name: str) -> np.ndarray | None:
         """One array of a part; None where the part has none of that name."""
-        with np.load(self.path(part)) as file:
+        with opened_npz(self.path(part)) as file:
             return file[name] if name in file.files else None
 
     def finish(self, outputs: Mapping[Path, Callable[[Path], None]]) -> None:
         """Have each output written inside the directory, then move all to their names, and remove the directory."""
+        self._begin()
         written = {output: self.directory / f"whole_{number}" for number, output in enumerate(outputs)}
         for output, write in outputs.items():
             with atomic_path(written[output]) as temporary:
@@ -112,6 +122,28 @@ class PartStore:
             whole.replace(output)
         fsync_path(self.output.parent)
         shutil.rmtree(self.directory)
+
+
+@contextlib.contextmanager
+def opened_npz(path: Path) -> Iterator:
+    """An .npz of this project's own making; InputError for one that was damaged since."""
+    try:
+        with np.load(path) as file:
+            yield file
+    except DAMAGED as error:
+        raise InputError(f"{path}: damaged ({str(error)[:100]}); remove it, and it is made again") from None
+
+
+def kept_array(path: Path, compute: Callable[[], np.ndarray]) -> np.ndarray:
+    """What `compute` makes, from the file `path` (.npy) if it is there, else kept there."""
+    if not path.is_file():
+        array = compute()
+        with atomic_path(path) as temporary, temporary.open("wb") as file:
+            np.save(file, array)
+    try:
+        return np.load(path)
+    except DAMAGED as error:
+        raise InputError(f"{path}: damaged ({str(error)[:100]}); remove it, and it is made again") from None
 
 
 def check_room(directory: Path, needed: int, advice: str) -> None:

@@ -66,6 +66,10 @@ def infer_kind(where: str, cells: Sequence[str], sequences: Sequence[str], colum
         odd = next(cell for cell in cells if not is_number(cell))
         raise InputError(f"{where}: {numbers} labels are numbers but {odd[:40]!r} is none; --kind says what they are")
     if len(values) > max(10, len(cells) / 2):
+        odd = [cell for cell, sequence in zip(cells, sequences, strict=True) if len(cell) != len(sequence)]
+        if len(odd) < len(cells) / 2:
+            sizes = f"{len(cells) - len(odd)} labels are as long as their sequences but {odd[0][:40]!r} is not"
+            raise InputError(f"{where}: {sizes}; a letter a residue is needed")
         raise InputError(
             f"{where}: {len(values)} different texts among {len(cells)} proteins fit no kind of label; "
             "--target names another column, --kind says what they are"

@@ -103,7 +103,7 @@ def _rows(table: Table, columns: Columns, choice: Choice, notices: Counter) -> I
     letters: set[str] = set()
     for number, row in enumerate(table.rows):
         cells = tuple(row[place[name]] for name in columns.target)
-        sequence = _sequence(table, number, columns.sequence, row[place[columns.sequence]])
+        sequence = read_sequence(table, number, columns.sequence, row[place[columns.sequence]])
         split = ""
         if columns.split:
             validation = row[place[VALIDATION]] if VALIDATION in place else ""
@@ -127,7 +127,8 @@ def _rows(table: Table, columns: Columns, choice: Choice, notices: Counter) -> I
         del notices[what]
 
 
-def _sequence(table: Table, number: int, column: str, cell: str) -> str:
+def read_sequence(table: Table, number: int, column: str, cell: str) -> str:
+    """The residues in a cell; InputError for none, and for what is no residue."""
     sequence = residues_of(cell)
     if not sequence:
         raise InputError(f"{table.where(number, column)}: no residues; every protein needs a sequence")

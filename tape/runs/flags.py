@@ -30,6 +30,7 @@ def within(kind: type, low: float, high: float = math.inf) -> Callable[[str], fl
 
 
 count, positive, non_negative, fraction = within(int, 0), within(int, 1), within(float, 0), within(float, 0, 1)
+seed = within(int, 0, 2**32 - 1)  # as scikit-learn takes it
 
 LOG_LEVELS = ("DEBUG", "INFO", "WARN", "WARNING", "ERROR", "10", "20", "30", "40")
 FLAGS: dict[str, dict] = {  # name -> add_argument's keywords
@@ -53,15 +54,28 @@ def add_flags(parser: argparse._ActionsContainer, *names: str) -> None:
         parser.add_argument(f"--{name}", **FLAGS[name])
 
 
+def refuse_flags(parser: argparse.ArgumentParser, args: argparse.Namespace, names: Sequence[str], why: str) -> None:
+    """InputError for the first of these flags that was given another value than its default."""
+    for name in names:
+        if getattr(args, name) != parser.get_default(name):
+            raise InputError(f"--{name}: {why}")
+
+
 def start_logging(level: str) -> None:
     """Python's logging at a --log_level."""
     logging.basicConfig(level=int(level) if level.isdigit() else level, format="%(levelname)s: %(message)s")
 
 
-def choose_precision(fp16: bool, bf16: bool, device: torch.device) -> torch.dtype:
-    """The autocast dtype; float32 means none."""
+def precision_name(fp16: bool, bf16: bool) -> str:
+    """ "fp16", "bf16" or "fp32", as proteinlm.load takes it."""
     if fp16 and bf16:
         raise InputError("--fp16 and --bf16 exclude each other; give one")
+    return "fp16" if fp16 else "bf16" if bf16 else "fp32"
+
+
+def choose_precision(fp16: bool, bf16: bool, device: torch.device) -> torch.dtype:
+    """The autocast dtype; float32 means none."""
+    precision_name(fp16, bf16)
     if fp16 and device.type not in ("cuda", "cpu"):
         raise InputError(f"--fp16 needs a CUDA device or a CPU, this run is on {device.type}")
     if fp16:

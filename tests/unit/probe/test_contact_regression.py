@@ -75,6 +75,17 @@ class Planted(list):
             self.append(Chain(chain.name, chain.sequence, labels))
 
 
+def test_a_limit_draws_chains_at_random_and_always_the_same(tmp_path):
+    path = write_chains(tmp_path / "c.lmdb", 12)
+    whole, few, again = (Chains(path, "test") for _ in range(3))
+    few.draw(4), again.draw(4)
+    names = [few[i].name for i in range(len(few))]
+    assert names == [again[i].name for i in range(4)] != [whole[i].name for i in range(4)]
+    places = [[whole[i].name for i in range(12)].index(name) for name in names]
+    assert places == sorted(places) and few[0].sequence == whole[places[0]].sequence
+    assert few.named(names[1]).name == names[1] and few.identity() != whole.identity()
+
+
 def test_fit_is_scikit_learn_s_on_hugging_face_s_attentions(world):
     peer, encoder, train, _ = world
     planted = Planted(peer, encoder, train)
@@ -200,14 +211,14 @@ def test_the_table_is_of_these_precisions(world, tmp_path, monkeypatch):
         pairs = [(scoring.logits_of(encoder, [regression], c.sequence)[0], c.labels) for c in chains]
         per_seed.append(metrics.mean_over_proteins(metrics.precision_table(pairs)["precision_at_l5"])[0])
     arms = result["arms"]
-    assert list(arms) == ["attention", "random weights", "separation", "residue pairs"]
-    assert arms["attention"]["precision_at_l5"]["value"] == pytest.approx(np.mean(per_seed))
-    assert result["by_seed"]["attention"]["precision_at_l5"] == pytest.approx(per_seed)
-    gap = result["differences"]["attention - separation"]["precision_at_l"]
-    one, two = (arms[arm]["precision_at_l"]["value"] for arm in ("attention", "separation"))
+    assert list(arms) == ["pretrained", "random", "separation", "residue_pairs"]
+    assert arms["pretrained"]["precision_at_l5"]["value"] == pytest.approx(np.mean(per_seed))
+    assert result["by_seed"]["pretrained"]["precision_at_l5"] == pytest.approx(per_seed)
+    gap = result["differences"]["minus_separation"]["precision_at_l"]
+    one, two = (arms[arm]["precision_at_l"]["value"] for arm in ("pretrained", "separation"))
     assert gap["value"] == pytest.approx(one - two) and gap["low"] <= gap["value"] <= gap["high"]
     assert result["proteins_left_out"]["precision_at_l5_short"] == 0
-    assert [fit["seed"] for fit in result["fits"]["random weights"]] == [0, 1]
+    assert [fit["seed"] for fit in result["fits"]["random"]] == [0, 1]
     maps = [proteinlm.network.contacts.ContactRegression(*parts) for parts in ((r.weight, r.bias) for r in regressions)]
     encoder.set_contacts(maps[1])
     (own,) = encoder.contacts(chains[0].sequence, quiet=True)

@@ -9,16 +9,21 @@ import pytest
 from browser import click_through
 from matplotlib import image
 from safetensors.torch import load_file
+from tape_lmdb import write_lmdb
 from toy_chains import write_chains
 from toy_esm import esm_model
 from toy_huggingface import write_family
 
 import proteinlm
 from probe import __main__ as command
+from probe.arms import open_encoder
 from probe.contacts import output
+from probe.contacts.chains import Chains
+from probe.contacts.heads import attention_on_contacts
 from proteinlm.encoder import Encoder
 from proteinlm.model_dir.regression import read_regression
 from tape.inference.fasta import Rules
+from tape.inference.parts import PartStore
 
 SEQUENCES = {"P1": "MKTAYIAKQRQISFVKSHFSRQ", "sp|P2/x": "MKVLAAGIVGACDEFG", "P3": "GACDMKVLAAG"}
 
@@ -31,6 +36,7 @@ def root(tmp_path_factory):
     (root / "in.fasta").write_text("".join(f">{name} a protein\n{residues}\n" for name, residues in SEQUENCES.items()))
     write_chains(root / "train.lmdb", 5)
     write_chains(root / "test.lmdb", 3, seed=40)
+    write_lmdb(root / "empty.lmdb", [])
     return root
 
 
@@ -97,9 +103,9 @@ def test_fit_score_export_and_use(folder, tmp_path, capsys):
     data = ("--fit", folder / "train.lmdb", "--test", folder / "test.lmdb", "--proteins", 4)
     assert run(folder / "esm", *data, "--seeds", 0, 3, "--output", "own", "--export", "copy") == 0
     printed, report = capsys.readouterr().out, json.loads((tmp_path / "own.json").read_text())
-    assert list(report["arms"]) == ["attention", "random weights", "separation", "residue pairs"]
+    assert list(report["arms"]) == ["pretrained", "random", "separation", "residue_pairs"]
     assert "C-alpha" in report["contact"] and report["test_chains"] == 3 and report["random_seed"] == 0
-    assert "attention - random weights" in printed and "maps used" in printed
+    assert "minus_random" in printed and "maps used" in printed
     names = {"own.json", "own.safetensors", "own.seed3.safetensors", "copy"}
     assert {path.name for path in tmp_path.iterdir()} == names
     (weight,) = (load_file("copy/model.safetensors")[f"esm.contact_head.regression.{part}"] for part in ("weight",))
@@ -111,9 +117,9 @@ def test_fit_score_export_and_use(folder, tmp_path, capsys):
     again = ("--test", folder / "test.lmdb", "--regression", "own.safetensors", "--output", "again")
     assert run(folder / "esm", *again) == 0  # the regression of seed 0, as it is
     arms = json.loads((tmp_path / "again.json").read_text())["arms"]
-    assert list(arms) == ["attention", "separation"]
-    assert arms["attention"]["precision_at_l"]["value"] == pytest.approx(
-        report["by_seed"]["attention"]["precision_at_l"][0], abs=1e-6
+    assert list(arms) == ["pretrained", "separation"]
+    assert arms["pretrained"]["precision_at_l"]["value"] == pytest.approx(
+        report["by_seed"]["pretrained"]["precision_at_l"][0], abs=1e-6
     )
 
 
@@ -131,6 +137,11 @@ def test_heads_and_their_pictures(folder, tmp_path, capsys):
     assert run(folder / "esm", "--heads", folder / "test.lmdb", "--threshold", 0.1, "--output", "own") == 0
     report = json.loads((tmp_path / "own.heads.json").read_text())
     assert np.shape(report["weighted_share"]) == np.shape(report["share"]) == (2, 4)
+    twin = open_encoder(str(folder / "esm"), random_seed=0, device="cpu")
+    store = PartStore(tmp_path / "twin.json", {})
+    store.open()
+    own = attention_on_contacts(twin, Chains(folder / "test.lmdb", "test"), store, 0.1, quiet=True).report()
+    assert report["arms"]["random"] == own and own["weighted_share"] != report["arms"]["pretrained"]["weighted_share"]
     assert "contacts are" in capsys.readouterr().out
     light, dark = (image.imread(f"own.heads{theme}.png") for theme in ("", ".dark"))
     assert light[0, 0, :3].mean() > 0.9 and dark[0, 0, :3].mean() < 0.2 and light.std() > 0.05
@@ -196,14 +207,22 @@ def test_a_page_without_structure(folder, tmp_path):
         (("esm", "--view", "test.lmdb", "--id", "c9"), "no chain 'c9' among its 3"),
         (("esm", "--view", "in.fasta", "--id", "P9"), "no protein 'P9'"),
         (("esm", "--heads", "test.lmdb", "--max_length", "20"), "30 residues, but max_length is 20"),
-        (("esm", "in.fasta", "out.npz", "--max_length", "20"), "22 residues"),
+        (("esm", "in.fasta", "out.npz", "--max_length", "20", "--png"), "22 residues"),
+        (("esm", "--fit", "train.lmdb", "--export", "esm"), "exists already; give the copy of"),
+        (("prott5", "--fit", "train.lmdb", "--export", "copy"), "has no place for a contact regression"),
+        (("esm", "--view", "empty.lmdb"), "empty.lmdb: no chains"),
+        (("esm", "--test", "empty.lmdb"), "empty.lmdb: no chains"),
+        (("esm", "--test", "in.fasta"), "in.fasta: should be chains of known structure"),
+        (("esm", "in.fasta", "out.npz", "--id", "P1"), "--id: is not of IN and OUT"),
+        (("esm", "--test", "test.lmdb", "--arms", "random"), "--arms random: pretrained should be one"),
     ],
 )
-def test_mistakes_get_one_line(folder, capsys, words, complaint):
-    files = ("esm", "prott5", "in.fasta", "train.lmdb", "test.lmdb")
+def test_mistakes_get_one_line(folder, tmp_path, capsys, words, complaint):
+    files = ("esm", "prott5", "in.fasta", "train.lmdb", "test.lmdb", "empty.lmdb")
     assert run(*(str(folder / word) if word in files else word for word in words)) == 2
     printed = capsys.readouterr().err.strip()
     assert complaint in printed and len(printed.splitlines()[-1]) > 20 and "Traceback" not in printed
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_regression_of_another_model_is_refused(folder, tmp_path, capsys):

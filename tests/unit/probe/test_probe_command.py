@@ -178,6 +178,9 @@ MISTAKES = {
     "an arm": (["--arms", "one_hot"], "no arm of one_hot fits fnn"),
     "a column": (["--target", "locaton"], "deeploc.csv: no column 'locaton'; did you mean location?"),
     "precision": (["--fp16", "--bf16"], "--fp16 and --bf16 exclude each other"),
+    "seeds": (["--seeds", "1", "1"], "seeds 1, 1: should differ"),
+    "an output": (["--output", "deeploc.csv/out"], "deeploc.csv is not a directory"),
+    "a batch": (["--heads", "light_attention", "--batch_size", "1", "--arms", "one_hot"], "batches of two proteins"),
     "a rate": (["--learning_rate", "1e38"], "the loss is not finite; --learning_rate should be lower"),
 }
 
@@ -191,11 +194,52 @@ def test_a_mistake_is_one_line(model, folder, no_pictures, capsys, words, messag
     assert not (folder / "deeploc_probe/results.json").exists()
 
 
+@pytest.mark.parametrize("words", ["probe m d.csv --seeds", "project m d.csv --seed", "contacts m --fit d --seeds"])
+@pytest.mark.parametrize("seed", [-1, 2**32])
+def test_a_seed_is_what_scikit_learn_takes(capsys, words, seed):
+    with pytest.raises(SystemExit, match="2"):
+        command.cli([*words.split(), str(seed)])
+    assert f"{seed} should be between 0 and 4294967295" in capsys.readouterr().err
+
+
+def test_the_bare_sequence_is_cropped_as_the_encoder_reads_it(model, folder, no_pictures):
+    words = ("deeploc.csv", "--target", "states", "--max_length", "8", "--too_long", "crop")
+    assert call(model, *words, *QUICK, "--arms", "pretrained", "one_hot") == 0
+    rows = json.loads((folder / "out/results.json").read_text())["rows"]
+    assert [(row["arm"], row["labels"]) for row in rows] == [("pretrained", 9 * 8), ("one_hot", 9 * 8)]
+
+
+def test_sequences_that_are_in_train_too_are_counted(folder):
+    text = (folder / "deeploc.csv").read_text().splitlines()
+    (folder / "train.csv").write_text("\n".join(line for line in text if not line.endswith("test")) + "\n")
+    (folder / "new.csv").write_text("\n".join([text[0], *text[20:24]]) + "\n")
+    data = probes.read_columns("train.csv", ("location",), tests=("new.csv",))
+    assert data.notices[-1] == "2 of the 4 sequences of new are in train too"
+    assert not any("in train too" in notice for notice in probes.read_columns("deeploc.csv", ("location",)).notices)
+
+
+def test_files_that_were_damaged_are_named(model, folder, no_pictures, capsys):
+    words = (model, "deeploc.csv", "--target", "location", *QUICK, "--arms", "pretrained")
+    assert call(*words) == 0
+    for pattern in ("out/heads/*.npz", "embeddings/*.npy", "embeddings/*.h5"):
+        for path in folder.glob(pattern):
+            path.write_bytes(b"not whole")
+        assert call(*words) == 2
+        assert "damaged" in (line := capsys.readouterr().err.splitlines()[-1]) and "is made again" in line
+
+
 def test_other_mistakes(model, folder, capsys):
+    torch.save({"state_dict": {}}, "head.pt")
     for words, message in (
         ((model, "folder", "--target", "x"), "--target: is of a table; folder should be a .csv"),
         ((model, "folder"), "folder/secondary_structure/secondary_structure_train.lmdb: no such LMDB"),
         (("none", "deeploc.csv", "--target", "location"), "arm pretrained: needs a model"),
+        (
+            (model, "deeploc.csv", "--target", "states", "--checkpoint", "head.pt", "--arms", "random"),
+            "arms random: with a checkpoint, only pretrained",
+        ),
+        ((model, "deeploc.csv", "--target", "states", "--checkpoint", "no.pt"), "no.pt: No such file"),
     ):
         assert call(*words) == 2
         assert message in capsys.readouterr().err
+    assert not (folder / "embeddings").exists() and not (folder / "deeploc_probe").exists()

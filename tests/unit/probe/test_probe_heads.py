@@ -9,7 +9,7 @@ from torch import nn
 
 from probe.probes import training
 from probe.probes.data import KNOWN, Target
-from probe.probes.heads import CNN, FNN, PROTEIN_HEADS, RESIDUE_HEADS, LightAttention, load_head, padded
+from probe.probes.heads import CNN, FNN, MLP, PROTEIN_HEADS, RESIDUE_HEADS, LightAttention, load_head, padded
 from probe.probes.training import Pooled, Residues, fit, predict
 from proteinlm.errors import InputError
 
@@ -179,6 +179,21 @@ def trained(head, vectors, targets, seed=0, epochs=6, **options):
         made, recipe, Residues(vectors), targets, np.arange(15), np.arange(15, 20), seed=seed, quiet=True, **options
     )
     return made, outcome
+
+
+def test_a_batch_of_one_is_not_left_out():
+    """BatchNorm needs two proteins: of 3 + 1 all four are in one batch; other heads take them as they come."""
+    batches = [np.array([2]), np.array([0, 1, 3])]
+    classes = {"ss3": STATES["ss3"]}
+    assert [own.tolist() for own in training._joined(LightAttention(WIDTH, classes), batches)] == [[0, 1, 3, 2]]
+    assert training._joined(CNN(WIDTH, classes), batches) is batches
+
+
+def test_targets_of_like_names_have_outputs_of_their_own():
+    names = MLP(
+        WIDTH, {"a-b": tuple("xy"), "a_b": tuple("xyz"), "location": PLACES["location"], "loc": tuple("xy")}
+    ).names
+    assert len(set(names.values())) == 4 and names["location"] == "loc_classifier"
 
 
 @pytest.mark.parametrize("head", RESIDUE_HEADS)

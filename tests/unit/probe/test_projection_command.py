@@ -9,8 +9,9 @@ import pytest
 from toy_model import write_model
 
 from probe import __main__ as command
-from probe import projection
-from probe.projection import neighbors, outputs
+from probe import projection, themes
+from probe.projection import neighbors, outputs, transfer
+from probe.projection.points import read_points
 from tests.browser import click_through
 
 LETTERS = "ACDEFGHIKLMNPQRSTVWY"
@@ -66,24 +67,26 @@ def drawn(folder):
         for name, value in QUICK.items():
             patch.setattr(neighbors, name, value)
         pictures = []
-        patch.setattr(outputs.picture, "draw_all", lambda stem, points, column, *rest: pictures.append(rest[2]) or [])
+        patch.setattr(
+            outputs.picture, "draw_column", lambda stem, points, column, *rest: pictures.append(rest[2]) or []
+        )
         return pictures, projection.project(folder / "model", folder / "a.csv", folder / "out", **settings)
 
 
 def test_files_and_numbers(drawn, folder):
     report, (pictures, results) = json.loads((folder / "out.json").read_text()), drawn
     assert report == json.loads(json.dumps(results))
-    assert len(pictures) == 2 and pictures[0][0].startswith("trained: 4-NN purity") and "random" in pictures[0][1]
+    assert len(pictures) == 2 and pictures[0][0].startswith("pretrained: 4-NN purity") and "random" in pictures[0][1]
     place = report["columns"]["place"]
     assert place["missing"] == 1 and place["classes"] == {"Golgi": 8, "Nucleus": 8, "ER": 7}
-    for arm in ("trained", "random"):
+    for arm in ("pretrained", "random"):
         assert place[arm]["purity"]["k"] == 4 and place[arm]["silhouette"]["points"] == 23
         assert set(place[arm]["purity"]["by_class"]) == set(PLACES)
-    assert place["purity_trained_minus_random"]["value"] == pytest.approx(
-        place["trained"]["purity"]["value"] - place["random"]["purity"]["value"]
+    assert place["purity_minus_random"]["value"] == pytest.approx(
+        place["pretrained"]["purity"]["value"] - place["random"]["purity"]["value"]
     )
     rows = rows_of(folder / "out.csv")
-    ends = [f"{arm}_{method}_{axis}" for arm in ("trained", "random") for method in ("tsne", "pca") for axis in "12"]
+    ends = [f"{arm}_{method}_{axis}" for arm in ("pretrained", "random") for method in ("tsne", "pca") for axis in "12"]
     assert list(rows[0]) == ["id", "place", "kind", *ends] and rows[5]["place"] == "" and len(rows) == 24
 
 
@@ -148,7 +151,7 @@ def test_labels_from_neighbours(folder, capsys):
 
 
 def test_amino_acids(folder, monkeypatch, capsys):
-    monkeypatch.setattr(outputs.picture, "THEMES", {})
+    monkeypatch.setattr(themes, "THEMES", {})
     assert run("model", "--amino_acids", "--iterations", "250", "--method", "pca") == 0
     report = json.loads((folder / "model_amino_acids.json").read_text())
     assert list(report["columns"]) == ["charge", "polarity", "size", "hydrophobicity", "side chain"]
@@ -157,13 +160,21 @@ def test_amino_acids(folder, monkeypatch, capsys):
 
 
 def test_a_fasta_without_labels_is_coloured_by_length(folder, monkeypatch):
-    monkeypatch.setattr(outputs.picture, "THEMES", {})
+    monkeypatch.setattr(themes, "THEMES", {})
     text = "".join(f">{name}\n{sequence}\n" for name, sequence, *_ in proteins(24))
     (folder / "plain.fasta").write_text(text)
-    assert run("model", "plain.fasta", "--method", "pca", "--arm", "trained", "composition") == 0
+    assert run("model", "plain.fasta", "--method", "pca", "--arms", "pretrained", "composition") == 0
     report = json.loads((folder / "plain_map.json").read_text())
     assert report["columns"] == {"length": {"points": 24, "missing": 0}}
     assert "composition_pca_1" in rows_of("plain_map.csv")[0]
+
+
+def test_a_limit_draws_proteins_once():
+    whole, few = (read_points("a.csv", limit=limit) for limit in (None, 9))
+    places = [whole.ids.index(own) for own in few.ids]
+    assert len(few) == 9 and places == sorted(places) and few.ids == read_points("a.csv", limit=9).ids
+    assert [few.sequences[i] for i in range(9)] == [whole.sequences[i] for i in places]
+    assert [few.columns[0].texts()[i] for i in range(9)] == [whole.columns[0].texts()[i] for i in places]
 
 
 MISTAKES = [
@@ -175,11 +186,24 @@ MISTAKES = [
     (("model", "new.fasta", "--method", "pca"), "new.fasta: 3 proteins; a map needs 4 or more"),
     (("model", "a.csv", "--query", "new.fasta"), "--query: --column should name one column"),
     (("model", "a.csv", "--query", "new.fasta", "--column", "id"), "column id: each cell is another; should be labels"),
+    (("model", "--amino_acids", "--limit", "9"), "--limit: is of TABLE's proteins; not with --amino_acids"),
     (
         ("model", "a.csv", "--query", "long.fasta", "--column", "place"),
         r"long.fasta, line 1 (L): 80 residues, at most 62",
     ),
     ((*QUERY, "--neighbors", "23"), "23 have a label, not more"),
+    ((*QUERY, "--exclude_relatives", "--neighbors", "1"), "without relatives no protein has 1 neighbours"),
+    ((*QUERY, "--arms", "random"), "--arms: is of a map; not with --query"),
+    ((*QUERY, "--output", "taken.csv"), "taken.csv: a directory; the output is a file"),
+    (("model", "--amino_acids", "--pooling", "max"), "--pooling: is of TABLE's proteins; not with --amino_acids"),
+    (("model", "--amino_acids", "--column", "mass"), "column 'mass' of amino acids: should be one of charge"),
+    (
+        ("model", "a.csv", "--perplexity", "5", "--column", "place", "--ignore", *PLACES),
+        "column place: no values in it",
+    ),
+    (("model", "a.csv", "--perplexity", "5", "--exclude_relatives"), "all proteins with a label are relatives"),
+    (("model", "a.csv", "--perplexity", "5", "--sequence", "id"), "line 2, column id: '0' is no residue (in 'P0')"),
+    (("model", "a.csv", "--perplexity", "5", "--output", "taken"), "taken.csv: a directory; the output is a file"),
     (
         (*QUERY, "--output", "x.tsv"),
         "should be a .csv of its own",
@@ -188,8 +212,11 @@ MISTAKES = [
 
 
 @pytest.mark.parametrize("words, line", MISTAKES)
-def test_a_mistake_is_one_line(folder, capsys, words, line):
+def test_a_mistake_is_one_line(folder, capsys, monkeypatch, words, line):
     (folder / "long.fasta").write_text(f">L\n{'A' * 80}\n")
+    (folder / "taken.csv").mkdir(exist_ok=True)
+    for module in (outputs, transfer):  # all are relatives
+        monkeypatch.setattr(module, "cluster_sequences", lambda sequences: np.zeros(len(sequences), int))
     assert run(*words) == 2
     error = capsys.readouterr().err.strip()
     assert line in error.splitlines()[-1] and "Traceback" not in error

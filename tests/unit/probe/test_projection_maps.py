@@ -8,9 +8,10 @@ import pytest
 from toy_model import write_model
 
 import proteinlm
+from probe import page, themes
 from probe.arms import AMINO_ACIDS
-from probe.projection import maps, picture, vectors
-from probe.projection.picture import STYLES, draw_all, style_of
+from probe.projection import maps, vectors
+from probe.projection.picture import STYLES, draw_column, style_of
 from probe.projection.points import PROPERTIES, Points, amino_acids, make_column, read_points
 from proteinlm.errors import InputError
 
@@ -29,7 +30,7 @@ def table(folder, text=TABLE):
 
 
 def test_a_table_becomes_points(tmp_path):
-    points = read_points(table(tmp_path), ["place", "mass"], missing=["Golgi"])
+    points = read_points(table(tmp_path), ["place", "mass"], ignore=["Golgi"])
     assert points.ids == ["P1", "P2", "P3", "P4"] and points.sequences[1] == "MKVA"
     place, mass = points.columns
     assert place.classes == ("Nucleus", "ER") and place.values.tolist() == [0, 1, -1, 0]
@@ -174,7 +175,7 @@ def test_no_two_classes_look_alike_and_a_picture_has_all_of_them(tmp_path):
     points = Points("a.csv", names, names, names, (column,))
     xy = np.random.default_rng(0).normal(size=(len(cells), 2))
     own = {"trained": {"pca": maps.Map(xy, ("PC 1", "PC 2"))}}
-    paths = draw_all(tmp_path / "out", points, column, own, "data, model, seed", ["trained: purity"])
+    paths = draw_column(tmp_path / "out", points, column, own, "data, model, seed", ["trained: purity"])
     names = [f"out_a_kind{end}" for end in (".png", ".svg", ".dark.png", ".dark.svg")]
     assert [path.name for path in paths] == names
     text = (tmp_path / "out_a_kind.svg").read_text()
@@ -184,11 +185,11 @@ def test_no_two_classes_look_alike_and_a_picture_has_all_of_them(tmp_path):
 
 @pytest.mark.slow
 def test_a_picture_of_numbers_has_a_scale(tmp_path, monkeypatch):
-    monkeypatch.setattr(picture, "THEMES", {"": picture.LIGHT})
+    monkeypatch.setattr(themes, "THEMES", {"": page.LIGHT})
     column = make_column("mass", [*map(str, range(30)), "NA"])
     names = list(map(str, range(31)))
     xy = np.random.default_rng(0).normal(size=(31, 2))
     own = {"trained": {"pca": maps.Map(xy, ("PC 1", "PC 2"))}}
-    draw_all(tmp_path / "out", Points("a.csv", names, names, names, (column,)), column, own, "data", [])
+    draw_column(tmp_path / "out", Points("a.csv", names, names, names, (column,)), column, own, "data", [])
     text = (tmp_path / "out_mass.svg").read_text()
     assert "missing (1)" in text and ">mass<" in text and ">25<" in text

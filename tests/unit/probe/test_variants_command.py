@@ -6,11 +6,14 @@ import json
 import numpy as np
 import pytest
 from matplotlib import image
+from scipy import stats
 from toy_esm import esm_model
 
 import proteinlm
 from probe import __main__ as command
 from probe import variants
+from probe.arms import open_encoder
+from probe.variants import ranking
 
 WILD = "MKTAYIAKQRQISFVKSHFSRQ"
 MUTANTS = [f"{WILD[i]}{i + 24}{letter}" for i, letter in ((1, "A"), (3, "C"), (4, "D"), (8, "E"), (10, "F"), (12, "G"))]
@@ -62,6 +65,24 @@ def test_scores_and_metrics_of_two_models(models, folder, capsys):
     assert sorted(path.name for path in folder.iterdir()) == ["dms.csv", "out.csv", "out.json", "wt.fasta"]
 
 
+def test_random_weights_are_a_column_and_the_difference_to_them(models, folder):
+    flags = ("--offset", "24", "--device", "cpu", "--output", "out.csv", "--random_seed", "3")
+    assert run("variants", *models, "wt.fasta", "dms.csv", *flags) == 0
+    rows, report = rows_of("out.csv"), json.loads((folder / "out.json").read_text())
+    assert list(rows[0])[3:] == ["esm0", "esm1", "random", "ensemble"] and report["random_seed"] == 3
+    columns = {name: np.array([float(row[name]) for row in rows]) for name in list(rows[0])[3:]}
+    twin = open_encoder(models[0], random_seed=3, device="cpu")
+    assert columns["random"] == pytest.approx(variants.score(twin, WILD, ROWS, offset=24, quiet=True), abs=1e-5)
+    assert columns["ensemble"] == pytest.approx((columns["esm0"] + columns["esm1"]) / 2, abs=1e-5)
+    assert list(report["minus_random"]) == ["esm0", "esm1", "ensemble"]
+    measured = np.arange(float(len(ROWS)))
+    own, other = (stats.spearmanr(columns[name], measured).statistic for name in ("esm1", "random"))
+    gap = report["minus_random"]["esm1"]["spearman"]
+    assert gap["value"] == pytest.approx(own - other, abs=1e-9) and gap["low"] < gap["value"] < gap["high"]
+    zero = ranking.differences(columns["esm0"], columns["esm0"], measured)
+    assert all(own["value"] == own["low"] == own["high"] == 0 for own in zero.values())  # the same mutants for both
+
+
 def test_mutated_sequences_and_proteingyms_reference_file(models, folder):
     (folder / "ref.csv").write_text(f"DMS_id,DMS_filename,target_seq,start_idx\nP1,dms2.csv,{WILD},24.0\n")
     (folder / "dms2.csv").write_text(f"mutated_sequence,DMS_score\nA{WILD[1:]},1\nM{WILD[1:]},\n{WILD[:-1]}C,3\n")
@@ -110,6 +131,7 @@ MISTAKES = {
         "--output dms.csv: should be a .csv",
     ),
     "a reference": (["ref.csv", "dms.csv"], "ref.csv: 0 rows for dms.csv; should be one"),
+    "a column random": (["wt.fasta", "random.csv", "--random_seed", "0"], "has a column 'random' already"),
     "its own column": (["wt.fasta", "column.csv"], "has a column 'esm0' already"),
 }
 
@@ -127,6 +149,7 @@ def test_a_mistake_is_one_line(models, folder, capsys, words, message):
         "other.csv": f"mutant,mutated_sequence\nM1A,{WILD}\n",
         "ref.csv": f"DMS_id,DMS_filename,target_seq\nP1,P1.csv,{WILD}\n",
         "column.csv": "mutant,esm0\nM1A,1\n",
+        "random.csv": "mutant,random\nM1A,1\n",
     }
     for name, text in files.items():
         (folder / name).write_text(text)
