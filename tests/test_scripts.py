@@ -13,7 +13,6 @@ from tape_lmdb import write_lmdb
 
 from probe.__main__ import VERBS
 from probe.tables.rows import SECTIONS, STEPS
-
 from proteinlm import errors
 
 ROOT = Path(__file__).parent.parent
@@ -261,6 +260,17 @@ def test_reproduce_prottrans_goes_on_where_it_stopped(recorded):
     (recorded.model / "weights").write_text("2")
     done, asked = recorded()
     assert done.returncode == 2 and not asked and "with other weights; give another OUT" in done.stderr
+    shutil.rmtree(recorded.out)
+    done, asked = recorded(fails="fluorescence")
+    assert done.returncode == 3 and "gfp: stopped with status 3" in done.stderr and "probe.tables " in asked[-1]
+
+
+def test_reproduce_prottrans_of_a_model_by_name(recorded):
+    shutil.rmtree(recorded.model)
+    for done_before in (0, 8):
+        done, asked = recorded()
+        assert done.returncode == 0 and done.stdout.count(": was done") == done_before, done.stderr
+        assert len(asked) == (10 if done_before == 0 else 1)
 
 
 def test_reproduce_prottrans_says_what_is_not_there(recorded):
