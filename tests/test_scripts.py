@@ -319,10 +319,10 @@ def test_reproduce_prottrans(recorded, prottrans_data, monkeypatch):
     """The commands of the script, each run for real in this process, with few draws and without pictures."""
     from toy_esm import esm_model
 
-    from probe.contacts import command, scoring
-    from probe.probes import report
+    from probe import themes
+    from probe.contacts import scoring
     from probe.probes import scoring as probe_scoring
-    from probe.projection import neighbors, outputs
+    from probe.projection import neighbors
     from tape.data import holdout
 
     esm_model().save_pretrained(recorded.model)
@@ -334,10 +334,7 @@ def test_reproduce_prottrans(recorded, prottrans_data, monkeypatch):
         monkeypatch.setattr(module, name, 20)
     for name in ("SHUFFLES", "SILHOUETTE_SHUFFLES"):
         monkeypatch.setattr(neighbors, name, 5)
-    for name in ("draw_confusion", "draw_layers"):
-        monkeypatch.setattr(report, name, lambda stem, *rest: [])
-    monkeypatch.setattr(outputs.picture, "THEMES", {})
-    monkeypatch.setattr(command, "draw_heads", lambda *words: [])
+    monkeypatch.setattr(themes, "THEMES", {})
     monkeypatch.setattr(holdout, "ROUNDS", 2)
     for _, module, *words in map(str.split, asked):
         name = module if module.endswith("fluorescence") else f"{module}.__main__"
