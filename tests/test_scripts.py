@@ -341,7 +341,7 @@ def test_reproduce_prottrans(recorded, prottrans_data, monkeypatch):
         assert importlib.import_module(name).main(words) == 0
     results = json.loads((recorded.out / "prottrans.json").read_text())
     assert {row["section"] for row in results["rows"]} == set(SECTIONS)
-    assert all(row["random"] for row in results["rows"]) and len(results["heads"]["trained"]) == 5
+    assert all(row["random"] for row in results["rows"]) and len(results["heads"]["pretrained"]) == 5
     assert {row["of"] for row in results["rows"] if row["section"] == "variants"} == {"p", "gfp"}
     assert "Not run" not in (recorded.out / "prottrans.md").read_text()
 

@@ -44,7 +44,7 @@ def show(interval: Interval | None, percent: bool, sign: str = "") -> str:
 
 
 def verdict(row: Row) -> str:
-    """better, worse or neither: where the interval of trained minus random lies."""
+    """better, worse or neither: where the interval of pretrained minus random lies."""
     gap = row.difference
     if gap is None or gap["low"] is None or gap["high"] is None:
         return ""
@@ -54,10 +54,10 @@ def verdict(row: Row) -> str:
 def section_table(rows: Sequence[Row]) -> list[list[str]]:
     """Header and a line a row; a column for each floor that a row has."""
     floors = list(dict.fromkeys(name for row in rows for name in row.beside))
-    table = [["set", "measure", "n", "trained", "random weights", "trained − random", *floors]]
+    table = [["set", "measure", "n", "pretrained", "random", "pretrained − random", *floors]]
     for row in rows:
         percent = row.measure.endswith("%")
-        cells = [row.of, row.measure, f"{row.count:,}", show(row.trained, percent), show(row.random, percent)]
+        cells = [row.of, row.measure, f"{row.count:,}", show(row.pretrained, percent), show(row.random, percent)]
         cells.append(show(row.difference, percent, "+"))
         table.append(cells + [show(row.beside.get(name), percent) for name in floors])
     return table
@@ -76,7 +76,7 @@ def summary(rows: Sequence[Row]) -> list[str]:
     beaten: dict[str, list[str]] = {}
     for row in rows:
         for name, own in row.beside.items():
-            if None not in (own["value"], row.trained["value"]) and own["value"] >= row.trained["value"]:
+            if None not in (own["value"], row.pretrained["value"]) and own["value"] >= row.pretrained["value"]:
                 beaten.setdefault(name, []).append(f"{row.of}, {row.measure.removesuffix(', %')}")
     return lines + [f"At least as good without pretraining: {name} ({'; '.join(of)})." for name, of in beaten.items()]
 
@@ -85,7 +85,7 @@ def heads_table(heads: Mapping) -> list[list[str]]:
     """The best heads, the best one of random weights, the background."""
     counted = f"weights ≥ {heads['threshold']:g} on contacts, %"
     table = [["weights", "layer", "head", "attention on contacts, %", counted]]
-    for weights, own in (("trained", heads["trained"]), ("random, best head", heads["random"])):
+    for weights, own in (("pretrained", heads["pretrained"]), ("random, best head", heads["random"])):
         for cell in own:
             above = "too few" if cell["above"] is None else f"{100 * cell['above']:.1f}"
             table.append([weights, str(cell["layer"]), str(cell["head"]), f"{100 * cell['attention']:.1f}", above])
@@ -153,7 +153,7 @@ ROW, LEFT, WIDTH, RIGHT = 22, 330, 560, 210  # pixels of the overview: a row, it
 
 
 def overview(rows: Sequence[Row]) -> str:
-    """An SVG: trained minus random with its interval, a line a main row, in hundredths."""
+    """An SVG: pretrained minus random with its interval, a line a main row, in hundredths."""
     drawn = [row for row in rows if row.main and verdict(row)]
     if not drawn:
         return ""
@@ -181,7 +181,7 @@ def overview(rows: Sequence[Row]) -> str:
                      f'y2="{y}"/><circle stroke-width="2" cx="{x(value):.1f}" cy="{y}" r="4.5"/></g>'
                      f'<text class="value" x="{LEFT + WIDTH + 12}" y="{y + 4}">{value:+.1f} [{start:+.1f}, {end:+.1f}]'
                      f"</text>")  # fmt: skip
-    text = "Trained minus random weights, in hundredths of each measure (percentage points), with 95% intervals. "
+    text = "Pretrained minus random weights, in hundredths of each measure (percentage points), with 95% intervals. "
     text += "Filled blue: above 0; filled red: below 0; hollow: no difference shown."
     return "\n".join(["<figure>", *parts, "</svg>", f"<figcaption>{text}</figcaption></figure>"])
 

@@ -1,7 +1,7 @@
-"""The results that the verbs left in a directory, as rows of one form: trained, random weights, difference, what else.
+"""The results that the verbs left in a directory, as rows of one form: pretrained, random, difference, what else.
 
     results = collect("OUT")
-    results.rows[0].trained, results.rows[0].difference          {"value", "low", "high"} or None
+    results.rows[0].pretrained, results.rows[0].difference          {"value", "low", "high"} or None
 
 What must hold: a number is taken as its verb wrote it; a file that is not what its verb writes is one clear line; a
 directory has results of one model.
@@ -43,7 +43,7 @@ class Row:
     of: str
     measure: str  # ends in "%" where it is printed in percent
     count: int  # proteins, points, chains or mutants
-    trained: Interval
+    pretrained: Interval
     random: Interval | None = None
     difference: Interval | None = None
     beside: dict[str, Interval] = field(default_factory=dict)
@@ -103,11 +103,11 @@ def probe_rows(content: Mapping, section: str) -> Iterator[Row]:
     for (target, split, head, *_), own in arms.items():
         if PRETRAINED not in own:
             continue
-        trained, twin = own[PRETRAINED], own.get(RANDOM, {}).get("metrics")
+        pretrained, twin = own[PRETRAINED], own.get(RANDOM, {}).get("metrics")
         for metric, title in _measures(target, len(content["settings"]["classes"][target])).items():
             yield Row(
-                section, f"{split}, {head}", title, trained["proteins"], interval(trained["metrics"][metric]),
-                twin and interval(twin[metric]), twin and interval(trained["minus_random"][metric]),
+                section, f"{split}, {head}", title, pretrained["proteins"], interval(pretrained["metrics"][metric]),
+                twin and interval(twin[metric]), twin and interval(pretrained["minus_random"][metric]),
                 beside(floors.get((target, split, head), {}), metric), metric == "accuracy",
             )  # fmt: skip
 
@@ -190,7 +190,7 @@ def head_shares(content: Mapping) -> dict:
 
     names = ("background", "threshold", "chains")
     twin = content["arms"].get(RANDOM)
-    best = {"trained": ranked(content["arms"][PRETRAINED])[:BEST_HEADS], "random": ranked(twin)[:1] if twin else []}
+    best = {"pretrained": ranked(content["arms"][PRETRAINED])[:BEST_HEADS], "random": ranked(twin)[:1] if twin else []}
     own = {name: content["arms"][PRETRAINED][name] for name in names}
     return best | own | {"data": content["data"]}
 

@@ -133,14 +133,14 @@ def test_every_section_with_its_numbers(output):
     ]
     assert len(lines_of(page, "| long, 24 and more apart")) == 3 and "| short, 6-11 apart | P@L/5, % | 40 |" in page
     assert (
-        "| trained | 1 | 2 | 6.0 | 25.0 |\n| trained | 1 | 1 | 2.0 | too few |\n| random, best head | 1 | 1 | 1.5"
+        "| pretrained | 1 | 2 | 6.0 | 25.0 |\n| pretrained | 1 | 1 | 2.0 | too few |\n| random, best head | 1 | 1 | 1.5"
         in page
     )
     assert "| blat | Spearman's rho | 4,996 | 0.070 [0.060, 0.080] | 0.069 [0.059, 0.079] | +0.001 [-0.009" in page
     assert "proteins: train 8,000, valid 1,200; means over seeds 0 1 of the head; random weights of seed 7" in page
     report = json.loads((output / "prottrans.json").read_text())
     first = report["rows"][0]
-    assert first["trained"] == {"value": 0.6444, "low": 0.6344, "high": pytest.approx(0.6544)}
+    assert first["pretrained"] == {"value": 0.6444, "low": 0.6344, "high": pytest.approx(0.6544)}
     assert len(report["rows"]) == 2 + 3 + 2 + 12 + 3 and report["model"] == "models/m" and not report["not_run"]
 
 
