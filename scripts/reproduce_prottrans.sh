@@ -56,11 +56,21 @@ long=("${crop[@]}" --max_length 1022)
 mkdir -p "$out/steps" "$out/variants" "$out/assays"
 : >"$out/not_run.txt"
 # A directory's bytes: another model at the same place is not taken for this one.
-weights=$(if [ -d "$model" ]; then find -L "$model" -type f -exec cksum {} + | sort | cksum; fi)
+weights="a model by name"
+if [ -d "$model" ]; then
+    weights=$(find -L "$model" -type f -exec cksum {} + | LC_ALL=C sort | cksum)
+fi
 
-# step NAME RESULT WORDS...: python -m WORDS, unless it made OUT/RESULT already; the page and an end where it fails.
+# fail NAME STATUS: the page of what is done, and an end.
+fail() {
+    echo "$1: stopped with status $2; the same command goes on from there" | tee -a "$out/not_run.txt" >&2
+    python -m probe.tables "$out" || true
+    exit "$2"
+}
+
+# step NAME RESULT WORDS...: python -m WORDS, unless it made OUT/RESULT already.
 step() {
-    local name=$1 result=$out/$2 made=$out/steps/$1.txt status=0
+    local name=$1 result=$out/$2 made=$out/steps/$1.txt
     shift 2
     local command="python -m $*${flags[*]:+ ${flags[*]}}"
     if [ -e "$made" ] && [ "$(<"$made")" != "$command"$'\n'"$weights" ]; then
@@ -73,12 +83,7 @@ step() {
     fi
     printf '%s\n%s\n' "$command" "$weights" >"$made"
     echo "$name: $command"
-    python -m "$@" ${flags[@]+"${flags[@]}"} || status=$?
-    if [ "$status" != 0 ]; then
-        echo "$name: stopped with status $status; the same command goes on from there" | tee -a "$out/not_run.txt" >&2
-        python -m probe.tables "$out" || true
-        exit "$status"
-    fi
+    python -m "$@" ${flags[@]+"${flags[@]}"} || fail "$name" $?
 }
 
 # have NAME PATH: whether it is there; else the page says that step NAME was not run.
@@ -147,7 +152,7 @@ if have variants "$data/variants"; then
 fi
 if have gfp "$tape/fluorescence"; then
     if [ ! -e "$out/assays/gfp.csv" ]; then
-        python -m probe.tables.fluorescence "$tape" "$out/assays/gfp"
+        python -m probe.tables.fluorescence "$tape" "$out/assays/gfp" || fail gfp $?
     fi
     step gfp variants/gfp.json probe variants "$model" "$out/assays/gfp.fasta" "$out/assays/gfp.csv" --random_seed 0 \
         --output "$out/variants/gfp.csv"

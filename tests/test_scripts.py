@@ -261,6 +261,17 @@ def test_reproduce_prottrans_goes_on_where_it_stopped(recorded):
     (recorded.model / "weights").write_text("2")
     done, asked = recorded()
     assert done.returncode == 2 and not asked and "with other weights; give another OUT" in done.stderr
+    shutil.rmtree(recorded.out)
+    done, asked = recorded(fails="fluorescence")
+    assert done.returncode == 3 and "gfp: stopped with status 3" in done.stderr and "probe.tables " in asked[-1]
+
+
+def test_reproduce_prottrans_of_a_model_by_name(recorded):
+    shutil.rmtree(recorded.model)
+    for done_before in (0, 8):
+        done, asked = recorded()
+        assert done.returncode == 0 and done.stdout.count(": was done") == done_before, done.stderr
+        assert len(asked) == (10 if done_before == 0 else 1)
 
 
 def test_reproduce_prottrans_says_what_is_not_there(recorded):

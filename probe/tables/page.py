@@ -23,7 +23,7 @@ ABOUT = {
     "variants": "Intervals say how far other mutants of the same protein would move a number, not another protein.",
 }
 STYLE = """
-td:nth-child(2) { text-align: left } ol { color: var(--soft) } p, li { max-width: 62rem }
+.own :is(th, td):nth-child(2) { text-align: left } p, li { max-width: 62rem } details { margin: 1rem 0 }
 figure { margin: 1rem 0 } figcaption { color: var(--soft); font-size: 14px }
 svg text { font: 13px system-ui, sans-serif; fill: var(--ink) } svg .value { fill: var(--soft) }
 .better { stroke: var(--accent); fill: var(--accent) } .worse { stroke: var(--mark); fill: var(--mark) }
@@ -172,7 +172,7 @@ def overview(rows: Sequence[Row]) -> str:
         width = 2 if tick == 0 else 1
         parts.append(f'<line class="axis" stroke-width="{width}" x1="{x(tick):.1f}" x2="{x(tick):.1f}" y1="6" '
                      f'y2="{height - ROW - 8}"/><text class="value" text-anchor="middle" x="{x(tick):.1f}" '
-                     f'y="{height - 12}">{tick:+g}</text>')  # fmt: skip
+                     f'y="{height - 12}">{f"{tick:+g}" if tick else 0}</text>')  # fmt: skip
     for place, row in enumerate(drawn):
         y, (value, start, end) = ROW * place + 18, (100 * row.difference[name] for name in ("value", "low", "high"))
         name = html.escape(f"{row.of}, {row.measure.removesuffix(', %')}")
@@ -208,8 +208,8 @@ def to_html(results: Results) -> str:
         if not rows:
             continue
         parts += [f"<h2>{name}</h2>", _paragraphs([ABOUT[section]] if section in ABOUT else [])]
-        parts += [_paragraphs(results.notes[section], ' class="soft"'), _table(section_table(rows))]
-        parts.append(_paragraphs(summary(rows)))
+        parts += [_paragraphs(results.notes[section], ' class="soft"')]
+        parts += [f'<div class="own">{_table(section_table(rows))}</div>', _paragraphs(summary(rows))]
         if section == "contacts" and results.heads:
             parts.append(_paragraphs([f"Heads, on {results.heads['chains']:,} chains of {results.heads['data']}:"]))
             parts.append(_table(heads_table(results.heads)))

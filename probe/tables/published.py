@@ -56,7 +56,7 @@ PUBLISHED = (
             ProtXLNet: 73 81 78 62 69 63
             ProtElectra, discriminator: 74 81 79 62 69 65
         """),
-        ("the head is head cnn here; its training settings were not published, so these are ours", CB513,
+        ("its head is cnn here; the training settings were not published and are ours", CB513,
          "models of 200 million to 3 billion parameters"),
     ),
     Published(
@@ -69,7 +69,7 @@ PUBLISHED = (
             ProtXLNet: 68 87
             ProtElectra, discriminator: 70 86
         """),
-        ("the head is head fnn here; its training settings were not published, so these are ours", NOT_VALID),
+        ("its head is fnn here; the training settings were not published and are ours", NOT_VALID),
     ),
     Published(
         "deeploc", "Light Attention, percent", f"{PROTTRANS}, after Stärk et al. 2021",
