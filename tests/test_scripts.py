@@ -13,7 +13,6 @@ from tape_lmdb import write_lmdb
 
 from probe.__main__ import VERBS
 from probe.tables.rows import SECTIONS, STEPS
-
 from proteinlm import errors
 
 ROOT = Path(__file__).parent.parent
