@@ -214,6 +214,7 @@ def test_a_page_without_structure(folder, tmp_path):
         (("esm", "--view", "empty.lmdb"), "empty.lmdb: no chains"),
         (("esm", "--test", "empty.lmdb"), "empty.lmdb: no chains"),
         (("esm", "--test", "in.fasta"), "in.fasta: should be chains of known structure"),
+        (("esm", "in.fasta", "out.npz", "--top", "3"), "out.npz: top (--top) is of a .csv"),
         (("esm", "in.fasta", "out.npz", "--id", "P1"), "--id: is not of IN and OUT"),
         (("esm", "--test", "test.lmdb", "--arms", "random"), "--arms random: pretrained should be one"),
     ],
