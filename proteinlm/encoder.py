@@ -294,11 +294,8 @@ class Encoder:
     def set_contacts(self, regression: ContactRegression, source: str = "the regression") -> None:
         """What `contacts` uses from now on; InputError for one of another number of maps."""
         if regression.weight.shape != (1, self.num_maps):
-            shape, layers, heads = (
-                list(regression.weight.shape),
-                self.config.num_layers,
-                self.config.num_attention_heads,
-            )
+            shape, layers = list(regression.weight.shape), self.config.num_layers
+            heads = self.config.num_attention_heads
             own = f"{self.source} has {layers} layers x {heads} heads"
             raise InputError(f"{source}: weight of shape {shape}; {own}, so it should be [1, {self.num_maps}]")
         self.contact_head = regression

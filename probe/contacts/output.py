@@ -106,6 +106,8 @@ def write_contacts(
     """OUT of IN.fasta's proteins, by `encoder.contacts`. identity: of encoder and regression, which a resumed run must
     share; pictures: where a PNG of each map goes. Returns what the FASTA file held."""
     output = check_output(output, fasta)
+    if top is not None and output.suffix != ".csv":
+        raise InputError(f"{output}: top (--top) is of a .csv; the other forms have every pair")
     encoder.need_contacts()
     scan = scan_fasta(fasta, rules or Rules(encoder.residue_limit()), id_key if output.suffix == ".h5" else str)
     bounds = part_bounds(scan.selected_lengths)

@@ -202,6 +202,7 @@ def caption_of(results: Mapping) -> str:
         layer = "last layer" if space["layer"] == -1 else f"layer {space['layer']}"
         space = f"{space['pooling']}-pooled {layer}"
     tail = f"perplexity {results['perplexity']:g}, {results['iterations']:,} iterations, seed {results['seed']}"
+    tail += "" if results["random_seed"] is None else f", random weights of seed {results['random_seed']}"
     tail += ", relatives are no neighbours" if results["relatives_excluded"] else ""
     return f"{results['data']}: {results['points']:,} points; {Path(results['model']).name}, {space}; {tail}"
 

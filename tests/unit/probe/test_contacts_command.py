@@ -136,12 +136,13 @@ def test_an_encoder_of_transformers(folder, tmp_path):
 def test_heads_and_their_pictures(folder, tmp_path, capsys):
     assert run(folder / "esm", "--heads", folder / "test.lmdb", "--threshold", 0.1, "--output", "own") == 0
     report = json.loads((tmp_path / "own.heads.json").read_text())
-    assert np.shape(report["weighted_share"]) == np.shape(report["share"]) == (2, 4)
+    shares = report["arms"]["pretrained"]
+    assert np.shape(shares["weighted_share"]) == np.shape(shares["share"]) == (2, 4)
     twin = open_encoder(str(folder / "esm"), random_seed=0, device="cpu")
     store = PartStore(tmp_path / "twin.json", {})
     store.open()
     own = attention_on_contacts(twin, Chains(folder / "test.lmdb", "test"), store, 0.1, quiet=True).report()
-    assert report["arms"]["random"] == own and own["weighted_share"] != report["arms"]["pretrained"]["weighted_share"]
+    assert report["arms"]["random"] == own and own["weighted_share"] != shares["weighted_share"]
     assert "contacts are" in capsys.readouterr().out
     light, dark = (image.imread(f"own.heads{theme}.png") for theme in ("", ".dark"))
     assert light[0, 0, :3].mean() > 0.9 and dark[0, 0, :3].mean() < 0.2 and light.std() > 0.05
@@ -213,6 +214,7 @@ def test_a_page_without_structure(folder, tmp_path):
         (("esm", "--view", "empty.lmdb"), "empty.lmdb: no chains"),
         (("esm", "--test", "empty.lmdb"), "empty.lmdb: no chains"),
         (("esm", "--test", "in.fasta"), "in.fasta: should be chains of known structure"),
+        (("esm", "in.fasta", "out.npz", "--top", "3"), "out.npz: top (--top) is of a .csv"),
         (("esm", "in.fasta", "out.npz", "--id", "P1"), "--id: is not of IN and OUT"),
         (("esm", "--test", "test.lmdb", "--arms", "random"), "--arms random: pretrained should be one"),
     ],
