@@ -67,18 +67,25 @@ def summary(rows: Sequence[Row]) -> list[str]:
     """How often pretraining shows, where it does not, and what does as well without a language model."""
     judged = [row for row in rows if verdict(row)]
     lines = []
+
+    def names_of(some: Sequence[Row], of: int) -> str:
+        names = "; ".join(f"{row.of}, {row.measure.removesuffix(', %')}" for row in some)
+        return "everywhere" if len(some) == of > 1 else names
+
     if judged:
         better = [row for row in judged if verdict(row) == "better"]
         lines.append(f"Better than random weights in {len(better)} of {len(judged)} differences.")
         for word, text in (("neither", "No difference shown"), ("worse", "Worse than random weights")):
-            names = [f"{row.of}, {row.measure.removesuffix(', %')}" for row in judged if verdict(row) == word]
-            lines += [f"{text}: {'; '.join(names)}."] if names else []
-    beaten: dict[str, list[str]] = {}
+            some = [row for row in judged if verdict(row) == word]
+            lines += [f"{text}: {names_of(some, len(judged))}."] if some else []
+    beaten: dict[str, list[Row]] = {}
     for row in rows:
         for name, own in row.beside.items():
             if None not in (own["value"], row.pretrained["value"]) and own["value"] >= row.pretrained["value"]:
-                beaten.setdefault(name, []).append(f"{row.of}, {row.measure.removesuffix(', %')}")
-    return lines + [f"At least as good without pretraining: {name} ({'; '.join(of)})." for name, of in beaten.items()]
+                beaten.setdefault(name, []).append(row)
+    has = {name: sum(name in row.beside for row in rows) for name in beaten}
+    text = "At least as good without pretraining"
+    return lines + [f"{text}: {name} ({names_of(some, has[name])})." for name, some in beaten.items()]
 
 
 def heads_table(heads: Mapping) -> list[list[str]]:

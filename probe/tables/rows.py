@@ -9,6 +9,7 @@ directory has results of one model.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 
 from probe.arms import ARMS, PRETRAINED, RANDOM
@@ -123,9 +124,8 @@ def _probe_note(content: Mapping) -> list[str]:
 # ---- proteinlm project
 
 
-def map_rows(content: Mapping, section: str) -> Iterator[Row]:
+def map_rows(content: Mapping, section: str, name: str) -> Iterator[Row]:
     """Purity and silhouette of each column of classes."""
-    name = content["data"].split(".")[0]
     for column, numbers in content["columns"].items():
         if PRETRAINED not in numbers:
             continue
@@ -222,8 +222,8 @@ def _sources(output: Path) -> Iterator[tuple[Path, str, str, Callable, Callable]
     """(file, its verb, section, rows of it, a note on it) of everything that a page can have."""
     for section in ("secondary_structure", "deeploc"):
         yield output / section / "results.json", "probe", section, probe_rows, _probe_note
-    for name in ("scope_map.json", "deeploc_map.json"):
-        yield output / name, "project", "maps", map_rows, _map_note
+    for name in ("scope", "deeploc"):
+        yield output / f"{name}_map.json", "project", "maps", partial(map_rows, name=name), _map_note
     yield output / "contacts.json", "contacts", "contacts", contact_rows, _contact_note
     for path in sorted((output / "variants").glob("*.json")):
         yield path, "variants", "variants", variant_rows, _variant_note
