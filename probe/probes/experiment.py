@@ -26,7 +26,7 @@ from probe.probes.data import ProbeData, without_unlearned
 from probe.probes.heads import PROTEIN_HEADS, RESIDUE_HEADS, Recipe, load_head
 from probe.probes.report import write_report
 from probe.probes.scoring import Counted, count
-from probe.probes.training import Inputs, Outcome, Pooled, Residues, fit, predict
+from probe.probes.training import Inputs, Outcome, Pooled, Residues, Scale, fit, predict, scale_of
 from proteinlm.devices import choose_device
 from proteinlm.errors import InputError, did_you_mean
 from proteinlm.files import atomic_path, check_writable
@@ -191,15 +191,11 @@ class _Work:
         """Train and score the setup, a seed at a time; what is done already is read."""
         vectors = self.vectors(setup.arm)
         layer = -1 if setup.layer is None else setup.layer
-        if setup.pooling is None:
-            inputs = Residues(vectors, layer)
-        else:
-            pooled = vectors.pooled(setup.pooling, layer)
-            inputs = Pooled(self._scaled(pooled) if setup.arm == COMPOSITION else pooled)
+        inputs = Residues(vectors, layer) if setup.pooling is None else Pooled(vectors.pooled(setup.pooling, layer))
         result = Result(setup, [], {})
         for seed in self.options.seeds if self.options.checkpoint is None else (0,):
             recipe = asdict(replace(self.recipes[setup.head], make=None))
-            key = [self.identity, vectors.identity, list(setup), recipe, seed]
+            key = [self.identity, vectors.identity, list(setup), recipe, seed, "scaled"]
             key += [self.options.checkpoint and Path(self.options.checkpoint).stat().st_mtime_ns, torch.__version__]
             words = [str(part) for part in (*setup, f"seed{seed}") if part is not None]
             digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:8]
@@ -212,12 +208,6 @@ class _Work:
                 result.counted.setdefault(where, []).append(own)
         return result
 
-    def _scaled(self, vectors: np.ndarray) -> np.ndarray:
-        """Deviation 1 over train, for frequencies of .05 are too small for the learning rates of embeddings: a floor
-        that has not learned is none."""
-        own = vectors[self.train]
-        return (vectors - own.mean(0)) / np.where(own.std(0) > 1e-6, own.std(0), 1.0).astype(np.float32)
-
     def _fit(self, setup: Setup, inputs: Inputs, lengths: np.ndarray, seed: int, path: Path) -> None:
         data, recipe, checkpoint = self.data, self.recipes[setup.head], self.options.checkpoint
         with torch.random.fork_rng():
@@ -226,12 +216,14 @@ class _Work:
         saved = path.with_suffix(".training")
         what = ", ".join(f"{part}" for part in setup if part is not None)
         if checkpoint is None:
+            inputs.scale = inputs.scale or scale_of(inputs, self.train)
             places = {"train": self.train, "held_out": self.held_out}
             outcome = fit(head, recipe, inputs, data.targets, **places, seed=seed, device=self.device, saved=saved)
             best = f"epoch {outcome.best} of {outcome.epochs} is best, held-out loss {outcome.loss:.4f}"
             print(f"{what}, seed {seed}: {best}, {outcome.seconds:.1f} s", file=sys.stderr, flush=True)
         else:
-            load_head(head, checkpoint)
+            kept = load_head(head, checkpoint)
+            inputs.scale = None if kept is None else Scale(kept["mean"], kept["deviation"])
             outcome = Outcome(0, 0, float("nan"), 0.0)
         arrays = {"outcome": np.array([outcome.epochs, outcome.best, outcome.loss, outcome.seconds])}
         for split, places in data.splits.items():
@@ -242,7 +234,9 @@ class _Work:
                 own = count(target, places, predicted[name], lengths)
                 arrays |= {f"{split}/{name}/{part}": value for part, value in vars(own).items()}
         with atomic_path(path.with_suffix(".pt")) as temporary:
-            torch.save({"state_dict": {key: value.cpu() for key, value in head.state_dict().items()}}, temporary)
+            weights = {key: value.cpu() for key, value in head.state_dict().items()}
+            scale = {} if inputs.scale is None else {"scale": vars(inputs.scale)}
+            torch.save({"state_dict": weights, **scale}, temporary)
         with atomic_path(path) as temporary, temporary.open("wb") as file:
             np.savez_compressed(file, **arrays)
         saved.unlink(missing_ok=True)

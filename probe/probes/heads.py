@@ -10,7 +10,7 @@ Legend: B proteins, N residues of the longest, h width of an embedding, p of a p
 """
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -86,7 +86,7 @@ def _along_residues(convolution: nn.Conv2d, x: Tensor) -> Tensor:
 
 class Logistic(Head):
     """Multinomial logistic regression, of residues or of proteins; each number of an embedding is first scaled to mean
-    0 and deviation 1 (over train: `fit_scale`)."""
+    0 and deviation 1 over train."""
 
     def __init__(self, width: int, classes: Classes):
         super().__init__(classes, partial(nn.Linear, width))
@@ -95,16 +95,6 @@ class Logistic(Head):
 
     def features(self, x: Tensor, mask: Tensor | None) -> Tensor:
         return (x - self.mean) / self.deviation
-
-    def fit_scale(self, blocks: Iterable[Tensor]) -> None:
-        """blocks [M, h]: the embeddings of train. As scikit-learn's, a number that never changes is left alone."""
-        count, sums, squares = 0, 0.0, 0.0
-        for block in blocks:
-            block = block.double()
-            count, sums, squares = count + len(block), sums + block.sum(0), squares + (block**2).sum(0)
-        variance = (squares / count - (sums / count) ** 2).clamp(min=0)
-        self.mean.copy_(sums / count)
-        self.deviation.copy_(torch.where(variance > 1e-12, variance.sqrt(), 1.0))
 
 
 class MLP(Head):
@@ -188,8 +178,9 @@ PROTEIN_HEADS = {
 }
 
 
-def load_head(head: Head, path: str | Path) -> None:
-    """Fill a head with a checkpoint's `state_dict`; targets that the head lacks may be in it. InputError for another
+def load_head(head: Head, path: str | Path) -> Mapping[str, Tensor] | None:
+    """Fill a head with a checkpoint's `state_dict`; targets that the head lacks may be in it. Returns its `scale`, as
+    checkpoints of this project have it: {"mean": [h], "deviation": [h]} of what the head reads. InputError for another
     width, another architecture, or an output that is missing."""
     loaded = safe_torch_load(path)
     state = loaded.get("state_dict", loaded) if isinstance(loaded, Mapping) else None
@@ -209,6 +200,10 @@ def load_head(head: Head, path: str | Path) -> None:
     if odd:
         raise InputError(f"{path}: {odd[0]} is no part of {type(head).__name__}")
     head.load_state_dict({name: state[name] for name in own})
+    scale = loaded.get("scale")
+    if scale is not None and not (isinstance(scale, Mapping) and {"mean", "deviation"} <= set(scale)):
+        raise InputError(f"{path}: scale has no mean and deviation")
+    return scale
 
 
 def padded(rows: list[Tensor]) -> tuple[Tensor, Tensor]:

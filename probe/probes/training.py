@@ -43,26 +43,40 @@ class Vectors(Protocol):
     def residues(self, i: int, layer: int = -1) -> np.ndarray: ...
 
 
-class Pooled:
-    """A vector a protein, [B, p]."""
+@dataclass
+class Scale:
+    """x -> (x - mean) / deviation, both [h]."""
 
-    def __init__(self, vectors: np.ndarray):
-        self.vectors, self.width = torch.from_numpy(vectors), vectors.shape[1]
+    mean: Tensor
+    deviation: Tensor
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return (x - self.mean) / self.deviation
+
+
+class Pooled:
+    """A vector a protein, [B, p]. scale: of what `of` gives (None: as they are)."""
+
+    def __init__(self, vectors: np.ndarray, scale: Scale | None = None):
+        self.vectors, self.width, self.scale = torch.from_numpy(vectors), vectors.shape[1], scale
         self.lengths = np.ones(len(vectors), np.int64)  # rows of each
 
     def of(self, places: Sequence[int]) -> tuple[Tensor, None]:
-        return self.vectors[torch.as_tensor(places)], None
+        rows = self.vectors[torch.as_tensor(places)]
+        return rows if self.scale is None else self.scale(rows), None
 
 
 class Residues:
-    """The vectors of every residue, read when they are asked for."""
+    """The vectors of every residue, read when they are asked for. scale: as of Pooled."""
 
-    def __init__(self, vectors: Vectors, layer: int = -1):
+    def __init__(self, vectors: Vectors, layer: int = -1, scale: Scale | None = None):
         self.vectors, self.layer, self.width, self.lengths = vectors, layer, vectors.width, vectors.lengths
+        self.scale = scale
 
     def of(self, places: Sequence[int]) -> tuple[Tensor, Tensor]:
         """[B, N, h] and its mask."""
-        return padded([torch.from_numpy(self.vectors.residues(int(i), self.layer)) for i in places])
+        rows = [torch.from_numpy(self.vectors.residues(int(i), self.layer)) for i in places]
+        return padded(rows if self.scale is None else [self.scale(row) for row in rows])
 
 
 Inputs = Pooled | Residues
@@ -162,7 +176,8 @@ def fit(
     head.to(device)
     optimizer = torch.optim.Adam(head.parameters(), recipe.learning_rate, fused=True)
     if isinstance(head, Logistic):
-        head.fit_scale(_rows(inputs, train, device))
+        scale = scale_of(inputs, train)
+        head.mean.copy_(scale.mean), head.deviation.copy_(scale.deviation)
     state = _State(head, optimizer, saved)
     epoch = state.load(device)
     with Progress("epochs", recipe.epochs, epoch, quiet=quiet) as progress, torch.random.fork_rng():
@@ -191,10 +206,18 @@ def _joined(head: Head, batches: list[np.ndarray]) -> list[np.ndarray]:
     return [*rest[:-1], np.concatenate([rest[-1], *single])]
 
 
-def _rows(inputs: Inputs, places: np.ndarray, device: torch.device) -> Iterator[Tensor]:
+def scale_of(inputs: Inputs, places: np.ndarray) -> Scale:
+    """Mean 0 and deviation 1 of each number over the proteins, or residues, at `places`. As scikit-learn's, what never
+    changes keeps its deviation."""
+    count, sums, squares = 0, 0.0, 0.0
     for piece in _evaluation_pieces(inputs, places):
         x, mask = inputs.of(places[piece])
-        yield (x if mask is None else x[mask]).to(device)
+        rows = (x if mask is None else x[mask]).double()
+        count, sums, squares = count + len(rows), sums + rows.sum(0), squares + (rows**2).sum(0)
+    mean, power = sums / count, squares / count
+    variance = (power - mean**2).clamp(min=0)
+    changes = variance > 1e-12 * power  # of a constant there is rounding left
+    return Scale(mean.float(), torch.where(changes, variance.sqrt(), 1.0).float())
 
 
 class _State:

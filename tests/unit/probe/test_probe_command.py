@@ -194,6 +194,20 @@ def test_a_mistake_is_one_line(model, folder, no_pictures, capsys, words, messag
     assert not (folder / "deeploc_probe/results.json").exists()
 
 
+def test_a_head_that_was_trained_here_is_scored_again_as_it_was(model, folder, no_pictures):
+    words = ("deeploc.csv", "--target", "location", "--device", "cpu", "--arms", "pretrained")
+    assert call(model, *words, "--epochs", "3", "--seeds", "0", "--output", "out") == 0
+    (path,) = folder.glob("out/heads/*.pt")
+    saved = torch.load(path)
+    assert set(saved["scale"]) == {"mean", "deviation"} and len(saved["scale"]["mean"]) == 16
+    for change in (False, True):
+        if change:
+            torch.save({"state_dict": saved["state_dict"], "scale": {"mean": saved["scale"]["mean"]}}, path)
+        assert call(model, *words, "--checkpoint", path, "--output", "again") == (2 if change else 0)
+    rows, again = (json.loads((folder / f"{o}/results.json").read_text())["rows"][0] for o in ("out", "again"))
+    assert rows["confusion"] == again["confusion"] and rows["metrics"] == again["metrics"]
+
+
 @pytest.mark.parametrize("words", ["probe m d.csv --seeds", "project m d.csv --seed", "contacts m --fit d --seeds"])
 @pytest.mark.parametrize("seed", [-1, 2**32])
 def test_a_seed_is_what_scikit_learn_takes(capsys, words, seed):

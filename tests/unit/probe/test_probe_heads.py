@@ -181,6 +181,22 @@ def trained(head, vectors, targets, seed=0, epochs=6, **options):
     return made, outcome
 
 
+@pytest.mark.parametrize("head", RESIDUE_HEADS)
+def test_scaled_inputs_make_the_units_of_an_embedding_irrelevant(residues, head):
+    """Or the small numbers of a network with random weights would be a handicap."""
+    vectors, targets = residues
+    small, train, losses = Kept([3 + row / 100 for row in vectors.rows]), np.arange(15), []
+    for rows, scaled in ((vectors, True), (small, True), (small, False)):
+        inputs = Residues(rows)
+        inputs.scale = training.scale_of(inputs, train) if scaled else None
+        torch.manual_seed(0)
+        made = RESIDUE_HEADS[head].make(WIDTH, {"ss3": STATES["ss3"]})
+        recipe = replace(RESIDUE_HEADS[head], epochs=3, batch_size=8, learning_rate=3e-3)
+        losses.append(fit(made, recipe, inputs, targets, train, np.arange(15, 20), quiet=True).loss)
+    assert losses[1] == pytest.approx(losses[0], abs=1e-3)
+    assert head == "logistic" or abs(losses[2] - losses[0]) > 0.01  # which scales what it reads itself
+
+
 def test_a_batch_of_one_is_not_left_out():
     """BatchNorm needs two proteins: of 3 + 1 all four are in one batch; other heads take them as they come."""
     batches = [np.array([2]), np.array([0, 1, 3])]
