@@ -31,7 +31,7 @@ from proteinlm.encoder import Encoder
 from proteinlm.errors import InputError
 from proteinlm.files import atomic_path, write_json
 from proteinlm.tables import is_table
-from tape.runs.flags import DEVICE_FLAGS, add_flags, count, positive
+from tape.runs.flags import DEVICE_FLAGS, add_flags, count, positive, precision_name
 
 ENSEMBLE, RANDOM = "ensemble", "random"
 
@@ -84,9 +84,7 @@ def column_names(models: Sequence[str], columns: Sequence[str], random: bool = F
 
 
 def open_model(model: str, args: argparse.Namespace, random_seed: int | None) -> Encoder:
-    if args.fp16 and args.bf16:
-        raise InputError("--fp16 and --bf16 exclude each other; give one")
-    dtype = "fp16" if args.fp16 else "bf16" if args.bf16 else "fp32"
+    dtype = precision_name(args.fp16, args.bf16)
     encoder = open_encoder(model, random_seed=random_seed, device=args.device, dtype=dtype)
     encoder.need_lm_head()
     return encoder
