@@ -80,7 +80,12 @@ def test_layers_as_units_lose_gradients_under_zero_bubble(ranks, corpus, one_pro
 
 @pytest.mark.parametrize(
     ("flags", "gathers", "scatters", "sums"),
-    [([], 0, 0, 1), (FSDP, 5, 5, 0), (["--use-torch-fsdp2"], 18, 5, 0), ([*PP, *FSDP], 3, 3, 1)],
+    [
+        ([], 0, 0, 1),
+        (FSDP, 5, 5, 0),
+        pytest.param(["--use-torch-fsdp2"], 18, 5, 0, marks=pytest.mark.slow),
+        pytest.param([*PP, *FSDP], 3, 3, 1, marks=pytest.mark.slow),
+    ],
 )
 def test_gradients_travel_once_a_step(flags, gathers, scatters, sums, ranks, corpus):
     """Two or four micro-batches; FSDP2 has a unit for each of 4 layers and one for the rest (of a stage, 2 and 1).
@@ -93,7 +98,14 @@ def test_gradients_travel_once_a_step(flags, gathers, scatters, sums, ranks, cor
     assert counts["foreach_all_gather"] == gathers
 
 
-@pytest.mark.parametrize(("flags", "gradients"), [([], ["allreduce 14512"]), (FSDP, []), (PP, ["allreduce 512"])])
+@pytest.mark.parametrize(
+    ("flags", "gradients"),
+    [
+        ([], ["allreduce 14512"]),
+        pytest.param(FSDP, [], marks=pytest.mark.slow),
+        pytest.param(PP, ["allreduce 512"], marks=pytest.mark.slow),
+    ],
+)
 def test_a_step_sends_one_message_beside_its_gradients(flags, gradients, ranks, corpus):
     """Norm, losses, counts and stops together. The control sends them twice."""
     message = f"allreduce {len(SUMS)}"

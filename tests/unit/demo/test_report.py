@@ -118,6 +118,7 @@ def test_the_surest_pairs_are_those_that_the_metric_counts():
     assert marked == {"top L/5: a contact": [[8, 0]], "top L/5: no contact": [[9, 1]]}
 
 
+@pytest.mark.slow
 def test_report_is_one_file_that_refers_to_no_other(paths, tmp_path):
     rng = np.random.default_rng(0)
     for task, split in TEST_SPLIT.items():

@@ -34,6 +34,7 @@ def test_what_is_read(runs):
     assert 2 < valid[-1]["unigram"] < 3 < valid[0]["loss"] and valid[-1]["unigram"] != train[-1]["unigram"]
 
 
+@pytest.mark.slow
 def test_page_and_picture(runs, tmp_path, capsys):
     page, picture = tmp_path / "c.html", tmp_path / "c.png"
     assert main([f"a<b={runs / 'low'}", str(runs / "high"), "--output", str(page), "--png", str(picture)]) == 0

@@ -65,6 +65,7 @@ def test_scores_and_metrics_of_two_models(models, folder, capsys):
     assert sorted(path.name for path in folder.iterdir()) == ["dms.csv", "out.csv", "out.json", "wt.fasta"]
 
 
+@pytest.mark.slow
 def test_random_weights_are_a_column_and_the_difference_to_them(models, folder):
     flags = ("--offset", "24", "--device", "cpu", "--output", "out.csv", "--random_seed", "3")
     assert run("variants", *models, "wt.fasta", "dms.csv", *flags) == 0

@@ -124,6 +124,7 @@ def test_masked_hides_one_residue_at_a_time(root):
         assert np.abs(results - columns(seen[name], "log_probability")[:, 0]).max() > 0.01  # negative control
 
 
+@pytest.mark.slow
 def test_pictures(root):
     pytest.importorskip("matplotlib")
     write_run(root, "contact_prediction")
