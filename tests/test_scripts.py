@@ -174,7 +174,7 @@ def test_from_fasta_to_table(tiny_fasta, tiny_tape_data, tmp_path, run_command):
 
 
 # A python that writes down what it is asked for and leaves the result that reproduce_prottrans.sh looks for.
-RECORDER = """#!/usr/bin/env bash
+STAND_IN = """#!/usr/bin/env bash
 printf '%s\\n' "$*" >>"$ASKED"
 if [[ "$*" == *"$FAILS"* ]]; then exit 3; fi
 out=${*: -1}
@@ -197,7 +197,7 @@ class Recorded:
     def __init__(self, folder: Path, run_command):
         self.folder, self.run_command = folder, run_command
         (folder / "bin").mkdir()
-        (folder / "bin/python").write_text(RECORDER)
+        (folder / "bin/python").write_text(STAND_IN)
         (folder / "bin/python").chmod(0o755)
         self.model, self.data, self.out = folder / "model", folder / "data", folder / "out"
         self.model.mkdir()
