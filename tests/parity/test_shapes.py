@@ -17,7 +17,7 @@ CASES = {
     "muon": ("dp2", "fsdp2", "fsdp2-full", "hybrid-2x2", "tp2", "pp2", "fsdp2-pp2-tp2-sp"),
     "amplify": ("tp2-sp", "pp2"),
 }
-FAST = [("esmc", "fsdp2"), ("muon", "pp2")]
+FAST = [("esmc", "tp2-sp"), ("muon", "pp2")]
 
 
 def cases() -> list:
