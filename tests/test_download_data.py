@@ -135,6 +135,7 @@ def test_a_killed_call_left_a_whole_part(server, fetch, tmp_path):
     assert files(tmp_path / "data") == WHOLE
 
 
+@pytest.mark.slow
 def test_a_server_without_ranges_gives_the_file_from_the_beginning(server, fetch, tmp_path):
     server.ranges, server.cuts = False, [50_000]
     assert fetch()[0] == 0

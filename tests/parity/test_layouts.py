@@ -31,6 +31,7 @@ def test_a_layout_trains_the_same_model(layout, ranks, corpus, one_process):
     assert [traffic for _, traffic in answers] == counted
 
 
+@pytest.mark.slow
 def test_replicas_sum_their_gradients_in_many_messages_during_the_backward_pass(ranks, corpus, one_process):
     for actual, sent in ranks.run(2, jobs.train_with_small_buckets, corpus):
         assert not [name for name, d in differences(actual, one_process).items() if not d <= TOLERANCE]

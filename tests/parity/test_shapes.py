@@ -17,7 +17,7 @@ CASES = {
     "muon": ("dp2", "fsdp2", "fsdp2-full", "hybrid-2x2", "tp2", "pp2", "fsdp2-pp2-tp2-sp"),
     "amplify": ("tp2-sp", "pp2"),
 }
-FAST = [("esmc", "tp2-sp"), ("muon", "pp2")]
+FAST = [("esmc", "tp2-sp")]
 
 
 def cases() -> list:
@@ -66,6 +66,7 @@ def test_the_shapes_are_worth_comparing(shape, one_process):
         pytest.param(jobs.normalise_own_heads, "esmc", TP, marks=pytest.mark.slow),
     ],
 )
+@pytest.mark.slow
 def test_a_broken_layout_is_seen(sabotage, shape, flags, ranks, flags_of, one_process):
     actual = ranks.run(2, jobs.train, [*flags_of(shape), *flags], sabotage)[0]
     assert abs(actual["loss"] - one_process(shape)["loss"]).max() > 1e-4

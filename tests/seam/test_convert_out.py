@@ -277,6 +277,7 @@ def test_round_trip_through_everything(tmp_path, convert_to, seed, hidden, heads
 
 @pytest.mark.parametrize("target", ["tape", "hf", "megatron", "dcp"])
 @pytest.mark.parametrize(("flag", "dtype"), [("fp16", torch.float16), ("bf16", torch.bfloat16)])
+@pytest.mark.slow
 def test_dtype(megatron_dir, convert_to, target, flag, dtype):
     path, printed = convert_to(megatron_dir, "out", "--target", target, "--dtype", flag, "--verify")
     assert "rounding to" in printed

@@ -193,6 +193,7 @@ def test_trees_have_the_leaves_asked_for():
 # -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_world_is_a_function_of_its_seed(world):
     again, other = synthetic.build_world(SMALL, seed=3), synthetic.build_world(SMALL, seed=4)
     assert (again.root == world.root).all() and np.array_equal(again.points, world.points)

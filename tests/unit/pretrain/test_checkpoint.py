@@ -198,7 +198,8 @@ while True:
 """
 
 
-@pytest.mark.parametrize("round_", [0, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("round_", [0, 1])
+@pytest.mark.slow
 def test_kill_minus_nine_while_saving(tmp_path, round_):
     """The saver is killed at an arbitrary moment; whatever the tracker names must load and be of one save."""
     process = subprocess.Popen(

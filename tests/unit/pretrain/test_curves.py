@@ -19,6 +19,7 @@ def runs(prefix, tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_what_is_read(runs):
     curves = read_run(str(runs / "high"))
     assert curves.name == "high" and list(curves.sets) == ["train", "valid", "far"]

@@ -160,6 +160,7 @@ def test_a_family_without_a_masked_lm_head_says_so(directories, name):
 
 
 @pytest.mark.parametrize("name", READMES)
+@pytest.mark.slow
 def test_half_precision_halves_the_weights(directories, name):
     full = load_trunk(directories[name]).embed(PROTEINS)
     for dtype, most in ((torch.bfloat16, 0.1), (torch.float16, 0.01)):

@@ -51,6 +51,7 @@ def score(world: Path, task: str, *flags: object, run: Path | None = None, split
 
 
 @pytest.mark.parametrize("task", sorted(FOLDERS))
+@pytest.mark.slow
 def test_the_number_does_not_depend_on_the_batch_size(world, task):
     results = [score(world, task, "--batch_size", size) for size in (1, 5, 24)]
     for result in results[1:]:

@@ -206,6 +206,7 @@ def contact_step(head, states, mask, precision=torch.float32):
         ([11, 8], 0.5, torch.float32, False),
     ],
 )
+@pytest.mark.slow
 def test_recomputed_blocks_change_no_number(lengths, dropout, precision, training):
     _, states, mask = padded(lengths, 6)
     results = []
@@ -280,6 +281,7 @@ def ordered(state):
 
 @pytest.mark.parametrize("lengths", [[17], [17, 11]])
 @pytest.mark.parametrize("rows", [2, 5, 16])
+@pytest.mark.slow
 def test_strips_and_one_map_at_a_time_change_no_number(lengths, rows):
     """In float64: in fp32 the order of a processor's sums shows at 1e-6."""
     _, states, mask = padded(lengths, 6, junk=3.0)
