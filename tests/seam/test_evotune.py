@@ -86,6 +86,7 @@ def pretrain_on(shard: str, start: Path, save: Path, *flags: object) -> float:
 
 
 @pytest.mark.parametrize("kind", ["esm2", "esm1b"])
+@pytest.mark.slow
 def test_a_hugging_face_model_is_continued_on_a_family_and_goes_back(kind, family, convert_to, tmp_path):
     source, shard = write_hf(tmp_path / "source", kind), family("esm")
     before = transformers.AutoModelForMaskedLM.from_pretrained(source)

@@ -143,6 +143,7 @@ class Copies(TorchFunctionMode):
 
 
 @pytest.mark.parametrize("precision", ["--bf16", "--fp16"])
+@pytest.mark.slow
 def test_a_step_can_be_taken_with_fake_tensors(prefix, tmp_path, monkeypatch, precision):
     """They have no values, as for a GPU's kernels: what needs one fails."""
     monkeypatch.setattr(network, "choose_backend", lambda *_: "flash")
