@@ -12,10 +12,13 @@ started again with the same command, goes on where it was.
 """
 
 import argparse
+import hashlib
 import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+
+import torch
 
 from probe.arms import PRETRAINED, RANDOM, identity_of, open_encoder
 from probe.contacts.chains import Chains
@@ -112,7 +115,10 @@ def open_chains(path: str, split: str, encoder: Encoder, args: argparse.Namespac
 
 def regression_digest(encoder: Encoder) -> str:
     head = encoder.contact_head
-    return "" if head is None else f"{head.weight.double().sum():.9g} {head.bias.double().item():.9g}"
+    if head is None:
+        return ""
+    numbers = torch.cat([head.weight.flatten(), head.bias]).double().cpu().numpy()
+    return hashlib.sha256(numbers.tobytes()).hexdigest()
 
 
 def maps(args: argparse.Namespace) -> None:

@@ -25,24 +25,13 @@ from proteinlm.progress import Progress
 from tape.datasets import MIN_SEPARATION
 from tape.inference.fasta import Protein, Rules, Scan, read_windows, scan_fasta
 from tape.inference.files import id_key
-from tape.inference.parts import PartStore
+from tape.inference.parts import PartStore, cut_parts
 from tape.inference.predictors import draw_map, open_maps
 
 PART_PAIRS = 1 << 22  # 16 MiB of maps: what a killed run may have to do again
 PART_PROTEINS = 256
 COLUMNS = ("id", "i", "j", "residue_i", "residue_j", "probability")
 Maps = Iterable[tuple[Protein, np.ndarray]]
-
-
-def part_bounds(lengths: np.ndarray) -> np.ndarray:
-    """int64 [P + 1]: part p holds proteins bounds[p] ... bounds[p + 1] - 1, of PART_PAIRS pairs, or one protein."""
-    bounds, ends = [0], np.cumsum(lengths.astype(np.int64) ** 2)
-    while bounds[-1] < len(lengths):
-        begin = bounds[-1]
-        before = ends[begin - 1] if begin else 0
-        fitting = int(np.searchsorted(ends, before + PART_PAIRS, "right"))
-        bounds.append(min(max(fitting, begin + 1), begin + PART_PROTEINS))
-    return np.array(bounds, np.int64)
 
 
 def write_npz(path: Path, maps: Maps, top: int | None) -> None:
@@ -110,7 +99,7 @@ def write_contacts(
         raise InputError(f"{output}: top (--top) is of a .csv; the other forms have every pair")
     encoder.need_contacts()
     scan = scan_fasta(fasta, rules or Rules(encoder.residue_limit()), id_key if output.suffix == ".h5" else str)
-    bounds = part_bounds(scan.selected_lengths)
+    bounds = cut_parts(scan.selected_lengths.astype(np.int64) ** 2, PART_PAIRS, PART_PROTEINS)
     settings = {"input sha256": scan.sha256, "model and regression": identity, "max_length": scan.rules.max_length}
     settings |= {"too_long": scan.rules.too_long, "duplicates": scan.rules.duplicates, "torch": str(torch.__version__)}
     store, parts = PartStore(output, settings), range(len(bounds) - 1)

@@ -26,6 +26,7 @@ from probe.contacts.floors import PairTable, separation_scores
 from proteinlm.encoder import Encoder, make_stream
 from proteinlm.errors import InputError
 from proteinlm.network.contacts import ContactRegression, contact_logits
+from proteinlm.progress import Progress
 from tape import metrics
 from tape.inference.parts import PartStore
 from tape.scoring.bootstrap import several_intervals
@@ -70,8 +71,6 @@ def stored_fits(
 
 def count_pairs(train: Chains, quiet: bool) -> PairTable:
     """Of all training chains, or of TABLE_CHAINS of them."""
-    from proteinlm.progress import Progress
-
     number = min(len(train), TABLE_CHAINS)
     with Progress("chains for the pairs", number, quiet=quiet) as progress:
 

@@ -85,16 +85,13 @@ def _along_residues(convolution: nn.Conv2d, x: Tensor) -> Tensor:
 
 
 class Logistic(Head):
-    """Multinomial logistic regression, of residues or of proteins; each number of an embedding is first scaled to mean
-    0 and deviation 1 over train."""
+    """Multinomial logistic regression, of residues or of proteins."""
 
     def __init__(self, width: int, classes: Classes):
         super().__init__(classes, partial(nn.Linear, width))
-        self.register_buffer("mean", torch.zeros(width))
-        self.register_buffer("deviation", torch.ones(width))
 
     def features(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        return (x - self.mean) / self.deviation
+        return x
 
 
 class MLP(Head):

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from probe.probes.data import Target
-from probe.probes.heads import Head, Logistic, Recipe, loss_sums, padded
+from probe.probes.heads import Head, Recipe, loss_sums, padded
 from proteinlm.errors import InputError
 from proteinlm.files import atomic_path
 from proteinlm.progress import Progress
@@ -175,9 +175,6 @@ def fit(
     device, started = device or torch.device("cpu"), time.monotonic()
     head.to(device)
     optimizer = torch.optim.Adam(head.parameters(), recipe.learning_rate, fused=True)
-    if isinstance(head, Logistic):
-        scale = scale_of(inputs, train)
-        head.mean.copy_(scale.mean), head.deviation.copy_(scale.deviation)
     state = _State(head, optimizer, saved)
     epoch = state.load(device)
     with Progress("epochs", recipe.epochs, epoch, quiet=quiet) as progress, torch.random.fork_rng():

@@ -37,12 +37,17 @@ def plan_parts(lengths: np.ndarray, part_proteins: int, token_bytes: int) -> np.
     proteins, and about PART_BYTES or less.
     """
     room = PART_TOKENS if token_bytes == 0 else min(PART_TOKENS, max(1, PART_BYTES // token_bytes))
-    bounds, ends = [0], np.cumsum(lengths.astype(np.int64) + 2)
-    while bounds[-1] < len(lengths):
+    return cut_parts(lengths.astype(np.int64) + 2, room, part_proteins)
+
+
+def cut_parts(sizes: np.ndarray, room: int, most: int) -> np.ndarray:
+    """int64 [P + 1]: bounds of parts of at most `most` items, whose sizes [N] add up to `room` or less (or one item)."""
+    bounds, ends = [0], np.cumsum(sizes)
+    while bounds[-1] < len(sizes):
         begin = bounds[-1]
         before = ends[begin - 1] if begin else 0
         fitting = int(np.searchsorted(ends, before + room, "right"))
-        bounds.append(min(max(fitting, begin + 1), begin + part_proteins))
+        bounds.append(min(max(fitting, begin + 1), begin + most))
     return np.array(bounds, np.int64)
 
 
