@@ -41,7 +41,7 @@ def plan_parts(lengths: np.ndarray, part_proteins: int, token_bytes: int) -> np.
 
 
 def cut_parts(sizes: np.ndarray, room: int, most: int) -> np.ndarray:
-    """int64 [P + 1]: bounds of parts of at most `most` items, whose sizes [N] add up to `room` or less (or one item)."""
+    """int64 [P + 1]: parts of at most `most` items, whose sizes [N] add up to `room` or less, or of one item."""
     bounds, ends = [0], np.cumsum(sizes)
     while bounds[-1] < len(sizes):
         begin = bounds[-1]
