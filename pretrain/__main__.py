@@ -12,18 +12,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Parse the flags, train, and say why the run ended."""
     from pretrain.config.read import parse_config
     from pretrain.trainer import Trainer
+    from proteinlm.devices import denormals_as_zero
 
     first = os.environ.get("RANK", "0") == "0"
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     config = parse_config(argv, world_size=world_size, notify=None if first else lambda notice: None)
     if config.training.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts
-    trainer = Trainer(config)
-    # What start-up made stays. Python's collector takes a tenth of a second to look through it, in whichever process
-    # and step it comes to that, and all the others wait.
-    gc.collect()
-    gc.freeze()
-    reason = trainer.run()
+    with denormals_as_zero():
+        trainer = Trainer(config)
+        # What start-up made stays. Python's collector takes a tenth of a second to look through it, in whichever
+        # process and step it comes to that, and all the others wait.
+        gc.collect()
+        gc.freeze()
+        reason = trainer.run()
     trainer.say(f"finished: {reason}")
     trainer.world.leave()
 

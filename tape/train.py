@@ -24,6 +24,7 @@ from pathlib import Path
 import torch
 
 from proteinlm import errors
+from proteinlm.devices import denormals_as_zero
 from proteinlm.errors import InputError
 from proteinlm.files import write_json
 from proteinlm.model_dir.find import find_model
@@ -137,7 +138,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     task = choose_task(options)
     start_logging(options.log_level)
     command = shlex.join(["tape-train", *map(str, sys.argv[1:] if argv is None else argv)])
-    return run_together(options.device, lambda processes, device: run(task, options, command, processes, device))
+    with denormals_as_zero():
+        return run_together(options.device, lambda processes, device: run(task, options, command, processes, device))
 
 
 def run(task: Task, options: TrainOptions, command: str, processes: Processes, device: torch.device) -> None:

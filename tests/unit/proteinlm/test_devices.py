@@ -3,7 +3,10 @@
 import pytest
 import torch
 
-from proteinlm.devices import choose_device
+import pretrain.__main__
+import pretrain.trainer
+import tape.train
+from proteinlm.devices import choose_device, denormals_as_zero
 from proteinlm.errors import InputError
 
 
@@ -75,3 +78,27 @@ def test_none_is_auto(gpus):
     for count in (0, 2):
         gpus(count)
         assert choose_device(None) == choose_device("auto")
+
+
+def test_denormals_count_as_zero_inside_alone():
+    tiny = torch.full((100_000,), 2e-38)
+    with denormals_as_zero():
+        assert float((tiny * 0.1).sum()) == 0
+    assert float((tiny * 0.1).sum()) > 0
+
+
+def test_training_runs_with_denormals_as_zero(monkeypatch):
+    inside = []
+
+    def run(*_args) -> int:
+        inside.append(float(torch.tensor(2e-38) * 0.1))
+        return 0
+
+    monkeypatch.setattr(tape.train, "choose_task", lambda options: None)
+    monkeypatch.setattr(tape.train, "run", run)
+    tape.train.main(["transformer", "stability", "--device", "cpu"])
+    assert inside == [0]
+    monkeypatch.setattr(pretrain.trainer, "Trainer", run)
+    with pytest.raises(AttributeError):  # what stands in its place has no run()
+        pretrain.__main__.main(["--config", "pretrain/configs/debug.yaml", "--data-path", "shard", "--save", "run"])
+    assert inside == [0, 0]
