@@ -10,6 +10,26 @@ name below is imported when it is first used, so that what needs no torch does n
 """
 
 import importlib
+import sys
+from collections.abc import Callable, Mapping
+
+
+def late(package: str, modules: Mapping[str, str]) -> tuple[Callable, Callable]:
+    """__getattr__ and __dir__ of a package whose names, each of the module it stands for, are imported at first use.
+
+    A name that is a module's own (`tape.models`) stands for that module.
+    """
+
+    def get(name: str) -> object:
+        if name not in modules:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        module = importlib.import_module(modules[name])
+        value = module if modules[name] == f"{package}.{name}" else getattr(module, name)
+        vars(sys.modules[package])[name] = value
+        return value
+
+    return get, lambda: sorted({*vars(sys.modules[package]), *modules})
+
 
 _MODULES = {
     "Encoder": "proteinlm.encoder",
@@ -22,14 +42,4 @@ _MODULES = {
     "load": "proteinlm.model_dir.load",
 }
 __all__ = sorted(_MODULES)
-
-
-def __getattr__(name: str) -> object:
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = globals()[name] = getattr(importlib.import_module(_MODULES[name]), name)
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = late(__name__, _MODULES)

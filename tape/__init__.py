@@ -5,45 +5,26 @@
     sequence_output, pooled_output = model(torch.tensor([TAPETokenizer().encode("MKV")]))[:2]
 
 tape.datasets, tape.registry, tape.tokenizers, tape.metrics, tape.models and tape.main are songlab's modules of those
-names. UniRep and trRosetta are left out.
+names. UniRep and trRosetta are left out. A name below is imported when it is first used, so that what needs no torch
+does not wait for it.
 """
 
-from tape.models.base import ProteinConfig, ProteinModel
-from tape.models.modeling_bert import (
-    ProteinBertConfig,
-    ProteinBertForContactPrediction,
-    ProteinBertForMaskedLM,
-    ProteinBertForSequenceClassification,
-    ProteinBertForSequenceToSequenceClassification,
-    ProteinBertForValuePrediction,
-    ProteinBertModel,
-)
-from tape.models.modeling_lstm import (
-    ProteinLSTMConfig,
-    ProteinLSTMForContactPrediction,
-    ProteinLSTMForLM,
-    ProteinLSTMForSequenceClassification,
-    ProteinLSTMForSequenceToSequenceClassification,
-    ProteinLSTMForValuePrediction,
-    ProteinLSTMModel,
-)
-from tape.models.modeling_onehot import (
-    ProteinOneHotConfig,
-    ProteinOneHotForContactPrediction,
-    ProteinOneHotForSequenceClassification,
-    ProteinOneHotForSequenceToSequenceClassification,
-    ProteinOneHotForValuePrediction,
-    ProteinOneHotModel,
-)
-from tape.models.modeling_resnet import (
-    ProteinResNetConfig,
-    ProteinResNetForContactPrediction,
-    ProteinResNetForMaskedLM,
-    ProteinResNetForSequenceClassification,
-    ProteinResNetForSequenceToSequenceClassification,
-    ProteinResNetForValuePrediction,
-    ProteinResNetModel,
-)
-from tape.tokenizers import TAPETokenizer
+from proteinlm import late
 
-__all__ = ["TAPETokenizer", *(name for name in dir() if name.startswith("Protein"))]
+_TASKS = ("ContactPrediction", "SequenceClassification", "SequenceToSequenceClassification", "ValuePrediction")
+_CLASSES = ("Config", "Model", *(f"For{task}" for task in _TASKS))
+_MODELS = {
+    "Bert": (*_CLASSES, "ForMaskedLM"),
+    "LSTM": (*_CLASSES, "ForLM"),
+    "OneHot": _CLASSES,
+    "ResNet": (*_CLASSES, "ForMaskedLM"),
+}
+_MODULES = {
+    "ProteinConfig": "tape.models.base",
+    "ProteinModel": "tape.models.base",
+    "TAPETokenizer": "tape.tokenizers",
+    **{f"Protein{m}{c}": f"tape.models.modeling_{m.lower()}" for m, classes in _MODELS.items() for c in classes},
+}
+__all__ = sorted(_MODULES)
+_MODULES |= {"models": "tape.models", "tokenizers": "tape.tokenizers"}
+__getattr__, __dir__ = late(__name__, _MODULES)

@@ -41,8 +41,8 @@ from tape.inference.fasta import Rules, Scan, add_fasta_flags, left_out, read_wi
 from tape.inference.files import FORMATS, KEYS, NAME_KEYS, PER_PROTEIN, WRITERS, Contents, choose_format
 from tape.inference.parts import PartStore, is_per_token, pack_names, plan_parts, unpack_names
 from tape.registry import load_plugins, resolve_task
-from tape.runs.flags import DEVICE_FLAGS, add_flags, add_ignored_flags, check_flags, choose_precision, positive
-from tape.runs.processes import Processes, run_together
+from tape.runs.flags import DEVICE_FLAGS, add_flags, add_ignored_flags, check_flags, positive
+from tape.runs.processes import Processes, choose_precision, run_together
 
 IGNORED = ("vocab_file", "output_dir", "debug")  # TAPE's
 SILENTLY_IGNORED = ("seed", "num_workers", "log_level", "task")

@@ -36,11 +36,11 @@ from tape.runs.flags import (
     add_flags,
     add_ignored_flags,
     check_flags,
-    choose_precision,
+    is_main_process,
     positive,
     start_logging,
 )
-from tape.runs.processes import Processes, is_main_process, run_together
+from tape.runs.processes import Processes, choose_precision, run_together
 from tape.runs.results import finite, read_run, require_directory, weights_identity
 from tape.scoring.bootstrap import Scores, confidence_interval, mean_of, several_intervals
 from tape.scoring.files import (

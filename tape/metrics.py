@@ -15,7 +15,6 @@ import warnings
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from scipy import stats
 
 IGNORE = -1  # label of what is not scored
 
@@ -55,6 +54,8 @@ def _pairs(scores: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarr
 
 def spearmanr(scores: np.ndarray, labels: np.ndarray) -> float:
     """Spearman's rank correlation of scores [N] and labels [N]. NaN for fewer than two values or a constant side."""
+    from scipy import stats  # takes half a second, which what only reads results need not wait for
+
     scores, labels = _pairs(scores, labels)
     if len(scores) < 2 or not (np.isfinite(scores).all() and np.isfinite(labels).all()):
         return float("nan")

@@ -26,8 +26,7 @@ from proteinlm import errors
 from proteinlm.devices import choose_device
 from proteinlm.encoder import Stream, computing, default_batch_tokens, make_stream, to_device, token_batches
 from proteinlm.errors import InputError
-from proteinlm.model_dir.esm.fair_esm import fair_esm_file
-from proteinlm.model_dir.files import read_config
+from proteinlm.model_dir.find import fair_esm_file, read_config
 from proteinlm.progress import Progress
 from proteinlm.tables import is_fasta, is_table, read_table
 from tape.data.lengths import residue_limit
@@ -38,7 +37,8 @@ from tape.inference.parts import plan_parts
 from tape.inference.predictors import REPORTS, Report, kind_of_logits, open_maps, open_table
 from tape.own_data.data import DATA_JSON, OwnData
 from tape.registry import TASK_KINDS, load_plugins, own_data_task, resolve_task
-from tape.runs.flags import DEVICE_FLAGS, add_flags, choose_precision, positive
+from tape.runs.flags import DEVICE_FLAGS, add_flags, positive
+from tape.runs.processes import choose_precision
 from tape.runs.results import read_run
 from tape.tasks.own_data import KINDS
 

@@ -24,7 +24,7 @@ from types import SimpleNamespace
 from proteinlm import errors
 from proteinlm.errors import InputError
 from proteinlm.files import write_json
-from proteinlm.model_dir.files import model_type_of, read_config
+from proteinlm.model_dir.find import model_type_of, read_config
 from tape.data.lengths import residue_limit
 from tape.data.splits import evaluation_splits, has_split
 from tape.models.config import read_keys

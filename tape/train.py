@@ -41,8 +41,8 @@ from tape.metrics import mean_and_spread
 from tape.models.config import CONFIG_DEFAULTS, ProteinBertConfig, read_keys
 from tape.own_data.read import read_own_data
 from tape.registry import load_plugins, model_types, own_data_task, resolve_trained_task, task_names
-from tape.runs.flags import choose_precision, start_logging
-from tape.runs.processes import Processes, is_main_process, run_together
+from tape.runs.flags import is_main_process, start_logging
+from tape.runs.processes import Processes, choose_precision, run_together
 from tape.runs.results import finite, read_run, weights_identity
 from tape.runs.run_dir import (
     RunProgress,

@@ -51,6 +51,7 @@ READS_ENVIRONMENT = {
     "pretrain/parallel/mesh.py",
     "demo/run.py",
     "tape/runs/processes.py",
+    "tape/runs/flags.py",  # which of the processes speaks
     "proteinlm/model_dir/find.py",  # where the user keeps models that have names
 }
 

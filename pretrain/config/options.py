@@ -9,10 +9,10 @@ published ProteinLM-200M recipe where one exists. `pretrain.config.read` makes a
 
 from dataclasses import asdict, dataclass, field, fields
 
-from proteinlm.network.config import ACTIVATIONS, NORMALIZATIONS, POSITION_EMBEDDING_TYPES, ModelConfig
+from proteinlm.network.config import ACTIVATIONS as ACTS
+from proteinlm.network.config import NORMALIZATIONS, POSITION_EMBEDDING_TYPES, ModelConfig
 from proteinlm.tokenizer import TOKENIZER_TYPES, Tokenizer
 
-ACTS = tuple(ACTIVATIONS)
 SCHEDULES = ("1f1b", "interleaved", "zero-bubble")
 
 

@@ -1,9 +1,13 @@
 """Contacts from attention maps without finetuning, and what each head attends to. docs/contacts.md has the protocol."""
 
-from probe.contacts.fitting import fit
-from probe.contacts.heads import attention_on_contacts
-from probe.contacts.output import write_contacts
-from probe.contacts.scoring import evaluate
-from probe.contacts.view import head_view
+from proteinlm import late
 
-__all__ = ["attention_on_contacts", "evaluate", "fit", "head_view", "write_contacts"]
+_MODULES = {
+    "attention_on_contacts": "probe.contacts.heads",
+    "evaluate": "probe.contacts.scoring",
+    "fit": "probe.contacts.fitting",
+    "head_view": "probe.contacts.view",
+    "write_contacts": "probe.contacts.output",
+}
+__all__ = sorted(_MODULES)
+__getattr__, __dir__ = late(__name__, _MODULES)

@@ -6,7 +6,14 @@ data = probes.read_columns("deeploc.csv", ("location", "membrane"))
 results = probes.run("model", data, "deeploc_probe", probes.Options(heads=("fnn", "logistic"), layers="all"))
 """
 
-from probe.probes.data import ProbeData, read_columns, read_structure
-from probe.probes.experiment import Options, run
+from proteinlm import late
 
-__all__ = ["Options", "ProbeData", "read_columns", "read_structure", "run"]
+_MODULES = {
+    "Options": "probe.probes.experiment",
+    "ProbeData": "probe.probes.data",
+    "read_columns": "probe.probes.data",
+    "read_structure": "probe.probes.data",
+    "run": "probe.probes.experiment",
+}
+__all__ = sorted(_MODULES)
+__getattr__, __dir__ = late(__name__, _MODULES)

@@ -1,6 +1,10 @@
 """Maps of what an encoder knows, with numbers, and labels from nearest neighbours: `proteinlm project`."""
 
-from probe.projection.outputs import project
-from probe.projection.transfer import annotate
+from proteinlm import late
 
-__all__ = ["annotate", "project"]
+_MODULES = {
+    "annotate": "probe.projection.transfer",
+    "project": "probe.projection.outputs",
+}
+__all__ = sorted(_MODULES)
+__getattr__, __dir__ = late(__name__, _MODULES)

@@ -1,5 +1,11 @@
 """Mutations scored by a masked language model, without training. The conventions are in docs/variants.md."""
 
-from probe.variants.scoring import METHODS, scan, score
+from proteinlm import late
 
-__all__ = ["METHODS", "scan", "score"]
+_MODULES = {
+    "METHODS": "probe.variants.scoring",
+    "scan": "probe.variants.scoring",
+    "score": "probe.variants.scoring",
+}
+__all__ = sorted(_MODULES)
+__getattr__, __dir__ = late(__name__, _MODULES)

@@ -11,7 +11,6 @@ songlab's own transformer (post-LN) is another architecture: PostLayerNormFile s
 answered here in one line with what to do, so that `proteinlm.load` and every command say the same.
 """
 
-import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,19 +19,16 @@ import torch
 from torch import Tensor
 
 from proteinlm.errors import InputError
-from proteinlm.files import read_json, write_json
+from proteinlm.files import write_json
 from proteinlm.model_dir.config import TAPE_EXTRAS, model_config_of
 from proteinlm.model_dir.contact_head import CONTACTS, contact_tensors, expected_contacts, take_contacts
+from proteinlm.model_dir.find import CONFIG_NAME, model_type_of, read_config
 from proteinlm.model_dir.names import DECODER, FINAL_NORM, TAPE_NAMES, TOKEN_TYPES, UNUSED, WORDS, from_tape
-from proteinlm.model_dir.weights import SAFE_NAME, TORCH_NAME, WeightFiles, write_weights
+from proteinlm.model_dir.weights import WeightFiles, write_weights
 from proteinlm.network.config import ModelConfig
 from proteinlm.network.contacts import ContactRegression
 from proteinlm.tokenizer import TAPE_TOKENS, Tokenizer
 
-CONFIG_NAME = "config.json"
-MEGATRON_NAME = "model_optim_rng.pt"
-# What pretraining and Megatron leave in a directory of checkpoints.
-CHECKPOINT_FILES = ("latest_checkpointed_iteration.txt", "iter_*", "meta.json", "mp_rank_*", MEGATRON_NAME)
 OPTIONAL = (TOKEN_TYPES, FINAL_NORM, UNUSED)  # a file may have these where the model does not
 
 
@@ -62,46 +58,6 @@ class ModelFiles:
     state: dict[str, Tensor]  # names of ProteinBert, lm_head.* only where there is a usable head
     notes: tuple[str, ...]  # what was left out or changed, one sentence each
     contact_head: ContactRegression | None = None
-
-
-def read_config(directory: str | Path) -> dict:
-    """config.json of `directory` (or a JSON file itself) as a dict; InputError with what to do for another thing."""
-    path = Path(directory)
-    file = path / CONFIG_NAME if path.is_dir() else path
-    if not file.is_file() or file.suffix in (".safetensors", ".bin", ".pt"):
-        raise no_model_directory(path)
-    return read_json(file)
-
-
-def no_model_directory(path: Path) -> InputError:
-    """The error for a path that is no directory with a config.json."""
-    is_megatron = path.is_file() and path.name == MEGATRON_NAME
-    if is_megatron or any(next(path.glob(pattern), None) for pattern in CHECKPOINT_FILES):
-        return InputError(f"{path}: a training checkpoint; {_conversion(path)} makes a model of it")
-    if path.is_file() and (path.parent / CONFIG_NAME).is_file():
-        return InputError(f"{path}: a file of a model directory; give the directory, {path.parent}")
-    missing = path / CONFIG_NAME if path.is_dir() else path
-    fault = f"{path}: a file" if path.is_file() else f"{missing}: no such file"
-    return InputError(f"{fault}; a model directory holds {CONFIG_NAME} and {SAFE_NAME} or {TORCH_NAME}")
-
-
-def model_type_of(config: Mapping, directory: Path) -> str:
-    """The model type (TAPE's base_model) of a directory with this config.json; "huggingface" for what `transformers`
-    runs, whose files have a model_type and no base_model. InputError for a file, and for a megatron-bert."""
-    if directory.is_file():
-        raise no_model_directory(directory)
-    kind = config.get("model_type") or config.get("architectures")  # old files of Hugging Face's have only a class
-    if not kind or "base_model" in config:
-        return str(config.get("base_model") or "transformer")
-    if "megatronbert" in str(kind).lower().replace("-", ""):
-        raise InputError(
-            f"{directory}: Hugging Face's {ascii(kind)[:40]}; {_conversion(directory)} makes a model of it"
-        )
-    return "huggingface"
-
-
-def _conversion(path: Path) -> str:
-    return f"python -m converter --load {shlex.quote(str(path))} --save DIR --target tape"
 
 
 def load_tape_dir(directory: str | Path, overrides: Mapping | None = None) -> TapeFiles:

@@ -8,10 +8,19 @@ the one place of the package, beside the commands' entry points, that reads the 
 """
 
 import os
+import shlex
+from collections.abc import Mapping
 from pathlib import Path
 
 from proteinlm.errors import InputError
+from proteinlm.files import read_json
 
+CONFIG_NAME, SAFE_NAME, TORCH_NAME = "config.json", "model.safetensors", "pytorch_model.bin"
+MEGATRON_NAME = "model_optim_rng.pt"
+# What pretraining and Megatron leave in a directory of checkpoints.
+CHECKPOINT_FILES = ("latest_checkpointed_iteration.txt", "iter_*", "meta.json", "mp_rank_*", MEGATRON_NAME)
+CONTACT_ENDING = "-contact-regression.pt"  # of the file that fair-esm has beside a model's
+TORCH_HEADS = (b"PK\x03\x04", b"\x80")  # how what torch.save wrote begins: a zip archive, or a pickle
 # songlab's names of models that have no counterpart here; trRosetta's five are xaa ... xae.
 LEFT_OUT = dict.fromkeys(("babbler-1900", "unirep"), "UniRep")
 LEFT_OUT |= dict.fromkeys(("trrosetta", "xaa", "xab", "xac", "xad", "xae"), "trRosetta")
@@ -41,3 +50,54 @@ def find_model(name: str | Path) -> Path:
     raise InputError(
         f"{name}: no such directory; a model of that name should be at {places[0]} (config.json and its weights){hint}"
     )
+
+
+def fair_esm_file(path: Path) -> Path | None:
+    """The model's file at `path`: a .pt itself, or the only one of a directory without config.json; else None."""
+    if path.is_dir() and not (path / CONFIG_NAME).is_file():
+        files = [file for file in path.glob("*.pt") if not file.name.endswith(CONTACT_ENDING)]
+        path = files[0] if len(files) == 1 else path
+    if not path.is_file() or path.suffix != ".pt" or path.name == MEGATRON_NAME:
+        return None
+    with open(path, "rb") as file:
+        return path if file.read(4).startswith(TORCH_HEADS) else None
+
+
+def read_config(directory: str | Path) -> dict:
+    """config.json of `directory` (or a JSON file itself) as a dict; InputError with what to do for another thing."""
+    path = Path(directory)
+    file = path / CONFIG_NAME if path.is_dir() else path
+    if not file.is_file() or file.suffix in (".safetensors", ".bin", ".pt"):
+        raise no_model_directory(path)
+    return read_json(file)
+
+
+def no_model_directory(path: Path) -> InputError:
+    """The error for a path that is no directory with a config.json."""
+    is_megatron = path.is_file() and path.name == MEGATRON_NAME
+    if is_megatron or any(next(path.glob(pattern), None) for pattern in CHECKPOINT_FILES):
+        return InputError(f"{path}: a training checkpoint; {_conversion(path)} makes a model of it")
+    if path.is_file() and (path.parent / CONFIG_NAME).is_file():
+        return InputError(f"{path}: a file of a model directory; give the directory, {path.parent}")
+    missing = path / CONFIG_NAME if path.is_dir() else path
+    fault = f"{path}: a file" if path.is_file() else f"{missing}: no such file"
+    return InputError(f"{fault}; a model directory holds {CONFIG_NAME} and {SAFE_NAME} or {TORCH_NAME}")
+
+
+def model_type_of(config: Mapping, directory: Path) -> str:
+    """The model type (TAPE's base_model) of a directory with this config.json; "huggingface" for what `transformers`
+    runs, whose files have a model_type and no base_model. InputError for a file, and for a megatron-bert."""
+    if directory.is_file():
+        raise no_model_directory(directory)
+    kind = config.get("model_type") or config.get("architectures")  # old files of Hugging Face's have only a class
+    if not kind or "base_model" in config:
+        return str(config.get("base_model") or "transformer")
+    if "megatronbert" in str(kind).lower().replace("-", ""):
+        raise InputError(
+            f"{directory}: Hugging Face's {ascii(kind)[:40]}; {_conversion(directory)} makes a model of it"
+        )
+    return "huggingface"
+
+
+def _conversion(path: Path) -> str:
+    return f"python -m converter --load {shlex.quote(str(path))} --save DIR --target tape"

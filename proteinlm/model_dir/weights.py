@@ -16,9 +16,8 @@ from torch import Tensor
 
 from proteinlm.errors import InputError
 from proteinlm.files import atomic_path, read_json
+from proteinlm.model_dir.find import SAFE_NAME, TORCH_NAME
 from proteinlm.untrusted.safe_load import safe_torch_load
-
-SAFE_NAME, TORCH_NAME = "model.safetensors", "pytorch_model.bin"
 
 Translate = Callable[[str, Tensor], Mapping[str, Tensor]]
 DTYPE_NAMES = {  # in the order in which a file has them, the widest first

@@ -6,22 +6,14 @@ no biases, normalised queries and keys, an untied head) and AMPLIFY (RMSNorm, Sw
 """
 
 from dataclasses import dataclass
-from functools import partial
-
-import torch.nn.functional as F
 
 # Names as Hugging Face and TAPE write them in config.json. "gelu" is the erf form, "gelu_new" the tanh approximation.
-ACTIVATIONS = {
-    "gelu": F.gelu,
-    "gelu_new": partial(F.gelu, approximate="tanh"),
-    "relu": F.relu,
-    "swish": F.silu,
-}
+ACTIVATIONS = ("gelu", "gelu_new", "relu", "swish")
 POSITION_EMBEDDING_TYPES = ("learned_absolute", "rope", "none")  # Megatron's names
 NORMALIZATIONS = ("LayerNorm", "RMSNorm")
 CHOICES = {
-    "hidden_act": tuple(ACTIVATIONS),
-    "lm_head_act": tuple(ACTIVATIONS),
+    "hidden_act": ACTIVATIONS,
+    "lm_head_act": ACTIVATIONS,
     "position_embedding_type": POSITION_EMBEDDING_TYPES,
     "normalization": NORMALIZATIONS,
 }

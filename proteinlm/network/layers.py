@@ -4,14 +4,22 @@ Legend: T tokens of the stream, h hidden size, H heads, D = h / H head size, V p
 """
 
 import contextlib
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from proteinlm.network.attention import AttentionPlan, packed_attention
-from proteinlm.network.config import ACTIVATIONS, ModelConfig
+from proteinlm.network.config import ModelConfig
 from proteinlm.network.rotary import rotate_queries_keys
+
+ACTIVATIONS = {  # by the names of proteinlm.network.config
+    "gelu": F.gelu,
+    "gelu_new": partial(F.gelu, approximate="tanh"),
+    "relu": F.relu,
+    "swish": F.silu,
+}
 
 
 class LayerNorm(nn.LayerNorm):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from proteinlm.errors import ArgumentParser, InputError
 from proteinlm.tables import is_table
-from tape.models.heads import HEADS
+from tape.models.names import HEADS
 from tape.own_data.data import Choice
 from tape.own_data.kinds import KINDS
 from tape.own_data.read import read_own_data

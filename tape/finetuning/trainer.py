@@ -41,8 +41,7 @@ from tape.data.splits import SplitData, batches
 from tape.finetuning.layers import encoder_name, freeze, learning_rate_scales
 from tape.finetuning.norms import NormKeeper
 from tape.finetuning.options import TrainOptions
-from tape.runs.flags import choose_precision
-from tape.runs.processes import Processes
+from tape.runs.processes import Processes, choose_precision
 from tape.runs.run_dir import RunProgress, load_state, save_state, save_weights
 from tape.scoring.inference import predict
 from tape.tasks import Task

@@ -16,7 +16,7 @@ from proteinlm.model_dir.vocabulary import on_vocabulary
 from proteinlm.network.config import ModelConfig
 from proteinlm.tokenizer import build_tokenizer
 from tape.models.base import ProteinConfig
-from tape.models.heads import HEADS
+from tape.models.names import HEADS
 
 # Key of config.json -> default: TAPE's own, then what its files lack.
 CONFIG_DEFAULTS = {

@@ -24,7 +24,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-HEADS = ("proteinlm", "tape", "attention")
 HEAD_WIDTH = {"tape": 512, "proteinlm": 1024}  # value and sequence classification
 CONV_WIDTH = 512  # secondary structure, both families
 PAIR_CHANNELS, PAIR_BLOCKS = 64, 30  # contacts, proteinlm

@@ -26,6 +26,7 @@ from tape.models import heads, outputs
 from tape.models.base import ProteinConfig, ProteinModel, WeightFile
 from tape.models.config import CONFIG_DEFAULTS, check
 from tape.models.modeling_utils import MLMHead
+from tape.models.names import HEADS
 
 # Maps hold about 1 / L: at this scale the steps of Adam that suit the other parameters move these too.
 ATTENTION_SCALE = 100.0
@@ -99,7 +100,7 @@ class TaskModel(BuiltInModel):
     def __init__(self, config: ProteinConfig):
         super().__init__(config)
         if getattr(config, "head", None) == "attention" and self.kind != "contacts":
-            others = " or ".join(name for name in heads.HEADS if name != "attention")
+            others = " or ".join(name for name in HEADS if name != "attention")
             raise InputError(f"head attention: is for contacts; should be {others} here")
         trunk = self.trunk_class(config)
         trunk.init_weights()  # for the second time, so that a seed gives the weights that it always gave

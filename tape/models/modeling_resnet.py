@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from proteinlm.errors import InputError
-from proteinlm.network.config import ACTIVATIONS
+from proteinlm.network.layers import ACTIVATIONS
 from tape.models import kinds, outputs
 from tape.models.config import BaselineConfig, check
 

@@ -30,7 +30,7 @@ from proteinlm.huggingface.families import find_family
 from proteinlm.model_dir.config import check_shape_keys
 from proteinlm.model_dir.vocabulary import SPECIAL_TOKENS, remap_rows
 from proteinlm.network.attention import AttentionPlan, choose_backend, make_plan, packed_attention
-from proteinlm.network.config import ACTIVATIONS
+from proteinlm.network.layers import ACTIVATIONS
 from proteinlm.tokenizer import TAPE_TOKENS, read_tokens
 from tape.models import kinds, outputs
 from tape.models.base import WeightFile

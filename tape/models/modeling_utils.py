@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from proteinlm.network.config import ACTIVATIONS
+from proteinlm.network.layers import ACTIVATIONS
 from tape import metrics
 from tape.models import heads
 from tape.models.base import ProteinConfig, ProteinModel

@@ -10,7 +10,7 @@ from tape.data.holdout import cluster_sequences
 from tape.own_data.data import Choice, OwnData
 from tape.own_data.read import read_own_data
 from tape.own_data.splits import describe_leak, find_leak
-from tape.runs.processes import is_main_process
+from tape.runs.flags import is_main_process
 
 MOST_CLASSES = 50  # rows that are printed
 

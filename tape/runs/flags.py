@@ -6,13 +6,11 @@ What must hold: a flag means the same in every command; an error names the flag 
 import argparse
 import logging
 import math
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 
-import torch
-
 from proteinlm.errors import InputError
-from tape.runs.processes import is_main_process
 
 
 def within(kind: type, low: float, high: float = math.inf) -> Callable[[str], float]:
@@ -73,14 +71,9 @@ def precision_name(fp16: bool, bf16: bool) -> str:
     return "fp16" if fp16 else "bf16" if bf16 else "fp32"
 
 
-def choose_precision(fp16: bool, bf16: bool, device: torch.device) -> torch.dtype:
-    """The autocast dtype; float32 means none."""
-    precision_name(fp16, bf16)
-    if fp16 and device.type not in ("cuda", "cpu"):
-        raise InputError(f"--fp16 needs a CUDA device or a CPU, this run is on {device.type}")
-    if fp16:
-        return torch.float16
-    return torch.bfloat16 if bf16 else torch.float32
+def is_main_process() -> bool:
+    """Is this rank 0, among the processes that torchrun started? Reads its environment, starts nothing."""
+    return int(os.environ.get("RANK", "0")) == 0
 
 
 def add_ignored_flags(parser: argparse._ActionsContainer, names: Sequence[str]) -> None:

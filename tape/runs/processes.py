@@ -19,6 +19,7 @@ from proteinlm import errors
 from proteinlm.devices import choose_device
 from proteinlm.errors import InputError
 from proteinlm.optim import copy_in_place
+from tape.runs.flags import precision_name
 
 TIMEOUT = timedelta(hours=2)  # rank 0 may read a large data set or write results while the others wait
 BUCKET_BYTES = 64 << 20  # gradients are summed in pieces of about this size
@@ -149,11 +150,6 @@ def _buckets(gradients: Sequence[Tensor]) -> list[list[Tensor]]:
     return groups
 
 
-def is_main_process() -> bool:
-    """Would `start` make this rank 0? Reads torchrun's environment, starts nothing."""
-    return int(os.environ.get("RANK", "0")) == 0
-
-
 def start(device_name: str) -> tuple[Processes, torch.device]:
     """Join the run that torchrun started, or be alone. device_name: auto, cpu, cuda, cuda:1 ... -> (processes, device).
 
@@ -170,6 +166,16 @@ def start(device_name: str) -> tuple[Processes, torch.device]:
     # NCCL would stage objects through GPU memory and stop at its own watchdog; gloo waits as long as TIMEOUT says
     objects = dist.new_group(backend="gloo", timeout=TIMEOUT) if device.type == "cuda" else None
     return Processes(rank, size, local_rank, objects), device
+
+
+def choose_precision(fp16: bool, bf16: bool, device: torch.device) -> torch.dtype:
+    """The autocast dtype; float32 means none."""
+    precision_name(fp16, bf16)
+    if fp16 and device.type not in ("cuda", "cpu"):
+        raise InputError(f"--fp16 needs a CUDA device or a CPU, this run is on {device.type}")
+    if fp16:
+        return torch.float16
+    return torch.bfloat16 if bf16 else torch.float32
 
 
 def run_together(device_name: str, work: Callable[[Processes, torch.device], int | None]) -> int:

@@ -13,9 +13,7 @@ import numpy as np
 
 from proteinlm import files
 from proteinlm.errors import InputError
-from proteinlm.model_dir.esm.fair_esm import fair_esm_file
-from proteinlm.model_dir.files import SAFE_NAME, TORCH_NAME
-from proteinlm.model_dir.weights import WeightFiles
+from proteinlm.model_dir.find import SAFE_NAME, TORCH_NAME, fair_esm_file
 
 RESULT_KEYS = ("task", "split", "metric", "value", "n_examples", "head", "checkpoint", "seed")
 
@@ -59,6 +57,8 @@ def weights_identity(directory: str | Path) -> dict[str, str]:
         if path.is_file():
             return {"path": str(directory), "weights": name, "weights_sha256": file_sha256(path)}
         if index.is_file():
+            from proteinlm.model_dir.weights import WeightFiles
+
             shards = sorted(set(WeightFiles(Path(directory)).files.values()))
             digest = hashlib.sha256("".join(map(file_sha256, shards)).encode()).hexdigest()
             return {"path": str(directory), "weights": index.name, "weights_sha256": digest}

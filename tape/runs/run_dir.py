@@ -20,8 +20,7 @@ from torch.optim import Optimizer
 
 from proteinlm.errors import InputError
 from proteinlm.files import atomic_path
-from proteinlm.model_dir.files import CONFIG_NAME, SAFE_NAME, TORCH_NAME
-from proteinlm.model_dir.find import find_model
+from proteinlm.model_dir.find import CONFIG_NAME, SAFE_NAME, TORCH_NAME, find_model
 from proteinlm.optim import LossScaler
 from proteinlm.untrusted.safe_load import safe_torch_load
 from tape.finetuning.lora import load_trained_state, merged, trained_state

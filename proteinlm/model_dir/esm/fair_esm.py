@@ -16,13 +16,12 @@ from proteinlm.model_dir.config import FLAG, SIZE, check_values, model_config_of
 from proteinlm.model_dir.contact_head import CONTACTS, expected_contacts, take_contacts
 from proteinlm.model_dir.esm.common import EPSILON, FIRST_POSITION, INV_FREQ, same_inv_freq
 from proteinlm.model_dir.esm.names import FAIR_DECODER, FAIR_LAYER_INV_FREQ, FAIR_NAMES, FAIR_PREFIX, FAIR_WORDS
-from proteinlm.model_dir.files import CONFIG_NAME, MEGATRON_NAME, ModelFiles, check_finite, check_tensors, same
+from proteinlm.model_dir.files import ModelFiles, check_finite, check_tensors, same
+from proteinlm.model_dir.find import CONTACT_ENDING, fair_esm_file
 from proteinlm.network.config import ModelConfig
 from proteinlm.tokenizer import ESM_TOKENS, build_tokenizer
 from proteinlm.untrusted.safe_load import StandIn, safe_torch_load
 
-CONTACT_ENDING = "-contact-regression.pt"
-TORCH_HEADS = (b"PK\x03\x04", b"\x80")  # how what torch.save wrote begins: a zip archive, or a pickle
 # What fair-esm builds whatever the file says.
 ALWAYS = {
     "vocab_size": len(ESM_TOKENS),
@@ -37,17 +36,6 @@ OTHER_NETWORKS = {
     "protein_bert_base": "ESM-1, with sinusoidal positions and a bias of keys and values",
     "msa_transformer": "an MSA Transformer",
 }
-
-
-def fair_esm_file(path: Path) -> Path | None:
-    """The model's file at `path`: a .pt itself, or the only one of a directory without config.json; else None."""
-    if path.is_dir() and not (path / CONFIG_NAME).is_file():
-        files = [file for file in path.glob("*.pt") if not file.name.endswith(CONTACT_ENDING)]
-        path = files[0] if len(files) == 1 else path
-    if not path.is_file() or path.suffix != ".pt" or path.name == MEGATRON_NAME:
-        return None
-    with open(path, "rb") as file:
-        return path if file.read(4).startswith(TORCH_HEADS) else None
 
 
 def is_fair_esm(path: Path) -> bool:

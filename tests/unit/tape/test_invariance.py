@@ -16,7 +16,8 @@ from toy_data import build_model
 from proteinlm.huggingface.tokens import TokenTable
 from tape import TAPETokenizer
 from tape.data.splits import load_split
-from tape.models.heads import HEADS, MaskedBatchNorm
+from tape.models.heads import MaskedBatchNorm
+from tape.models.names import HEADS
 from tape.registry import TASK_KINDS, registry, resolve_task
 from tape.scoring.inference import predict
 
