@@ -5,18 +5,22 @@ import os
 import sys
 from collections.abc import Sequence
 
+from pretrain.config.read import parse_config
+from pretrain.data.sources import require_shards
 from proteinlm.errors import run
+from proteinlm.tokenizer import build_tokenizer
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse the flags, train, and say why the run ended."""
-    from pretrain.config.read import parse_config
-    from pretrain.trainer import Trainer
-    from proteinlm.devices import denormals_as_zero
-
     first = os.environ.get("RANK", "0") == "0"
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     config = parse_config(argv, world_size=world_size, notify=None if first else lambda notice: None)
+    require_shards(config.data.data_path, config.data.valid_data_path)
+    build_tokenizer(config.data.tokenizer_type, config.data.vocab_file)
+    from pretrain.trainer import Trainer
+    from proteinlm.devices import denormals_as_zero
+
     if config.training.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts
     with denormals_as_zero():

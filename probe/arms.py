@@ -14,14 +14,13 @@ import numpy as np
 import torch
 
 import proteinlm
+from probe.names import AMINO_ACIDS
 from proteinlm.encoder import Encoder
 from proteinlm.errors import InputError
 from proteinlm.huggingface.directory import build
 from proteinlm.huggingface.trunk import Trunk
 from proteinlm.network.model import initialize
 
-PRETRAINED, RANDOM, ONE_HOT, COMPOSITION = ARMS = ("pretrained", "random", "one_hot", "composition")
-AMINO_ACIDS = "ACDEFGHIKLMNPQRSTVWY"
 COLUMN = np.full(256, len(AMINO_ACIDS))  # of a letter's byte; the last one, for other letters, is cut off
 COLUMN[np.frombuffer(AMINO_ACIDS.encode(), np.uint8)] = np.arange(len(AMINO_ACIDS))
 

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from probe.arms import identity_of, open_encoder
+from probe.names import TOO_LONG
 from proteinlm.encoder import (
     Encoder,
     Stream,
@@ -43,7 +44,6 @@ from tape.inference.parts import PartStore, check_room, is_per_token, plan_parts
 
 PART_PROTEINS = 256  # what a killed run may have to do again
 BATCH_PROTEINS = 1024
-TOO_LONG = ("error", "crop")
 
 
 def _residue_extreme(states: Tensor, stream: Stream, kind: str) -> Tensor:

@@ -3,26 +3,9 @@
 With --train-iters the schedule counts iterations, with --train-samples it counts packed rows, as in Megatron-LM.
 """
 
-from pretrain.config.options import Config, Training
-from proteinlm.errors import InputError
+from pretrain.config.options import Config
+from pretrain.config.validate import batch_sizes
 from proteinlm.optim import learning_rate
-
-
-def batch_sizes(training: Training) -> range:
-    """The sizes, in rows, that the global batch takes one after the other.
-
-    --rampup-batch-size START INCREMENT SAMPLES: it starts at START rows and grows by INCREMENT in equal steps over the
-    first SAMPLES rows until it is --global-batch-size. Empty while that is still to be filled in.
-    """
-    ramp, final = training.rampup_batch_size, training.global_batch_size
-    if not ramp:
-        return range(final, final + 1) if final else range(0)
-    if len(ramp) != 3 or ramp[0] < 1 or ramp[1] < 1:
-        raise InputError(f"--rampup-batch-size takes START INCREMENT SAMPLES, not {' '.join(map(str, ramp))}")
-    start, increment, _ = ramp
-    if final is None or final < start or (final - start) % increment:
-        raise InputError(f"rampup-batch-size {start} in steps of {increment} does not reach global-batch-size {final}")
-    return range(start, final + 1, increment)
 
 
 class Schedule:

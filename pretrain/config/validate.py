@@ -8,8 +8,7 @@ import operator
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
 
-from pretrain.config.options import OPTIONS, Config
-from pretrain.config.schedules import batch_sizes
+from pretrain.config.options import OPTIONS, Config, Training
 from pretrain.data.sources import Split, parse_data_path, parse_valid_data_path
 from pretrain.data.stages import Sampling
 from proteinlm.errors import InputError
@@ -244,3 +243,20 @@ def _replicas(config: Config, replicas: int) -> Iterator[str]:
                 f"global batch size {size} is {count} micro-batches a replica, which do not make {rounds} equal rounds "
                 f"for pipeline-model-parallel-size {pipeline}; a multiple of {rows * pipeline} rows does"
             )
+
+
+def batch_sizes(training: Training) -> range:
+    """The sizes, in rows, that the global batch takes one after the other.
+
+    --rampup-batch-size START INCREMENT SAMPLES: it starts at START rows and grows by INCREMENT in equal steps over the
+    first SAMPLES rows until it is --global-batch-size. Empty while that is still to be filled in.
+    """
+    ramp, final = training.rampup_batch_size, training.global_batch_size
+    if not ramp:
+        return range(final, final + 1) if final else range(0)
+    if len(ramp) != 3 or ramp[0] < 1 or ramp[1] < 1:
+        raise InputError(f"--rampup-batch-size takes START INCREMENT SAMPLES, not {' '.join(map(str, ramp))}")
+    start, increment, _ = ramp
+    if final is None or final < start or (final - start) % increment:
+        raise InputError(f"rampup-batch-size {start} in steps of {increment} does not reach global-batch-size {final}")
+    return range(start, final + 1, increment)

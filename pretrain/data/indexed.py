@@ -36,6 +36,15 @@ def strip_suffix(prefix: str | Path) -> str:
     return text[:-4] if text.endswith((".bin", ".idx")) else text
 
 
+def require_shard(prefix: str | Path) -> None:
+    """InputError where one of a shard's two files is not there."""
+    for path in (f"{prefix}.idx", f"{prefix}.bin"):
+        if not os.path.isfile(path):
+            near = f"{prefix}_text_document"
+            hint = f"did you mean {near}?" if os.path.isfile(f"{near}.idx") else "pretrain.preprocess makes both"
+            raise InputError(f"{path}: no such file; {hint}")
+
+
 class IndexedDataset:
     """A shard opened for reading. len() is the number of sequences (proteins).
 
@@ -58,12 +67,8 @@ class IndexedDataset:
         return len(self.lengths)
 
     def _open(self, validate: bool) -> None:
+        require_shard(self.prefix)
         idx, binary = f"{self.prefix}.idx", f"{self.prefix}.bin"
-        for path in (idx, binary):
-            if not os.path.isfile(path):
-                near = f"{self.prefix}_text_document"
-                hint = f"did you mean {near}?" if os.path.isfile(f"{near}.idx") else "pretrain.preprocess makes both"
-                raise InputError(f"{path}: no such file; {hint}")
         self.dtype, num_sequences, num_bounds = _read_header(idx)
         table = np.memmap(idx, np.uint8, mode="r").view(np.ndarray)
         lengths_end = HEADER.size + 4 * num_sequences

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import astuple, dataclass
 
-from pretrain.data.indexed import strip_suffix
+from pretrain.data.indexed import require_shard, strip_suffix
 from proteinlm.errors import InputError
 
 NAME = re.compile(r"[A-Za-z0-9_.-]+")
@@ -91,6 +91,13 @@ def parse_valid_data_path(entries: Iterable[str]) -> dict[str, str]:
             raise InputError(f"--valid-data-path: {prefixes[name]} and {prefix} are both named {name}; use NAME=PREFIX")
         prefixes[name] = prefix
     return prefixes
+
+
+def require_shards(data_path: Sequence[str], valid_data_path: Iterable[str]) -> None:
+    """InputError where a shard of --data-path or --valid-data-path is not there."""
+    prefixes = [source.prefix for source in parse_data_path(data_path)]
+    for prefix in [*prefixes, *parse_valid_data_path(valid_data_path).values()]:
+        require_shard(strip_suffix(prefix))
 
 
 def _name_and_prefix(entry: str) -> tuple[str, str]:

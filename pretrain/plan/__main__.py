@@ -11,9 +11,6 @@ from collections.abc import Sequence
 from pretrain.config.read import parse_config
 from pretrain.plan.cluster import make_cluster
 from pretrain.plan.lengths import lengths_of_rows
-from pretrain.plan.page import to_html
-from pretrain.plan.report import as_text, make_plan, to_dict
-from pretrain.plan.search import Search
 from proteinlm.errors import ArgumentParser, InputError, run
 from proteinlm.files import write_json, write_text
 from proteinlm.tokenizer import build_tokenizer
@@ -53,6 +50,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = parse_config(flags, required=())
     model = config.model_config(build_tokenizer(config.data.tokenizer_type, config.data.vocab_file))
     lengths = lengths_of_rows(config.data.seq_length, config.data.data_path)
+    from pretrain.plan.page import to_html
+    from pretrain.plan.report import as_text, make_plan, to_dict
+    from pretrain.plan.search import Search
+
     t = config.training
     rows = t.train_samples or t.train_iters * t.global_batch_size
     tokens = own.tokens or rows * lengths.real_tokens

@@ -20,14 +20,14 @@ from pathlib import Path
 
 import torch
 
-from probe.arms import PRETRAINED, RANDOM, identity_of, open_encoder
+from probe.arms import identity_of, open_encoder
 from probe.contacts.chains import Chains
-from probe.contacts.fitting import PROTEINS
-from probe.contacts.heads import THRESHOLD, attention_on_contacts
+from probe.contacts.heads import attention_on_contacts
 from probe.contacts.output import write_contacts
 from probe.contacts.pictures import draw_heads
 from probe.contacts.scoring import evaluate, stored_fits, table_text
 from probe.contacts.view import head_view
+from probe.names import CHAINS, PRETRAINED, RANDOM, THRESHOLD
 from proteinlm import errors
 from proteinlm.encoder import Encoder
 from proteinlm.errors import InputError
@@ -61,7 +61,7 @@ def build_parser() -> errors.ArgumentParser:
     parser.add_argument("--regression", metavar="FILE", help="a contact regression instead of the model's own")
     parser.add_argument("--export", metavar="DIR", help="of --fit: a copy of MODEL with the regression in it")
     parser.add_argument("--seeds", type=seed, nargs="+", default=[0], help="of --fit: each draws its chains (0)")
-    parser.add_argument("--proteins", type=positive, default=PROTEINS, help="of --fit: chains to draw (%(default)s)")
+    parser.add_argument("--proteins", type=positive, default=CHAINS, help="of --fit: chains to draw (%(default)s)")
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=ARMS, help="default: pretrained random")
     parser.add_argument("--random_seed", type=seed, default=0, help="of the random weights (%(default)s)")
     parser.add_argument("--limit", type=positive, metavar="N", help="only N chains of --test and --heads, at random")

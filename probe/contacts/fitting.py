@@ -19,13 +19,13 @@ import numpy as np
 import torch
 
 from probe.contacts.chains import Chain, Chains
+from probe.names import CHAINS
 from proteinlm.encoder import Encoder, make_stream
 from proteinlm.errors import InputError
 from proteinlm.network.attention.maps import AttentionMaps
 from proteinlm.network.contacts import ContactRegression, pair_features
 from proteinlm.progress import Progress
 
-PROTEINS = 20
 STRENGTH = 0.15  # scikit-learn's C
 LIBLINEAR_BYTES = 16  # of its own copy of a feature
 
@@ -86,7 +86,7 @@ def fit_rows(rows: np.ndarray, contact: np.ndarray, seed: int = 0) -> tuple[Cont
 
 
 def fit(
-    encoder: Encoder, chains: Chains, seed: int = 0, number: int = PROTEINS, quiet: bool = False
+    encoder: Encoder, chains: Chains, seed: int = 0, number: int = CHAINS, quiet: bool = False
 ) -> tuple[ContactRegression, dict]:
     """The regression on `number` chains drawn by `seed`, and what it was fitted on.
 

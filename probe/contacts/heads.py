@@ -19,13 +19,13 @@ import torch
 from torch import Tensor
 
 from probe.contacts.chains import DEFINITION, Chain, Chains, in_parts
+from probe.names import THRESHOLD
 from proteinlm.encoder import Encoder, make_stream
 from proteinlm.errors import InputError
 from proteinlm.network.attention.maps import AttentionMaps
 from tape.inference.parts import PartStore
 from tape.metrics import IGNORE
 
-THRESHOLD = 0.3  # provis' --min-attn
 FEWEST = 100  # weights above the threshold; provis' min_total
 SUMS = ("above", "above_on_contacts", "above_scored", "mass", "mass_on_contacts", "mass_scored")
 

@@ -19,10 +19,10 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import torch
 
-from probe.arms import PRETRAINED, RANDOM
 from probe.contacts.chains import DEFINITION, Chain, Chains, in_parts
-from probe.contacts.fitting import PROTEINS, choose, fit
+from probe.contacts.fitting import choose, fit
 from probe.contacts.floors import PairTable, separation_scores
+from probe.names import CHAINS, PRETRAINED, RANDOM
 from proteinlm.encoder import Encoder, make_stream
 from proteinlm.errors import InputError
 from proteinlm.network.contacts import ContactRegression, contact_logits
@@ -90,7 +90,7 @@ def evaluate(
     train: Chains | None = None,
     twin: Encoder | None = None,
     seeds: Sequence[int] = (0,),
-    number: int = PROTEINS,
+    number: int = CHAINS,
     quiet: bool = False,
 ) -> tuple[dict, list[ContactRegression]]:
     """(the table and what it is made of, the encoder's regressions). store: opened; what is done is kept there.

@@ -15,8 +15,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from probe.arms import ARMS
-from probe.embeddings import POOLINGS, TOO_LONG
+from probe.names import ARMS, POOLINGS, TOO_LONG
 from probe.probes.data import ProbeData, limited, read_columns, read_structure
 from probe.probes.experiment import Options, run
 from probe.probes.heads import PROTEIN_HEADS, RESIDUE_HEADS

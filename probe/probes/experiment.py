@@ -20,8 +20,9 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from probe.arms import ARMS, COMPOSITION, ONE_HOT, PRETRAINED, RANDOM, OneHot
+from probe.arms import OneHot
 from probe.embeddings import embed_once, pooling_parts
+from probe.names import ARMS, COMPOSITION, ONE_HOT, PRETRAINED, RANDOM
 from probe.probes.data import ProbeData, without_unlearned
 from probe.probes.heads import PROTEIN_HEADS, RESIDUE_HEADS, Recipe, load_head
 from probe.probes.report import write_report

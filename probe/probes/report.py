@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from probe.arms import PRETRAINED, RANDOM
+from probe.names import PRETRAINED, RANDOM
 from probe.probes.data import ProbeData
 from probe.probes.heads import Recipe
 from probe.probes.pictures import draw_confusion, draw_layers

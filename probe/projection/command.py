@@ -14,11 +14,10 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from probe.embeddings import POOLINGS, TOO_LONG
-from probe.projection.maps import ITERATIONS, METHODS
+from probe.names import METRICS, POOLINGS, TOO_LONG
+from probe.projection.maps import ARMS, ITERATIONS, METHODS
 from probe.projection.outputs import project, table_of
 from probe.projection.transfer import annotate
-from probe.projection.vectors import ARMS, METRICS
 from proteinlm import errors
 from proteinlm.errors import InputError
 from tape.runs.flags import DEVICE_FLAGS, add_flags, positive, precision_name, refuse_flags, seed, within

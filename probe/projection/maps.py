@@ -16,11 +16,13 @@ from pathlib import Path
 
 import numpy as np
 
+from probe.names import COMPOSITION, PRETRAINED, RANDOM
 from proteinlm.errors import InputError
 from proteinlm.progress import Progress
 from tape.inference.parts import kept_array
 
 METHODS = ("pca", "tsne", "umap")
+ARMS = (PRETRAINED, RANDOM, COMPOSITION)  # that are drawn
 NAMES = {"pca": "PCA", "tsne": "t-SNE", "umap": "UMAP"}
 ITERATIONS = 3000
 PERPLEXITY, PERPLEXITY_OF_AMINO_ACIDS = 30.0, 5.0

@@ -12,14 +12,21 @@ from pathlib import Path
 
 import numpy as np
 
-from probe.arms import COMPOSITION, PRETRAINED, RANDOM
+from probe.names import COMPOSITION, PRETRAINED, RANDOM
 from probe.projection import maps as mapping
 from probe.projection import picture, vectors
 from probe.projection.explorer import explorer
-from probe.projection.maps import ITERATIONS, METHODS, PERPLEXITY, PERPLEXITY_OF_AMINO_ACIDS, Map, make_map
+from probe.projection.maps import (
+    ARMS,
+    ITERATIONS,
+    METHODS,
+    PERPLEXITY,
+    PERPLEXITY_OF_AMINO_ACIDS,
+    Map,
+    make_map,
+)
 from probe.projection.neighbors import RESAMPLES, purity_of, silhouette_of
 from probe.projection.points import FEWEST, Column, Points, amino_acids, read_points
-from probe.projection.vectors import ARMS
 from proteinlm.errors import InputError
 from proteinlm.files import atomic_path, check_writable, write_json, write_text
 from tape.data.holdout import cluster_sequences

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from probe.arms import AMINO_ACIDS
+from probe.names import AMINO_ACIDS
 from proteinlm.errors import InputError
 from proteinlm.tables import Table, read_table
 from tape.own_data.columns import find_id, find_sequence

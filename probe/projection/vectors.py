@@ -8,15 +8,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from probe.arms import AMINO_ACIDS, COMPOSITION, PRETRAINED, RANDOM, OneHot, open_encoder
+from probe.arms import OneHot, open_encoder
 from probe.embeddings import embed_once
+from probe.names import AMINO_ACIDS, METRICS, RANDOM
 from probe.projection.points import Points
 from proteinlm.encoder import Encoder, make_stream
 from proteinlm.errors import InputError
 from proteinlm.huggingface.trunk import Trunk
-
-ARMS = (PRETRAINED, RANDOM, COMPOSITION)
-METRICS = ("euclidean", "cosine")
 
 
 def open_arm(model: str, arm: str, random_seed: int, device: str = "auto", dtype: str = "fp32") -> Encoder:

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 
-from probe.arms import ARMS, PRETRAINED, RANDOM
+from probe.names import ARMS, PRETRAINED, RANDOM
 from probe.tables.published import PUBLISHED
 from proteinlm import files
 from proteinlm.errors import InputError

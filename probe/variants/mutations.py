@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from probe.arms import AMINO_ACIDS
+from probe.names import AMINO_ACIDS
 from proteinlm.errors import InputError
 from proteinlm.tables import Table, fasta_records, is_fasta, read_table
 from proteinlm.tokenizer import RESIDUES

@@ -19,13 +19,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from probe.names import WINDOW
 from proteinlm.encoder import Encoder, Stream, default_batch_tokens, make_stream
 from proteinlm.errors import InputError
 from proteinlm.files import atomic_path
 from proteinlm.progress import Progress
 from proteinlm.tokenizer import RESIDUES
 
-WINDOW = 1024  # tokens: ESM-1b's and ESM-1v's limit, and ProteinGym's for all models
 SAVE_SECONDS = 30.0
 
 

@@ -9,7 +9,7 @@ from toy_model import write_model
 
 import proteinlm
 from probe import page, themes
-from probe.arms import AMINO_ACIDS
+from probe.names import AMINO_ACIDS
 from probe.projection import maps, vectors
 from probe.projection.picture import STYLES, draw_column, style_of
 from probe.projection.points import PROPERTIES, Points, amino_acids, make_column, read_points
