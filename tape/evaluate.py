@@ -95,6 +95,7 @@ def evaluate_split(
     limit = residue_limit(model.config, max_length)
     tokenizer = TAPETokenizer(args.tokenizer)
     data = processes.together(lambda: load_split(task, args.data_dir, split, tokenizer, limit, too_long))
+    data.check_ids(model.config)
     predictions, loss = predict(task, model, data, args.batch_size, device, precision, args.num_workers, processes)
     if not processes.is_main:
         return None

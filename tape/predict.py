@@ -29,7 +29,9 @@ from proteinlm.errors import InputError
 from proteinlm.model_dir.find import fair_esm_file, read_config
 from proteinlm.progress import Progress
 from proteinlm.tables import is_fasta, is_table, read_table
+from tape.data.examples import summary
 from tape.data.lengths import residue_limit
+from tape.data.users_code import calling, refuse
 from tape.inference.encoding import TOKENIZER, pad
 from tape.inference.fasta import Protein, Rules, add_fasta_flags, read_windows, scan_fasta
 from tape.inference.own_reports import own_report
@@ -40,6 +42,7 @@ from tape.registry import TASK_KINDS, load_plugins, own_data_task, resolve_task
 from tape.runs.flags import DEVICE_FLAGS, add_flags, positive
 from tape.runs.processes import choose_precision
 from tape.runs.results import read_run
+from tape.tasks.base import logits_of
 from tape.tasks.own_data import KINDS
 
 WINDOW = 1024  # proteins; sorted by length within
@@ -75,14 +78,18 @@ class Predictor:
         self.model, self.device, self.precision = model.to(device).eval(), device, precision
         one_residue = self.logits(make_stream(["A"], TOKENIZER))
         self.kind = kind or kind_of_logits(one_residue)
+        if self.kind is None:
+            forms = "[B, 1], [B, C], [B, N, C] or [B, N, N, 2]"
+            refuse(model, f"forward should return logits {forms}; of one residue they are {summary(one_residue)}")
         self.labels = one_residue.shape[-1]
         self.report = report or REPORTS[self.kind]
 
     def logits(self, stream: Stream) -> Tensor:
         """fp32 on the CPU, [B, ...], of a padded batch."""
         ids, mask = (to_device(array, self.device) for array in pad(stream))
-        with computing(self.device, self.precision, f"{list(ids.shape)} tokens"):
-            return self.model(input_ids=ids, input_mask=mask)[0].float().cpu()
+        with calling(self.model, "forward"), computing(self.device, self.precision, f"{list(ids.shape)} tokens"):
+            batch = {"input_ids": ids, "input_mask": mask}
+            return logits_of(self.model, batch, self.model(**batch)).float().cpu()
 
     def masked_logits(self, protein: Protein, tokens_per_batch: int) -> Tensor:
         """[L, vocabulary]: of each residue, when it alone is hidden."""
@@ -104,7 +111,8 @@ class Predictor:
             logits = list(self.logits(make_stream([protein.residues for protein in proteins], TOKENIZER)))
             if self.kind == "masked_language_modeling":
                 logits = [row[1 : len(p.residues) + 1] for row, p in zip(logits, proteins, strict=True)]
-        return [self.report.result(row, protein, args.top_k) for row, protein in zip(logits, proteins, strict=True)]
+        with calling(self.model, "forward"):  # of another shape for several proteins than for one
+            return [self.report.result(row, protein, args.top_k) for row, protein in zip(logits, proteins, strict=True)]
 
 
 def load_predictor(args: argparse.Namespace) -> tuple[str, Predictor, dict]:

@@ -29,6 +29,7 @@ import torch
 
 from proteinlm.errors import InputError
 from tape import metrics
+from tape.data.users_code import UsersCodeError, describe
 from tape.models.zoo import MODELS
 from tape.own_data.data import OwnData
 from tape.tasks import MORE_TASKS, TASKS, Task
@@ -229,21 +230,10 @@ def load_plugin(path: str | Path) -> None:
     try:
         with _all_or_nothing():
             spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         del sys.modules[name]
-        message = error.args[0] if isinstance(error, KeyError) and error.args else error
-        raise InputError(f"--plugin {path}: {type(error).__name__}: {message}{_line_of(error, place)}") from error
+        raise UsersCodeError(f"--plugin {path}: {describe(error, place)}") from error
     _plugins[place] = module
-
-
-def _line_of(error: Exception, place: Path) -> str:
-    """', line N' of the plugin's own file where the error arose."""
-    trace, line = error.__traceback__, None
-    while trace is not None:
-        if Path(trace.tb_frame.f_code.co_filename) == place:
-            line = trace.tb_lineno
-        trace = trace.tb_next
-    return f" (line {line})" if line else ""
 
 
 @contextlib.contextmanager

@@ -181,6 +181,8 @@ def train_one(
     def prepare() -> tuple[torch.nn.Module, Splits, dict | None]:
         model = build_model(task, options)
         splits = data or choose_validation(task, options, residue_limit(model.config, options.max_length))
+        for part in filter(None, splits[:2]):
+            part.check_ids(model.config)
         source = None
         if options.from_pretrained and processes.is_main:
             source = weights_identity(find_model(options.from_pretrained))  # for a name, the directory it means

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import torch
 
-from proteinlm.errors import InputError
+from tape.data.users_code import calling, refuse
 
 
 def pad_sequences(sequences: Sequence, constant_value: float = 0, dtype=None) -> np.ndarray | torch.Tensor:
@@ -60,8 +60,25 @@ class TapeBatch(dict):
 
 def collate_with(collate_fn: Callable, examples: Sequence) -> Mapping:
     """The batch that a user's collate_fn makes; InputError unless it is a dict with what every model needs."""
-    batch = collate_fn(examples)
+    number, returned = len(examples), "collate_fn should return a dict with"
+    with calling(collate_fn, "collate_fn"):
+        batch = collate_fn(examples)
     if not isinstance(batch, Mapping) or not {"input_ids", "targets"} <= set(batch):
-        name = getattr(collate_fn, "__qualname__", "collate_fn")
-        raise InputError(f"{name} should return a dict with input_ids, input_mask and targets")
+        refuse(collate_fn, f"{returned} input_ids, input_mask and targets; it returned {summary(batch)}")
+    ids, mask, targets = batch["input_ids"], batch.get("input_mask"), batch["targets"]
+    if not torch.is_tensor(ids) or ids.dim() != 2 or ids.is_floating_point() or len(ids) != number or not ids.shape[1]:
+        refuse(collate_fn, f"{returned} input_ids, whole numbers [{number}, N]; they are {summary(ids)}")
+    if mask is not None and (not torch.is_tensor(mask) or mask.shape != ids.shape):
+        refuse(collate_fn, f"{returned} input_mask {list(ids.shape)}; it is {summary(mask)}")
+    if not torch.is_tensor(targets) or targets.dim() == 0 or len(targets) != number:
+        refuse(collate_fn, f"{returned} targets, a tensor [{number}, ...]; they are {summary(targets)}")
     return batch
+
+
+def summary(value: object) -> str:
+    """ "int64 [4, 12]" of a tensor or an array; else what it is."""
+    if hasattr(value, "shape") and hasattr(value, "dtype"):
+        return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
+    if isinstance(value, Mapping):
+        return f"a dict of {', '.join(map(str, value)) or 'nothing'}"
+    return "None" if value is None else f"a {type(value).__name__}"

@@ -4,6 +4,7 @@ What must hold: a batch is a function of (epoch, indices); nothing is left out o
 was cut.
 """
 
+import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import torch
 from proteinlm.errors import InputError
 from tape.data.examples import TapeBatch, collate_with
 from tape.data.records import find_data_file
+from tape.data.users_code import UsersCodeError, calling
 from tape.datasets import TapeDataset
 from tape.tasks import Task
 from tape.tokenizers import TAPETokenizer
@@ -69,13 +71,20 @@ class SplitData:
     def _example(self, index: int) -> tuple:
         example = self._cache.get(index)
         if example is None:
-            example = self.dataset[index]
+            with calling(self.dataset, f"__getitem__({index})"):
+                example = self.dataset[index]
             parts = example if isinstance(example, tuple) else (example,)
             size = sum(value.nbytes for value in parts if isinstance(value, np.ndarray))
             if self._room >= size and not hasattr(self.dataset, "set_epoch"):
                 self._cache[index] = example
                 self._room -= size
         return example
+
+    def check_ids(self, config: object) -> None:
+        """InputError for a token id of a user's dataset that a model with this configuration does not have."""
+        tokens = getattr(config, "vocab_size", None)
+        if tokens is not None and hasattr(self.dataset, "check_ids"):
+            self.dataset.check_ids(tokens)
 
     def __getitem__(self, request: Request) -> TapeBatch:
         """The batch of (epoch, indices): input_ids, input_mask, targets, ids, protein_length ...
@@ -106,8 +115,11 @@ def load_split(
 ) -> SplitData:
     """Open a split and read it whole. max_length: residues the model may see (None: any number of them); too_long:
     "crop" or "error"."""
-    dataset = task.dataset(data_dir, split, tokenizer, in_memory=True, max_length=max_length, too_long=too_long)
-    if not len(dataset):
+    with calling(task.dataset, "__init__"):
+        dataset = task.dataset(data_dir, split, tokenizer, in_memory=True, max_length=max_length, too_long=too_long)
+    with calling(dataset, "__len__"):
+        count = len(dataset)
+    if not count:
         raise InputError(f"{dataset.path}: holds no proteins")
     return SplitData(dataset)
 
@@ -120,6 +132,8 @@ def has_split(task: Task, data_dir: str | Path, split: str) -> bool:
             find_data_file(data_dir, dataset.folder, dataset.folder, split)
             return split in dataset.splits
         dataset(data_dir, split, TAPETokenizer())  # a plugin's dataset alone knows where its files are
+    except UsersCodeError:
+        raise
     except (InputError, FileNotFoundError):
         return False
     return True
@@ -144,5 +158,33 @@ def batches(data: SplitData, plan: Sequence[Request], num_workers: int = 0) -> I
     """The batches of the plan, in order; prepared by worker processes if num_workers > 0."""
     if num_workers == 0:
         return (data[request] for request in plan)
-    loader = torch.utils.data.DataLoader(data, batch_size=None, sampler=plan, num_workers=num_workers)
-    return iter(loader)
+    loader = torch.utils.data.DataLoader(_Worker(data), batch_size=None, sampler=plan, num_workers=num_workers)
+    return _from_workers(loader)
+
+
+class _Worker(torch.utils.data.Dataset):
+    """A SplitData in another process, which hands on what is wrong as a value: torch would raise it again with all of
+    its traceback as the message."""
+
+    def __init__(self, data: SplitData):
+        self.data = data
+
+    def __getitem__(self, request: Request) -> TapeBatch | InputError:
+        try:
+            return self.data[request]
+        except InputError as error:
+            error.add_note(traceback.format_exc())  # a traceback itself does not travel
+            return error
+
+
+def _from_workers(loader: torch.utils.data.DataLoader) -> Iterator[TapeBatch]:
+    try:
+        for batch in loader:
+            if isinstance(batch, InputError):
+                raise batch
+            yield batch
+    except RuntimeError as error:
+        if "exited unexpectedly" not in str(error):
+            raise
+        text = "--num_workers: one of them was killed (too little memory, or a plugin that ends its process)"
+        raise InputError(text) from error

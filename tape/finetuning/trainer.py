@@ -45,6 +45,7 @@ from tape.runs.processes import Processes, choose_precision
 from tape.runs.run_dir import RunProgress, load_state, save_state, save_weights
 from tape.scoring.inference import predict
 from tape.tasks import Task
+from tape.tasks.base import run_batch
 
 STATES_SAVE_SECONDS = 60.0  # between saved states of a head on a frozen encoder's kept states
 MAX_BAD_STEPS = 20  # losses in a row that are not finite before a run gives up (fp16 first lowers its scale)
@@ -134,10 +135,8 @@ class Trainer:
 
     def _forward(self, part: TapeBatch) -> tuple[torch.Tensor, torch.Tensor | int]:
         """(sum of the losses of a part, how many were summed)."""
-        batch = part.to(self.device)
-        with torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32):
-            outputs = self.task.forward(self.model, batch)
-        return self.task.loss(outputs.float(), batch)
+        _, loss, number = run_batch(self.task, self.model, part.to(self.device), self.precision)
+        return loss, number
 
     def _update(self, finite: bool) -> None:
         if self.scaler:

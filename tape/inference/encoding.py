@@ -39,6 +39,8 @@ from proteinlm.encoder import (
 from proteinlm.errors import InputError
 from proteinlm.progress import Progress
 from proteinlm.tokenizer import build_tokenizer
+from tape.data.examples import summary
+from tape.data.users_code import calling, refuse
 from tape.inference.fasta import Protein
 from tape.inference.parts import is_per_token, pack_names, split_rows
 from tape.models.modeling_bert import ProteinBertModel
@@ -133,8 +135,16 @@ class TrunkEncoder:
             yield states, outputs[1].float() if depth == self.last else POOLINGS["cls"](states, stream)
 
     def _outputs(self, stream: Stream) -> tuple:
-        with computing(self.device, self.precision, f"{len(stream.sizes)} proteins, {len(stream.tokens)} tokens"):
-            return self.model(*(to_device(array, self.device) for array in pad(stream)))
+        what = f"{len(stream.sizes)} proteins, {len(stream.tokens)} tokens"
+        with calling(self.model, "forward"), computing(self.device, self.precision, what):
+            outputs = self.model(*(to_device(array, self.device) for array in pad(stream)))
+        ids = [len(stream.sizes), int(stream.sizes.max())]
+        if not isinstance(outputs, Sequence) or len(outputs) < 2 or not all(map(torch.is_tensor, outputs[:2])):
+            refuse(self.model, f"forward should return (states, pooled); it returned {summary(outputs)}")
+        if list(outputs[0].shape[:-1]) != ids or list(outputs[1].shape[:-1]) != ids[:1]:
+            shapes, returned = f"{[*ids, 'h']} and {[*ids[:1], 'h']}", f"{summary(outputs[0])}, {summary(outputs[1])}"
+            refuse(self.model, f"forward of ids {ids} should return {shapes}; it returned {returned}")
+        return outputs
 
     def embed_part(
         self, proteins: Sequence[Protein], outputs: Sequence[str], args: argparse.Namespace, progress: Progress

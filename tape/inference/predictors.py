@@ -109,11 +109,11 @@ REPORTS = {
 }
 
 
-def kind_of_logits(logits: Tensor) -> str:
+def kind_of_logits(logits: Tensor) -> str | None:
     """The kind of a plugin's task, by the shape of a batch's logits: [B, 1], [B, C], [B, N, C] or [B, N, N, 2]."""
     if logits.dim() == 2:
         return "value" if logits.shape[1] == 1 else "classification"
-    return {3: "token_classification", 4: "contacts"}[logits.dim()]
+    return {3: "token_classification", 4: "contacts"}.get(logits.dim())
 
 
 @contextlib.contextmanager

@@ -22,6 +22,7 @@ from proteinlm.files import write_json, write_text
 from proteinlm.model_dir.files import CONFIG_NAME, check_tensors, read_config, same
 from proteinlm.model_dir.find import find_model
 from proteinlm.model_dir.weights import WeightFiles, write_weights
+from tape.data.users_code import calling
 
 logger = logging.getLogger(__name__)
 
@@ -122,15 +123,20 @@ class ProteinModel(nn.Module):
         if pretrained_dir is None:
             if require_head:
                 raise InputError("from_pretrained: a trained head was asked for, but no directory was given")
-            return cls(cls.config_class.from_dict(values)).eval()
+            return cls._made(values).eval()
         file = cls._read(find_model(pretrained_dir), values, overrides)
-        model = cls(cls.config_class.from_dict(file.config))
+        model = cls._made(file.config)
         state, notes = model._match(file.tensors, file.path, require_head)
         model.load_state_dict(state)
         model.load_report = (*file.notes, *notes)
         for note in model.load_report:
             logger.warning("%s", note)
         return model.eval()
+
+    @classmethod
+    def _made(cls, values: Mapping) -> "ProteinModel":
+        with calling(cls, "__init__"):
+            return cls(cls.config_class.from_dict(values))
 
     @classmethod
     def _read(cls, directory: Path, values: dict, overrides: dict) -> WeightFile:

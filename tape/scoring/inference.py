@@ -12,8 +12,10 @@ import torch
 from proteinlm.errors import InputError
 from tape.data.batching import eval_batches
 from tape.data.splits import SplitData, batches
+from tape.data.users_code import calling
 from tape.runs.processes import Processes
 from tape.tasks import Prediction, Task
+from tape.tasks.base import run_batch
 
 
 def load_finetuned(task: Task, directory: Path) -> torch.nn.Module:
@@ -52,12 +54,10 @@ def predict(
     losses: list[tuple[float, int]] = []
     for (_, indices), batch in zip(share, batches(data, share, num_workers), strict=True):
         batch = batch.to(device)
-        with torch.autocast(device.type, precision, enabled=precision != torch.float32):
-            outputs = task.forward(model, batch)
-        outputs = outputs.float()
-        loss, number = task.loss(outputs, batch)
+        outputs, loss, number = run_batch(task, model, batch, precision)
         losses.append((float(loss), int(number)))
-        predictions.update(zip(indices.tolist(), task.predictions(outputs, batch), strict=True))
+        with calling(model, "forward", task.dataset):
+            predictions.update(zip(indices.tolist(), task.predictions(outputs, batch), strict=True))
     model.train(was_training)
     return _in_order(predictions, processes), _mean_loss(losses, len(plan), processes)
 

@@ -9,6 +9,7 @@ What must hold: a Prediction holds one protein with its padding removed, so a sc
 Legend: B proteins, L residues, T tokens (L + 2), C classes.
 """
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +18,8 @@ import numpy as np
 import torch
 
 from tape import metrics
+from tape.data.examples import summary
+from tape.data.users_code import calling, refuse
 from tape.models.outputs import cross_entropy_sum
 
 Batch = Mapping[str, object]
@@ -60,7 +63,7 @@ class Task:
 
     def forward(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
         """The task's logits for one batch."""
-        return model(input_ids=batch["input_ids"], input_mask=batch["input_mask"])[0]
+        return logits_of(model, batch, model(input_ids=batch["input_ids"], input_mask=batch["input_mask"]))
 
     def loss(self, logits: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, torch.Tensor | int]:
         """(sum of the losses, how many were summed): the caller adds both over everything, then divides once.
@@ -95,6 +98,31 @@ class Task:
         None   neither (a rank correlation, a perplexity): resample the predictions and score them again
         """
         return None
+
+
+def run_batch(
+    task: Task, model: torch.nn.Module, batch: Batch, precision: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | int]:
+    """(what task.forward gives, in fp32, and task.loss of it) of a batch on its device; precision: of autocast.
+
+    What a user's model or data set does wrong in it is an InputError that names it.
+    """
+    kind = batch["input_ids"].device.type
+    with calling(model, "forward", task.dataset):
+        with torch.autocast(kind, precision, enabled=precision != torch.float32):
+            outputs = task.forward(model, batch).float()
+        return outputs, *task.loss(outputs, batch)
+
+
+def logits_of(model: torch.nn.Module, batch: Batch, outputs: object) -> torch.Tensor:
+    """The first of what a model returned, a tensor with a row a protein; InputError for anything else."""
+    count, logits = len(batch["input_ids"]), None
+    with contextlib.suppress(TypeError, KeyError, IndexError):
+        logits = outputs[0]
+    if torch.is_tensor(outputs) or not torch.is_tensor(logits) or logits.dim() == 0 or len(logits) != count:
+        returned = summary(logits if torch.is_tensor(logits) and not torch.is_tensor(outputs) else outputs)
+        refuse(model, f"forward should return a tuple that begins with logits [{count}, ...]; it returned {returned}")
+    return logits
 
 
 def to_numpy(tensor: torch.Tensor) -> np.ndarray:

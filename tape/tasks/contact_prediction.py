@@ -13,7 +13,7 @@ import torch
 from tape import metrics
 from tape.datasets import ProteinnetDataset
 from tape.models.modeling_bert import ProteinBertForContactPrediction
-from tape.tasks.base import Batch, Prediction, Task, to_numpy
+from tape.tasks.base import Batch, Prediction, Task, logits_of, to_numpy
 
 
 class ContactPrediction(Task):
@@ -23,7 +23,8 @@ class ContactPrediction(Task):
         # A model in TAPE's form may want the lengths; ours take them from the mask.
         takes_lengths = "protein_length" in inspect.signature(model.forward).parameters
         lengths = {"protein_length": batch["protein_length"]} if takes_lengths else {}
-        return model(input_ids=batch["input_ids"], input_mask=batch["input_mask"], **lengths)[0]
+        outputs = model(input_ids=batch["input_ids"], input_mask=batch["input_mask"], **lengths)
+        return logits_of(model, batch, outputs)
 
     def predictions(self, logits: torch.Tensor, batch: Batch) -> list[Prediction]:
         # Log-odds order pairs as the probability does, without the ties of a probability rounded to 1.

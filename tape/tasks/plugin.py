@@ -28,7 +28,8 @@ import torch
 from proteinlm.errors import InputError
 from tape import metrics
 from tape.data.base import TapeDataset
-from tape.data.examples import collate_with
+from tape.data.examples import collate_with, summary
+from tape.data.users_code import UsersCodeError, calling, describe, name_of, refuse
 from tape.tasks.base import Batch, Metric, Prediction, Task, apply_metric, tape_metric, to_numpy
 from tape.tokenizers import TAPETokenizer
 
@@ -50,7 +51,8 @@ class PluginData(torch.utils.data.Dataset):
     ):
         """max_length: residues the model may see; a longer protein is an InputError, for only the user's dataset could
         cut its labels too."""
-        self.data = dataset(data_path, split, tokenizer, in_memory=in_memory)
+        with calling(dataset, "__init__"):
+            self.data = dataset(data_path, split, tokenizer, in_memory=in_memory)
         self.path, self.split, self.max_length, self.too_long = Path(data_path), split, max_length, "error"
         if not hasattr(self.data, "collate_fn"):
             raise InputError(f"{dataset.__name__}: no collate_fn; a TAPE dataset makes its own batches")
@@ -63,10 +65,12 @@ class PluginData(torch.utils.data.Dataset):
             )
 
     def __len__(self) -> int:
-        return len(self.data)
+        with calling(self.data, "__len__"):
+            return len(self.data)
 
     def __getitem__(self, index: int) -> object:
-        return self.data[index]
+        with calling(self.data, f"__getitem__({index})"):
+            return self.data[index]
 
     @cached_property
     def lengths(self) -> np.ndarray:
@@ -78,15 +82,28 @@ class PluginData(torch.utils.data.Dataset):
         """Token ids [N] of each protein, from a batch of its own, where nothing is padded."""
         proteins = []
         for index in range(len(self)):
-            batch = collate_with(self.collate_fn, [self.data[index]])
+            batch = collate_with(self.collate_fn, [self[index]])
             tokens = batch["input_ids"][0]
-            proteins.append((tokens[batch["input_mask"][0].bool()] if "input_mask" in batch else tokens).numpy())
+            tokens = (tokens[batch["input_mask"][0].bool()] if "input_mask" in batch else tokens).numpy()
+            if len(tokens) < 3:
+                where = f"__getitem__({index})"
+                refuse(self.data, f"{where} has {len(tokens)} tokens; a protein has <cls>, a residue or more, <sep>")
+            proteins.append(tokens)
         return proteins
+
+    def check_ids(self, tokens: int) -> None:
+        """InputError for a token id that a model of so many tokens does not have."""
+        for index, ids in enumerate(self._tokens):
+            if ids.min() < 0 or ids.max() >= tokens:
+                wrong = int(ids.min() if ids.min() < 0 else ids.max())
+                where = f"__getitem__({index})"
+                refuse(self.data, f"{where} has the token id {wrong}; the model's are 0 to {tokens - 1}")
 
     def record(self, index: int) -> dict:
         """{'primary': residues, 'id': number} of protein `index`."""
         tokenizer = getattr(self.data, "tokenizer", None) or TAPETokenizer()
-        letters = tokenizer.convert_ids_to_tokens(self._tokens[index][1:-1])
+        with calling(tokenizer, "convert_ids_to_tokens", self.data):
+            letters = tokenizer.convert_ids_to_tokens(self._tokens[index][1:-1])
         return {"primary": "".join(letters), "id": str(index)}
 
 
@@ -116,10 +133,16 @@ class PluginTask(Task):
 
     def forward(self, model: torch.nn.Module, batch: Batch) -> PluginOutputs:
         outputs = model(**accepted(model, batch))
+        form = "forward with targets should return ((loss, metrics), logits)"
         if not isinstance(outputs, Sequence) or len(outputs) < 2:
-            raise InputError(f"{type(model).__name__}: forward with targets should return ((loss, metrics), logits)")
-        loss, measured = outputs[0] if isinstance(outputs[0], tuple | list) else (outputs[0], {})
-        return PluginOutputs(outputs[1], loss.float().mean(), measured)
+            refuse(model, f"{form}; it returned {summary(outputs)}")
+        first, logits = outputs[0], outputs[1]
+        loss, measured = first if isinstance(first, tuple | list) and len(first) == 2 else (first, {})
+        if not torch.is_tensor(loss) or not isinstance(measured, Mapping):
+            refuse(model, f"{form}; its loss is {summary(loss)}, its metrics are {summary(measured)}")
+        if not torch.is_tensor(logits) or logits.dim() == 0 or len(logits) != len(batch["input_ids"]):
+            refuse(model, f"{form}; its logits of {len(batch['input_ids'])} proteins are {summary(logits)}")
+        return PluginOutputs(logits, loss.float().mean(), measured)
 
     def loss(self, outputs: PluginOutputs, batch: Batch) -> tuple[torch.Tensor, int]:
         number = int(_weights(batch["targets"]).sum())
@@ -232,6 +255,8 @@ def registered_metrics(functions: Mapping[str, Callable], taken: Mapping[str, Me
 def _registered(name: str, function: Callable, predictions: Sequence[Prediction]) -> float:
     try:
         return apply_metric(function, predictions)
+    except SystemExit as error:
+        raise UsersCodeError(f"{name_of(function)}: {describe(error, function)}") from error
     except Exception as error:
-        logger.warning("metric %s: %s: %s", name, type(error).__name__, error)
+        logger.warning("metric %s: %s", name, describe(error, function))
         return float("nan")
