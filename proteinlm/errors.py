@@ -1,12 +1,14 @@
 """How every command talks to a user who made a mistake: one clear line on stderr and exit status 2, no traceback.
 
 `InputError` is for what a user can put right (a file, a key, a flag); anything else that escapes is a defect of ours
-and keeps its traceback. `ArgumentParser` prints one line instead of a usage block and suggests the nearest flag.
+and keeps its traceback. `ArgumentParser` prints one line instead of a usage block and suggests the nearest flag. Every
+command takes `--debug`: the traceback of a mistake stands above its line, that of a plugin's own error with it.
 """
 
 import argparse
 import difflib
 import sys
+import traceback
 from collections.abc import Callable, Iterable, Sequence
 
 EXIT_USAGE = 2
@@ -32,6 +34,8 @@ class ArgumentParser(argparse.ArgumentParser):
         kwargs.setdefault("allow_abbrev", False)
         super().__init__(*args, **kwargs)
         self.intermixed = intermixed
+        if self.add_help:
+            self.add_argument("--debug", action="store_true", help="of a mistake, its traceback too")
 
     def parse_args(self, args: Sequence[str] | None = None, namespace=None):
         parse = self.parse_known_intermixed_args if self.intermixed else self.parse_known_args
@@ -50,15 +54,24 @@ def run(main: Callable[[Sequence[str] | None], int | None], argv: Sequence[str] 
     try:
         return main(argv) or 0
     except InputError as error:
-        message = str(error)
+        return tell(str(error), error if debugging(argv) else None)
     except OSError as error:
         if error.filename is None:
             raise
-        message = f"{error.filename}: {error.strerror or error}"
-    return tell(message)
+        return tell(f"{error.filename}: {error.strerror or error}", error if debugging(argv) else None)
 
 
-def tell(message: str) -> int:
-    """One line on stderr, whatever white space the message holds. Returns the exit status of a user's mistake."""
+def debugging(argv: Sequence[str] | None) -> bool:
+    """Whether a command line (None: the process's own) asks for tracebacks."""
+    return "--debug" in (sys.argv[1:] if argv is None else argv)
+
+
+def tell(message: str, error: BaseException | None = None) -> int:
+    """One line on stderr, whatever white space the message holds, below the traceback of `error`.
+
+    Returns the exit status of a user's mistake.
+    """
+    if error is not None:
+        traceback.print_exception(error)
     print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)
     return EXIT_USAGE

@@ -44,7 +44,7 @@ from tape.registry import load_plugins, resolve_task
 from tape.runs.flags import DEVICE_FLAGS, add_flags, add_ignored_flags, check_flags, positive
 from tape.runs.processes import Processes, choose_precision, run_together
 
-IGNORED = ("vocab_file", "output_dir", "debug")  # TAPE's
+IGNORED = ("vocab_file", "output_dir")  # TAPE's
 SILENTLY_IGNORED = ("seed", "num_workers", "log_level", "task")
 MANIFEST_FLAGS = ("layer", "format", "save_fp16", "tokens_per_batch", "batch_size", "part_proteins")
 NPZ_MANY = 100_000  # proteins from which on a notice recommends another format
@@ -272,7 +272,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if Path(args.out_file).resolve() == Path(args.data_file).resolve():
         raise InputError(f"{args.out_file}: is the input; give the output a name of its own")
     check_flags(args, IGNORED)
-    return run_together(args.device, lambda processes, device: run(args, processes, device))
+    return run_together(args.device, lambda processes, device: run(args, processes, device), args.debug)
 
 
 cli = partial(errors.run, main)  # the console command

@@ -57,7 +57,7 @@ from tape.tasks import Prediction, Task
 from tape.tasks.own_data import OwnTask
 from tape.tokenizers import TAPETokenizer
 
-IGNORED = ("model_config_file", "vocab_file", "output_dir", "seed", "log_dir", "debug")  # TAPE's
+IGNORED = ("model_config_file", "vocab_file", "output_dir", "seed", "log_dir")  # TAPE's
 
 
 def intervals(task: Task, predictions: Sequence[Prediction], asked: Sequence[str]) -> dict[str, dict]:
@@ -221,7 +221,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 print(describe(result, target), flush=True)
         processes.barrier()
 
-    return run_together(args.device, work)
+    return run_together(args.device, work, args.debug)
 
 
 def describe(result: dict, target: Path) -> str:

@@ -139,7 +139,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     start_logging(options.log_level)
     command = shlex.join(["tape-train", *map(str, sys.argv[1:] if argv is None else argv)])
     with denormals_as_zero():
-        return run_together(options.device, lambda processes, device: run(task, options, command, processes, device))
+        debug = errors.debugging(argv)
+    return run_together(options.device, lambda processes, device: run(task, options, command, processes, device), debug)
 
 
 def run(task: Task, options: TrainOptions, command: str, processes: Processes, device: torch.device) -> None:

@@ -81,4 +81,5 @@ def summary(value: object) -> str:
         return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
     if isinstance(value, Mapping):
         return f"a dict of {', '.join(map(str, value)) or 'nothing'}"
-    return "None" if value is None else f"a {type(value).__name__}"
+    size = f" of {len(value)}" if isinstance(value, tuple | list) else ""
+    return "None" if value is None else f"a {type(value).__name__}{size}"

@@ -29,7 +29,7 @@ from tape.runs.flags import (
 )
 
 MODEL_TYPES = ("transformer",)
-IGNORED = ("vocab_file", "fp16_opt_level", "debug")  # TAPE's
+IGNORED = ("vocab_file", "fp16_opt_level")  # TAPE's
 # A resumed run may change these; every other flag makes another run.
 MAY_CHANGE = (
     *(

@@ -79,15 +79,14 @@ def is_main_process() -> bool:
 def add_ignored_flags(parser: argparse._ActionsContainer, names: Sequence[str]) -> None:
     """TAPE's flags without meaning in a command, and --local_rank (the environment has it); left out of its help."""
     for name in names:
-        value = {"action": "store_true"} if name == "debug" else {}
-        parser.add_argument(f"--{name}", help=argparse.SUPPRESS, **value)
+        parser.add_argument(f"--{name}", help=argparse.SUPPRESS)
     parser.add_argument("--local_rank", "--local-rank", help=argparse.SUPPRESS)  # torch's launcher has used both
 
 
 def check_flags(args: argparse.Namespace, ignored: Sequence[str]) -> None:
     """A notice, from one process, of each ignored flag on the command line; InputError for --tokenizer unirep."""
     for name in ignored:
-        if getattr(args, name) not in (None, False) and is_main_process():
+        if getattr(args, name) is not None and is_main_process():
             print(f"notice: --{name} means nothing here and is ignored", file=sys.stderr)
     if args.tokenizer == "unirep":
         raise InputError("--tokenizer unirep belongs to the model type unirep, which is left out; should be iupac")

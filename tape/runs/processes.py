@@ -6,6 +6,7 @@ rank calls the same methods in the same order, and every result that ranks share
 """
 
 import os
+import traceback
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -71,17 +72,17 @@ class Processes:
         """
         if self.size == 1:
             return work()
-        value, problem = None, None
+        value, problem, cause = None, None, None
         try:
             value = work()
         except InputError as error:
-            problem = str(error)
+            problem, cause = str(error), error
         except OSError as error:
-            problem = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+            problem, cause = f"{error.filename}: {error.strerror}" if error.filename else str(error), error
         problems = self.all_gather(problem)
         for rank, problem in enumerate(problems):
             if problem is not None:
-                raise SharedInputError(problem if rank == 0 else f"process {rank}: {problem}")
+                raise SharedInputError(problem if rank == 0 else f"process {rank}: {problem}") from cause
         return value
 
     def broadcast(self, value: Any) -> Any:
@@ -178,16 +179,19 @@ def choose_precision(fp16: bool, bf16: bool, device: torch.device) -> torch.dtyp
     return torch.bfloat16 if bf16 else torch.float32
 
 
-def run_together(device_name: str, work: Callable[[Processes, torch.device], int | None]) -> int:
+def run_together(device_name: str, work: Callable[[Processes, torch.device], int | None], debug: bool = False) -> int:
     """The frame of a command: join the run, work, leave. Returns the exit status, which is work's (None: 0).
 
-    A mistake that all ranks know of is printed by rank 0, and none leaves before that: torchrun ends the others as
-    soon as one has failed. Any other exception leaves at once, without a barrier that other ranks might not reach.
+    debug: the process whose mistake it was shows its traceback. A mistake that all ranks know of is printed by rank 0,
+    and none leaves before that: torchrun ends the others as soon as one has failed. Any other exception leaves at once,
+    without a barrier that other ranks might not reach.
     """
     processes, device = start(device_name)
     try:
         status = work(processes, device) or 0
     except SharedInputError as error:
+        if debug and error.__cause__ is not None:
+            traceback.print_exception(error.__cause__)
         status = errors.tell(str(error)) if processes.is_main else errors.EXIT_USAGE
         processes.barrier()
     processes.close()

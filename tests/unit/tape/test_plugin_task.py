@@ -172,7 +172,7 @@ def test_a_model_that_returns_no_loss_is_named(data):
 
     task = plugin_task(TAPETaskSpec("letters", Hydrophobic, 2), Mute)
     split = load_split(task, data, "valid", TAPETokenizer(), None, "error")
-    with pytest.raises(InputError, match=r"Mute: forward with targets should return \(\(loss, metrics\), logits\)"):
+    with pytest.raises(InputError, match=r"Mute\.forward with targets should return \(\(loss, metrics\), logits\)"):
         task.forward(Mute(), split[(0, np.arange(2))])
 
 
