@@ -31,7 +31,8 @@ def recognise(path: Path) -> str:
     config = model_dir_config(path)
     if config is not None:
         types = " or ".join(known.model_type for known in FORMATS.values() if known.model_type)
-        raise InputError(f"{path / CONFIG_NAME}: model_type {ascii(config.get('model_type'))[:40]} is not {types}")
+        fault = f"{path / CONFIG_NAME}: model_type {ascii(config.get('model_type'))[:40]} is not {types}"
+        raise InputError(f"{fault}; proteinlm.load and tape-* (model type huggingface) open other encoders as they are")
     entries = ", ".join(sorted(entry.name for entry in path.iterdir())[:6]) or "nothing"
     raise InputError(
         f"{path}: not recognised (there is {entries}); a checkpoint directory, a Megatron checkpoint, a TAPE or a "

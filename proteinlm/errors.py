@@ -59,6 +59,11 @@ def run(main: Callable[[Sequence[str] | None], int | None], argv: Sequence[str] 
         if error.filename is None:
             raise
         return tell(f"{error.filename}: {error.strerror or error}", error if debugging(argv) else None)
+    except RuntimeError as error:
+        if not str(error).startswith("Symlink loop from "):  # as pathlib says it
+            raise
+        path = str(error).removeprefix("Symlink loop from ").strip("'")
+        return tell(f"{path}: a symbolic link that leads back to itself", error if debugging(argv) else None)
 
 
 def debugging(argv: Sequence[str] | None) -> bool:

@@ -41,11 +41,11 @@ from tape.inference.fasta import Rules, Scan, add_fasta_flags, left_out, read_wi
 from tape.inference.files import FORMATS, KEYS, NAME_KEYS, PER_PROTEIN, WRITERS, Contents, choose_format
 from tape.inference.parts import PartStore, is_per_token, pack_names, plan_parts, unpack_names
 from tape.registry import load_plugins, resolve_task
-from tape.runs.flags import DEVICE_FLAGS, add_flags, add_ignored_flags, check_flags, positive
+from tape.runs.flags import DEVICE_FLAGS, add_flags, add_ignored_flags, check_flags, positive, start_logging
 from tape.runs.processes import Processes, choose_precision, run_together
 
 IGNORED = ("vocab_file", "output_dir")  # TAPE's
-SILENTLY_IGNORED = ("seed", "num_workers", "log_level", "task")
+SILENTLY_IGNORED = ("seed", "num_workers", "task")
 MANIFEST_FLAGS = ("layer", "format", "save_fp16", "tokens_per_batch", "batch_size", "part_proteins")
 NPZ_MANY = 100_000  # proteins from which on a notice recommends another format
 EXIT_SOME_FAILED = 3
@@ -69,7 +69,7 @@ def build_parser() -> errors.ArgumentParser:
     parser.add_argument("--save_fp16", "--half", action="store_true", help="write float16 (default: float32)")
     parser.add_argument("--part_proteins", type=positive, default=8192, help="proteins between two part files")
     add_fasta_flags(parser)
-    add_flags(parser, *DEVICE_FLAGS, "tokenizer", "plugin")
+    add_flags(parser, *DEVICE_FLAGS, "tokenizer", "plugin", "log_level")
     parser.add_argument("--model_config_file", help="config.json to check MODEL_DIR by")
     add_ignored_flags(parser, (*IGNORED, *SILENTLY_IGNORED))
     return parser
@@ -272,6 +272,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if Path(args.out_file).resolve() == Path(args.data_file).resolve():
         raise InputError(f"{args.out_file}: is the input; give the output a name of its own")
     check_flags(args, IGNORED)
+    start_logging(args.log_level)
     return run_together(args.device, lambda processes, device: run(args, processes, device), args.debug)
 
 

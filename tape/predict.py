@@ -1,6 +1,6 @@
 """A finetuned model's predictions for the proteins of a FASTA file (.gz too), for every task.
 
-    tape-predict RUN_DIR proteins.fasta out.tsv
+    tape-predict RUN_DIR proteins.fasta out.tsv                 or out.csv
     tape-predict RUN_DIR proteins.csv out.csv                   one's own data: a table goes in and comes out too
     tape-predict RUN_DIR proteins.fasta maps.npz                contacts: also maps_png/000001_<id>.png ...
 
@@ -53,7 +53,7 @@ def build_parser() -> errors.ArgumentParser:
     parser = errors.ArgumentParser("tape-predict", description="Predict with a finetuned model.")
     parser.add_argument("run_dir", metavar="RUN_DIR", help="what tape-train wrote")
     parser.add_argument("data_file", metavar="IN", help="FASTA, or a table of proteins (.csv, .tsv), also .gz")
-    parser.add_argument("out_file", metavar="OUT", help=".tsv; contacts: .npz; of a run on your own table also .csv")
+    parser.add_argument("out_file", metavar="OUT", help=".tsv or .csv; contacts: .npz")
     parser.add_argument("--task", help="default: as RUN_DIR says")
     parser.add_argument("--model_type", help="default: as RUN_DIR says")
     parser.add_argument("--top_k", type=positive, default=5, help="classes a protein (remote homology)")
@@ -144,14 +144,15 @@ def load_predictor(args: argparse.Namespace) -> tuple[str, Predictor, dict]:
     return name, Predictor(model, kind, device, precision, own_report(own) if own else None), flags
 
 
-def check_output(args: argparse.Namespace, name: str, kind: str, tables: Sequence[str] = (".tsv", ".txt")) -> None:
+def check_output(args: argparse.Namespace, name: str, kind: str) -> None:
     """OUT's suffix must fit the task: a wrong one is a mistake that shows only later."""
     output = Path(args.out_file)
     if output.resolve() == Path(args.data_file).resolve():
         raise InputError(f"{output}: is the input; give the output a name of its own")
-    suffixes = (".npz",) if kind == "contacts" else tables
+    suffixes = (".npz",) if kind == "contacts" else (".tsv", ".csv", ".txt")
     if output.suffix not in suffixes:
-        raise InputError(f"{output}: {name} is written as {suffixes[0]}, so OUT should end in {suffixes[0]}")
+        forms = " or ".join(suffixes[:2])
+        raise InputError(f"{output}: {name} is written as {forms}, so OUT should end in {forms}")
     if args.png and kind != "contacts":
         raise InputError(f"--png: draws contact maps, {args.run_dir} is a {name} model")
     if kind == "contacts" and args.duplicates == "keep":
@@ -161,7 +162,7 @@ def check_output(args: argparse.Namespace, name: str, kind: str, tables: Sequenc
 def run(args: argparse.Namespace) -> None:
     """The whole command."""
     name, predictor, flags = load_predictor(args)
-    check_output(args, name, predictor.kind, (".csv", ".tsv") if predictor.report.rows else (".tsv", ".txt"))
+    check_output(args, name, predictor.kind)
     limit = residue_limit(predictor.model.config, args.max_length or flags.get("max_length"))
     scan = scan_fasta(args.data_file, Rules(limit, args.too_long, args.duplicates, args.sequence, args.id))
     output = Path(args.out_file)

@@ -38,7 +38,7 @@ from tape.finetuning.lora import add_lora
 from tape.finetuning.options import TrainOptions, parse_options, table_choice
 from tape.finetuning.trainer import Trainer
 from tape.metrics import mean_and_spread
-from tape.models.config import CONFIG_DEFAULTS, ProteinBertConfig, read_keys
+from tape.models.config import CONFIG_DEFAULTS, ProteinBertConfig, check_keys, read_keys
 from tape.own_data.read import read_own_data
 from tape.registry import load_plugins, model_types, own_data_task, resolve_trained_task, task_names
 from tape.runs.flags import is_main_process, start_logging
@@ -68,6 +68,7 @@ def build_model(task: Task, options: TrainOptions) -> torch.nn.Module:
         config_class = getattr(task.model, "config_class", ProteinBertConfig)
         if config_class is ProteinBertConfig:  # only what the file says, so that a directory's other keys stay
             file = read_keys(options.model_config_file)
+            check_keys(file, options.model_config_file)
             overrides = {key: value for key, value in file.items() if key in CONFIG_DEFAULTS} | overrides
         else:
             config = config_class.from_json_file(options.model_config_file)

@@ -94,7 +94,7 @@ def read_grid(axes: Sequence[Sequence[str]]) -> dict[str, list]:
         for text in texts:
             try:
                 value = checks[key]({"true": True, "false": False}.get(text, text))
-            except (ValueError, TypeError) as error:
+            except (ValueError, TypeError, argparse.ArgumentTypeError) as error:
                 raise InputError(f"--grid {key} {text}: cannot be used ({error})") from error
             if value in grid[key]:
                 raise InputError(f"--grid {key} {text}: is given twice")

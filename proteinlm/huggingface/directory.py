@@ -56,7 +56,8 @@ def make_config(values: Mapping, where: str) -> object:
     kind = model_type_in(values)
     known = {family.model_type for family in FAMILIES}
     if kind not in known | set(MODEL_FOR_MASKED_LM_MAPPING_NAMES) or kind not in transformers.CONFIG_MAPPING:
-        raise InputError(f"{where}: model_type {ascii(kind)[:40]} is no encoder that transformers has")
+        right = "should be bert, albert, electra, esm, xlnet, t5, or another with a masked language model"
+        raise InputError(f"{where}: model_type {ascii(kind)[:40]} is no encoder that transformers has; {right}")
     try:
         config = transformers.CONFIG_MAPPING[kind].from_dict(dict(values))
     except Exception as error:  # strict dataclasses and checks of many kinds

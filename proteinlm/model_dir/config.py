@@ -84,17 +84,21 @@ MODEL_DEFAULTS = {name: key.default for name, key in MODEL_KEYS.items()}
 CONFIG_KEYS = {key.field: name for name, key in MODEL_KEYS.items()}
 RULES = {name: key.rule for name, key in MODEL_KEYS.items()}
 SHAPE_KEYS = [name for name, key in MODEL_KEYS.items() if key.rule is SIZE]
-# What TAPE's own config.json holds beyond these.
-TAPE_EXTRAS = {
-    "base_model": "transformer",
-    "finetuning_task": None,
-    "num_labels": 2,
-    "output_attentions": False,
-    "output_hidden_states": False,
-    "pruned_heads": {},
-    "torchscript": False,
-    "type_vocab_size": 1,
+# What TAPE's own config.json holds beyond these: its default, its rule.
+TEXT: Rule = (lambda v: v is None or isinstance(v, str), "is {!r}; a text or null is needed")
+LABELS: Rule = (lambda v: type(v) is int and -1 <= v < LARGEST_SIZE, "is {!r}; -1 (none) or a whole number is needed")
+EXTRAS = {
+    "base_model": ("transformer", TEXT),
+    "finetuning_task": (None, TEXT),
+    "num_labels": (2, LABELS),
+    "output_attentions": (False, FLAG),
+    "output_hidden_states": (False, FLAG),
+    "pruned_heads": ({}, (lambda v: not v, "{} is not supported; only {{}} is")),
+    "torchscript": (False, FLAG),
+    "type_vocab_size": (1, SIZE),
 }
+TAPE_EXTRAS = {name: default for name, (default, _) in EXTRAS.items()}
+EXTRA_RULES = {name: rule for name, (_, rule) in EXTRAS.items()}
 
 
 def check_values(config: Mapping, keys: Collection[str], where: str, rules: Mapping[str, Rule] = RULES) -> None:
@@ -118,10 +122,16 @@ def check_shape_keys(config: Mapping, where: str) -> None:
         raise InputError(f"{where}: pruned_heads {config['pruned_heads']} is not supported; only {{}} is")
 
 
+def check_extras(config: Mapping, where: str) -> None:
+    """InputError unless what is there of TAPE's further keys is what they may hold."""
+    check_values(config, [key for key in EXTRA_RULES if key in config], where, EXTRA_RULES)
+
+
 def model_config_of(config: Mapping, where: str = "config.json") -> ModelConfig:
     """The encoder of a config.json. The sizes must be there, other keys have TAPE's defaults; the vocabulary is not
     padded."""
     check_shape_keys(config, where)
+    check_extras(config, where)
     values = MODEL_DEFAULTS | dict(config)
     check_values(values, MODEL_KEYS, where)
     fields = {field: values[key] for field, key in CONFIG_KEYS.items()}

@@ -22,7 +22,7 @@ from proteinlm.errors import InputError
 from proteinlm.files import write_json
 from proteinlm.model_dir.config import TAPE_EXTRAS, model_config_of
 from proteinlm.model_dir.contact_head import CONTACTS, contact_tensors, expected_contacts, take_contacts
-from proteinlm.model_dir.find import CONFIG_NAME, model_type_of, read_config
+from proteinlm.model_dir.find import CONFIG_NAME, model_type_of, other_model_type, read_config
 from proteinlm.model_dir.names import DECODER, FINAL_NORM, TAPE_NAMES, TOKEN_TYPES, UNUSED, WORDS, from_tape
 from proteinlm.model_dir.weights import WeightFiles, write_weights
 from proteinlm.network.config import ModelConfig
@@ -65,9 +65,7 @@ def load_tape_dir(directory: str | Path, overrides: Mapping | None = None) -> Ta
     directory = Path(directory)
     config = read_config(directory)
     if model_type_of(config, directory) == "huggingface":
-        kind = config.get("model_type") or config.get("architectures") or "run"
-        advice = f"its model type is huggingface (tape-train huggingface TASK --from_pretrained {directory} ...)"
-        raise InputError(f"{directory}: Hugging Face's {ascii(kind)[:40]}; {advice}")
+        raise other_model_type(config, directory)
     config |= dict(overrides or {})
     model_config = model_config_of(config, str(directory / CONFIG_NAME))
     if model_config.mask_token_id not in (None, TAPE_TOKENS.index("<mask>")):

@@ -99,5 +99,13 @@ def model_type_of(config: Mapping, directory: Path) -> str:
     return "huggingface"
 
 
+def other_model_type(config: Mapping, directory: Path) -> InputError:
+    """The error for a directory of Hugging Face's where one of another model type of `tape-*` is read."""
+    kind = config.get("model_type") or config.get("architectures") or "run"
+    own = "transformer" if kind in ("esm", "esmc") else "huggingface"
+    advice = f"its model type is {own} (tape-train {own} TASK --from_pretrained {directory} ...)"
+    return InputError(f"{directory}: Hugging Face's {ascii(kind)[:40]}; {advice}")
+
+
 def _conversion(path: Path) -> str:
     return f"python -m converter --load {shlex.quote(str(path))} --save DIR --target tape"

@@ -25,6 +25,7 @@ from tape.runs.flags import add_flags, positive
 from tape.runs.results import file_sha256
 
 DUPLICATES = ("error", "first", "keep")
+LONGEST_NAME = 10_000  # letters; an .npz or a .tar holds a name of at most 65,535 bytes
 DIGEST = 16  # bytes of a name's digest: two of 10^9 names share one with a probability below 10^-20
 
 
@@ -82,12 +83,16 @@ class Scan:
 
 def read_records(path: str, rules: Rules) -> Iterator[tuple[str, str]]:
     """(name, residues) of every record of a FASTA file (the first word of its header, as in TAPE), or of a table (its
-    column of names; without one line2, line3 ...). InputError for a record without a name."""
+    column of names; without one line2, line3 ...). InputError for a record without a name, or with one that no file of
+    results could hold."""
     if is_fasta(path) or not is_table(path):
         for number, (header, residues) in enumerate(read_fasta(path), 1):
             words = header.split(maxsplit=1)
             if not words:
                 raise InputError(f"{path}, record {number}: no name after '>'; every protein needs one")
+            if len(words[0]) > LONGEST_NAME or "\0" in words[0]:
+                fault = "a NUL byte" if "\0" in words[0] else f"{len(words[0]):,} letters"
+                raise InputError(f"{path}, record {number}: a name with {fault}; is this a FASTA file?")
             yield words[0], residues
         return
     table = read_table(path)

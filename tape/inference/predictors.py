@@ -119,17 +119,22 @@ def kind_of_logits(logits: Tensor) -> str | None:
 @contextlib.contextmanager
 def open_table(path: Path, report: Report, labels: int) -> Iterator[Callable[[Protein, Any], None]]:
     """Yield write(protein, result) into a TSV (or CSV) file that appears when all is written."""
-    if report.rows:
-        delimiter = "," if path.suffix == ".csv" else "\t"
-        with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
-            writer = csv.writer(file, delimiter=delimiter, lineterminator="\n")
-            writer.writerow(report.columns)
-            yield lambda protein, result: writer.writerows(report.rows(protein, result))
-        return
-    p_states = "".join(f"\tp_{state}" for state in _states(labels))
-    with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8") as file:
-        file.write(report.header.format(p_states=p_states) + "\n")
-        yield lambda protein, result: file.writelines(line + "\n" for line in report.lines(protein, result))
+    columns, delimiter = report.columns, "," if path.suffix == ".csv" else "\t"
+    if not report.rows:
+        columns = report.header.format(p_states="".join(f"\tp_{state}" for state in _states(labels))).split("\t")
+
+    def rows(protein: Protein, result: Any) -> Iterator[Sequence[object]]:
+        if report.rows:
+            return report.rows(protein, result)
+        return (line.split("\t") for line in report.lines(protein, result))
+
+    with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+        form = {"delimiter": delimiter, "lineterminator": "\n"}
+        if not report.rows and delimiter == "\t":  # no cell has a tab, and a quote in a name stands as it is
+            form |= {"quoting": csv.QUOTE_NONE, "quotechar": None}
+        writer = csv.writer(file, **form)
+        writer.writerow(columns)
+        yield lambda protein, result: writer.writerows(rows(protein, result))
 
 
 @contextlib.contextmanager

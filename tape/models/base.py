@@ -9,9 +9,10 @@ A model is a trunk (the attribute named by base_model_prefix) and a head. What m
 shape of the file. A file without a head fills the trunk and says so; a file whose head is another's is refused.
 """
 
+import contextlib
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
@@ -39,11 +40,14 @@ class ProteinConfig:
     @classmethod
     def from_pretrained(cls, directory: str | Path, **overrides) -> "ProteinConfig":
         """From a model directory, its name (proteinlm.model_dir.find) or a JSON file."""
-        return cls.from_dict(read_config(find_model(directory)) | overrides)
+        path = find_model(directory)
+        with naming(path / CONFIG_NAME if path.is_dir() else path, cls):
+            return cls.from_dict(read_config(path) | overrides)
 
     @classmethod
     def from_json_file(cls, path: str | Path) -> "ProteinConfig":
-        return cls.from_dict(read_config(path))
+        with naming(path, cls):
+            return cls.from_dict(read_config(path))
 
     @classmethod
     def from_dict(cls, values: Mapping) -> "ProteinConfig":
@@ -68,6 +72,18 @@ class ProteinConfig:
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.to_json_string()})"
+
+
+@contextlib.contextmanager
+def naming(file: str | Path | None, config_class: type) -> Iterator[None]:
+    """A complaint about a configuration's values, which begins with its class, names the file they are from instead."""
+    prefix = f"{config_class.__name__}: "
+    try:
+        yield
+    except InputError as error:
+        if file is None or not str(error).startswith(prefix):
+            raise
+        raise InputError(f"{file}: {str(error).removeprefix(prefix)}") from error
 
 
 class WeightFile(NamedTuple):
@@ -124,8 +140,10 @@ class ProteinModel(nn.Module):
             if require_head:
                 raise InputError("from_pretrained: a trained head was asked for, but no directory was given")
             return cls._made(values).eval()
-        file = cls._read(find_model(pretrained_dir), values, overrides)
-        model = cls._made(file.config)
+        directory = find_model(pretrained_dir)
+        file = cls._read(directory, values, overrides)
+        with naming(directory / CONFIG_NAME if directory.is_dir() else directory, cls.config_class):
+            model = cls._made(file.config)
         state, notes = model._match(file.tensors, file.path, require_head)
         model.load_state_dict(state)
         model.load_report = (*file.notes, *notes)

@@ -9,13 +9,12 @@ from typing import ClassVar
 
 from proteinlm.model_dir import config as ground
 from proteinlm.model_dir.config import MODEL_DEFAULTS, OPTIONAL_KEYS, POSITIVE, PROBABILITY, SIZE, TAPE_EXTRAS, one_of
-from proteinlm.model_dir.files import read_config
-from proteinlm.model_dir.find import find_model
+from proteinlm.model_dir.find import CONFIG_NAME, find_model, read_config
 from proteinlm.model_dir.load import CONFIGS
 from proteinlm.model_dir.vocabulary import on_vocabulary
 from proteinlm.network.config import ModelConfig
 from proteinlm.tokenizer import build_tokenizer
-from tape.models.base import ProteinConfig
+from tape.models.base import ProteinConfig, naming
 from tape.models.names import HEADS
 
 # Key of config.json -> default: TAPE's own, then what its files lack.
@@ -31,6 +30,7 @@ RULES = ground.RULES | {
     **dict.fromkeys(("initializer_range", "layer_norm_eps"), POSITIVE),
     "contact_dropout_prob": PROBABILITY,
     "head": one_of(HEADS),
+    "use_evolutionary": ground.FLAG,
     "pooling": one_of(("first", "mean")),
     "num_labels": (SIZE[0], "is {!r}; a classification needs a positive number"),  # songlab's bert-base has -1
     "output_attentions": (lambda value: not value, "true is not supported (attention keeps no weights)"),
@@ -40,6 +40,12 @@ RULES = ground.RULES | {
 def check(config: ProteinConfig, *keys: str) -> None:
     """InputError unless the values of `keys` are such that a model can be built from them."""
     ground.check_values(vars(config), keys, type(config).__name__, RULES)
+
+
+def check_keys(values: Mapping, where: str) -> None:
+    """InputError unless every known key of a ProteinBertConfig, as far as it is there, has a value that it may have."""
+    rules = {key: rule for key, rule in RULES.items() if key in CONFIG_DEFAULTS} | ground.EXTRA_RULES
+    ground.check_values(values, [key for key in values if key in rules], where, rules)
 
 
 def tape_keys(config: ModelConfig) -> dict[str, object]:
@@ -60,18 +66,22 @@ class ProteinBertConfig(ProteinConfig):
     def __init__(self, vocab_size_or_config_json_file: int | str | Path = 30, **values):
         """TAPE's constructor: the vocabulary size, or the path of a JSON file; then any key of CONFIG_DEFAULTS."""
         first = vocab_size_or_config_json_file
-        file = read_keys(first) if isinstance(first, str | Path) else {"vocab_size": first}
-        self.__dict__.update(CONFIG_DEFAULTS | file | values)
-        self.model_config()  # for its checks
-        check(self, "head", "pooling", "contact_dropout_prob", "output_attentions")
+        from_file = isinstance(first, str | Path)
+        self.__dict__.update(CONFIG_DEFAULTS | (read_keys(first) if from_file else {"vocab_size": first}) | values)
+        with naming(first if from_file else None, type(self)):
+            self.model_config()  # for its checks
+            check(self, "head", "pooling", "contact_dropout_prob", "output_attentions")
 
     @classmethod
     def from_pretrained(cls, directory: str | Path, **overrides) -> "ProteinBertConfig":
-        return cls.from_dict(read_keys(find_model(directory)) | overrides)
+        path = find_model(directory)
+        with naming(path / CONFIG_NAME if path.is_dir() else path, cls):
+            return cls.from_dict(read_keys(path) | overrides)
 
     @classmethod
     def from_json_file(cls, path: str | Path) -> "ProteinBertConfig":
-        return cls.from_dict(read_keys(path))
+        with naming(path, cls):
+            return cls.from_dict(read_keys(path))
 
     @classmethod
     def from_dict(cls, values: Mapping) -> "ProteinBertConfig":
@@ -83,7 +93,7 @@ class ProteinBertConfig(ProteinConfig):
 
     def model_config(self) -> ModelConfig:
         """The encoder's configuration; the vocabulary is not padded."""
-        return ground.model_config_of(self.__dict__, "ProteinBertConfig")
+        return ground.model_config_of(self.__dict__, type(self).__name__)
 
 
 class BaselineConfig(ProteinConfig):
@@ -96,7 +106,8 @@ class BaselineConfig(ProteinConfig):
         positional = dict(zip(list(self.defaults)[: len(arguments)], arguments, strict=True))
         super().__init__(**{"head": "proteinlm", "contact_dropout_prob": 0.5} | self.defaults | positional | values)
         self.base_model = self.model_type  # songlab's files say "transformer", or nothing
-        check(self, "head", "contact_dropout_prob")
+        check(self, "head", "contact_dropout_prob", *{"initializer_range", "use_evolutionary"} & vars(self).keys())
+        ground.check_extras(vars(self), type(self).__name__)
 
     @classmethod
     def from_dict(cls, values: Mapping) -> "BaselineConfig":

@@ -20,7 +20,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from proteinlm.errors import InputError
+from proteinlm.huggingface.directory import model_type_in
 from proteinlm.model_dir.files import check_layers
+from proteinlm.model_dir.find import model_type_of, other_model_type
 from proteinlm.network.contacts import ContactRegression, contact_logits
 from tape.models import heads, outputs
 from tape.models.base import ProteinConfig, ProteinModel, WeightFile
@@ -34,6 +36,8 @@ ATTENTION_SCALE = 100.0
 
 class BuiltInModel(ProteinModel):
     """What every model of this package shares: loading with its checks, and songlab's first weights."""
+
+    of_others: ClassVar[tuple[str, ...]] = ()  # model types of transformers whose files the class reads
 
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, nn.Linear | nn.Embedding):
@@ -62,6 +66,8 @@ class BuiltInModel(ProteinModel):
     @classmethod
     def _read(cls, directory: Path, values: dict, overrides: dict) -> WeightFile:
         file = super()._read(directory, values, overrides)
+        if model_type_of(file.config, directory) == "huggingface" and model_type_in(file.config) not in cls.of_others:
+            raise other_model_type(file.config, directory)
         if "num_hidden_layers" in vars(cls.config_class()):
             check_layers(file.config, file.tensors, file.path)
         return with_head_kind(file, overrides)

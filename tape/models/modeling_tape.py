@@ -163,6 +163,7 @@ class TransformerEncoder(nn.Module):
 class TapeTransformerAbstractModel(kinds.BuiltInModel):
     config_class = TapeTransformerConfig
     base_model_prefix = "bert"
+    of_others = ("bert",)  # ProtBert
 
     @classmethod
     def _read(cls, directory: Path, values: dict, overrides: dict) -> WeightFile:
