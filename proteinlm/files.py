@@ -1,9 +1,14 @@
-"""Files that appear whole or not at all: written under a temporary name beside the target, synced, renamed."""
+"""Files that appear whole or not at all: written under a temporary name beside the target, synced, renamed; and pipes
+that can be read again."""
 
+import atexit
 import contextlib
+import functools
 import json
 import math
 import os
+import shutil
+import stat
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -28,6 +33,29 @@ def check_writable(path: Path) -> None:
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
         reason = "not writable" if parent.is_dir() else "not a directory"
         raise InputError(f"{path}: cannot be made, {parent} is {reason}")
+
+
+@functools.cache
+def reread(path: str, suffix: str = "") -> str:
+    """A path that can be read any number of times: `path`, or a copy of what a pipe gave, which goes with the process.
+
+    A pipe is standard input, written as "-", or what a shell makes of <(command). suffix: of the copy's name.
+    """
+    try:
+        again = path != "-" and (stat.S_ISREG(mode := os.stat(path).st_mode) or stat.S_ISDIR(mode))
+    except OSError:  # not there
+        again = True
+    if again:
+        return path
+    directory = Path(tempfile.mkdtemp(prefix="proteinlm-"))
+    atexit.register(shutil.rmtree, directory, ignore_errors=True)
+    copy = directory / f"{'stdin' if path == '-' else 'pipe'}{suffix}"
+    try:
+        with open(0 if path == "-" else path, "rb", closefd=path != "-") as source, copy.open("wb") as file:
+            shutil.copyfileobj(source, file, 1 << 20)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be copied to {copy}, to be read twice ({error.strerror or error})") from error
+    return str(copy)
 
 
 @contextlib.contextmanager

@@ -24,7 +24,7 @@ import torch
 
 from proteinlm import errors
 from proteinlm.errors import InputError
-from proteinlm.files import write_json
+from proteinlm.files import reread, write_json
 from tape.data.lengths import residue_limit
 from tape.data.splits import choose_splits, load_split
 from tape.metrics import canonical_metric
@@ -158,6 +158,7 @@ def choose_task(args: argparse.Namespace, run: dict) -> Task:
     if args.task and args.task not in (data.name, data.table):
         raise InputError(f"task {args.task!r}: {directory} was finetuned on {data.name} ({data.table})")
     if args.csv:
+        args.csv = reread(args.csv, ".fasta")
         args.split = [Path(args.csv).name]
         data = scored_table(data, args.csv, args.ignore, args.split[0])
     elif is_main_process() and (note := data.changed()):

@@ -28,7 +28,7 @@ from pretrain.data.clustering import cluster
 from pretrain.data.groups import RULES, GroupNumbers, compile_rule, keys_of, write_groups
 from pretrain.data.indexed import IndexedDataset, IndexedWriter
 from proteinlm.errors import ArgumentParser, InputError, run
-from proteinlm.files import atomic_path, write_json
+from proteinlm.files import atomic_path, reread, write_json
 from proteinlm.progress import Progress
 from proteinlm.sequences import UPPER, Chunk, Proteins, find_unknown, id_table, input_kind, parse_chunk, read_chunks
 from proteinlm.tokenizer import TOKENIZER_TYPES, Tokenizer, build_tokenizer, split_residues, train_sentencepiece
@@ -252,7 +252,7 @@ def describe_groups(groups: np.ndarray, rule: str) -> dict:
 def build_parser() -> ArgumentParser:
     parser = ArgumentParser("python -m pretrain.preprocess", description="Files of proteins to token shards.")
     add = parser.add_argument
-    add("--input", nargs="+", required=True, help="FASTA, JSON lines, plain text (all also .gz), .lmdb directories")
+    add("--input", nargs="+", required=True, help="FASTA, JSON lines, plain text (all also .gz, - or a pipe), .lmdb")
     add("--output-prefix", required=True, help="writes PREFIX_text_document.bin, .idx, .summary.json (.groups.npy)")
     add("--json-key", "--json-keys", dest="json_key", default="text", help="key of the residues in JSON lines")
     add("--tokenizer-type", default="iupac", help=f"{', '.join(TOKENIZER_TYPES[:-1])} (the first three are the same)")
@@ -297,6 +297,7 @@ def check_arguments(parser: ArgumentParser, args: argparse.Namespace) -> None:
     for flag in ("split_sentences", "keep_newlines", "merge_file"):
         if getattr(args, flag):
             print(f"notice: --{flag.replace('_', '-')} has no meaning for proteins; ignored", file=sys.stderr)
+    args.input = [reread(path) for path in args.input]
     for path in args.input:
         if not os.path.exists(path):
             raise InputError(f"{path}: no such file")

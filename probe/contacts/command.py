@@ -31,7 +31,7 @@ from probe.names import CHAINS, PRETRAINED, RANDOM, THRESHOLD
 from proteinlm import errors
 from proteinlm.encoder import Encoder
 from proteinlm.errors import InputError
-from proteinlm.files import check_writable, plain, write_json, write_text
+from proteinlm.files import check_writable, plain, reread, write_json, write_text
 from proteinlm.model_dir.regression import check_export, export_regression, read_regression, write_regression
 from proteinlm.tables import is_fasta
 from tape.inference.fasta import DUPLICATES, Protein, Rules, read_proteins, scan_fasta
@@ -242,6 +242,7 @@ def view(args: argparse.Namespace, stem: str) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = build_parser()
     args = parser.parse_args(argv)
+    args.view = args.view and reread(args.view, ".fasta")
     check_words(parser, args)
     stem = args.output or f"{Path(args.words[0]).resolve().name}_contacts"
     if len(args.words) == 3:

@@ -21,6 +21,7 @@ from probe.probes.experiment import Options, run
 from probe.probes.heads import PROTEIN_HEADS, RESIDUE_HEADS
 from proteinlm import errors
 from proteinlm.errors import InputError
+from proteinlm.files import reread
 from proteinlm.tables import is_table
 from tape.own_data.data import Choice
 from tape.runs.flags import DEVICE_FLAGS, add_flags, fraction, non_negative, positive, precision_name, seed
@@ -94,6 +95,7 @@ def read_data(args: argparse.Namespace) -> ProbeData:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
+    args.data, args.test = reread(args.data, ".fasta"), [reread(path, ".fasta") for path in args.test]
     options = Options(
         args.heads, args.arms, args.poolings, layer_words(args.layers), args.seeds, args.random_seed, args.holdout,
         args.learning_rate, args.batch_size, args.epochs, args.patience, args.checkpoint, args.embeddings_dir,

@@ -20,6 +20,7 @@ from probe.projection.outputs import project, table_of
 from probe.projection.transfer import annotate
 from proteinlm import errors
 from proteinlm.errors import InputError
+from proteinlm.files import reread
 from tape.runs.flags import DEVICE_FLAGS, add_flags, positive, precision_name, refuse_flags, seed, within
 
 OF_A_MAP = ("limit", "method", "arms", "perplexity", "iterations", "random_seed")
@@ -97,6 +98,7 @@ def run_query(args: argparse.Namespace) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = build_parser()
     args = parser.parse_args(argv)
+    args.table, args.query = (path and reread(path, ".fasta") for path in (args.table, args.query))
     if (args.table is None) != args.amino_acids:
         raise InputError("give TABLE, or --amino_acids without it")
     if args.amino_acids:

@@ -29,7 +29,7 @@ from probe.variants.scoring import METHODS, score
 from proteinlm import errors
 from proteinlm.encoder import Encoder
 from proteinlm.errors import InputError
-from proteinlm.files import atomic_path, write_json
+from proteinlm.files import atomic_path, reread, write_json
 from proteinlm.tables import is_table
 from tape.runs.flags import DEVICE_FLAGS, add_flags, count, positive, precision_name
 
@@ -182,7 +182,7 @@ def mutants_output(
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
-    models, wild_path, mutants_path = split_words(args.words)
+    models, wild_path, mutants_path = split_words([reread(word, ".fasta") for word in args.words])
     if args.scan and mutants_path is not None:
         raise InputError("give MUTATIONS.csv, or --scan without it")
     if not args.scan and mutants_path is None:
@@ -195,6 +195,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     assay = None if args.scan else read_assay(mutants_path, wild, args.mutant_column, args.score_column)
     mutants = every_mutant(wild.sequence) if assay is None else assay.mutants
     if args.alignment is not None:
+        args.alignment = reread(args.alignment)
         floors.read_profile(args.alignment, wild)  # what is wrong with it shows before the work
     names = column_names(models, () if assay is None else assay.table.columns, args.random_seed is not None)
     scores, seconds = score_all(dict(zip(names, models, strict=True)), wild, mutants, args, output)

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from proteinlm.errors import ArgumentParser, InputError
+from proteinlm.files import reread
 from proteinlm.tables import is_table
 from tape.models.names import HEADS
 from tape.own_data.data import Choice
@@ -180,6 +181,8 @@ def parse_options(
     """argv -> TrainOptions; wrong flags end the process with one line and status 2."""
     parser = build_parser(model_types)
     args = parser.parse_args(argv)
+    for name in ("task", "csv", "labels"):
+        vars(args)[name] = (word := getattr(args, name)) and reread(word, ".fasta")
     recipe = _own_table(args) if args.csv or is_table(args.task or "") else args.task
     if args.csv is None:
         _refuse_unknown_task(args, tasks)

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from proteinlm.errors import ArgumentParser, InputError
+from proteinlm.files import reread
 from proteinlm.sequences import read_fasta, residues_of
 from proteinlm.tables import is_fasta, is_table, read_table
 from tape.data.lengths import TOO_LONG
@@ -105,11 +106,12 @@ def read_records(path: str, rules: Rules) -> Iterator[tuple[str, str]]:
 
 
 def scan_fasta(path: str | Path, rules: Rules, key: Callable[[str], str] = str) -> Scan:
-    """Scan the whole file. InputError for what `rules` refuse, a nameless record and a file of no proteins.
+    """Scan the whole file; path: also "-", standard input, or another pipe.
 
-    key: what is made of a name for the output; duplicates are those of it.
+    InputError for what `rules` refuse, a nameless record and a file of no proteins. key: what is made of a name for the
+    output; duplicates are those of it.
     """
-    path, lengths, digests = str(path), [], []
+    path, lengths, digests = reread(str(path)), [], []
     records = read_records(path, rules)
     while chunk := list(itertools.islice(records, 1 << 16)):  # lists of a chunk only: arrays are smaller
         lengths.append(np.array([len(residues) for _, residues in chunk], np.int32))
