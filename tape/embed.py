@@ -40,8 +40,9 @@ from tape.inference.encoding import OUTPUTS, TrunkEncoder, model_digest
 from tape.inference.fasta import Rules, Scan, add_fasta_flags, left_out, read_windows, scan_fasta
 from tape.inference.files import FORMATS, KEYS, NAME_KEYS, PER_PROTEIN, WRITERS, Contents, choose_format
 from tape.inference.parts import PartStore, is_per_token, pack_names, plan_parts, unpack_names
-from tape.registry import load_plugins, resolve_task
+from tape.registry import resolve_task
 from tape.runs.flags import DEVICE_FLAGS, add_flags, add_ignored_flags, check_flags, positive, start_logging
+from tape.runs.plugins import load_plugins
 from tape.runs.processes import Processes, choose_precision, run_together
 
 IGNORED = ("vocab_file", "output_dir")  # TAPE's

@@ -30,7 +30,7 @@ from tape.data.splits import choose_splits, load_split
 from tape.metrics import canonical_metric
 from tape.own_data.data import DATA_JSON, OwnData
 from tape.own_data.report import describe_own, scored_table
-from tape.registry import load_plugins, own_data_task, resolve_trained_task
+from tape.registry import own_data_task, resolve_trained_task
 from tape.runs.flags import (
     DEVICE_FLAGS,
     add_flags,
@@ -40,6 +40,7 @@ from tape.runs.flags import (
     positive,
     start_logging,
 )
+from tape.runs.plugins import load_plugins, plugins_of
 from tape.runs.processes import Processes, choose_precision, run_together
 from tape.runs.results import finite, read_run, require_directory, weights_identity
 from tape.scoring.bootstrap import Scores, confidence_interval, mean_of, several_intervals
@@ -200,7 +201,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     directory = Path(args.run_dir)
     require_directory(directory)
     run = read_run(directory)
-    task = choose_task(args, run)
+    with plugins_of(run, args.plugin):
+        task = choose_task(args, run)
     check_flags(args, IGNORED)
     start_logging(args.log_level)
     for name in map(canonical_metric, args.metrics or ()):

@@ -38,8 +38,9 @@ from tape.inference.own_reports import own_report
 from tape.inference.parts import plan_parts
 from tape.inference.predictors import REPORTS, Report, kind_of_logits, open_maps, open_table
 from tape.own_data.data import DATA_JSON, OwnData
-from tape.registry import TASK_KINDS, load_plugins, own_data_task, resolve_task
+from tape.registry import TASK_KINDS, own_data_task, resolve_task
 from tape.runs.flags import DEVICE_FLAGS, add_flags, positive
+from tape.runs.plugins import load_plugins, plugins_of
 from tape.runs.processes import choose_precision
 from tape.runs.results import read_run
 from tape.tasks.base import logits_of
@@ -120,7 +121,8 @@ def load_predictor(args: argparse.Namespace) -> tuple[str, Predictor, dict]:
     directory = Path(args.run_dir)
     if not directory.exists():
         raise InputError(f"{directory}: no such directory; should be one that tape-train wrote")
-    flags, config = read_run(directory).get("args", {}), {} if fair_esm_file(directory) else read_config(directory)
+    run = read_run(directory)
+    flags, config = run.get("args", {}), {} if fair_esm_file(directory) else read_config(directory)
     own = OwnData.load(directory, proteins=False) if (directory / DATA_JSON).is_file() else None
     if own and is_table(args.data_file) and not is_fasta(args.data_file):
         own.columns.as_before(args, read_table(args.data_file).columns)
@@ -131,7 +133,8 @@ def load_predictor(args: argparse.Namespace) -> tuple[str, Predictor, dict]:
     if made_for not in (None, name):
         raise InputError(f"--task {name}: {directory} was finetuned on {made_for}")
     model_type = args.model_type or flags.get("model_type") or config.get("base_model") or "transformer"
-    task = own_data_task(own, model_type) if own else resolve_task(name, model_type)
+    with plugins_of(run, args.plugin):
+        task = own_data_task(own, model_type) if own else resolve_task(name, model_type)
     kind = KINDS[own.kind] if own else TASK_KINDS.get(name)
     if kind is not None and kind not in REPORTS:
         raise InputError(f"task {name}: has no predictions to write; tape-embed gives embeddings")

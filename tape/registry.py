@@ -7,13 +7,12 @@
     registry.register_task_model("my_task", "transformer", ProteinBertForSequenceToSequenceClassification)
 
     task = resolve_task("my_task", "transformer")                 what tape-train, tape-eval and tape-predict run
-    load_plugin("my_task.py")                                     the flag --plugin, repeatable
+    load_plugin("my_task.py")                                     the flag --plugin (tape.runs.plugins)
 
 What must hold: registering a name twice, or a model of an unknown task, is a KeyError, as in songlab's package; an
 unknown name in a command is an InputError; a plugin that fails leaves the registry as it was.
 """
 
-import argparse
 import contextlib
 import hashlib
 import importlib.util
@@ -248,21 +247,6 @@ def _all_or_nothing() -> Iterator[None]:
             mapping.clear()
             mapping.update(content)
         raise
-
-
-def load_plugins(argv: Sequence[str] | None) -> list[str]:
-    """Load the file of each `--plugin FILE` of a command line; returns the files.
-
-    Before its other flags are parsed, which may name what these files register.
-    """
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--plugin", action="append", nargs="?", const="", default=[])
-    files = parser.parse_known_args(argv)[0].plugin
-    if "" in files:
-        raise InputError("--plugin: should be followed by a Python file (.py)")
-    for file in files:
-        load_plugin(file)
-    return files
 
 
 _register_built_in()

@@ -40,8 +40,9 @@ from tape.finetuning.trainer import Trainer
 from tape.metrics import mean_and_spread
 from tape.models.config import CONFIG_DEFAULTS, ProteinBertConfig, check_keys, read_keys
 from tape.own_data.read import read_own_data
-from tape.registry import load_plugins, model_types, own_data_task, resolve_trained_task, task_names
+from tape.registry import own_data_task, resolve_trained_task
 from tape.runs.flags import is_main_process, start_logging
+from tape.runs.plugins import load_plugins, model_types, task_names
 from tape.runs.processes import Processes, choose_precision, run_together
 from tape.runs.results import finite, read_run, weights_identity
 from tape.runs.run_dir import (

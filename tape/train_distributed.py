@@ -17,8 +17,9 @@ from functools import partial
 from proteinlm import errors
 from proteinlm.errors import ArgumentParser, InputError
 from tape.finetuning.options import parse_options
-from tape.registry import load_plugins, model_types, resolve_task, task_names
+from tape.registry import resolve_task
 from tape.runs.flags import count, positive
+from tape.runs.plugins import load_plugins, model_types, task_names
 
 PORT = 29500  # TAPE's and PyTorch's
 

@@ -32,9 +32,10 @@ from tape.finetuning.options import TrainOptions, build_parser, parse_options, r
 from tape.metrics import mean_and_spread
 from tape.own_data.read import read_own_data
 from tape.recipes import BUILT_IN
-from tape.registry import load_plugins, model_types, own_data_task, resolve_trained_task, task_names
+from tape.registry import own_data_task, resolve_trained_task
 from tape.runs.flags import flag_words, positive
 from tape.runs.jobs import call
+from tape.runs.plugins import load_plugins, model_types, task_names
 from tape.runs.results import finite, read_run
 from tape.tasks import Task
 

@@ -181,6 +181,7 @@ def parse_options(
     """argv -> TrainOptions; wrong flags end the process with one line and status 2."""
     parser = build_parser(model_types)
     args = parser.parse_args(argv)
+    args.plugin = [str(Path(file).resolve()) for file in args.plugin]  # as commands elsewhere find it
     for name in ("task", "csv", "labels"):
         vars(args)[name] = (word := getattr(args, name)) and reread(word, ".fasta")
     recipe = _own_table(args) if args.csv or is_table(args.task or "") else args.task

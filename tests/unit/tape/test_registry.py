@@ -13,12 +13,12 @@ from tape.models.modeling_bert import ProteinBertForSequenceToSequenceClassifica
 from tape.registry import (
     TAPETaskSpec,
     load_plugin,
-    load_plugins,
     model_types,
     registry,
     resolve_task,
     task_names,
 )
+from tape.runs.plugins import load_plugins
 from tape.tasks.base import Prediction
 
 
