@@ -55,7 +55,8 @@ class Evaluation(NamedTuple):
     masked: int
     mask_loss: float
     mask_accuracy: float  # share whose most likely token is the true one
-    detection: dict[str, float]  # rtd_loss and rtd_accuracy with --objective rtd
+    rtd_loss: float = 0.0  # with --objective rtd, over all tokens
+    rtd_accuracy: float = 0.0
 
 
 class Trainer:
@@ -244,8 +245,9 @@ class Trainer:
                 "valid_mask_loss": result.mask_loss,
                 "valid_mask_accuracy": result.mask_accuracy,
                 "unigram_entropy": unigram,
-                **{f"valid_{name}": value for name, value in result.detection.items()},
             }
+            if self.config.training.objective == "rtd":
+                values |= {"valid_rtd_loss": result.rtd_loss, "valid_rtd_accuracy": result.rtd_accuracy}
             log.write({**asdict(self.counters), "dataset": name, **values})
             lines.append(
                 f"iteration {self.counters.iteration}  {name} loss {result.loss:.4f}  perplexity {perplexity:.3f}  "
@@ -278,7 +280,7 @@ class Trainer:
         n = dict(zip(("masked", *LOSSES), sums, strict=True))
         masked, shown = max(1, n["masked"]), max(1, n["shown_mask"])
         means = n["loss"] / masked, int(n["masked"]), n["mask_loss"] / shown, n["mask_correct"] / shown
-        return Evaluation(*means, detection_means(n))
+        return Evaluation(*means, **detection_means(n))
 
     # ---- checkpoints
 
