@@ -4,11 +4,19 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from converter.formats import Format, ReadOptions, WriteOptions
-from converter.model import PortableModel, make_config, require_final_layernorm, rounded_contacts, with_lm_head
+from converter.model import (
+    PortableModel,
+    make_config,
+    require_final_layernorm,
+    rounded_contacts,
+    with_lm_head,
+    without_sharing,
+)
 from converter.vocabulary import to_pretraining
 from pretrain.checkpoint.files import ITERATION_NAME, META, TRACKER, load_meta, read_model_tensors, save_checkpoint
 from pretrain.checkpoint.state import CONTACT_HEAD, HAS_CONTACT_HEAD
 from pretrain.parallel.mesh import Layout
+from pretrain.replaced_tokens import GENERATOR, HEAD
 from proteinlm.errors import InputError
 from proteinlm.model_dir.contact_head import contact_tensors, take_contacts
 from proteinlm.model_dir.vocabulary import take_rows
@@ -48,11 +56,18 @@ def read_dcp(directory: Path, options: ReadOptions) -> PortableModel:
     stored = meta.get("counters") if isinstance(meta.get("counters"), dict) else {}
     counters = {name: stored[name] for name in COUNTERS if type(stored.get(name)) is int}
     tensors = read_model_tensors(directory, iteration)
+    beside = [name for name in tensors if name.startswith((f"{GENERATOR}.", f"{HEAD}."))]
+    for name in beside:
+        del tensors[name]
     notes = ("the optimizer's and random generators' states were not read: only weights are converted",)
+    if beside:
+        notes += ("replaced-token detection's generator and head were left out: the encoder is converted",)
     head = _contact_head(directory, iteration, meta)
     model = PortableModel(config, tokenizer, tensors, origin, notes, counters, head).checked()
-    padding = config.make_vocab_size_divisible_by
-    tensors, dropped = take_rows(tensors, tokenizer.tokens, tokenizer, padding, origin)  # only clears padding rows
+    if config.share_layers or config.embedding_size is not None:
+        model = without_sharing(model)
+    padding = config.make_vocab_size_divisible_by  # its rows are cleared, no other change
+    tensors, dropped = take_rows(model.tensors, tokenizer.tokens, tokenizer, padding, origin)
     return replace(model, tensors=tensors).noted(*dropped)
 
 

@@ -11,7 +11,16 @@ import torch
 from torch import Tensor
 
 from proteinlm.errors import InputError
-from proteinlm.model_dir.config import CONFIG_KEYS, MODEL_DEFAULTS, OPTIONAL_KEYS, RULES, SIZE, check_values
+from proteinlm.model_dir.config import (
+    CONFIG_KEYS,
+    FLAG,
+    MODEL_DEFAULTS,
+    OPTIONAL_KEYS,
+    RULES,
+    SIZE,
+    SIZE_OR_NONE,
+    check_values,
+)
 from proteinlm.model_dir.contact_head import contact_tensors, expected_contacts
 from proteinlm.model_dir.files import ModelFiles, check_finite, check_tensors, same
 from proteinlm.model_dir.names import tensors_without_memory
@@ -23,7 +32,8 @@ from proteinlm.tokenizer import Tokenizer
 
 HEAD_SEED = 1234  # of a masked-LM head made where the source has none
 # What a field of ModelConfig may be.
-FIELD_RULES = {field: RULES[key] for field, key in CONFIG_KEYS.items()} | {"make_vocab_size_divisible_by": SIZE}
+FIELD_RULES = {field: RULES[key] for field, key in CONFIG_KEYS.items()}
+FIELD_RULES |= {"make_vocab_size_divisible_by": SIZE, "share_layers": FLAG, "embedding_size": SIZE_OR_NONE}
 
 
 @dataclass(frozen=True)
@@ -83,6 +93,18 @@ class PortableModel:
                 raise InputError(f"{self.origin}: {name} holds {kind}, not floating-point numbers")
         check_finite(tensors, self.origin)
         return self
+
+
+def without_sharing(model: PortableModel) -> PortableModel:
+    """The same network with a whole word embedding and layers of their own, which every format can say."""
+    tensors = dict(model.tensors)
+    if model.config.embedding_size is not None:
+        factor, projection = (tensors.pop(f"word_embeddings.{name}") for name in ("factor", "projection"))
+        tensors["word_embeddings.weight"] = factor @ projection
+        model = model.noted(f"the word embedding is written whole, without its factors of {factor.shape[1]}")
+    if model.config.share_layers:
+        model = model.noted("the weights that all layers share are written once for each layer")
+    return replace(model, tensors=tensors).with_config(share_layers=False, embedding_size=None)
 
 
 def rounded_contacts(head: ContactRegression | None, dtype: torch.dtype | None) -> ContactRegression | None:

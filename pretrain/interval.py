@@ -51,7 +51,9 @@ def unigram_entropy(data: Dataset, labels: int = 50_000) -> float:
     return float(-(shares * np.log(shares)).sum())
 
 
-MEANS = {"lm_loss": "masked", "mask_loss": "shown_mask", "mask_accuracy": "shown_mask"}  # -> the residues it is over
+# -> the residues or tokens it is over
+MEANS = {"lm_loss": "masked", "mask_loss": "shown_mask", "mask_accuracy": "shown_mask"}
+RTD_MEANS = {"rtd_loss": "real_tokens", "rtd_accuracy": "real_tokens"}
 
 
 @dataclass(frozen=True)
@@ -72,12 +74,13 @@ class Interval:
 
     The clock covers all of a step, the waits for data and for other processes too; it stands still in `paused()`.
     peak: FLOP/s of all devices together, None where unknown. means, which a checkpoint keeps: by name the mean so
-    far and how many residues it is over.
+    far and how many residues it is over. generator: the second network that --objective rtd trains.
     """
 
-    def __init__(self, config: ModelConfig, peak: float | None):
-        self.config, self.peak = config, peak
-        self.means: dict[str, list[float]] = {name: [0.0, 0] for name in MEANS}
+    def __init__(self, config: ModelConfig, peak: float | None, generator: ModelConfig | None = None):
+        self.configs, self.peak = [config] if generator is None else [config, generator], peak
+        self.counted_over = MEANS if generator is None else MEANS | RTD_MEANS
+        self.means: dict[str, list[float]] = {name: [0.0, 0] for name in self.counted_over}
         self.start()
 
     def start(self) -> None:
@@ -96,8 +99,9 @@ class Interval:
         """One step, with its own means in `values`; one whose loss is not finite is left out of them."""
         self._tokens += counts.tokens
         self._real_tokens += counts.real_tokens
-        self._flops += training_flops(self.config, counts.real_tokens, counts.sum_squared_lengths, counts.masked)
-        for name, counted in MEANS.items():
+        for config in self.configs:
+            self._flops += training_flops(config, counts.real_tokens, counts.sum_squared_lengths, counts.masked)
+        for name, counted in self.counted_over.items():
             residues = getattr(counts, counted)
             if residues and math.isfinite(values["lm_loss"]) and math.isfinite(values[name]):
                 mean, before = self.means[name]

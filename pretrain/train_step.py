@@ -27,6 +27,7 @@ from pretrain.parallel.mesh import World
 from pretrain.parallel.pipeline import Parts, Pipeline
 from pretrain.parallel.replicas import communicate
 from pretrain.parallel.tensor import vocabulary_parallel_num_correct
+from pretrain.replaced_tokens import detection_loss, fill, fixed_draws
 from proteinlm.loss import IGNORE, num_correct
 from proteinlm.masking import num_to_mask
 from proteinlm.muon import matrices_of
@@ -42,7 +43,9 @@ COUNTS = {  # of BatchCounts -> of a Batch
 }
 Stop = Callable[[], Sequence[bool]]
 # What a step's message sums, and what every process makes of the sums (a loss scale in fp16 only).
-LOSSES = ("loss", "mask_loss", "shown_mask", "mask_correct")
+MASKED_LM = ("loss", "mask_loss", "shown_mask", "mask_correct")  # with --objective rtd the generator's
+DETECTION = ("rtd_loss", "rtd_tokens", "rtd_correct")  # with --objective rtd alone
+LOSSES = (*MASKED_LM, *DETECTION)
 SUMS = ("squared_norm", *LOSSES, *COUNTS, *STOPS)
 NUMBERS = (*SUMS, "grad_norm", "finite", "loss_scale")
 
@@ -52,7 +55,7 @@ class StepReport:
     """A step that was taken or skipped, the same on every process."""
 
     counts: BatchCounts
-    values: dict  # lm_loss, mask_loss, mask_accuracy, grad_norm, learning_rate, loss_scale, skipped
+    values: dict  # lm_loss, mask_loss, mask_accuracy, (rtd_*,) grad_norm, learning_rate, loss_scale, skipped
     stop: str | None  # why a process asks to stop
 
 
@@ -76,6 +79,7 @@ class StepResult:
             "lm_loss": n["loss"] / max(1, counts.masked),
             "mask_loss": n["mask_loss"] / max(1, counts.shown_mask),
             "mask_accuracy": n["mask_correct"] / max(1, counts.shown_mask),
+            **detection_means(n),
             "grad_norm": n["grad_norm"],
             "learning_rate": self.learning_rate,
             "loss_scale": n["loss_scale"],
@@ -84,7 +88,15 @@ class StepResult:
         return StepReport(counts, values, next((stop for stop in STOPS if n[stop]), None))
 
 
-def build_step(config: Config, model_config: ModelConfig, world: World, mask_id: int) -> "TrainStep":
+def detection_means(sums: dict[str, float]) -> dict[str, float]:
+    """rtd_loss and rtd_accuracy over all tokens; nothing where no token was judged."""
+    tokens = sums["rtd_tokens"]
+    if not tokens:
+        return {}
+    return {"rtd_loss": sums["rtd_loss"] / tokens, "rtd_accuracy": sums["rtd_correct"] / tokens}
+
+
+def build_step(config: Config, model_config: ModelConfig, world: World, mask_id: int, pad_id: int) -> "TrainStep":
     """This process's part of the model, filled, with its loss, optimizer and loss scaler."""
     model, loss, pipeline = build_model(config, model_config, world)
     o = config.optim
@@ -93,6 +105,9 @@ def build_step(config: Config, model_config: ModelConfig, world: World, mask_id:
     optimizer = build_optimizer(model, o.lr, o.weight_decay, betas, o.adam_eps, muon=muon, momentum=o.muon_momentum)
     scaling = (o.initial_loss_scale, o.loss_scale, o.loss_scale_window, o.hysteresis, o.min_loss_scale, world.device)
     scaler = LossScaler(*scaling) if config.training.fp16 else None
+    if config.training.objective == "rtd":
+        parts = config, world, model, loss, pipeline, optimizer, scaler, mask_id
+        return ReplacedTokenStep(*parts, pad_id=pad_id)
     return TrainStep(config, world, model, loss, pipeline, optimizer, scaler, mask_id)
 
 
@@ -144,7 +159,7 @@ class TrainStep:
     def _accumulate(self, micro_batches: list[Batch], weight: float | Tensor) -> Tensor:
         """Add up the gradients of weight x loss.
 
-        Returns what this process has of LOSSES (not every one has a loss), fp64 [4].
+        Returns what this process has of LOSSES (not every one has a loss), fp64.
         """
         sums = torch.zeros(len(LOSSES), dtype=torch.float64, device=self.device)
 
@@ -156,34 +171,39 @@ class TrainStep:
             return sums
         for number, batch in enumerate(micro_batches, 1):
             communicate(self.model, number == len(micro_batches), self.config.parallel.use_torch_fsdp2)
-            batch = batch.to(self.device)
-            weighted_loss(self.logits(batch), batch).backward()
+            (self._batch_loss(batch.to(self.device), sums) * weight).backward()
         return sums
 
+    def _batch_loss(self, batch: Batch, sums: Tensor) -> Tensor:
+        """The loss of a batch on the device, after adding to `sums`."""
+        return self._loss(self.logits(batch), batch, sums)
+
     def _loss(self, logits: Tensor, batch: Batch, sums: Tensor) -> Tensor:
-        """The loss, after adding LOSSES to `sums`: the sums of the losses over all masked residues and over those that
-        the model is shown as [MASK], the number of the latter and how many of them it names. The other fifth can be
-        copied or guessed from what is shown in their place."""
+        """The loss, after adding MASKED_LM to `sums`: the sums of the losses over all masked residues and over those
+        that the model is shown as [MASK], the number of the latter and how many of them it names. The other fifth can
+        be copied or guessed from what is shown in their place."""
         loss, labels, seen = self.loss(logits, batch.labels), batch.labels_of_masks(self.mask_id), logits.detach()
         terms = loss.detach(), self.loss(seen, labels), (labels != IGNORE).sum(), self.num_correct(seen, labels)
-        sums.add_(torch.stack([term.double() for term in terms]))
+        sums[: len(MASKED_LM)] += torch.stack([term.double() for term in terms])
         return loss
 
     def evaluate(self, micro_batches: list[Batch]) -> Tensor:
-        """What this process has of LOSSES, forward only, fp64 [4]."""
+        """What this process has of LOSSES, forward only, fp64."""
         sums = torch.zeros(len(LOSSES), dtype=torch.float64, device=self.device)
         if self.pipeline:
             self.pipeline.run(micro_batches, lambda logits, batch: self._loss(logits, batch, sums), False)
             return sums
         for batch in micro_batches:
-            batch = batch.to(self.device)
-            self._loss(self.logits(batch), batch, sums)
+            self._batch_loss(batch.to(self.device), sums)
         return sums
 
     def logits(self, batch: Batch) -> Tensor:
         """[M, V] of a batch on the device, of the whole model."""
-        with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
+        with self._autocast():
             return self.model(batch.tokens, batch.position_ids, batch.cu_seqlens, batch.masked_positions)
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None)
 
     def _own_terms(self, micro_batches: list[Batch], losses: Tensor, stop: Stop) -> Tensor:
         """This process's terms of SUMS. Of the processes that share a replica one counts its batch."""
@@ -206,3 +226,29 @@ class TrainStep:
             numbers.append(self.scaler.scale)
             self.scaler.update(~finite)
         return torch.cat([sums, torch.stack(numbers)])
+
+
+class ReplacedTokenStep(TrainStep):
+    """Takes steps of `pretrain.replaced_tokens`."""
+
+    def __init__(self, *parts, pad_id: int):
+        super().__init__(*parts)
+        (self.network,), self.pad_id = self.model, pad_id
+
+    def _batch_loss(self, batch: Batch, sums: Tensor) -> Tensor:
+        places = batch.position_ids, batch.cu_seqlens
+        with self._autocast():
+            logits = self.network.generator(batch.tokens, *places, batch.masked_positions)
+        generator_loss = self._loss(logits, batch, sums)
+        tokens, replaced = fill(batch, logits)
+        with self._autocast():
+            log_odds = self.network.log_odds(tokens, *places)
+        real = batch.tokens.flatten() != self.pad_id
+        loss, right = detection_loss(log_odds, replaced, real)
+        sums[len(MASKED_LM) :] += torch.stack([term.double() for term in (loss.detach(), real.sum(), right)])
+        # A step divides once, by the number of masked residues: --mask-prob of the tokens.
+        return generator_loss + self.config.training.rtd_weight * self.config.data.mask_prob * loss
+
+    def evaluate(self, micro_batches: list[Batch]) -> Tensor:
+        with fixed_draws(self.device, self.config.training.seed):
+            return super().evaluate(micro_batches)

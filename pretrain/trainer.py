@@ -36,8 +36,9 @@ from pretrain.interval import Interval, peak_flops, unigram_entropy
 from pretrain.numerics import set_numerics
 from pretrain.parallel.mesh import World, local_rank_of_launcher, processes_of_torchrun
 from pretrain.parallel.replicas import release
+from pretrain.replaced_tokens import generator_config
 from pretrain.shutdown import stop_signal
-from pretrain.train_step import LOSSES, StepReport, StepResult, build_step
+from pretrain.train_step import LOSSES, StepReport, StepResult, build_step, detection_means
 from proteinlm.devices import choose_device
 from proteinlm.errors import InputError
 from proteinlm.files import write_json
@@ -54,6 +55,8 @@ class Evaluation(NamedTuple):
     masked: int
     mask_loss: float
     mask_accuracy: float  # share whose most likely token is the true one
+    rtd_loss: float = 0.0  # with --objective rtd, over all tokens
+    rtd_accuracy: float = 0.0
 
 
 class Trainer:
@@ -71,14 +74,18 @@ class Trainer:
         self.model_config = config.model_config(self.tokenizer)
         if self.model_config.attention_dropout == 0.0:
             activate_flash3(self.device)
-        self.step = build_step(config, self.model_config, self.world, self.tokenizer.mask_id)
+        ids = self.tokenizer.mask_id, self.tokenizer.pad_id
+        self.step = build_step(config, self.model_config, self.world, *ids)
         self.model, self.optimizer, self.scaler = self.step.model, self.step.optimizer, self.step.scaler
         # Steps started and not read yet. A GPU has the next one to do while the host reads the last.
         self.pending: deque[StepResult] = deque()
         self.lag = 1 if self.device.type == "cuda" else 0
         self.stop, self.started = threading.Event(), math.inf
         peak = peak_flops(self.device, self.step.dtype)
-        self.interval = Interval(self.model_config, peak and peak * self.world.size)
+        training, generator = config.training, None
+        if training.objective == "rtd":
+            generator = generator_config(self.model_config, training.generator_size)
+        self.interval = Interval(self.model_config, peak and peak * self.world.size, generator)
         self.saver = Saver(config.checkpoint, self.world.side_group)
         self.state = RunState(
             config, self.world, self.model, self.tokenizer, self.train_data, self.optimizer, self.scaler, self.interval
@@ -239,6 +246,8 @@ class Trainer:
                 "valid_mask_accuracy": result.mask_accuracy,
                 "unigram_entropy": unigram,
             }
+            if self.config.training.objective == "rtd":
+                values |= {"valid_rtd_loss": result.rtd_loss, "valid_rtd_accuracy": result.rtd_accuracy}
             log.write({**asdict(self.counters), "dataset": name, **values})
             lines.append(
                 f"iteration {self.counters.iteration}  {name} loss {result.loss:.4f}  perplexity {perplexity:.3f}  "
@@ -267,8 +276,11 @@ class Trainer:
             total[1:] += self.step.evaluate(batches)
             total[0] += sum(batch.num_masked for batch in batches)
         release(self.model)
-        masked, loss, mask_loss, shown, correct = world.sum_over_all(total * world.counts_loss).tolist()
-        return Evaluation(loss / max(1, masked), int(masked), mask_loss / max(1, shown), correct / max(1, shown))
+        sums = world.sum_over_all(total * world.counts_loss).tolist()
+        n = dict(zip(("masked", *LOSSES), sums, strict=True))
+        masked, shown = max(1, n["masked"]), max(1, n["shown_mask"])
+        means = n["loss"] / masked, int(n["masked"]), n["mask_loss"] / shown, n["mask_correct"] / shown
+        return Evaluation(*means, **detection_means(n))
 
     # ---- checkpoints
 

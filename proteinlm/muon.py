@@ -96,7 +96,7 @@ def matrices_of(name: str, head_size: int) -> tuple[int, int]:
 
     Embeddings, norms, biases and the masked-LM head are AdamW's.
     """
-    if not name.startswith("layers.") or not name.endswith(".weight") or "layernorm" in name:
+    if not name.startswith(("layers.", "generator.layers.")) or not name.endswith(".weight") or "layernorm" in name:
         return 0, 1
     return (3, head_size) if "query_key_value" in name else (1, 1)
 

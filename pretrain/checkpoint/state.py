@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from pretrain.checkpoint import files as checkpoint
-from pretrain.config.options import Config
+from pretrain.config.options import Config, Training
 from pretrain.data.dataset import Dataset
 from pretrain.data.groups import read_groups
 from pretrain.data.sources import parse_data_path
@@ -144,6 +144,7 @@ class RunState:
         if meta.get(HAS_CONTACT_HEAD):
             maps = self.config.model.num_layers * self.config.model.num_attention_heads
             self.contact_head = {"weight": torch.zeros(1, maps), "bias": torch.zeros(1)}
+        self._check_objective(meta, where)
         if options.finetune:
             checkpoint.load_checkpoint(options.load, iteration, self.tensors(optimizer=False, rng=None))
             say(f"loaded {where}")
@@ -190,6 +191,17 @@ class RunState:
             raise InputError(f"{where}: the checkpoint has {change}")
         if self.tokenizer.to_dict() != meta["tokenizer"]:
             raise InputError(f"{where}: the checkpoint was trained with another vocabulary; use its --tokenizer-type")
+
+    def _check_objective(self, meta: dict, where: str) -> None:
+        """Each objective has a head of its own."""
+        names = "objective", "generator_size"
+        current = asdict(self.config.training)
+        saved = {name: getattr(Training, name) for name in names} | meta.get("config", {}).get("training", {})
+        for change in _changed(saved, current, names[: 1 + (current["objective"] == "rtd")]).values():
+            raise InputError(
+                f"{where}: the checkpoint has {change}; "
+                "`python -m converter --target dcp` makes a checkpoint of its encoder alone"
+            )
 
     def _check_optimizer(self, saved: dict, where: str) -> None:
         """One optimizer's state is not another's."""

@@ -49,6 +49,8 @@ class Model:
     lm_head_act: str = opt("gelu", "activation in the masked-LM head", choices=ACTS)
     lm_head_transform: bool = opt(True, "the head's dense layer and norm; --no-lm-head-transform: decoder alone")
     untie_embeddings_and_output_weights: bool = opt(False, "a decoder of its own, not the word embedding")
+    share_layers: bool = opt(False, "one layer's weights for all layers (ALBERT)")
+    embedding_size: int | None = opt(None, "factorise the word embedding: vocabulary x N times N x hidden-size", low=1)
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,9 @@ class Training:
     micro_batch_size: int = opt(4, "rows in one forward pass", low=1)
     global_batch_size: int | None = opt(None, "rows of a step (default micro-batch-size x replicas x stages)", low=1)
     rampup_batch_size: tuple[int, ...] | None = opt(None, "START INCREMENT SAMPLES: grow the global batch", low=0)
+    objective: str = opt("mlm", "masked LM, or replaced-token detection (ELECTRA)", choices=("mlm", "rtd"))
+    generator_size: float = opt(0.34, "rtd: the generator's share of the encoder's heads and width", above=0, high=1)
+    rtd_weight: float = opt(50.0, "rtd: of the loss of telling replaced tokens", above=0)
     train_iters: int | None = opt(None, "optimizer steps in all; this or train-samples", low=1)
     train_samples: int | None = opt(None, "packed rows in all; this or train-iters", low=1)
     seed: int = opt(1234, "seed of weights, dropout, packing, order and masks", low=0)

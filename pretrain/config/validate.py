@@ -166,6 +166,16 @@ def _layout(config: Config) -> Iterator[str]:
     tokens = config.training.micro_batch_size * config.data.seq_length
     if parallel.sequence_parallel and tokens % tensor:
         yield f"sequence-parallel: tensor-model-parallel-size {tensor} must divide the {tokens} tokens of a batch"
+    cut = tensor > 1 or parallel.pipeline_model_parallel_size > 1
+    cut = cut or parallel.use_distributed_optimizer or parallel.use_torch_fsdp2
+    whole = [f"--embedding-size {config.model.embedding_size}"] if config.model.embedding_size else []
+    whole += ["--share-layers"] if config.model.share_layers else []
+    whole += ["--objective rtd"] if config.training.objective == "rtd" else []
+    if whole and cut:
+        yield (
+            f"{whole[0]} needs the whole model in each process: tensor and pipeline parallelism, "
+            "--use-distributed-optimizer and --use-torch-fsdp2 do not go with it"
+        )
     if groups > 1 and not (parallel.use_distributed_optimizer or parallel.use_torch_fsdp2):
         yield f"num-distributed-optimizer-instances {groups} needs --use-distributed-optimizer"
 

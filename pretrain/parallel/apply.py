@@ -20,6 +20,7 @@ from pretrain.parallel.overlap import Overlap
 from pretrain.parallel.pipeline import Parts, Pipeline, cut, stages_of_rank
 from pretrain.parallel.replicas import shard
 from pretrain.parallel.tensor import parallelize, vocabulary_parallel_loss
+from pretrain.replaced_tokens import network_for
 from proteinlm.errors import InputError
 from proteinlm.loss import masked_lm_loss
 from proteinlm.masking import num_to_mask
@@ -40,7 +41,7 @@ def build_model(config: Config, model_config: ModelConfig, world: World) -> tupl
     parts = Parts()
     for stage in stages:
         with torch.device("meta"):
-            part = cut(ProteinBert(model_config), stage, num_stages)
+            part = cut(network_for(config.training, model_config), stage, num_stages)
         _apply(part, config, world)
         parts.append(part)
     if world.layout.dp_replicate == world.size > 1:
@@ -56,18 +57,24 @@ def build_model(config: Config, model_config: ModelConfig, world: World) -> tupl
 def _apply(part: ProteinBert, config: Config, world: World) -> None:
     if world.layout.tp > 1:
         parallelize(part, world.mesh["tp"], config.parallel.sequence_parallel)
-    part.recompute = config.training.recompute_granularity == "full"
     dtype = compute_dtype(config.training)
-    if dtype != torch.float32:
-        part.compute_dtype = dtype
-        part.stream_dtype = torch.float32 if config.training.fp32_residual_connection else dtype
-    if compiles(config, world.device):
-        compile_layers(part)
+    for network in networks_in(part):
+        network.recompute = config.training.recompute_granularity == "full"
+        if dtype != torch.float32:
+            network.compute_dtype = dtype
+            network.stream_dtype = torch.float32 if config.training.fp32_residual_connection else dtype
+        if compiles(config, world.device):
+            compile_layers(network)
     if world.layout.dp_shard > 1:
         one_unit = schedule_of(config.parallel) == "zero-bubble"
         shard(part, world, config.parallel.use_torch_fsdp2, one_unit, part.compute_dtype, reduce_dtype(config.parallel))
     part.to_empty(device=world.device)
     _initialize(part, config.training.seed)
+
+
+def networks_in(part: nn.Module) -> list[ProteinBert]:
+    """The encoder, and the generator where there is one."""
+    return [module for module in part.modules() if isinstance(module, ProteinBert)]
 
 
 def compiles(config: Config, device: torch.device) -> bool:
@@ -86,7 +93,7 @@ def compile_layers(part: ProteinBert, backend: str | Callable = "inductor") -> N
 
     Rows have one length in training; only the number of proteins in a batch changes, which the graph leaves open.
     """
-    for layer in part.layers.values():
+    for layer in dict.fromkeys(part.layers.values()):  # shared ones once
         layer.forward = torch.compile(layer.forward, backend=backend, fullgraph=True)  # FSDP2's hooks stay outside
     part.register_forward_pre_hook(_leave_boundaries_open, with_kwargs=True)
 
@@ -105,7 +112,8 @@ def _initialize(part: ProteinBert, seed: int) -> None:
             parameter.to_local().copy_(_piece(value, parameter))
         else:
             parameter.copy_(value)
-    initialize_buffers(part)
+    for network in networks_in(part):
+        initialize_buffers(network)
 
 
 def _piece(value: Tensor, parameter: DTensor) -> Tensor:

@@ -62,7 +62,7 @@ def token_sizes(config: Config, layout: Layout) -> tuple[int, ...]:
 
 def run_step(config: Config, model_config: ModelConfig, world: World, batches: list[Batch], ledger: Ledger) -> Counted:
     """Build and step, inside `ledger`; on real tensors too."""
-    step = build_step(config, model_config, world, mask_id=0)
+    step = build_step(config, model_config, world, mask_id=0, pad_id=0)
     shapes = {name: _local_shape(p) for name, p in step.model.named_parameters()}
     ledger.begin(step)
     step(batches, config.optim.lr)

@@ -29,6 +29,7 @@ SIZE: Rule = (
     lambda v: type(v) is int and 0 < v < LARGEST_SIZE,
     "is {!r}; a positive whole number is needed (below 2**28)",
 )
+SIZE_OR_NONE: Rule = (lambda v: v is None or SIZE[0](v), SIZE[1])
 POSITIVE: Rule = (lambda v: _number(v) and 0 < v < LARGEST_SIZE, "is {!r}; a positive number is needed")
 NOT_NEGATIVE: Rule = (lambda v: _number(v) and 0 <= v < LARGEST_SIZE, "is {!r}; a number of 0 or more is needed")
 COUNT: Rule = (lambda v: type(v) is int and 0 <= v < LARGEST_SIZE, "is {!r}; a whole number of 0 or more is needed")

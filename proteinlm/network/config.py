@@ -2,7 +2,8 @@
 
 The defaults are the published ProteinLM recipe, Megatron-LM's BERT. Other values make the encoders that people have:
 ESM-2 (rotary positions, token dropout), ESM-1b and 1v (learned positions, a LayerNorm on the embedding), ESM C (SwiGLU,
-no biases, normalised queries and keys, an untied head) and AMPLIFY (RMSNorm, SwiGLU, a head of one matrix).
+no biases, normalised queries and keys, an untied head) and AMPLIFY (RMSNorm, SwiGLU, a head of one matrix). Shared
+layers and a factorised embedding (ALBERT) train fewer weights; written out, such a model is one of the others.
 """
 
 from dataclasses import dataclass
@@ -51,6 +52,8 @@ class ModelConfig:
     residual_scale: float = 1.0  # on what attention and MLP add; ESM C: sqrt(36 / num_layers)
     untie_embeddings_and_output_weights: bool = False
     lm_head_transform: bool = True  # dense, activation and norm before the decoder; AMPLIFY has none
+    share_layers: bool = False  # one layer's weights in the place of every layer's (ALBERT)
+    embedding_size: int | None = None  # the word embedding is a product of matrices this wide inside (ALBERT)
 
     def __post_init__(self):
         if self.swiglu:
@@ -93,12 +96,15 @@ class ModelConfig:
         norm = 2 * h if self.normalization == "LayerNorm" else h
         attention = 4 * h * h + bias * 4 * h + (2 * h if self.qk_layernorm else 0)
         mlp = (3 if self.swiglu else 2) * h * ffn + bias * ((2 if self.swiglu else 1) * ffn + h)
-        embeddings = self.padded_vocab_size * h + (norm if self.embedding_layernorm else 0)
+        embeddings = self.padded_vocab_size * h
+        if self.embedding_size is not None:
+            embeddings = (self.padded_vocab_size + h) * self.embedding_size
+        embeddings += norm if self.embedding_layernorm else 0
         if self.position_embedding_type == "learned_absolute":
             embeddings += (self.max_position_embeddings + self.position_offset) * h
         head = 0
         if lm_head:
             head = self.padded_vocab_size + (h * h + h + norm if self.lm_head_transform else 0)
             head += self.padded_vocab_size * h if self.untie_embeddings_and_output_weights else 0
-        layers = self.num_layers * (attention + mlp + 2 * norm)
+        layers = (1 if self.share_layers else self.num_layers) * (attention + mlp + 2 * norm)
         return embeddings + layers + (norm if self.final_layernorm else 0) + head

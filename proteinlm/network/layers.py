@@ -126,6 +126,27 @@ class TransformerLayer(nn.Module):
         return self.dropout(x) if self.scale == 1.0 else self.dropout(x) * self.scale
 
 
+class FactorisedEmbedding(nn.Module):
+    """A word embedding [V, h] that is the product of `factor` [V, E] and `projection` [E, h].
+
+    After ALBERT (Lan et al. 2020, section 3.1), whose decoder reads E features; here it is tied to the product, so that
+    the product is all that another model needs.
+    """
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.factor = nn.Parameter(torch.empty(config.padded_vocab_size, config.embedding_size))
+        self.projection = nn.Parameter(torch.empty(config.embedding_size, config.hidden_size))
+
+    @property
+    def weight(self) -> Tensor:
+        with torch.autocast(self.factor.device.type, enabled=False):
+            return self.factor @ self.projection
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return F.embedding(tokens, self.weight)
+
+
 class LMHead(nn.Module):
     """dense, activation, norm, then the decoder: its own matrix, or the word embedding that the caller hands in."""
 

@@ -22,11 +22,13 @@ from torch.utils.checkpoint import checkpoint
 from proteinlm.network.attention import AttentionPlan, choose_backend, make_plan, with_rotary
 from proteinlm.network.attention.maps import Reduce, sums_over_heads
 from proteinlm.network.config import ModelConfig
-from proteinlm.network.layers import LMHead, TransformerLayer, make_norm
+from proteinlm.network.layers import FactorisedEmbedding, LMHead, TransformerLayer, make_norm
 from proteinlm.network.rotary import RotaryEmbedding
 
 # The share of tokens that training shows as the mask token, which ESM's token dropout makes up for: 15% x 80%.
 MASKED_IN_TRAINING = 0.15 * 0.8
+# Weights with a row for each token of the padded vocabulary.
+VOCABULARY_ROWS = ("word_embeddings.weight", "word_embeddings.factor", "lm_head.decoder.weight")
 
 
 class ProteinBert(nn.Module):
@@ -41,7 +43,10 @@ class ProteinBert(nn.Module):
         self.vocab_start = 0  # the vocabulary's row that the first of these logits belongs to (a shard has a part)
         self.own_tokens: Callable[[Tensor], Tensor] = _all_tokens  # under sequence parallelism a rank embeds a part
         self.is_first_stage = True
-        self.word_embeddings = nn.Embedding(config.padded_vocab_size, config.hidden_size)
+        if config.embedding_size is None:
+            self.word_embeddings = nn.Embedding(config.padded_vocab_size, config.hidden_size)
+        else:
+            self.word_embeddings = FactorisedEmbedding(config)
         self.position_embeddings = self.rotary_embeddings = None
         if config.position_embedding_type == "learned_absolute":
             rows = config.max_position_embeddings + config.position_offset
@@ -50,7 +55,8 @@ class ProteinBert(nn.Module):
             self.rotary_embeddings = RotaryEmbedding(config.head_size, config.rotary_base)
         self.embedding_layernorm = make_norm(config) if config.embedding_layernorm else None
         self.embedding_dropout = nn.Dropout(config.hidden_dropout)
-        self.layers = nn.ModuleDict({str(i): TransformerLayer(config) for i in range(config.num_layers)})
+        layers = [TransformerLayer(config) for _ in range(1 if config.share_layers else config.num_layers)]
+        self.layers = nn.ModuleDict({str(i): layers[i % len(layers)] for i in range(config.num_layers)})
         self.final_layernorm = make_norm(config) if config.final_layernorm else None
         self.lm_head = LMHead(config) if lm_head else None
 
@@ -193,14 +199,16 @@ def initial_weight(name: str, shape: torch.Size, config: ModelConfig, seed: int)
     """Megatron's initial weights, each a function of (seed, its name) alone, so that no layout changes them.
 
     N(0, init_method_std); attention.dense and dense_4h_to_h N(0, std / sqrt(2 L)); biases 0, norms 1 and 0; padding
-    rows of the vocabulary 0. fp32 on the CPU.
+    rows of the vocabulary 0. A factorised embedding's product is spread as the whole one is. fp32 on the CPU.
     """
     if len(shape) < 2:
         return torch.full(shape, 1.0 if "layernorm" in name and name.endswith("weight") else 0.0)
     scaled = name.endswith(("attention.dense.weight", "dense_4h_to_h.weight"))
     spread = config.init_method_std / (math.sqrt(2 * config.num_layers) if scaled else 1.0)
+    if name == "word_embeddings.projection":
+        spread = 1 / math.sqrt(config.embedding_size)
     value = torch.empty(shape, dtype=torch.float32).normal_(0.0, spread, generator=_rng(seed, name))
-    if name in ("word_embeddings.weight", "lm_head.decoder.weight"):
+    if name.endswith(VOCABULARY_ROWS):
         value[config.vocab_size :] = 0.0
     return value
 
