@@ -2,14 +2,19 @@
 
 `InputError` is for what a user can put right (a file, a key, a flag); anything else that escapes is a defect of ours
 and keeps its traceback. `ArgumentParser` prints one line instead of a usage block and suggests the nearest flag.
+Ctrl-C is one line too, and exit status 130. Of the processes that torchrun has started the first one speaks: another
+says what it has to say only when the first has had the time to say the same, which ends them all.
 """
 
 import argparse
 import difflib
+import os
 import sys
+import time
 from collections.abc import Callable, Iterable, Sequence
 
-EXIT_USAGE = 2
+EXIT_USAGE, EXIT_INTERRUPTED = 2, 130  # 128 + SIGINT, as a shell has it
+FIRST_SPEAKS_SECONDS = 10.0  # in which the first process, which may have started later, has told a mistake of all
 
 
 class InputError(ValueError):
@@ -42,11 +47,27 @@ class ArgumentParser(argparse.ArgumentParser):
         return parsed
 
     def error(self, message: str):
-        self.exit(EXIT_USAGE, f"{self.prog}: error: {message} (--help lists the flags)\n")
+        _say(f"{self.prog}: error: {message} (--help lists the flags)")
+        self.exit(EXIT_USAGE)
 
 
-def run(main: Callable[[Sequence[str] | None], int | None], argv: Sequence[str] | None = None) -> int:
-    """Call `main(argv)` and turn a user's mistake into one line and status 2. Returns the exit status."""
+def run(
+    main: Callable[[Sequence[str] | None], int | None], argv: Sequence[str] | None = None, resumes: bool = False
+) -> int:
+    """Call `main(argv)` and turn a user's mistake into one line and status 2, Ctrl-C into one and 130. Returns the
+    exit status. resumes: the same command goes on with what an interrupted one has done."""
+    try:
+        return _run(main, argv)
+    except KeyboardInterrupt as stopped:
+        if process_number() == 0:
+            again = f"the same command {'goes on' if resumes else 'starts again'}"
+            print(f"interrupted; {stopped or again}", file=sys.stderr, flush=True)
+        if process_count() > 1:  # torchrun hands the signal on, for a second time, while the interpreter is taken down
+            os._exit(EXIT_INTERRUPTED)
+        return EXIT_INTERRUPTED
+
+
+def _run(main: Callable[[Sequence[str] | None], int | None], argv: Sequence[str] | None) -> int:
     try:
         return main(argv) or 0
     except InputError as error:
@@ -55,10 +76,30 @@ def run(main: Callable[[Sequence[str] | None], int | None], argv: Sequence[str] 
         if error.filename is None:
             raise
         message = f"{error.filename}: {error.strerror or error}"
+    except Exception:
+        time.sleep(0)  # an interrupt that came while a library waited for a process, now gone, is raised here
+        raise
     return tell(message)
 
 
 def tell(message: str) -> int:
     """One line on stderr, whatever white space the message holds. Returns the exit status of a user's mistake."""
-    print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    _say(f"error: {' '.join(message.split())}")
     return EXIT_USAGE
+
+
+def _say(line: str) -> None:
+    if process_number() > 0:
+        time.sleep(FIRST_SPEAKS_SECONDS + int(os.environ.get("LOCAL_RANK", "0")))
+        line = f"process {process_number()}: {line}"
+    print(line, file=sys.stderr, flush=True)
+
+
+def process_count() -> int:
+    """How many processes torchrun (or a script that sets its variables) has started."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def process_number() -> int:
+    """Which of them this is; 0 for one that is alone."""
+    return int(os.environ.get("RANK", "0")) if process_count() > 1 else 0

@@ -1,10 +1,16 @@
-"""Files that appear whole or not at all: written under a temporary name beside the target, synced, renamed."""
+"""Files that appear whole or not at all, and the directories that hold them: none is left by work that came to nothing.
+
+A file is written under a temporary name beside the target, synced, renamed. A directory that two runs must not share
+is locked itself (flock on the directory): there is no lock file to leave behind, and a lock ends with its process.
+"""
 
 import contextlib
+import fcntl
 import json
 import math
 import os
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -31,21 +37,77 @@ def check_writable(path: Path) -> None:
 
 
 @contextlib.contextmanager
+def made_directory(path: str | Path) -> Iterator[Path]:
+    """`path` as a directory, made with those above it where they are missing; of these what is empty at the end goes
+    again, so that only work which wrote something leaves a directory."""
+    path = Path(path)
+    missing = [directory for directory in (path, *path.parents) if not directory.exists()]
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        yield path
+    finally:
+        for directory in missing:
+            with contextlib.suppress(OSError):  # not empty, or never made
+                directory.rmdir()
+
+
+LOCK_SECONDS = 1.0  # in which a killed process is gone
+_locks: set[int] = set()  # descriptors of this process
+# A lock lives as long as any copy of its descriptor; a forked worker that outlives a killed run must not hold it.
+os.register_at_fork(after_in_child=lambda: [os.close(descriptor) for descriptor in _locks])
+
+
+@contextlib.contextmanager
+def locked(directory: str | Path, flag: str, wait: bool = False) -> Iterator[Path]:
+    """`made_directory` that no other process of this machine has locked; InputError, which offers `flag`, where one
+    has, or with `wait` its end is waited for. A file system without locks is taken as it is."""
+    with made_directory(directory) as directory:
+        descriptor = _lock(directory, None if wait else time.monotonic() + LOCK_SECONDS)
+        if descriptor is None:
+            raise InputError(f"{directory}: another run is writing here; wait for its end, or give another {flag}")
+        _locks.add(descriptor)
+        try:
+            yield directory
+        finally:
+            _locks.discard(descriptor)
+            os.close(descriptor)
+
+
+def _lock(directory: Path, deadline: float | None) -> int | None:
+    """The descriptor of the locked directory; None where it is still another's at the deadline."""
+    while True:
+        directory.mkdir(parents=True, exist_ok=True)  # the other may have removed it at its end
+        descriptor = os.open(directory, os.O_RDONLY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if directory.is_dir() and os.path.samestat(os.stat(directory), os.fstat(descriptor)):
+                return descriptor
+        except BlockingIOError:
+            if deadline is not None and time.monotonic() > deadline:
+                os.close(descriptor)
+                return None
+            time.sleep(0.05)
+        except OSError:
+            return descriptor
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
 def atomic_path(final: str | Path) -> Iterator[Path]:
     """Yield a temporary path in `final`'s directory; on success it becomes `final`, on any error it is removed."""
     final = Path(final)
-    final.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{final.name}.", suffix=".tmp", dir=final.parent)
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        temporary.chmod(0o644)
-        fsync_path(temporary)
-        os.replace(temporary, final)
-        fsync_path(final.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with made_directory(final.parent):
+        handle, name = tempfile.mkstemp(prefix=f".{final.name}.", suffix=".tmp", dir=final.parent)
+        os.close(handle)
+        temporary = Path(name)
+        try:
+            yield temporary
+            temporary.chmod(0o644)
+            fsync_path(temporary)
+            os.replace(temporary, final)
+            fsync_path(final.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def write_text(final: str | Path, text: str) -> None:
