@@ -233,7 +233,22 @@ def _embed(
     bounds = plan_parts(lengths, PART_PROTEINS, token_bytes)
     settings = {"layers": layers, "per_residue": per_residue, "torch": torch.__version__}
     store = PartStore(directory / f"embedding-{_name(identity, layers, per_residue)}", {**identity, **settings})
-    resumed = store.open()
+    with store.open() as resumed:
+        _embed_parts(pooler, store, sequences, bounds, outputs, batch_tokens, resumed, quiet)
+        return _join(store, len(bounds) - 1, directory, identity, layers, per_residue, widths)
+
+
+def _embed_parts(
+    pooler: _Pooler,
+    store: PartStore,
+    sequences: list[str],
+    bounds: np.ndarray,
+    outputs: Sequence[str],
+    batch_tokens: int | None,
+    resumed: bool,
+    quiet: bool,
+) -> None:
+    encoder = pooler.encoder
     todo = [part for part in range(len(bounds) - 1) if not store.has(part)]
     if not quiet:
         done = f" ({len(bounds) - 1 - len(todo)} of {len(bounds) - 1} parts are done)" if resumed else ""
@@ -247,9 +262,9 @@ def _embed(
             if "failed_reasons" in arrays:
                 first, reason = arrays["failed_numbers"][0], unpack_names(arrays["failed_reasons"])[0]
                 text = f"a protein of {len(sequences[first])} residues ({sequences[first][:20]} ...)"
-                raise InputError(f"{encoder.source}, layers {', '.join(map(str, layers))}: {text} has {reason}")
+                layers = ", ".join(map(str, pooler.depths.values()))
+                raise InputError(f"{encoder.source}, layers {layers}: {text} has {reason}")
             store.save(part, arrays)
-    return _join(store, len(bounds) - 1, directory, identity, layers, per_residue, widths)
 
 
 def _done(bounds: np.ndarray, todo: Sequence[int]) -> int:

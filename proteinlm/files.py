@@ -62,9 +62,12 @@ def locked(directory: str | Path, flag: str, wait: bool = False) -> Iterator[Pat
     """`made_directory` that no other process of this machine has locked; InputError, which offers `flag`, where one
     has, or with `wait` its end is waited for. A file system without locks is taken as it is."""
     with made_directory(directory) as directory:
-        descriptor = _lock(directory, None if wait else time.monotonic() + LOCK_SECONDS)
-        if descriptor is None:
+        descriptor = _lock(directory, time.monotonic() + LOCK_SECONDS)
+        if descriptor is None and not wait:
             raise InputError(f"{directory}: another run is writing here; wait for its end, or give another {flag}")
+        if descriptor is None:
+            print(f"notice: {directory}: another run is writing here; waiting for its end", flush=True)
+            descriptor = _lock(directory, math.inf)
         _locks.add(descriptor)
         try:
             yield directory
@@ -73,7 +76,7 @@ def locked(directory: str | Path, flag: str, wait: bool = False) -> Iterator[Pat
             os.close(descriptor)
 
 
-def _lock(directory: Path, deadline: float | None) -> int | None:
+def _lock(directory: Path, deadline: float) -> int | None:
     """The descriptor of the locked directory; None where it is still another's at the deadline."""
     while True:
         directory.mkdir(parents=True, exist_ok=True)  # the other may have removed it at its end
@@ -83,7 +86,7 @@ def _lock(directory: Path, deadline: float | None) -> int | None:
             if directory.is_dir() and os.path.samestat(os.stat(directory), os.fstat(descriptor)):
                 return descriptor
         except BlockingIOError:
-            if deadline is not None and time.monotonic() > deadline:
+            if time.monotonic() > deadline:
                 os.close(descriptor)
                 return None
             time.sleep(0.05)

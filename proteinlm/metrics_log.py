@@ -31,15 +31,14 @@ class MetricsLog:
     ):
         self.path, self._tensorboard_dir = Path(directory) / "metrics.jsonl", tensorboard_dir
         self._first = 0 if resume_at is None else resume_at + 1
-        self._earlier = self.path.exists() and self.path.stat().st_size > 0
-        self._history = self._lines_up_to(resume_at) if self._earlier and resume_at and same_run else None
+        self._history = self._lines_up_to(resume_at) if self._is_there() and resume_at and same_run else None
         self._file = self._writer = None
 
     def _open(self) -> None:
         if self._history is not None:
             write_text(self.path, "".join(self._history))
             self._history = None
-        elif self._earlier:
+        elif self._is_there():
             print(f"notice: {self.path}: the log of an earlier run is now {self._move_aside()}", flush=True)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._file = self.path.open("a", encoding="utf-8")
@@ -47,6 +46,9 @@ class MetricsLog:
             from torch.utils.tensorboard import SummaryWriter
 
             self._writer = SummaryWriter(str(self._tensorboard_dir), purge_step=self._first)
+
+    def _is_there(self) -> bool:
+        return self.path.exists() and self.path.stat().st_size > 0
 
     def _move_aside(self) -> Path:
         paths = (self.path.with_suffix(f".jsonl.{number}") for number in count(1))

@@ -156,25 +156,24 @@ def fit_and_score(args: argparse.Namespace, stem: str) -> None:
         "proteins": args.proteins,
         "device": encoder.device.type,
     }
-    store = PartStore(f"{stem}.json", settings)
-    store.open()
-    if test is None:
-        regressions, reports = stored_fits(store, encoder, train, args.seeds, args.proteins, 0, False)
-        result = {"fits": {PRETRAINED: reports}}
-    else:
-        result, regressions = evaluate(
-            encoder, test, store, train=train, twin=twin, seeds=args.seeds, number=args.proteins
-        )
-    written = []
-    if train is not None:
-        for seed, regression in zip(args.seeds, regressions, strict=True):
-            written.append(f"{stem}.safetensors" if seed == args.seeds[0] else f"{stem}.seed{seed}.safetensors")
-            write_regression(written[-1], regression)
-        if args.export:
-            export_regression(args.words[0], regressions[0], args.export)
-            written.append(args.export)
-    own = {"model": args.words[0], **settings}
-    store.finish({Path(f"{stem}.json"): lambda path: write_json(path, plain(own | result))})
+    store, written = PartStore(f"{stem}.json", settings), []
+    with store.open():
+        if test is None:
+            regressions, reports = stored_fits(store, encoder, train, args.seeds, args.proteins, 0, False)
+            result = {"fits": {PRETRAINED: reports}}
+        else:
+            result, regressions = evaluate(
+                encoder, test, store, train=train, twin=twin, seeds=args.seeds, number=args.proteins
+            )
+        if train is not None:
+            for seed, regression in zip(args.seeds, regressions, strict=True):
+                written.append(f"{stem}.safetensors" if seed == args.seeds[0] else f"{stem}.seed{seed}.safetensors")
+                write_regression(written[-1], regression)
+            if args.export:
+                export_regression(args.words[0], regressions[0], args.export)
+                written.append(args.export)
+        own = {"model": args.words[0], **settings}
+        store.finish({Path(f"{stem}.json"): lambda path: write_json(path, plain(own | result))})
     if test is not None:
         print(table_text(result["arms"]), table_text(result["differences"]), sep="\n\n")
         print(f"percent, means over {len(test):,} chains of {test.path.name}, 95% intervals over chains")
@@ -191,17 +190,15 @@ def heads(args: argparse.Namespace, stem: str) -> None:
     settings = {"model sha256": identity_of(encoder), "data": chains.identity(), "threshold": args.threshold}
     settings["random_seed"] = args.random_seed if RANDOM in args.arms else None
     store = PartStore(f"{stem}.heads.json", settings)
-    store.open()
-    shares = attention_on_contacts(encoder, chains, store, args.threshold)
-    arms = {PRETRAINED: shares.report()}
-    if RANDOM in args.arms:  # its parts are numbered behind the encoder's, which are no more than there are chains
-        twin = open_model(args, args.random_seed)
-        arms[RANDOM] = attention_on_contacts(twin, chains, store, args.threshold, begin=len(chains)).report()
-    model = Path(encoder.source).name
-    pictures = draw_heads(stem, shares, model, chains.path.name)
-    report = {"model": args.words[0], "data": chains.path.name, "random_seed": settings["random_seed"]}
-    report |= {"arms": arms}
-    store.finish({Path(f"{stem}.heads.json"): lambda path: write_json(path, report)})
+    with store.open():
+        shares = attention_on_contacts(encoder, chains, store, args.threshold)
+        arms = {PRETRAINED: shares.report()}
+        if RANDOM in args.arms:  # its parts are numbered behind the encoder's, which are no more than there are chains
+            twin = open_model(args, args.random_seed)
+            arms[RANDOM] = attention_on_contacts(twin, chains, store, args.threshold, begin=len(chains)).report()
+        pictures = draw_heads(stem, shares, Path(encoder.source).name, chains.path.name)
+        report = {"model": args.words[0], "data": chains.path.name, "random_seed": settings["random_seed"]}
+        store.finish({Path(f"{stem}.heads.json"): lambda path: write_json(path, report | {"arms": arms})})
     print(f"contacts are {100 * shares.background:.2f}% of the pairs of {len(chains):,} chains")
     order = sorted(range(shares.weighted.size), key=lambda number: -shares.weighted.flat[number])
     for number in order[:5]:
@@ -255,7 +252,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-cli = partial(errors.run, main)
+cli = partial(errors.run, main, resumes=True)
 
 
 if __name__ == "__main__":
