@@ -156,6 +156,8 @@ def run(args: argparse.Namespace, processes: Processes, device: torch.device) ->
     scan = processes.broadcast(scan)
     manifest = make_manifest(args, scan, model_digest(model), outputs, device.type)
     encoder = TrunkEncoder(model, args.layers or args.layer, device, precision)
+    if scan.counts.get("windowed"):
+        encoder.window = rules.max_length, args.tokens_per_batch
     widths = encoder.widths(outputs)
     token_bytes = (2 if args.save_fp16 else 4) * sum(width for name, width in widths.items() if is_per_token(name))
     # a part of several layers is no larger than one of one

@@ -219,7 +219,7 @@ def find_protein(args: argparse.Namespace, encoder: Encoder) -> tuple[str, str, 
     if not is_fasta(args.view):
         raise InputError(f"{args.view}: should be a FASTA file, or chains of known structure (.lmdb, .json)")
     rules = Rules(encoder.residue_limit(args.max_length), args.too_long, "keep")
-    proteins = read_proteins(scan_fasta(args.view, rules))
+    proteins = read_proteins(scan_fasta(args.view, rules, choices=("crop",)))
     protein: Protein | None = next((p for p in proteins if args.id in (None, p.id)), None)
     if protein is None:
         raise InputError(f"{args.view}: no protein {args.id!r}")

@@ -98,7 +98,8 @@ def write_contacts(
     if top is not None and output.suffix != ".csv":
         raise InputError(f"{output}: top (--top) is of a .csv; the other forms have every pair")
     encoder.need_contacts()
-    scan = scan_fasta(fasta, rules or Rules(encoder.residue_limit()), id_key if output.suffix == ".h5" else str)
+    rules, key = rules or Rules(encoder.residue_limit()), id_key if output.suffix == ".h5" else str
+    scan = scan_fasta(fasta, rules, key, choices=("crop",))
     bounds = cut_parts(scan.selected_lengths.astype(np.int64) ** 2, PART_PAIRS, PART_PROTEINS)
     settings = {"input sha256": scan.sha256, "model and regression": identity, "max_length": scan.rules.max_length}
     settings |= {"too_long": scan.rules.too_long, "duplicates": scan.rules.duplicates, "torch": str(torch.__version__)}
