@@ -10,9 +10,9 @@ import os
 import sys
 from collections.abc import Sequence
 
-from proteinlm import launch
 from proteinlm.errors import process_count, process_number, run
-from proteinlm.files import locked
+from proteinlm.running import launch
+from proteinlm.running.locks import locked
 
 
 def main(argv: Sequence[str] | None = None) -> int:

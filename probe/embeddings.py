@@ -36,11 +36,11 @@ from proteinlm.encoder import (
 )
 from proteinlm.errors import InputError
 from proteinlm.progress import Progress
-from proteinlm.windows import Parts
 from tape.inference.encoding import TrunkEncoder
 from tape.inference.fasta import Protein
 from tape.inference.files import WRITERS, Contents
 from tape.inference.parts import PartStore, check_room, is_per_token, plan_parts, unpack_names
+from tape.inference.windows import Parts
 
 PART_PROTEINS = 256  # what a killed run may have to do again
 BATCH_PROTEINS = 1024
@@ -160,7 +160,7 @@ def embed_once(
     model: what proteinlm.load opens, or an open Encoder. layers: numbers as of Encoder.embed, or "all". per_residue:
     also every residue's state. random_seed: of weights in the place of the model's (probe.arms.open_encoder).
     max_length: residues that are embedded (None: all that the model takes); too_long: of a longer protein its first
-    residues are ("crop"), or all in windows of so many ("window", proteinlm.windows), or it stops the work ("error");
+    residues are ("crop"), or windows of so many are ("window", tape.inference.windows), or it stops the work ("error");
     where: what messages call each protein. InputError for it, an empty protein, and a vector that float16 cannot hold.
     """
     if isinstance(model, Encoder):

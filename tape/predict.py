@@ -30,13 +30,13 @@ from proteinlm.model_dir.esm.fair_esm import fair_esm_file
 from proteinlm.model_dir.files import read_config
 from proteinlm.progress import Progress
 from proteinlm.tables import is_fasta, is_table, read_table
-from proteinlm.windows import Parts, in_windows, mean_over_windows, spans
 from tape.data.lengths import residue_limit
 from tape.inference.encoding import TOKENIZER, pad
 from tape.inference.fasta import Protein, Rules, add_fasta_flags, read_windows, scan_fasta
 from tape.inference.own_reports import own_report
 from tape.inference.parts import plan_parts
 from tape.inference.predictors import REPORTS, Report, kind_of_logits, open_maps, open_table
+from tape.inference.windows import Parts, in_windows, mean_over_windows, spans
 from tape.own_data.data import DATA_JSON, OwnData
 from tape.registry import TASK_KINDS, load_plugins, own_data_task, resolve_task
 from tape.runs.flags import DEVICE_FLAGS, add_flags, choose_precision, positive

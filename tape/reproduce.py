@@ -23,8 +23,9 @@ from types import SimpleNamespace
 
 from proteinlm import errors
 from proteinlm.errors import InputError
-from proteinlm.files import locked, write_json
+from proteinlm.files import write_json
 from proteinlm.model_dir.files import model_type_of, read_config
+from proteinlm.running.locks import locked
 from tape.data.lengths import residue_limit
 from tape.data.splits import evaluation_splits, has_split
 from tape.models.config import read_keys
@@ -157,7 +158,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(args: argparse.Namespace, jobs: Sequence[Job], out: Path, words: Sequence[str]) -> int:
     """The jobs, then the page of them; no page where none could be done."""
     failed = other_runs(jobs) if args.report_only else run_jobs(jobs, args.jobs)
-    if len(failed) == len(jobs) and not args.report_only:
+    if len(failed) == len(jobs) and not args.report_only and not any(job.directory.exists() for job in jobs):
         name, why = next(iter(failed.items()))
         raise InputError(f"{out}: none of the {len(jobs)} runs could be done; {name}: {why}")
     command = f"bash scripts/reproduce_table.sh {shlex.join(words)}"

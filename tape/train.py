@@ -27,8 +27,9 @@ import torch
 from proteinlm import errors
 from proteinlm.devices import denormals_as_zero
 from proteinlm.errors import InputError
-from proteinlm.files import locked, write_json
+from proteinlm.files import write_json
 from proteinlm.model_dir.find import find_model
+from proteinlm.running.locks import locked
 from tape import recipes
 from tape.data.batching import training_steps
 from tape.data.holdout import hold_out

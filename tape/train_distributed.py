@@ -13,7 +13,8 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 
-from proteinlm import errors, launch
+from proteinlm import errors
+from proteinlm.running import launch
 from tape.finetuning.options import parse_options
 from tape.registry import load_plugins, model_types, resolve_task, task_names
 

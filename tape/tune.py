@@ -26,7 +26,8 @@ import yaml
 
 from proteinlm import errors
 from proteinlm.errors import InputError
-from proteinlm.files import locked, write_json, write_text
+from proteinlm.files import write_json, write_text
+from proteinlm.running.locks import locked
 from tape.finetuning.options import TrainOptions, build_parser, parse_options, recipe_checks, table_choice
 from tape.metrics import mean_and_spread
 from tape.own_data.read import read_own_data

@@ -29,7 +29,8 @@ from probe.probes.scoring import Counted, count
 from probe.probes.training import Inputs, Outcome, Pooled, Residues, Scale, fit, predict, scale_of
 from proteinlm.devices import choose_device
 from proteinlm.errors import InputError, did_you_mean
-from proteinlm.files import atomic_path, check_writable, locked
+from proteinlm.files import atomic_path, check_writable
+from proteinlm.running.locks import locked
 from proteinlm.untrusted.safe_load import safe_torch_load
 from tape.data.holdout import cluster_sequences, hold_out
 from tape.inference.parts import kept_array, opened_npz

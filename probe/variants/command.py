@@ -30,7 +30,8 @@ from probe.variants.scoring import METHODS, score
 from proteinlm import errors
 from proteinlm.encoder import Encoder
 from proteinlm.errors import InputError
-from proteinlm.files import atomic_path, check_writable, locked, write_json
+from proteinlm.files import atomic_path, check_writable, write_json
+from proteinlm.running.locks import locked
 from proteinlm.tables import is_table
 from tape.runs.flags import DEVICE_FLAGS, add_flags, count, positive, precision_name
 

@@ -39,9 +39,9 @@ from proteinlm.encoder import (
 from proteinlm.errors import InputError
 from proteinlm.progress import Progress
 from proteinlm.tokenizer import build_tokenizer
-from proteinlm.windows import Parts, in_windows
 from tape.inference.fasta import Protein
 from tape.inference.parts import is_per_token, pack_names, split_rows
+from tape.inference.windows import Parts, in_windows
 from tape.models.modeling_bert import ProteinBertModel
 from tape.models.modeling_huggingface import HuggingFaceModel
 

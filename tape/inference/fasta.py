@@ -34,7 +34,7 @@ class Rules:
     """What happens to proteins that cannot simply be taken."""
 
     max_length: int | None = None  # residues the model may see; None: any number
-    too_long: str = "error"  # or "crop" (its first max_length residues), "skip", "window" (proteinlm.windows)
+    too_long: str = "error"  # or "crop" (its first max_length residues), "skip", "window" (tape.inference.windows)
     duplicates: str = "error"  # or "first" (later ones of a name are left out), "keep"
     sequence: str | None = None  # of a table: the column of sequences, and that of names ("none": there is none)
     id: str | None = None

@@ -21,7 +21,8 @@ from pathlib import Path
 import numpy as np
 
 from proteinlm.errors import InputError
-from proteinlm.files import atomic_path, check_writable, fsync_path, locked, write_json
+from proteinlm.files import atomic_path, check_writable, fsync_path, write_json
+from proteinlm.running.locks import locked
 from tape.runs.results import read_json
 
 MANIFEST = "manifest.json"

@@ -150,8 +150,8 @@ def _buckets(gradients: Sequence[Tensor]) -> list[list[Tensor]]:
 
 
 def is_main_process() -> bool:
-    """Would `start` make this rank 0? Reads torchrun's environment, starts nothing."""
-    return int(os.environ.get("RANK", "0")) == 0
+    """Would `start` make this rank 0? Starts nothing."""
+    return errors.process_number() == 0
 
 
 def start(device_name: str) -> tuple[Processes, torch.device]:

@@ -1,9 +1,11 @@
 """Windows over long proteins: where they lie, and means worked by hand."""
 
+import itertools
+
 import pytest
 import torch
 
-from proteinlm.windows import in_windows, mean_over_windows, spans
+from tape.inference.windows import in_windows, mean_over_windows, spans
 
 
 @pytest.mark.parametrize(
@@ -26,7 +28,7 @@ def test_windows_cover_a_protein_and_overlap_by_half():
             windows = spans(length, width)
             assert windows[0][0] == 0 and windows[-1][1] == length
             assert all(end - begin == min(width, length) for begin, end in windows)
-            steps = [second[0] - first[0] for first, second in zip(windows, windows[1:], strict=False)]
+            steps = [second[0] - first[0] for first, second in itertools.pairwise(windows)]
             assert all(1 <= step <= max(1, width // 2) for step in steps)
 
 
