@@ -27,6 +27,7 @@ from pretrain.config.options import Config
 from pretrain.config.schedules import Schedule
 from pretrain.config.validate import for_world
 from pretrain.data.blending import build_datasets
+from pretrain.data.checking import first_problem
 from pretrain.data.dataset import Dataset, PackedDataset
 from pretrain.data.indexed import IndexedDataset
 from pretrain.data.loader import Batch, PackedLoader, default_workers, evaluation_batches
@@ -69,8 +70,13 @@ class Trainer:
         set_numerics(config.training, self.device)
         self.tokenizer = build_tokenizer(config.data.tokenizer_type, config.data.vocab_file)
         self.train_data, self.held_out, self.valid_sets = _datasets(config, self.tokenizer)
-        for name, data in {"train": self.train_data, **self.valid_sets}.items():
+        sets = {"train": self.train_data, **self.valid_sets}
+        for name, data in sets.items():
             self.say(_described(name, data, config.data.seq_length))
+        rows = Schedule(config).total_samples or math.inf
+        readers = [reader for data in sets.values() for reader in data.readers]
+        tokens = rows * config.data.seq_length
+        self.world.raise_together(first_problem(readers, tokens, self.world.rank, self.world.size))
         self.model_config = config.model_config(self.tokenizer)
         if self.model_config.attention_dropout == 0.0:
             activate_flash3(self.device)

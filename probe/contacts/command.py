@@ -110,6 +110,8 @@ def open_chains(path: str, split: str, encoder: Encoder, args: argparse.Namespac
     chains = Chains(path, split, encoder.residue_limit(args.max_length), args.too_long)
     if number is not None:
         chains.draw(number)
+    if split == "test":  # of train a few are drawn
+        chains.check()
     return chains
 
 
