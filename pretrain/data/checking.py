@@ -1,8 +1,9 @@
 """Every token of the shards looked at before the first step: ids that the vocabulary lacks, [CLS] and <eos> where none
 belongs. Without it a run would stop at the row that has one, hours later.
 
-What must hold: it costs less than a hundredth of the run. A token takes a quarter of a nanosecond (in memory), processes
-share the work, and of shards that hold far more than the run is going to read only parts are looked at, spread evenly.
+What must hold: it costs less than a hundredth of the run. A token takes a quarter of a nanosecond (in memory); the
+processes share the work; of shards that hold far more than the run is going to read only parts are looked at, spread
+evenly.
 """
 
 from collections.abc import Iterable
@@ -53,9 +54,7 @@ def _problem(shard: IndexedDataset, tokenizer: Tokenizer, has_cls: bool, begin: 
         return f"{_where(shard, place)}: every protein of a shard must begin with one [CLS], or none may hold any"
     if tokenizer.ends_proteins and (ids == tokenizer.sep_id).any():
         place = begin + int((ids == tokenizer.sep_id).argmax())
-        return (
-            f"{_where(shard, place)}: holds an <eos>; a shard has residues only, each protein gets its <eos> in a row"
-        )
+        return f"{_where(shard, place)}: holds an <eos>; a shard has residues only, and each protein gets its own here"
     return None
 
 

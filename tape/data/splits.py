@@ -12,7 +12,6 @@ import numpy as np
 import torch
 
 from proteinlm.errors import InputError
-from tape.data.base import TapeDataset
 from tape.data.examples import TapeBatch, collate_with
 from tape.data.records import find_data_file
 from tape.datasets import TapeDataset
@@ -115,8 +114,8 @@ class SplitData:
 def load_split(
     task: Task, data_dir: str | Path, split: str, tokenizer: TAPETokenizer, max_length: int | None, too_long: str
 ) -> SplitData:
-    """Open a split, read it whole and look at every record. max_length: residues the model may see (None: any number of them); too_long:
-    "crop" or "error"."""
+    """Open a split, read it whole and look at every record. max_length: residues the model may see (None: any number of
+    them); too_long: "crop" or "error"."""
     dataset = task.dataset(data_dir, split, tokenizer, in_memory=True, max_length=max_length, too_long=too_long)
     if not len(dataset):
         raise InputError(f"{dataset.path}: holds no proteins")
