@@ -61,7 +61,7 @@ def run(
     except KeyboardInterrupt as stopped:
         if process_number() == 0:
             again = f"the same command {'goes on' if resumes else 'starts again'}"
-            print(f"interrupted; {stopped or again}", file=sys.stderr, flush=True)
+            print(f"interrupted; {str(stopped) or again}", file=sys.stderr, flush=True)
         if process_count() > 1:  # torchrun hands the signal on, for a second time, while the interpreter is taken down
             os._exit(EXIT_INTERRUPTED)
         return EXIT_INTERRUPTED
