@@ -1,10 +1,12 @@
 """Directories that come to nothing, locks of two runs, Ctrl-C, and which of several processes speaks."""
 
+import ctypes
 import errno
 import fcntl
 import os
 import signal
 import time
+from functools import partial
 
 import pytest
 
@@ -153,13 +155,24 @@ def test_an_interrupt_is_one_line(capsys, argv, resumes, line):
 
 def test_an_interrupt_that_a_library_sat_out_is_still_one(capsys):
     """Waiting in C for a process that is gone ends in the library's error, with the signal not yet seen by Python."""
+    signal_self = partial(getattr(ctypes.CDLL(None), "raise"), int(signal.SIGINT))
 
-    def main(argv):
-        signal.raise_signal(signal.SIGINT)  # Python's handler runs between two of its own instructions
-        raise RuntimeError("Connection closed by peer")
+    def main(argv):  # no instruction of Python between the signal and the error
+        list(map(partial.__call__, [signal_self, partial({}.__getitem__, "gone")]))
 
+    before, came = signal.signal(signal.SIGINT, signal.default_int_handler), None
+    try:
+        try:  # the control: the error comes out first
+            main([])
+        except KeyError:
+            came = KeyError
+            time.sleep(0)
+    except KeyboardInterrupt:
+        pass
+    assert came is KeyError
     assert errors.run(main) == 130
     assert capsys.readouterr().err == "interrupted; the same command starts again\n"
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture
