@@ -1,11 +1,14 @@
 """Starts that fail leave nothing, go well once the mistake is mended, and never share an output with another run."""
 
+import contextlib
 import fcntl
 import importlib
 import json
 import os
 import signal
+import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,9 +20,11 @@ from toy_model import write_model
 from pretrain.data.indexed import IndexedWriter
 from pretrain.trainer import Trainer
 from proteinlm import errors
-from proteinlm.running import locks
+from proteinlm.running import launch, locks
 from proteinlm.tokenizer import build_tokenizer
+from tape.runs import jobs
 
+ROOT = Path(__file__).parent.parent.parent
 PROTEIN = "MKTAYIAKQRQISFVKSHFSRQ"
 TINY = "--num-layers 1 --hidden-size 16 --num-attention-heads 2 --seq-length 24 --max-position-embeddings 24"
 TINY += " --micro-batch-size 1 --global-batch-size 2 --split 100,0,0 --lr 1e-3 --device cpu --num-workers 0"
@@ -86,6 +91,8 @@ def call(data, tmp_path, monkeypatch, capfd) -> Callable[..., tuple[int, str]]:
     return run
 
 
+SENTENCEPIECE = "pretrain.preprocess --strict --train-tokenizer --tokenizer-type SentencePiece --vocab-size 32"
+SENTENCEPIECE += " --vocab-file out/v/x.model"
 FAILED = {
     "missing shard": (f"pretrain.__main__ {TINY} --train-iters 3 --data-path {{0}}/no --save out/s", "no.idx"),
     "an id": (f"pretrain.__main__ {TINY} --train-iters 3 --data-path {{0}}/bad --save out/s --tensorboard-dir out/t",
@@ -104,6 +111,7 @@ FAILED = {
     "points": ("probe.__main__ project {0}/m {0}/long.csv --column location --output out/p --device cpu", "residues"),
     "a regression": ("probe.__main__ contacts {0}/m {0}/x.fasta out/c.npz --device cpu", "no contact regression"),
     "mutants": ("probe.__main__ variants {0}/m {0}/wild.fasta {0}/t.csv --output out/v.csv --device cpu", "t.csv"),
+    "a trained letter": (f"{SENTENCEPIECE} --input {{0}}/x.fasta --output-prefix out/p/x", "letter 'J'"),
     "steps": ("probe.tables.__main__ out/no", "no results"),
 }  # fmt: skip
 
@@ -115,18 +123,20 @@ def test_a_start_that_fails_leaves_nothing(call, tmp_path, line, message):
     assert list(tmp_path.iterdir()) == []
 
 
-SLOW = {
+STARTS_OTHERS = {
     "tune": (f"tape.tune out/t --grid learning_rate 1e-3 1e-4 -- {TRAIN} --data_dir {{0}}/no", "no such"),
     "reproduce": ("tape.reproduce {0}/m {0}/bad_tape out --tasks stability --arms pretrained --seeds 0 --device cpu",
                   "none of the 1 runs could be done"),
-    "sentencepiece": ("pretrain.preprocess --strict --input {0}/x.fasta --output-prefix out/p/x --train-tokenizer"
-                      " --tokenizer-type SentencePiece --vocab-size 32 --vocab-file out/v/x.model", "letter 'J'"),
 }  # fmt: skip
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("line", "message"), SLOW.values(), ids=SLOW)
-def test_so_does_one_that_starts_others(call, tmp_path, line, message):
+@pytest.mark.parametrize(("line", "message"), STARTS_OTHERS.values(), ids=STARTS_OTHERS)
+def test_so_does_one_that_starts_others(call, tmp_path, monkeypatch, line, message):
+    def here(command, output):
+        with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
+            return errors.run(importlib.import_module(command[2]).main, command[3:])
+
+    monkeypatch.setattr(jobs, "_status", here)
     status, stderr = call(line)
     assert status == 2 and message in stderr
     assert list(tmp_path.iterdir()) == []
@@ -151,10 +161,9 @@ def test_finetuning_starts_once_its_record_is_mended(call, tmp_path):
     assert call(line)[0] == 0 and (tmp_path / "out/model.safetensors").is_file()
 
 
-@pytest.mark.slow
 def test_preprocessing_starts_once_its_letter_is_mended(call, tmp_path):
     """The model that was trained before the letter was met is not in the way."""
-    line = SLOW["sentencepiece"][0].replace("{0}/x.fasta", f"{tmp_path}/own.fasta")
+    line = f"{SENTENCEPIECE} --input {tmp_path}/own.fasta --output-prefix out/x"
     proteins = "".join(f">{i}\n{PROTEIN[i % 9 :]}{'KRW'[i % 3]}\n" for i in range(40))
     (tmp_path / "own.fasta").write_text(proteins + ">late\nMKJ\n")
     assert call(line)[0] == 2
@@ -195,6 +204,65 @@ def test_a_second_press_is_not_waited_for(monkeypatch):
         assert interrupted.is_set()
         monkeypatch.setattr(shutdown, "ONE_PRESS_SECONDS", -1.0)
         signal.raise_signal(signal.SIGINT)
+
+
+# ---- several processes
+
+
+def torchrun(tmp_path, *words: str) -> subprocess.Popen:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    with (tmp_path / "stderr").open("w") as stderr:
+        return subprocess.Popen(
+            [sys.executable, "-m", *words], env=environment, cwd=tmp_path, start_new_session=True,
+            stdout=subprocess.DEVNULL, stderr=stderr,
+        )  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("start", "status"),
+    [("pretrain --nproc-per-node 2", 2), ("torch.distributed.run --standalone --nproc-per-node 2 -m pretrain", 1)],
+)
+def test_a_mistake_of_all_processes_is_told_once(data, tmp_path, start, status):
+    """torchrun's own status and report stay where a user calls it."""
+    line = f"{start} {TINY} --train-iters 3 --data-path {data}/bad --save {tmp_path}/out"
+    assert torchrun(tmp_path, *line.split()).wait(300) == status
+    lines = (tmp_path / "stderr").read_text().splitlines()
+    assert sum("token id 200" in line for line in lines) == 1 and not (tmp_path / "out").exists()
+    if status == 2:
+        assert len(lines) == 1 and lines[0].startswith("error: ")
+
+
+def test_a_wrong_flag_is_told_before_any_process_starts(call, tmp_path, monkeypatch):
+    monkeypatch.setattr(launch, "start_processes", None)
+    for flags, message in (
+        ("--hiden-size 3", "--hidden-size"),
+        ("--tensor-model-parallel-size 3", "must divide the 2"),
+    ):
+        line = f"pretrain.__main__ --nproc_per_node 2 {TINY} {flags} --train-iters 3 --data-path {{0}}/good --save out"
+        status, stderr = call(line)
+        assert status == 2 and message in stderr and stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_two_processes_are_interrupted_in_one_line(data, tmp_path):
+    """As a terminal does it: to torchrun and to both processes."""
+    line = f"pretrain --nproc-per-node 2 {TINY} --train-iters 100000 --data-path {data}/good --save {tmp_path}/out"
+    job = torchrun(tmp_path, *line.split(), "--log-interval", "1")
+    try:
+        deadline = time.monotonic() + 240
+        while not (tmp_path / "out/metrics.jsonl").exists():
+            assert job.poll() is None and time.monotonic() < deadline, (tmp_path / "stderr").read_text()
+            time.sleep(0.05)
+        os.killpg(job.pid, signal.SIGINT)
+        assert job.wait(120) == 130
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(job.pid, signal.SIGKILL)
+    iteration = json.loads((tmp_path / "out/exit_reason.json").read_text())["iteration"]
+    expected = f"interrupted; iteration {iteration} is saved, --load {tmp_path}/out goes on\n"
+    assert (tmp_path / "stderr").read_text() == expected and (tmp_path / f"out/iter_{iteration:07d}").is_dir()
 
 
 # ---- two runs on one output
