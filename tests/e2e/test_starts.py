@@ -235,10 +235,8 @@ def test_a_mistake_of_all_processes_is_told_once(data, tmp_path, start, status):
 
 def test_a_wrong_flag_is_told_before_any_process_starts(call, tmp_path, monkeypatch):
     monkeypatch.setattr(launch, "start_processes", None)
-    for flags, message in (
-        ("--hiden-size 3", "--hidden-size"),
-        ("--tensor-model-parallel-size 3", "must divide the 2"),
-    ):
+    uneven = "--num-attention-heads 4 --tensor-model-parallel-size 4"
+    for flags, message in (("--hiden-size 3", "--hidden-size"), (uneven, "must divide the 2 processes")):
         line = f"pretrain.__main__ --nproc_per_node 2 {TINY} {flags} --train-iters 3 --data-path {{0}}/good --save out"
         status, stderr = call(line)
         assert status == 2 and message in stderr and stderr.count("\n") == 1
