@@ -4,9 +4,10 @@ One conversion from end to end: recognise the source, read it, write the target 
 What was left out, changed or assumed is printed and stays beside the result in conversion_report.txt.
 """
 
+import contextlib
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -16,7 +17,7 @@ from converter.model import PortableModel
 from converter.sources import FORMATS, read, recognise
 from converter.verify import Say, first_step_loss, verify
 from proteinlm.errors import ArgumentParser, InputError
-from proteinlm.files import fsync_path, write_text
+from proteinlm.files import fsync_path, made_directory, write_text
 from proteinlm.model_dir.load import DTYPES
 from proteinlm.model_dir.weights import stored_dtype
 from proteinlm.network.config import ACTIVATIONS
@@ -73,21 +74,29 @@ def main(argv: Sequence[str] | None = None) -> int:
         say(f"note: {note}")
     _check_range(stored, dtype)
     source = source if args.verify else None  # its memory may be used again
-    args.save.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{args.save.name}.", suffix=".tmp", dir=args.save.parent))
     try:
-        target.write(stored, temporary, options)
-        if args.verify and not _verified(source, stored.rounded_to(dtype), target, args, temporary, say):
-            print("nothing was written", flush=True)
-            return 1
-        say(f"wrote {args.save} ({args.target})")
-        write_text(temporary / REPORT, "\n".join(report) + "\n")
-        _publish(temporary, args.save)
+        with _temporary_directory(args.save) as temporary:
+            target.write(stored, temporary, options)
+            if args.verify and not _verified(source, stored.rounded_to(dtype), target, args, temporary, say):
+                print("nothing was written", flush=True)
+                return 1
+            say(f"wrote {args.save} ({args.target})")
+            write_text(temporary / REPORT, "\n".join(report) + "\n")
+            _publish(temporary, args.save)
     except OSError as error:
         raise InputError(f"{args.save}: cannot be written ({error.strerror or error})") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return 0
+
+
+@contextlib.contextmanager
+def _temporary_directory(final: Path) -> Iterator[Path]:
+    """Beside the final one; nothing of it is left at the end, but for what was renamed."""
+    with made_directory(final.parent):
+        temporary = Path(tempfile.mkdtemp(prefix=f".{final.name}.", suffix=".tmp", dir=final.parent))
+        try:
+            yield temporary
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _check(args, target: Format) -> None:

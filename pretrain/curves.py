@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from proteinlm.errors import ArgumentParser, InputError, run
-from proteinlm.files import atomic_path, write_text
+from proteinlm.files import atomic_path, check_writable, write_text
 
 AXES = {"residues": "residues seen", "flops": "FLOPs", "minutes": "minutes"}
 MEASURES = {"loss": "[MASK] loss, nats", "accuracy": "[MASK] accuracy"}
@@ -197,6 +197,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--png", help="the same plots as a picture")
     args = parser.parse_args(argv)
     runs = [read_run(argument) for argument in args.runs]
+    for path in filter(None, (args.output, args.png)):
+        check_writable(Path(path))
     try:
         write_text(Path(args.output), page(runs))
         if args.png:

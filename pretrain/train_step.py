@@ -34,7 +34,7 @@ from proteinlm.muon import matrices_of
 from proteinlm.network.config import ModelConfig
 from proteinlm.optim import LossScaler, build_optimizer, clip_factor, set_learning_rate, step_if
 
-STOPS = ("preempted", "exit-duration-in-mins")  # why a process may ask all of them to stop
+STOPS = ("preempted", "interrupted", "exit-duration-in-mins")  # why a process may ask all of them to stop
 COUNTS = {  # of BatchCounts -> of a Batch
     "masked": "num_masked",
     "real_tokens": "num_real_tokens",
@@ -135,7 +135,7 @@ class TrainStep:
         self.dtype, self.autocast = compute_dtype(config.training), autocast_dtype(config.training, world)
 
     def __call__(
-        self, micro_batches: list[Batch], learning_rate: float, stop: Stop = lambda: (False, False)
+        self, micro_batches: list[Batch], learning_rate: float, stop: Stop = lambda: (False,) * len(STOPS)
     ) -> StepResult:
         """Start a step on a global batch, of which this replica has `micro_batches`.
 

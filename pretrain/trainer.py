@@ -27,6 +27,7 @@ from pretrain.config.options import Config
 from pretrain.config.schedules import Schedule
 from pretrain.config.validate import for_world
 from pretrain.data.blending import build_datasets
+from pretrain.data.checking import first_problem
 from pretrain.data.dataset import Dataset, PackedDataset
 from pretrain.data.indexed import IndexedDataset
 from pretrain.data.loader import Batch, PackedLoader, default_workers, evaluation_batches
@@ -37,7 +38,7 @@ from pretrain.numerics import set_numerics
 from pretrain.parallel.mesh import World, local_rank_of_launcher, processes_of_torchrun
 from pretrain.parallel.replicas import release
 from pretrain.replaced_tokens import generator_config
-from pretrain.shutdown import stop_signal
+from pretrain.shutdown import stop_signals
 from pretrain.train_step import LOSSES, StepReport, StepResult, build_step, detection_means
 from proteinlm.devices import choose_device
 from proteinlm.errors import InputError
@@ -69,8 +70,13 @@ class Trainer:
         set_numerics(config.training, self.device)
         self.tokenizer = build_tokenizer(config.data.tokenizer_type, config.data.vocab_file)
         self.train_data, self.held_out, self.valid_sets = _datasets(config, self.tokenizer)
-        for name, data in {"train": self.train_data, **self.valid_sets}.items():
+        sets = {"train": self.train_data, **self.valid_sets}
+        for name, data in sets.items():
             self.say(_described(name, data, config.data.seq_length))
+        rows = Schedule(config).total_samples or math.inf
+        readers = [reader for data in sets.values() for reader in data.readers]
+        tokens = rows * config.data.seq_length
+        self.world.raise_together(first_problem(readers, tokens, self.world.rank, self.world.size))
         self.model_config = config.model_config(self.tokenizer)
         if self.model_config.attention_dropout == 0.0:
             activate_flash3(self.device)
@@ -80,7 +86,7 @@ class Trainer:
         # Steps started and not read yet. A GPU has the next one to do while the host reads the last.
         self.pending: deque[StepResult] = deque()
         self.lag = 1 if self.device.type == "cuda" else 0
-        self.stop, self.started = threading.Event(), math.inf
+        self.stop, self.interrupt, self.started = threading.Event(), threading.Event(), math.inf
         peak = peak_flops(self.device, self.step.dtype)
         training, generator = config.training, None
         if training.objective == "rtd":
@@ -106,7 +112,11 @@ class Trainer:
     def run(self) -> str:
         """Train to the end of the schedule or until asked to stop. Returns the reason, also in exit_reason.json."""
         reason, self.started = None, time.monotonic()
-        with stop_signal() as self.stop, contextlib.closing(self._open_log()) as log, self._progress() as bar:
+        with (
+            stop_signals() as (self.stop, self.interrupt),
+            contextlib.closing(self._open_log()) as log,
+            self._progress() as bar,
+        ):
             loader = self._loader()
             self.interval.start()
             for micro_batches in loader:
@@ -149,10 +159,11 @@ class Trainer:
         self.pending.append(self.step(micro_batches, lr, self._stops))
         return self.pending[-1]
 
-    def _stops(self) -> tuple[bool, bool]:
+    def _stops(self) -> tuple[bool, ...]:
         """This process's wishes to stop, as pretrain.train_step.STOPS names them."""
         minutes = self.config.training.exit_duration_in_mins
-        return self.stop.is_set(), minutes is not None and time.monotonic() - self.started > 60 * minutes
+        over = minutes is not None and time.monotonic() - self.started > 60 * minutes
+        return self.stop.is_set(), self.interrupt.is_set(), over
 
     def advance(self) -> StepReport:
         """Read the oldest step that was started, and count it as taken or skipped."""
@@ -216,8 +227,7 @@ class Trainer:
         self.unigram_entropies = {name: unigram_entropy(data) for name, data in sets.items()}
         c = self.config.checkpoint
         self.say(f"train: frequencies of the residues alone give a loss of {self.unigram_entropies['train']:.3f}")
-        same_run = c.load is not None and Path(c.load).resolve() == Path(c.save).resolve()
-        return MetricsLog(c.save, self.config.logging.tensorboard_dir, self.resumed, same_run)
+        return MetricsLog(c.save, self.config.logging.tensorboard_dir, self.resumed, self._loads_its_own())
 
     def _log_step(self, log: MetricsLog | NoLog, values: dict) -> str:
         unigram = self.unigram_entropies.get("train")
@@ -296,6 +306,15 @@ class Trainer:
         keep_last = None if counters.skipped_in_a_row else options.keep_last
         self.saver.save(counters.iteration, tensors, self.state.meta(), keep_last)
         self.state.saved_at = counters.iteration
+
+    def how_to_go_on(self) -> str:
+        """For the user who interrupted the run."""
+        command = "the same command" if self._loads_its_own() else f"--load {self.config.checkpoint.save}"
+        return f"iteration {self.counters.iteration} is saved, {command} goes on"
+
+    def _loads_its_own(self) -> bool:
+        options = self.config.checkpoint
+        return options.load is not None and Path(options.load).resolve() == Path(options.save).resolve()
 
     def _record_exit(self, reason: str) -> None:
         if self.world.is_main:

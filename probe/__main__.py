@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return importlib.import_module(VERBS[words[0]][0]).main(words[1:])
 
 
-cli = partial(errors.run, main)  # the console command
+cli = partial(errors.run, main, resumes=True)  # the console command
 
 
 if __name__ == "__main__":

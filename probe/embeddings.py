@@ -41,6 +41,7 @@ from tape.inference.encoding import TrunkEncoder
 from tape.inference.fasta import Protein
 from tape.inference.files import WRITERS, Contents
 from tape.inference.parts import PartStore, check_room, is_per_token, plan_parts, unpack_names
+from tape.inference.windows import Parts
 
 PART_PROTEINS = 256  # what a killed run may have to do again
 BATCH_PROTEINS = 1024
@@ -122,17 +123,20 @@ def _opened(path: Path):
 class _Pooler(TrunkEncoder):
     """tape-embed's work on a part, of any encoder of proteinlm.load and with the poolings here."""
 
-    def __init__(self, encoder: Encoder, layers: Sequence[int]):
+    def __init__(self, encoder: Encoder, layers: Sequence[int], window: tuple[int, int] | None):
         self.encoder, self.device, self.padded = encoder, encoder.device, encoder.padded
+        self.window = window
         self._set_depths(layers, encoder.config.num_layers)
 
     def embed(self, proteins: Sequence[str], outputs: Sequence[str]) -> dict[str, Tensor]:
         stream, values = make_stream(proteins, self.encoder.tokenizer), {}
-        depths = list(self.depths.values())
-        for ending, states in zip(self.depths, self.encoder.states(stream, depths), strict=True):
+        for ending, states in zip(self.depths, self._states(proteins)[0], strict=True):
             for name in outputs:
                 values[name + ending] = states if name == "seq" else POOLINGS[name](states, stream)
         return values
+
+    def _compute(self, proteins: Sequence[str]) -> Parts:
+        return self.encoder.states(make_stream(proteins, self.encoder.tokenizer), list(self.depths.values())), []
 
 
 def embed_once(
@@ -156,14 +160,15 @@ def embed_once(
     model: what proteinlm.load opens, or an open Encoder. layers: numbers as of Encoder.embed, or "all". per_residue:
     also every residue's state. random_seed: of weights in the place of the model's (probe.arms.open_encoder).
     max_length: residues that are embedded (None: all that the model takes); too_long: of a longer protein its first
-    residues are ("crop"), or it stops the work ("error"); where: what messages call each protein. InputError for it, an
-    empty protein, and a vector that float16 cannot hold.
+    residues are ("crop"), or windows of so many are ("window", tape.inference.windows), or it stops the work ("error");
+    where: what messages call each protein. InputError for it, an empty protein, and a vector that float16 cannot hold.
     """
     if isinstance(model, Encoder):
         encoder = model
     else:
         encoder = open_encoder(model, random_seed=random_seed, device=device, dtype=dtype)
-    sequences = _cut(list(sequences), encoder.residue_limit(max_length), too_long, where)
+    limit = encoder.residue_limit(max_length)
+    sequences = _cut(list(sequences), limit, too_long, where)
     lengths = np.array([len(sequence) for sequence in sequences], np.int64)
     number = {sequence: i for i, sequence in enumerate(dict.fromkeys(sequences))}
     place = np.array([number[sequence] for sequence in sequences], np.int64)
@@ -175,6 +180,8 @@ def embed_once(
         "sequences": hashlib.sha256("\n".join(number).encode()).hexdigest(),
         "precision": str(encoder.dtype).removeprefix("torch."),
     }
+    if limit is not None and lengths.max() > limit:
+        identity["window"] = limit
     files = {layer: _existing(Path(directory), identity, layer, per_residue) for layer in layers}
     if None in files.values():
         files = _embed(encoder, list(number), Path(directory), identity, layers, per_residue, batch_tokens, quiet)
@@ -193,9 +200,9 @@ def _cut(sequences: list[str], limit: int | None, too_long: str, where: Sequence
         over = [i for i, sequence in enumerate(sequences) if len(sequence) > limit]
         if over:
             size = len(sequences[over[0]])
-            text = f"{size:,} residues, at most {limit:,} are embedded ({len(over):,} such proteins); --too_long crop"
-            raise InputError(f"{where[over[0]]}: {text}")
-    return [sequence[:limit].upper() for sequence in sequences]
+            text = f"{size:,} residues, at most {limit:,} are embedded ({len(over):,} such proteins)"
+            raise InputError(f"{where[over[0]]}: {text}; --too_long {'|'.join(TOO_LONG[1:])}")
+    return [(sequence if too_long == "window" else sequence[:limit]).upper() for sequence in sequences]
 
 
 def _name(identity: Mapping, layers: Sequence[int], per_residue: bool) -> str:
@@ -222,7 +229,8 @@ def _embed(
 ) -> dict[int, Path]:
     """Compute the parts that are not there, join them to a file a layer, and return the files."""
     outputs = (*POOLINGS, "seq") if per_residue else tuple(POOLINGS)
-    pooler = _Pooler(encoder, layers)
+    budget = batch_tokens or default_batch_tokens(encoder.device)
+    pooler = _Pooler(encoder, layers, (identity["window"], budget) if "window" in identity else None)
     widths = pooler.widths(outputs)
     lengths = np.array([len(sequence) for sequence in sequences], np.int64)
     token_bytes = 2 * sum(width for name, width in widths.items() if is_per_token(name))
@@ -233,12 +241,26 @@ def _embed(
     bounds = plan_parts(lengths, PART_PROTEINS, token_bytes)
     settings = {"layers": layers, "per_residue": per_residue, "torch": torch.__version__}
     store = PartStore(directory / f"embedding-{_name(identity, layers, per_residue)}", {**identity, **settings})
-    resumed = store.open()
+    with store.open() as resumed:
+        _embed_parts(pooler, store, sequences, bounds, outputs, budget, resumed, quiet)
+        return _join(store, len(bounds) - 1, directory, identity, layers, per_residue, widths)
+
+
+def _embed_parts(
+    pooler: _Pooler,
+    store: PartStore,
+    sequences: list[str],
+    bounds: np.ndarray,
+    outputs: Sequence[str],
+    budget: int,
+    resumed: bool,
+    quiet: bool,
+) -> None:
+    encoder = pooler.encoder
     todo = [part for part in range(len(bounds) - 1) if not store.has(part)]
     if not quiet:
         done = f" ({len(bounds) - 1 - len(todo)} of {len(bounds) - 1} parts are done)" if resumed else ""
         print(f"{encoder.source}: {len(sequences):,} proteins are embedded once{done}", file=sys.stderr, flush=True)
-    budget = batch_tokens or default_batch_tokens(encoder.device)
     flags = argparse.Namespace(tokens_per_batch=budget, batch_size=BATCH_PROTEINS, save_fp16=True)
     with Progress("proteins", len(sequences), _done(bounds, todo), quiet=quiet) as progress:
         for part in todo:
@@ -247,9 +269,9 @@ def _embed(
             if "failed_reasons" in arrays:
                 first, reason = arrays["failed_numbers"][0], unpack_names(arrays["failed_reasons"])[0]
                 text = f"a protein of {len(sequences[first])} residues ({sequences[first][:20]} ...)"
-                raise InputError(f"{encoder.source}, layers {', '.join(map(str, layers))}: {text} has {reason}")
+                layers = ", ".join(map(str, pooler.depths.values()))
+                raise InputError(f"{encoder.source}, layers {layers}: {text} has {reason}")
             store.save(part, arrays)
-    return _join(store, len(bounds) - 1, directory, identity, layers, per_residue, widths)
 
 
 def _done(bounds: np.ndarray, todo: Sequence[int]) -> int:

@@ -7,7 +7,7 @@ probe.variants.scoring (tests/test_commands.py).
 PRETRAINED, RANDOM, ONE_HOT, COMPOSITION = ARMS = ("pretrained", "random", "one_hot", "composition")
 AMINO_ACIDS = "ACDEFGHIKLMNPQRSTVWY"
 POOLINGS = ("mean", "max", "min", "first")
-TOO_LONG = ("error", "crop")
+TOO_LONG = ("error", "crop", "window")
 HEADS = ("cnn", "logistic", "mlp", "lstm", "fnn", "light_attention")
 METRICS = ("euclidean", "cosine")
 SCORES = ("masked-marginals", "wt-marginals", "masked-marginals-together", "mutant-marginals")

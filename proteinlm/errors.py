@@ -3,15 +3,20 @@
 `InputError` is for what a user can put right (a file, a key, a flag); anything else that escapes is a defect of ours
 and keeps its traceback. `ArgumentParser` prints one line instead of a usage block and suggests the nearest flag. Every
 command takes `--debug`: the traceback of a mistake stands above its line, that of a plugin's own error with it.
+Ctrl-C is one line too, and exit status 130. Of the processes that torchrun has started the first one speaks: another
+says what it has to say only when the first has had the time to say the same, which ends them all.
 """
 
 import argparse
 import difflib
+import os
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterable, Sequence
 
-EXIT_USAGE = 2
+EXIT_USAGE, EXIT_INTERRUPTED = 2, 130  # 128 + SIGINT, as a shell has it
+FIRST_SPEAKS_SECONDS = 10.0  # in which the first process, which may have started later, has told a mistake of all
 
 
 class InputError(ValueError):
@@ -46,11 +51,27 @@ class ArgumentParser(argparse.ArgumentParser):
         return parsed
 
     def error(self, message: str):
-        self.exit(EXIT_USAGE, f"{self.prog}: error: {message} (--help lists the flags)\n")
+        _say(f"{self.prog}: error: {message} (--help lists the flags)")
+        self.exit(EXIT_USAGE)
 
 
-def run(main: Callable[[Sequence[str] | None], int | None], argv: Sequence[str] | None = None) -> int:
-    """Call `main(argv)` and turn a user's mistake into one line and status 2. Returns the exit status."""
+def run(
+    main: Callable[[Sequence[str] | None], int | None], argv: Sequence[str] | None = None, resumes: bool = False
+) -> int:
+    """Call `main(argv)` and turn a user's mistake into one line and status 2, Ctrl-C into one and 130. Returns the
+    exit status. resumes: the same command goes on with what an interrupted one has done."""
+    try:
+        return _run(main, argv)
+    except KeyboardInterrupt as stopped:
+        if process_number() == 0:
+            again = f"the same command {'goes on' if resumes else 'starts again'}"
+            print(f"interrupted; {str(stopped) or again}", file=sys.stderr, flush=True)
+        if process_count() > 1:  # torchrun hands the signal on, for a second time, while the interpreter is taken down
+            os._exit(EXIT_INTERRUPTED)
+        return EXIT_INTERRUPTED
+
+
+def _run(main: Callable[[Sequence[str] | None], int | None], argv: Sequence[str] | None) -> int:
     try:
         return main(argv) or 0
     except InputError as error:
@@ -59,11 +80,12 @@ def run(main: Callable[[Sequence[str] | None], int | None], argv: Sequence[str] 
         if error.filename is None:
             raise
         return tell(f"{error.filename}: {error.strerror or error}", error if debugging(argv) else None)
-    except RuntimeError as error:
-        if not str(error).startswith("Symlink loop from "):  # as pathlib says it
-            raise
-        path = str(error).removeprefix("Symlink loop from ").strip("'")
-        return tell(f"{path}: a symbolic link that leads back to itself", error if debugging(argv) else None)
+    except Exception as error:
+        if isinstance(error, RuntimeError) and str(error).startswith("Symlink loop from "):  # as pathlib says it
+            path = str(error).removeprefix("Symlink loop from ").strip("'")
+            return tell(f"{path}: a symbolic link that leads back to itself", error if debugging(argv) else None)
+        time.sleep(0)  # an interrupt that came while a library waited for a process, now gone, is raised here
+        raise
 
 
 def debugging(argv: Sequence[str] | None) -> bool:
@@ -78,5 +100,22 @@ def tell(message: str, error: BaseException | None = None) -> int:
     """
     if error is not None:
         traceback.print_exception(error)
-    print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    _say(f"error: {' '.join(message.split())}")
     return EXIT_USAGE
+
+
+def _say(line: str) -> None:
+    if process_number() > 0:
+        time.sleep(FIRST_SPEAKS_SECONDS + int(os.environ.get("LOCAL_RANK", "0")))
+        line = f"process {process_number()}: {line}"
+    print(line, file=sys.stderr, flush=True)
+
+
+def process_count() -> int:
+    """How many processes torchrun (or a script that sets its variables) has started."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def process_number() -> int:
+    """Which of them this is; 0 for one that is alone."""
+    return int(os.environ.get("RANK", "0")) if process_count() > 1 else 0

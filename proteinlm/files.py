@@ -1,5 +1,8 @@
 """Files that appear whole or not at all: written under a temporary name beside the target, synced, renamed; and pipes
-that can be read again."""
+that can be read again.
+
+Directories are made for the first thing that is worth keeping: none is left by work that came to nothing.
+"""
 
 import atexit
 import contextlib
@@ -59,21 +62,36 @@ def reread(path: str, suffix: str = "") -> str:
 
 
 @contextlib.contextmanager
+def made_directory(path: str | Path) -> Iterator[Path]:
+    """`path` as a directory, made with those above it where they are missing; of these what is empty at the end goes
+    again, so that only work which wrote something leaves a directory."""
+    path = Path(path)
+    missing = [directory for directory in (path, *path.parents) if not directory.exists()]
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        yield path
+    finally:
+        for directory in missing:
+            with contextlib.suppress(OSError):  # not empty, or never made
+                directory.rmdir()
+
+
+@contextlib.contextmanager
 def atomic_path(final: str | Path) -> Iterator[Path]:
     """Yield a temporary path in `final`'s directory; on success it becomes `final`, on any error it is removed."""
     final = Path(final)
-    final.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{final.name}.", suffix=".tmp", dir=final.parent)
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        temporary.chmod(0o644)
-        fsync_path(temporary)
-        os.replace(temporary, final)
-        fsync_path(final.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with made_directory(final.parent):
+        handle, name = tempfile.mkstemp(prefix=f".{final.name}.", suffix=".tmp", dir=final.parent)
+        os.close(handle)
+        temporary = Path(name)
+        try:
+            yield temporary
+            temporary.chmod(0o644)
+            fsync_path(temporary)
+            os.replace(temporary, final)
+            fsync_path(final.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def write_text(final: str | Path, text: str) -> None:

@@ -128,7 +128,7 @@ unpack() {
     local work="$data/.unpacking_$1"
     rm -rf "$work"
     mkdir -p "$work"
-    tar -xzf "$archives/$1.tar.gz" -C "$work" || fail "$archives/$1.tar.gz: cannot be unpacked"
+    tar -xzf "$archives/$1.tar.gz" -C "$work" || { rm -rf "$work" && fail "$archives/$1.tar.gz: cannot be unpacked"; }
     if [ -d "$work/$1" ]; then
         mv "$work/$1" "$data/$1"
     else
@@ -178,6 +178,21 @@ if [ ${#names[@]} -eq 0 ]; then
 fi
 base=${base_url:-$base/$form}
 archives=$data/archives
+missing=() path=$archives
+while [ ! -d "$path" ]; do
+    missing+=("$path")
+    path=$(dirname "$path")
+done
+# What was made here and is empty at the end goes again.
+leave() {
+    local made
+    find "$archives" -name '*.part' -size 0 -delete 2>/dev/null || true
+    for made in ${missing[@]+"${missing[@]}"}; do
+        rmdir "$made" 2>/dev/null || true
+    done
+}
+trap leave EXIT
+trap 'echo "interrupted; the same command goes on" >&2; exit 130' INT
 mkdir -p "$archives"
 
 for name in "${names[@]}"; do

@@ -150,10 +150,17 @@ class ProteinnetDataset(TapeDataset):
     folder = "proteinnet"
     splits = ("train", "train_unfiltered", "valid", "test")
 
-    def _example(self, record: dict, token_ids: np.ndarray, where: str, length: int, index: int) -> Example:
+    def check(self, index: int) -> None:
+        record = self.record(index)
+        self._positions(record, self.where(index), len(record["primary"]))
+
+    def _positions(self, record: dict, where: str, length: int) -> tuple[np.ndarray, np.ndarray]:
+        """(C-alpha positions float64 [L, 3], bool [L]: known)."""
         tertiary = array_of(record, "tertiary", where, (length, 3)).astype(np.float64)
-        valid = array_of(record, "valid_mask", where, (length,)).astype(bool) & np.isfinite(tertiary).all(1)
-        seen = len(record["primary"])
+        return tertiary, array_of(record, "valid_mask", where, (length,)).astype(bool) & np.isfinite(tertiary).all(1)
+
+    def _example(self, record: dict, token_ids: np.ndarray, where: str, length: int, index: int) -> Example:
+        (tertiary, valid), seen = self._positions(record, where, length), len(record["primary"])
         return Example.of(record, token_ids, contact_map(tertiary[:seen], valid[:seen]), seen, valid=valid[:seen])
 
     def collate_fn(self, batch: Sequence[Example]) -> TapeBatch:
@@ -192,6 +199,9 @@ class MaskedLanguageModelingDataset(TapeDataset):
         """Training masks of another epoch; valid and holdout never change."""
         self.epoch = epoch if self.split == "train" else 0
 
+    def check(self, index: int) -> None:
+        """Nothing but the residues, which were read with their length."""
+
     def _example(self, record: dict, token_ids: np.ndarray, where: str, length: int, index: int) -> Example:
         vocabulary = self.tokenizer.tokenizer
         maskable = np.isin(token_ids, vocabulary.residue_ids)
@@ -210,6 +220,9 @@ class LanguageModelingDataset(TapeDataset):
 
     folder = "pfam"
     splits = ("train", "valid", "holdout")
+
+    def check(self, index: int) -> None:
+        """Nothing but the residues, which were read with their length."""
 
     def _example(self, record: dict, token_ids: np.ndarray, where: str, length: int, index: int) -> Example:
         return Example.of(record, token_ids, *_families(record))

@@ -17,6 +17,7 @@ count. Outputs and layers: tape.inference.encoding. Files: tape.inference.files.
 """
 
 import argparse
+import contextlib
 import heapq
 import itertools
 import resource
@@ -156,20 +157,23 @@ def run(args: argparse.Namespace, processes: Processes, device: torch.device) ->
     scan = processes.broadcast(scan)
     manifest = make_manifest(args, scan, model_digest(model), outputs, device.type)
     encoder = TrunkEncoder(model, args.layers or args.layer, device, precision)
+    if scan.counts.get("windowed"):
+        encoder.window = rules.max_length, args.tokens_per_batch
     widths = encoder.widths(outputs)
     token_bytes = (2 if args.save_fp16 else 4) * sum(width for name, width in widths.items() if is_per_token(name))
     # a part of several layers is no larger than one of one
     part_proteins = max(1, args.part_proteins * len(outputs) // len(widths))
     bounds = plan_parts(scan.selected_lengths, part_proteins, token_bytes)
     store = PartStore(args.out_file, manifest)
-    processes.together(lambda: begin(store, scan, len(bounds) - 1, args.format) if processes.is_main else None)
-    started = time.monotonic()
-    embedded = processes.together(lambda: embed_parts(encoder, scan, bounds, store, outputs, args, processes))
-    shares = processes.all_gather((embedded, peak_memory()))  # waits for all parts
-    seconds = time.monotonic() - started
-    if not processes.is_main:
-        return 0
-    contents = write_files(args, scan, store, len(bounds) - 1, widths, manifest)
+    with contextlib.ExitStack() as stack:
+        processes.together(lambda: begin(stack, store, scan, len(bounds) - 1, args.format) if processes.is_main else 0)
+        started = time.monotonic()
+        embedded = processes.together(lambda: embed_parts(encoder, scan, bounds, store, outputs, args, processes))
+        shares = processes.all_gather((embedded, peak_memory()))  # waits for all parts
+        seconds = time.monotonic() - started
+        if not processes.is_main:
+            return 0
+        contents = write_files(args, scan, store, len(bounds) - 1, widths, manifest)
     peaks = [max(shares[0][1], peak_memory()), *(peak for _, peak in shares[1:])]
     report(args, scan, contents, sum(count for count, _ in shares), seconds, peaks)
     return EXIT_SOME_FAILED if contents.proteins < len(scan) else 0
@@ -233,9 +237,9 @@ def failures(store: PartStore, parts: int) -> Iterator[tuple[int, str, int, str]
             yield from zip(numbers.tolist(), names, lengths, reasons, strict=True)
 
 
-def begin(store: PartStore, scan: Scan, count: int, name: str) -> None:
-    """Open the parts' directory; print how many parts there are and how many are done."""
-    resumed = store.open()
+def begin(stack: contextlib.ExitStack, store: PartStore, scan: Scan, count: int, name: str) -> None:
+    """Open the parts' directory until the stack's end; print how many parts there are and how many are done."""
+    resumed = stack.enter_context(store.open())
     done = f", {sum(store.has(part) for part in range(count))} of them done" if resumed else ""
     print(f"{scan.path}: {len(scan):,} proteins in {count} parts{done}", flush=True)
     if name == "npz" and len(scan) >= NPZ_MANY:
@@ -277,7 +281,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run_together(args.device, lambda processes, device: run(args, processes, device), args.debug)
 
 
-cli = partial(errors.run, main)  # the console command
+cli = partial(errors.run, main, resumes=True)  # the console command
 
 
 if __name__ == "__main__":

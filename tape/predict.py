@@ -37,6 +37,7 @@ from tape.inference.fasta import Protein, Rules, add_fasta_flags, read_windows, 
 from tape.inference.own_reports import own_report
 from tape.inference.parts import plan_parts
 from tape.inference.predictors import REPORTS, Report, kind_of_logits, open_maps, open_table
+from tape.inference.windows import Parts, in_windows, mean_over_windows, spans
 from tape.own_data.data import DATA_JSON, OwnData
 from tape.registry import TASK_KINDS, own_data_task, resolve_task
 from tape.runs.flags import DEVICE_FLAGS, add_flags, positive
@@ -77,6 +78,7 @@ class Predictor:
         report: Report | None = None,
     ):
         self.model, self.device, self.precision = model.to(device).eval(), device, precision
+        self.window: int | None = None  # residues, beyond which a protein is read in windows
         one_residue = self.logits(make_stream(["A"], TOKENIZER))
         self.kind = kind or kind_of_logits(one_residue)
         if self.kind is None:
@@ -92,12 +94,38 @@ class Predictor:
             batch = {"input_ids": ids, "input_mask": mask}
             return logits_of(self.model, batch, self.model(**batch)).float().cpu()
 
-    def masked_logits(self, protein: Protein, tokens_per_batch: int) -> Tensor:
-        """[L, vocabulary]: of each residue, when it alone is hidden."""
-        one = make_stream([protein.residues], TOKENIZER)
+    @property
+    def reads_windows(self) -> bool:
+        """Whether the head is apart from the encoder, and reads nothing else."""
+        return hasattr(self.model, "head_logits") and getattr(self.model.config, "head", None) != "attention"
+
+    def windowed_logits(self, residues: str, width: int, tokens_per_batch: int) -> Tensor:
+        """`logits` [...] of one protein whose residues' vectors are the means over windows; the head reads those."""
+
+        def compute(pieces: list[str]) -> Parts:
+            ids, mask = (to_device(array, self.device) for array in pad(make_stream(pieces, TOKENIZER)))
+            with computing(self.device, self.precision, f"{list(ids.shape)} tokens"):
+                hidden, pooled, *_ = self.model.base_model(ids, mask)
+            return [hidden[mask].float()], [pooled.float()]
+
+        (hidden,), (pooled,) = in_windows(compute, [residues], width, tokens_per_batch)
+        if getattr(self.model.config, "pooling", None) == "mean":
+            pooled = hidden[1:-1].mean(0, keepdim=True)
+        states = pooled if self.kind in ("value", "classification") else hidden[None]
+        mask = torch.ones(1, len(hidden), dtype=torch.bool, device=self.device)
+        with computing(self.device, self.precision, f"{len(hidden)} tokens"):
+            return self.model.head_logits(states, mask)[0].float().cpu()
+
+    def masked_logits(self, residues: str, width: int | None, tokens_per_batch: int) -> Tensor:
+        """[L, vocabulary]: of each residue, when it alone is hidden; the mean over windows of a longer protein."""
+        if width is not None and len(residues) > width:
+            where = spans(len(residues), width)
+            parts = [self.masked_logits(residues[begin:end], None, tokens_per_batch) for begin, end in where]
+            return mean_over_windows(parts, where, len(residues))
+        one = make_stream([residues], TOKENIZER)
         rows, results = max(1, tokens_per_batch // len(one.tokens)), []
-        for begin in range(1, len(protein.residues) + 1, rows):
-            hidden = np.arange(begin, min(begin + rows, len(protein.residues) + 1))
+        for begin in range(1, len(residues) + 1, rows):
+            hidden = np.arange(begin, min(begin + rows, len(residues) + 1))
             tokens = np.repeat(one.tokens[None], len(hidden), 0)
             tokens[np.arange(len(hidden)), hidden] = TOKENIZER.mask_id
             logits = self.logits(Stream(tokens.ravel(), np.repeat(one.sizes, len(hidden))))
@@ -106,10 +134,17 @@ class Predictor:
 
     def predict(self, proteins: Sequence[Protein], args: argparse.Namespace) -> list:
         """One result a protein (tape.inference.predictors), for proteins that fit one batch."""
+        residues, width = [protein.residues for protein in proteins], self.window
         if self.kind == "masked_language_modeling" and args.masked:
-            logits = [self.masked_logits(protein, args.tokens_per_batch) for protein in proteins]
+            logits = [self.masked_logits(one, width, args.tokens_per_batch) for one in residues]
         else:
-            logits = list(self.logits(make_stream([protein.residues for protein in proteins], TOKENIZER)))
+            fits = [i for i, one in enumerate(residues) if width is None or len(one) <= width]
+            rows = self.logits(make_stream([residues[i] for i in fits], TOKENIZER)) if fits else ()
+            direct = dict(zip(fits, rows, strict=True))
+            logits = [
+                direct[i] if i in direct else self.windowed_logits(one, width, args.tokens_per_batch)
+                for i, one in enumerate(residues)
+            ]
             if self.kind == "masked_language_modeling":
                 logits = [row[1 : len(p.residues) + 1] for row, p in zip(logits, proteins, strict=True)]
         with calling(self.model, "forward"):  # of another shape for several proteins than for one
@@ -168,6 +203,10 @@ def run(args: argparse.Namespace) -> None:
     check_output(args, name, predictor.kind)
     limit = residue_limit(predictor.model.config, args.max_length or flags.get("max_length"))
     scan = scan_fasta(args.data_file, Rules(limit, args.too_long, args.duplicates, args.sequence, args.id))
+    if scan.counts.get("windowed"):
+        if not predictor.reads_windows:
+            raise InputError(f"--too_long window: {args.run_dir} has no head that reads vectors alone; crop or skip")
+        predictor.window = limit
     output = Path(args.out_file)
     maps = predictor.kind == "contacts"
     pictures = output.with_name(output.stem + "_png") if maps and args.png is not False else None

@@ -25,6 +25,7 @@ from proteinlm import errors
 from proteinlm.errors import InputError
 from proteinlm.files import write_json
 from proteinlm.model_dir.find import model_type_of, read_config
+from proteinlm.running.locks import locked
 from tape.data.lengths import residue_limit
 from tape.data.splits import evaluation_splits, has_split
 from tape.models.config import read_keys
@@ -150,9 +151,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(words)
     pages.import_pyplot()  # refuse now rather than after hours
     jobs = plan(args)
-    out = Path(args.out)
-    out.mkdir(parents=True, exist_ok=True)
+    with locked(args.out, "OUT") as out:
+        return run(args, jobs, out, words)
+
+
+def run(args: argparse.Namespace, jobs: Sequence[Job], out: Path, words: Sequence[str]) -> int:
+    """The jobs, then the page of them; no page where none could be done."""
     failed = other_runs(jobs) if args.report_only else run_jobs(jobs, args.jobs)
+    if len(failed) == len(jobs) and not args.report_only and not any(job.directory.exists() for job in jobs):
+        name, why = next(iter(failed.items()))
+        raise InputError(f"{out}: none of the {len(jobs)} runs could be done; {name}: {why}")
     command = f"bash scripts/reproduce_table.sh {shlex.join(words)}"
     results = collect.collect(jobs, failed, {"command": command, "preset": args.preset, "model_dir": args.model_dir})
     write_json(out / "results.json", results)
@@ -163,7 +171,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-cli = partial(errors.run, main)  # the console command
+cli = partial(errors.run, main, resumes=True)  # the console command
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ took. What must hold: with --holdout the valid split is never opened; RUN_DIR is
 writes.
 """
 
+import contextlib
 import os
 import shlex
 import sys
@@ -28,6 +29,7 @@ from proteinlm.devices import denormals_as_zero
 from proteinlm.errors import InputError
 from proteinlm.files import write_json
 from proteinlm.model_dir.find import find_model
+from proteinlm.running.locks import locked
 from tape import recipes
 from tape.data.batching import training_steps
 from tape.data.holdout import hold_out
@@ -48,7 +50,8 @@ from tape.runs.results import finite, read_run, weights_identity
 from tape.runs.run_dir import (
     RunProgress,
     check_same_weights,
-    prepare_output,
+    clear,
+    prepare_outputs,
     refuse_to_overwrite,
     run_directory,
     save_weights,
@@ -153,11 +156,20 @@ def run(task: Task, options: TrainOptions, command: str, processes: Processes, d
             save_untrained(task, options)
         return
     runs = expand(options, processes.broadcast(run_directory(options)))
-    prepared = processes.together(lambda: [prepare_output(each) for each in runs] if processes.is_main else [])
     data, results = None, []
-    for each, resume in zip(runs, processes.broadcast(prepared), strict=True):
-        data, progress = train_one(task, each, processes, device, resume, data, command)
-        results.append(progress.best)
+    with contextlib.ExitStack() as locks:
+
+        def prepare() -> list[bool]:
+            if not processes.is_main:
+                return []
+            for each in runs:
+                locks.enter_context(locked(each.output_dir, "--output_dir"))
+            return prepare_outputs(runs)
+
+        prepared = processes.together(prepare)
+        for each, resume in zip(runs, processes.broadcast(prepared), strict=True):
+            data, progress = train_one(task, each, processes, device, resume, data, command)
+            results.append(progress.best)
     if len(runs) > 1 and processes.is_main and None not in results:
         spread = "{} {:.4f}, standard deviation {:.4f}".format(task.metric, *mean_and_spread(results))
         print(f"{len(runs)} seeds: best {spread} -> {Path(runs[0].output_dir).parent}", flush=True)
@@ -189,9 +201,8 @@ def train_one(
         source = None
         if options.from_pretrained and processes.is_main:
             source = weights_identity(find_model(options.from_pretrained))  # for a name, the directory it means
-        if processes.is_main:
-            if resume:
-                check_same_weights(source, Path(options.output_dir))
+        if processes.is_main and resume:
+            check_same_weights(source, Path(options.output_dir))
             task.remember(Path(options.output_dir), resume)
         return model, splits, source
 
@@ -222,10 +233,17 @@ def train_one(
     trainer.on_best = lambda progress: write_json(
         path, finite(record | {"best_step": progress.best_step, "best": progress.best})
     )
+
+    def keep_record() -> None:
+        if options.force_save == "TRUE":
+            clear(trainer.output)
+        task.remember(trainer.output, resume)
+        write_json(path, record)
+
     if processes.is_main:
-        if not resume:
-            write_json(path, record)
         describe(task, options, record, trainer)
+        if not resume:
+            trainer.on_first_step = keep_record
     begin = time.perf_counter()
     progress = trainer.run(resume)
     minutes = (time.perf_counter() - begin) / 60
@@ -303,7 +321,7 @@ def describe(task: Task, options: TrainOptions, record: dict, trainer: Trainer) 
             print(f"{name}: {cropped['proteins_cropped']} proteins cropped to {cropped['max_length']} residues")
 
 
-cli = partial(errors.run, main)  # the console command
+cli = partial(errors.run, main, resumes=True)  # the console command
 
 
 if __name__ == "__main__":

@@ -18,7 +18,6 @@ import math
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -28,13 +27,14 @@ import yaml
 from proteinlm import errors
 from proteinlm.errors import InputError
 from proteinlm.files import write_json, write_text
+from proteinlm.running.locks import locked
 from tape.finetuning.options import TrainOptions, build_parser, parse_options, recipe_checks, table_choice
 from tape.metrics import mean_and_spread
 from tape.own_data.read import read_own_data
 from tape.recipes import BUILT_IN
 from tape.registry import own_data_task, resolve_trained_task
 from tape.runs.flags import flag_words, positive
-from tape.runs.jobs import call
+from tape.runs.jobs import call, side_by_side
 from tape.runs.plugins import load_plugins, model_types, task_names
 from tape.runs.results import finite, read_run
 from tape.tasks import Task
@@ -135,7 +135,6 @@ def plan(out: Path, grid: Mapping[str, Sequence], words: Sequence[str]) -> list[
 
 def run_trial(trial: Trial) -> Score:
     """Train, or go on, or find it done."""
-    trial.directory.mkdir(parents=True, exist_ok=True)
     call("tape.train", trial.words, trial.directory.parent / f"{trial.directory.name}.txt")
     runs = [read_run(path) for path in trial.runs]
     best = tuple(math.nan if run["best"] is None else float(run["best"]) for run in runs)
@@ -202,13 +201,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(table([score], task), flush=True)
         return score
 
-    with ThreadPoolExecutor(args.jobs) as pool:
+    with locked(out, "OUT"), side_by_side(args.jobs) as pool:  # what is wrong with one trial is mostly wrong with all
         waiting = [pool.submit(one, trial) for trial in trials]
-        try:
-            scores = ranked([trial.result() for trial in waiting], task)
-        except BaseException:
-            pool.shutdown(cancel_futures=True)  # what is wrong with one trial is mostly wrong with all
-            raise
+        scores = ranked([trial.result() for trial in waiting], task)
     best = scores[0]
     if math.isnan(best.mean):
         raise InputError(f"{out}: {task.metric} is undefined in every trial; should have more proteins held out")
@@ -222,7 +217,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-cli = partial(errors.run, main)  # the console command
+cli = partial(errors.run, main, resumes=True)  # the console command
 
 
 if __name__ == "__main__":

@@ -49,9 +49,9 @@ UNTRUSTED = "proteinlm/untrusted/"
 READS_ENVIRONMENT = {
     "pretrain/__main__.py",
     "pretrain/parallel/mesh.py",
+    "proteinlm/errors.py",  # one of several processes speaks
     "demo/run.py",
     "tape/runs/processes.py",
-    "tape/runs/flags.py",  # which of the processes speaks
     "proteinlm/model_dir/find.py",  # where the user keeps models that have names
 }
 

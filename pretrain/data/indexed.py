@@ -82,6 +82,10 @@ class IndexedDataset:
             _check_documents(idx, self.documents, num_sequences)
         self._tokens = np.memmap(binary, self.dtype, mode="r").view(np.ndarray)
 
+    def tokens(self, start: int, stop: int) -> np.ndarray:
+        """A view of the ids start ... stop - 1 of all sequences, back to back."""
+        return self._tokens[start:stop]
+
     def read(self, i: int, start: int = 0, stop: int | None = None) -> np.ndarray:
         """A view of the ids of sequence i, from token `start` to `stop` (default: its end)."""
         if not 0 <= i < len(self):

@@ -16,6 +16,7 @@ import functools
 import itertools
 import os
 import re
+import signal
 import sys
 import time
 from collections import Counter, deque
@@ -169,7 +170,8 @@ def map_in_order(function: Callable, items: Iterable, workers: int) -> Iterator:
 
     pending: deque = deque()
     items = iter(items)
-    with ProcessPoolExecutor(workers) as pool:
+    # A terminal's Ctrl-C reaches the workers too; that is for the main process to tell.
+    with ProcessPoolExecutor(workers, initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN)) as pool:
         try:
             pending.extend(pool.submit(function, item) for item in itertools.islice(items, 4 * workers))
             while pending:
@@ -186,8 +188,10 @@ def read_inputs(args: argparse.Namespace) -> Iterator[Chunk]:
     return itertools.chain.from_iterable(read_chunks(path, args.json_key) for path in args.input)
 
 
-def train_tokenizer(args: argparse.Namespace) -> str:
-    """Train a SentencePiece model on the input; returns its path (`--vocab-file`, or beside the output)."""
+@contextlib.contextmanager
+def trained_tokenizer(args: argparse.Namespace) -> Iterator[str]:
+    """A SentencePiece model trained on the input, which has its name (`--vocab-file`, or beside the output) at the end:
+    not before the shard is there, or the same command would refuse to replace it."""
     path = args.vocab_file or f"{args.output_prefix}.model"
     if os.path.exists(path):
         raise InputError(f"{path}: exists; --train-tokenizer does not replace a model (leave the flag out to use it)")
@@ -203,8 +207,8 @@ def train_tokenizer(args: argparse.Namespace) -> str:
     print(f"training {path} on a sample of the proteins: about a minute", file=sys.stderr)
     with atomic_path(path) as temporary:
         temporary.write_bytes(train_sentencepiece(itertools.chain([first], stream), args.vocab_size, args.seed))
+        yield str(temporary)
     print(f"trained {path}: {args.vocab_size} tokens")
-    return path
 
 
 def preprocess(args: argparse.Namespace, tokenizer: Tokenizer, started: float) -> dict:
@@ -324,10 +328,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = build_parser()
     args = parser.parse_args(argv)
     check_arguments(parser, args)
-    if args.train_tokenizer:
-        args.vocab_file = train_tokenizer(args)
-    tokenizer = build_tokenizer(args.tokenizer_type, args.vocab_file)
-    summary = preprocess(args, tokenizer, started)
+    with trained_tokenizer(args) if args.train_tokenizer else contextlib.nullcontext(args.vocab_file) as vocab_file:
+        summary = preprocess(args, build_tokenizer(args.tokenizer_type, vocab_file), started)
     print(format_summary(summary, f"{args.output_prefix}_text_document"))
     return 0
 

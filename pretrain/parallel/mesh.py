@@ -19,6 +19,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from pretrain.config.options import Config
 from pretrain.torch_internals import joined_axes, set_timeout
+from proteinlm.errors import InputError
 
 AXES = ("pp", "dp_replicate", "dp_shard", "tp")
 
@@ -177,6 +178,14 @@ class World:
         if not self.alone:
             dist.all_reduce(values)
         return values
+
+    def raise_together(self, problem: str | None) -> None:
+        """InputError on every process where one has a problem: the first one's, so that one of them can tell it."""
+        problems = [problem] * self.size
+        if not self.alone:
+            dist.all_gather_object(problems, problem)
+        for problem in filter(None, problems):
+            raise InputError(problem)
 
     def leave(self) -> None:
         """Say goodbye to the others."""

@@ -7,12 +7,13 @@ command line that starts it. No GPU is needed.
 import shlex
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from pretrain.config.read import parse_config
 from pretrain.plan.cluster import make_cluster
 from pretrain.plan.lengths import lengths_of_rows
 from proteinlm.errors import ArgumentParser, InputError, run
-from proteinlm.files import write_json, write_text
+from proteinlm.files import check_writable, write_json, write_text
 from proteinlm.tokenizer import build_tokenizer
 
 POSITIVE = ("gpus_per_node", "nodes", "gpu_memory", "bandwidth", "price_per_gpu_hour", "tokens", "rows")
@@ -44,6 +45,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name in POSITIVE:
         if (value := getattr(own, name)) is not None and not 0 < value < float("inf"):
             raise InputError(f"--{name.replace('_', '-')} {value} must be more than 0")
+    for path in filter(None, (own.json, own.html)):
+        check_writable(Path(path))
     cluster = make_cluster(
         own.gpu, own.gpus_per_node, own.nodes, own.gpu_memory, own.bandwidth, own.price_per_gpu_hour, own.calibration
     )

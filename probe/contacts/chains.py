@@ -60,6 +60,11 @@ class Chains:
         """Leave only `number` chains, at random (always the same ones), in their order."""
         self.places = np.sort(np.random.default_rng(0).permutation(len(self.data))[:number])
 
+    def check(self) -> None:
+        """InputError for a record without its structure, before the work comes to it."""
+        for place in self.places.tolist():
+            self.data.check(place)
+
     def __getitem__(self, index: int) -> Chain:
         if not 0 <= index < len(self):
             raise IndexError(index)

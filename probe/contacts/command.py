@@ -110,6 +110,8 @@ def open_chains(path: str, split: str, encoder: Encoder, args: argparse.Namespac
     chains = Chains(path, split, encoder.residue_limit(args.max_length), args.too_long)
     if number is not None:
         chains.draw(number)
+    if split == "test":  # of train a few are drawn
+        chains.check()
     return chains
 
 
@@ -156,25 +158,24 @@ def fit_and_score(args: argparse.Namespace, stem: str) -> None:
         "proteins": args.proteins,
         "device": encoder.device.type,
     }
-    store = PartStore(f"{stem}.json", settings)
-    store.open()
-    if test is None:
-        regressions, reports = stored_fits(store, encoder, train, args.seeds, args.proteins, 0, False)
-        result = {"fits": {PRETRAINED: reports}}
-    else:
-        result, regressions = evaluate(
-            encoder, test, store, train=train, twin=twin, seeds=args.seeds, number=args.proteins
-        )
-    written = []
-    if train is not None:
-        for seed, regression in zip(args.seeds, regressions, strict=True):
-            written.append(f"{stem}.safetensors" if seed == args.seeds[0] else f"{stem}.seed{seed}.safetensors")
-            write_regression(written[-1], regression)
-        if args.export:
-            export_regression(args.words[0], regressions[0], args.export)
-            written.append(args.export)
-    own = {"model": args.words[0], **settings}
-    store.finish({Path(f"{stem}.json"): lambda path: write_json(path, plain(own | result))})
+    store, written = PartStore(f"{stem}.json", settings), []
+    with store.open():
+        if test is None:
+            regressions, reports = stored_fits(store, encoder, train, args.seeds, args.proteins, 0, False)
+            result = {"fits": {PRETRAINED: reports}}
+        else:
+            result, regressions = evaluate(
+                encoder, test, store, train=train, twin=twin, seeds=args.seeds, number=args.proteins
+            )
+        if train is not None:
+            for seed, regression in zip(args.seeds, regressions, strict=True):
+                written.append(f"{stem}.safetensors" if seed == args.seeds[0] else f"{stem}.seed{seed}.safetensors")
+                write_regression(written[-1], regression)
+            if args.export:
+                export_regression(args.words[0], regressions[0], args.export)
+                written.append(args.export)
+        own = {"model": args.words[0], **settings}
+        store.finish({Path(f"{stem}.json"): lambda path: write_json(path, plain(own | result))})
     if test is not None:
         print(table_text(result["arms"]), table_text(result["differences"]), sep="\n\n")
         print(f"percent, means over {len(test):,} chains of {test.path.name}, 95% intervals over chains")
@@ -191,17 +192,15 @@ def heads(args: argparse.Namespace, stem: str) -> None:
     settings = {"model sha256": identity_of(encoder), "data": chains.identity(), "threshold": args.threshold}
     settings["random_seed"] = args.random_seed if RANDOM in args.arms else None
     store = PartStore(f"{stem}.heads.json", settings)
-    store.open()
-    shares = attention_on_contacts(encoder, chains, store, args.threshold)
-    arms = {PRETRAINED: shares.report()}
-    if RANDOM in args.arms:  # its parts are numbered behind the encoder's, which are no more than there are chains
-        twin = open_model(args, args.random_seed)
-        arms[RANDOM] = attention_on_contacts(twin, chains, store, args.threshold, begin=len(chains)).report()
-    model = Path(encoder.source).name
-    pictures = draw_heads(stem, shares, model, chains.path.name)
-    report = {"model": args.words[0], "data": chains.path.name, "random_seed": settings["random_seed"]}
-    report |= {"arms": arms}
-    store.finish({Path(f"{stem}.heads.json"): lambda path: write_json(path, report)})
+    with store.open():
+        shares = attention_on_contacts(encoder, chains, store, args.threshold)
+        arms = {PRETRAINED: shares.report()}
+        if RANDOM in args.arms:  # its parts are numbered behind the encoder's, which are no more than there are chains
+            twin = open_model(args, args.random_seed)
+            arms[RANDOM] = attention_on_contacts(twin, chains, store, args.threshold, begin=len(chains)).report()
+        pictures = draw_heads(stem, shares, Path(encoder.source).name, chains.path.name)
+        report = {"model": args.words[0], "data": chains.path.name, "random_seed": settings["random_seed"]}
+        store.finish({Path(f"{stem}.heads.json"): lambda path: write_json(path, report | {"arms": arms})})
     print(f"contacts are {100 * shares.background:.2f}% of the pairs of {len(chains):,} chains")
     order = sorted(range(shares.weighted.size), key=lambda number: -shares.weighted.flat[number])
     for number in order[:5]:
@@ -222,7 +221,7 @@ def find_protein(args: argparse.Namespace, encoder: Encoder) -> tuple[str, str, 
     if not is_fasta(args.view):
         raise InputError(f"{args.view}: should be a FASTA file, or chains of known structure (.lmdb, .json)")
     rules = Rules(encoder.residue_limit(args.max_length), args.too_long, "keep")
-    proteins = read_proteins(scan_fasta(args.view, rules))
+    proteins = read_proteins(scan_fasta(args.view, rules, choices=("crop",)))
     protein: Protein | None = next((p for p in proteins if args.id in (None, p.id)), None)
     if protein is None:
         raise InputError(f"{args.view}: no protein {args.id!r}")
@@ -256,7 +255,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-cli = partial(errors.run, main)
+cli = partial(errors.run, main, resumes=True)
 
 
 if __name__ == "__main__":

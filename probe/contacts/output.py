@@ -98,21 +98,22 @@ def write_contacts(
     if top is not None and output.suffix != ".csv":
         raise InputError(f"{output}: top (--top) is of a .csv; the other forms have every pair")
     encoder.need_contacts()
-    scan = scan_fasta(fasta, rules or Rules(encoder.residue_limit()), id_key if output.suffix == ".h5" else str)
+    rules, key = rules or Rules(encoder.residue_limit()), id_key if output.suffix == ".h5" else str
+    scan = scan_fasta(fasta, rules, key, choices=("crop",))
     bounds = cut_parts(scan.selected_lengths.astype(np.int64) ** 2, PART_PAIRS, PART_PROTEINS)
     settings = {"input sha256": scan.sha256, "model and regression": identity, "max_length": scan.rules.max_length}
     settings |= {"too_long": scan.rules.too_long, "duplicates": scan.rules.duplicates, "torch": str(torch.__version__)}
     store, parts = PartStore(output, settings), range(len(bounds) - 1)
-    store.open()
-    missing = [part for part in parts if not store.has(part)]
-    done = len(scan) - sum(int(bounds[part + 1] - bounds[part]) for part in missing)
-    with Progress("proteins", len(scan), done, quiet=quiet) as progress:
-        for part, proteins in read_windows(scan, bounds, missing):
-            residues = [protein.residues for protein in proteins]
-            maps = encoder.contacts(residues, batch_tokens=batch_tokens, quiet=True)
-            store.save(part, {"maps": np.concatenate([own.astype(np.float32).ravel() for own in maps])})
-            progress.add(len(proteins), sum(map(len, residues)))
-    store.finish({output: lambda path: WRITERS[output.suffix](path, _stored(scan, bounds, store, pictures), top)})
+    with store.open():
+        missing = [part for part in parts if not store.has(part)]
+        done = len(scan) - sum(int(bounds[part + 1] - bounds[part]) for part in missing)
+        with Progress("proteins", len(scan), done, quiet=quiet) as progress:
+            for part, proteins in read_windows(scan, bounds, missing):
+                residues = [protein.residues for protein in proteins]
+                maps = encoder.contacts(residues, batch_tokens=batch_tokens, quiet=True)
+                store.save(part, {"maps": np.concatenate([own.astype(np.float32).ravel() for own in maps])})
+                progress.add(len(proteins), sum(map(len, residues)))
+        store.finish({output: lambda path: WRITERS[output.suffix](path, _stored(scan, bounds, store, pictures), top)})
     return scan
 
 
@@ -125,7 +126,6 @@ def _stored(scan: Scan, bounds: np.ndarray, store: PartStore, pictures: Path | N
             contacts = values[at : at + length**2].reshape(length, length)
             at += length**2
             if pictures is not None:
-                pictures.mkdir(parents=True, exist_ok=True)
                 name = re.sub(r"[^A-Za-z0-9._-]", "_", protein.id)[:100]
                 draw_map(pictures / f"{protein.number:06d}_{name}.png", protein, contacts)
             yield protein, contacts

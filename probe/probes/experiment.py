@@ -31,6 +31,7 @@ from probe.probes.training import Inputs, Outcome, Pooled, Residues, Scale, fit,
 from proteinlm.devices import choose_device
 from proteinlm.errors import InputError, did_you_mean
 from proteinlm.files import atomic_path, check_writable
+from proteinlm.running.locks import locked
 from proteinlm.untrusted.safe_load import safe_torch_load
 from tape.data.holdout import cluster_sequences, hold_out
 from tape.inference.parts import kept_array, opened_npz
@@ -95,9 +96,11 @@ def run(model: str | None, data: ProbeData, output: str | Path, options: Options
             f"{data.name}: no split to score beside train; --test names a table, --split_column none divides"
         )
     check_writable(output / "heads" / "head.npz")
-    work = _Work(model, data, output, options)
-    results = [work.do(setup) for setup in work.setups]
-    return write_report(output, model, data, options, work.recipes, work.notes, results, time.monotonic() - started)
+    with locked(output, "--output"):
+        work = _Work(model, data, output, options)
+        results = [work.do(setup) for setup in work.setups]
+        seconds = time.monotonic() - started
+        return write_report(output, model, data, options, work.recipes, work.notes, results, seconds)
 
 
 class _Work:

@@ -118,7 +118,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-cli = partial(errors.run, main)
+cli = partial(errors.run, main, resumes=True)
 
 
 if __name__ == "__main__":

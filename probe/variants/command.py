@@ -12,6 +12,7 @@ goes on where it was.
 
 import argparse
 import csv
+import shutil
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -29,7 +30,8 @@ from probe.variants.scoring import METHODS, score
 from proteinlm import errors
 from proteinlm.encoder import Encoder
 from proteinlm.errors import InputError
-from proteinlm.files import atomic_path, reread, write_json
+from proteinlm.files import atomic_path, check_writable, reread, write_json
+from proteinlm.running.locks import locked
 from proteinlm.tables import is_table
 from tape.runs.flags import DEVICE_FLAGS, add_flags, count, positive, precision_name
 
@@ -91,15 +93,15 @@ def open_model(model: str, args: argparse.Namespace, random_seed: int | None) ->
 
 
 def score_all(
-    models: Mapping[str, str], wild: WildType, mutants: list, args: argparse.Namespace, output: Path
+    models: Mapping[str, str], wild: WildType, mutants: list, args: argparse.Namespace, partial: Path
 ) -> tuple[dict[str, np.ndarray], dict[str, float]]:
-    """(scores by column, seconds by column). One model is in memory at a time."""
+    """(scores by column, seconds by column). One model is in memory at a time. partial: holds work that was cut off."""
     scores, seconds = {}, {}
     arms = [(name, model, None) for name, model in models.items()]
     if args.random_seed is not None:
         arms.append((RANDOM, arms[0][1], args.random_seed))
     for number, (name, model, random_seed) in enumerate(arms):
-        started, saved = time.monotonic(), Path(f"{output}.partial-{number}")
+        started, saved = time.monotonic(), partial / f"{number}.npz"
         print(f"{name}: {args.score} of {len(mutants):,} mutants of {wild.name}", file=sys.stderr, flush=True)
         encoder = open_model(model, args, random_seed)
         scores[name] = score(
@@ -198,20 +200,34 @@ def main(argv: Sequence[str] | None = None) -> int:
         args.alignment = reread(args.alignment)
         floors.read_profile(args.alignment, wild)  # what is wrong with it shows before the work
     names = column_names(models, () if assay is None else assay.table.columns, args.random_seed is not None)
-    scores, seconds = score_all(dict(zip(names, models, strict=True)), wild, mutants, args, output)
+    check_writable(output)
+    with locked(f"{output}.partial", "--output") as partial:
+        write(args, dict(zip(names, models, strict=True)), wild, mutants, assay, output, partial)
+        shutil.rmtree(partial)
+    return 0
+
+
+def write(
+    args: argparse.Namespace,
+    models: Mapping[str, str],
+    wild: WildType,
+    mutants: list,
+    assay: Assay | None,
+    output: Path,
+    partial: Path,
+) -> None:
+    """Score, then OUT, OUT.json and the pictures."""
+    scores, seconds = score_all(models, wild, mutants, args, partial)
     if assay is None:
         scan_output(output, wild, scores, args.score)
     metrics = {"metrics": {}} if assay is None else mutants_output(output, assay, wild, scores, args)
     settings = {"wild_type": wild.name, "residues": len(wild.sequence), "offset": wild.offset, "score": args.score}
-    settings |= {"window": args.window, "mutants": len(mutants), "data": Path(mutants_path or wild_path).name}
-    settings |= {"models": dict(zip(names, models, strict=True)), "random_seed": args.random_seed, "seconds": seconds}
+    settings |= {"window": args.window, "mutants": len(mutants), "data": Path(args.words[-1]).name}
+    settings |= {"models": dict(models), "random_seed": args.random_seed, "seconds": seconds}
     write_json(output.with_suffix(".json"), settings | metrics)
-    for number in range(len(seconds)):
-        Path(f"{output}.partial-{number}").unlink(missing_ok=True)
-    return 0
 
 
-cli = partial(errors.run, main)
+cli = partial(errors.run, main, resumes=True)
 
 
 if __name__ == "__main__":

@@ -128,6 +128,10 @@ class TapeDataset(torch.utils.data.Dataset):
             raise InputError(f"{where}: {sizes}; TAPE's tasks need a vocabulary of one token a residue")
         return self._example(record | {"primary": residues}, token_ids, where, len(record["primary"]), index)
 
+    def check(self, index: int) -> None:
+        """InputError where the protein's record is not as the task needs it; overridden where an example is dear."""
+        self[index]
+
     def _example(self, record: dict, token_ids: np.ndarray, where: str, length: int, index: int) -> Example:
         """TAPE's tuple of a record whose `primary` may be cropped (token_ids [N] are of that) and has `length` residues
         on disk; subclasses may make more of it.

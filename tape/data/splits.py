@@ -35,6 +35,9 @@ class SplitData:
         self._room = CACHE_BYTES
         self.states: Any = None  # of a frozen encoder (tape.finetuning.frozen.States): batches then have `states`
 
+    def __getstate__(self) -> dict:
+        return self.__dict__ | {"_cache": {}}  # a worker process makes its own
+
     def __len__(self) -> int:
         return len(self.indices)
 
@@ -67,6 +70,13 @@ class SplitData:
         part = SplitData(self.dataset, self.indices[indices], self._cache)
         part._room, part.states = self._room, self.states
         return part
+
+    def check(self) -> None:
+        """InputError for a record that would stop the work later. Examples that are made for it are kept."""
+        if isinstance(self.dataset, TapeDataset):  # a plugin's may be anything
+            dear = type(self.dataset).check is not TapeDataset.check
+            for index in self.indices.tolist():
+                self.dataset.check(index) if dear else self._example(index)
 
     def _example(self, index: int) -> tuple:
         example = self._cache.get(index)
@@ -113,15 +123,17 @@ class SplitData:
 def load_split(
     task: Task, data_dir: str | Path, split: str, tokenizer: TAPETokenizer, max_length: int | None, too_long: str
 ) -> SplitData:
-    """Open a split and read it whole. max_length: residues the model may see (None: any number of them); too_long:
-    "crop" or "error"."""
+    """Open a split, read it whole and look at every record. max_length: residues the model may see (None: any number of
+    them); too_long: "crop" or "error"."""
     with calling(task.dataset, "__init__"):
         dataset = task.dataset(data_dir, split, tokenizer, in_memory=True, max_length=max_length, too_long=too_long)
     with calling(dataset, "__len__"):
         count = len(dataset)
     if not count:
         raise InputError(f"{dataset.path}: holds no proteins")
-    return SplitData(dataset)
+    split = SplitData(dataset)
+    split.check()
+    return split
 
 
 def has_split(task: Task, data_dir: str | Path, split: str) -> bool:

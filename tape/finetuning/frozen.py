@@ -11,6 +11,7 @@ Legend: B proteins, N tokens of the longest (residues + 2), h and p sizes, T tok
 """
 
 import argparse
+import contextlib
 import hashlib
 import json
 from collections.abc import Sequence
@@ -86,17 +87,35 @@ def attach_states(
 
 
 def _compute(encoder: TrunkEncoder, output: str, sequences: list[str], store: PartStore, processes: Processes) -> None:
-    """Embed what is missing, each process its share of the parts, then join the parts."""
+    """Embed what is missing, each process its share of the parts, then join the parts. Of several runs over one table
+    the others wait, and find the file."""
     lengths = np.array([len(sequence) for sequence in sequences], np.int64)
     width = encoder.widths((output,))[output]
     rows = int((lengths + 2).sum()) if output == "seq" else len(sequences)
     advice = "--embeddings_dir DIR names another place, --embeddings_dir none keeps nothing"
     check_room(store.output.parent, 8 * rows * width, advice)  # the parts and the whole
     bounds = plan_parts(lengths, PART_PROTEINS, 4 * width if output == "seq" else 0)
-    resumed = processes.broadcast(processes.together(lambda: processes.is_main and store.open()))
+    with contextlib.ExitStack() as stack:
+        processes.together(lambda: processes.is_main and stack.enter_context(store.open(wait=True)))
+        if not processes.broadcast(store.output.is_file()):
+            processes.together(lambda: _embed_parts(encoder, output, sequences, bounds, store, processes))
+            if processes.is_main:
+                store.finish({store.output: lambda path: _join(store, output, (rows, width), len(bounds) - 1, path)})
+        processes.barrier()
+
+
+def _embed_parts(
+    encoder: TrunkEncoder,
+    output: str,
+    sequences: list[str],
+    bounds: np.ndarray,
+    store: PartStore,
+    processes: Processes,
+) -> None:
     todo = [part for part in range(len(bounds) - 1) if not store.has(part)]
     if processes.is_main:
-        done = f" ({len(bounds) - 1 - len(todo)} of {len(bounds) - 1} parts are done)" if resumed else ""
+        made = len(bounds) - 1 - len(todo)
+        done = f" ({made} of {len(bounds) - 1} parts are done)" if made else ""
         print(
             f"the encoder is frozen: {len(sequences):,} proteins are embedded once{done} -> {store.output}", flush=True
         )
@@ -108,8 +127,6 @@ def _compute(encoder: TrunkEncoder, output: str, sequences: list[str], store: Pa
         "proteins", sum(int(bounds[p + 1] - bounds[p]) for p in own), quiet=not processes.is_main
     ) as progress:
         for part in own:
-            if store.output.is_file():  # another run over the same table was faster
-                break
             first, last = int(bounds[part]), int(bounds[part + 1])
             proteins = [Protein(i, str(i), sequences[i]) for i in range(first, last)]
             values = encoder.embed_part(proteins, (output,), settings, progress)
@@ -117,10 +134,6 @@ def _compute(encoder: TrunkEncoder, output: str, sequences: list[str], store: Pa
                 length, reason = values["failed_length"][0], unpack_names(values["failed_reasons"])[0]
                 raise InputError(f"{store.output}: a protein of {length} residues has no states: {reason}")
             store.save(part, {output: values[output]})
-    processes.barrier()
-    if processes.is_main and not store.output.is_file():
-        store.finish({store.output: lambda path: _join(store, output, (rows, width), len(bounds) - 1, path)})
-    processes.barrier()
 
 
 def _join(store: PartStore, output: str, shape: tuple[int, int], parts: int, path: Path) -> None:

@@ -264,8 +264,9 @@ def _read(action: argparse.Action, value: object) -> object:
     return value
 
 
-def check_resumable(options: TrainOptions, saved: dict, where: Path) -> None:
-    """A resumed run must be the run that was started."""
+def changed_flag(options: TrainOptions, saved: dict) -> str:
+    """'' where a run of these flags is the one that was started, else '--seed 1, not 2' of the first that differs."""
     for name, value in asdict(options).items():
         if name not in MAY_CHANGE and name in saved and saved[name] != value:
-            raise InputError(f"{where}: the run to resume was started with --{name} {saved[name]}, not {value}")
+            return f"--{name} {saved[name]}, not {value}"
+    return ""

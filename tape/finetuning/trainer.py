@@ -86,6 +86,7 @@ class Trainer:
         self.best_head: dict[str, torch.Tensor] | None = None  # better weights that are not on disk yet
         self.written = time.monotonic()
         self.progress = RunProgress()
+        self.on_first_step: Callable[[], None] = lambda: None  # called after it: until then nothing is written
         self.on_best: Callable[[RunProgress], None] = lambda progress: None  # called when better weights are saved
 
     # ---- one step
@@ -241,7 +242,7 @@ class Trainer:
         return progress
 
     def _loop(self, log: MetricsLog | NoLog) -> None:
-        progress, options = self.progress, self.options
+        progress, options, first = self.progress, self.options, self.progress.step + 1
         plan = self._plan()
         steps = enumerate(plan, progress.step)
         requests = [(step // self.steps_per_epoch, part) for step, share in steps for part in share.parts]
@@ -254,6 +255,8 @@ class Trainer:
                 loss, norm = self.train_step([next(prepared) for _ in share.parts], share)
                 losses.append(loss)
                 bar.add(1)
+                if progress.step == first:
+                    self.on_first_step()
                 if progress.step % options.num_log_iter == 0 or progress.step == self.total_steps:
                     log.write(self._log_line(losses, norm, time.perf_counter() - begin))
                     losses, begin = [], time.perf_counter()

@@ -43,6 +43,7 @@ from tape.data.examples import summary
 from tape.data.users_code import calling, refuse
 from tape.inference.fasta import Protein
 from tape.inference.parts import is_per_token, pack_names, split_rows
+from tape.inference.windows import Parts, in_windows
 from tape.models.modeling_bert import ProteinBertModel
 from tape.models.modeling_huggingface import HuggingFaceModel
 
@@ -75,6 +76,7 @@ class TrunkEncoder:
     def __init__(self, model: nn.Module, layer: int | Sequence[int], device: torch.device, precision: torch.dtype):
         self.model = model.to(device).eval()
         self.device, self.precision = device, precision
+        self.window: tuple[int, int] | None = None  # residues of a longer protein's windows, tokens of a batch of them
         self.flat = isinstance(model, ProteinBertModel | HuggingFaceModel)
         self.last, self.depths = -1, {"": -1}  # the number of the last layer; ending of a name -> number of its layer
         self.padded = True
@@ -111,28 +113,33 @@ class TrunkEncoder:
     def embed(self, proteins: Sequence[str], outputs: Sequence[str]) -> dict[str, Tensor]:
         """fp32 on the device: `pooled`, `avg`, `mean` [B, h] and `seq` [T, h], the proteins one after the other."""
         stream, values = make_stream(proteins, TOKENIZER), {}
-        states = self._flat_states(stream) if self.flat else self._padded_states(stream)
-        for ending, (tokens, pooled) in zip(self.depths, states, strict=True):
-            of_layer = {"pooled": pooled, "seq": tokens}
+        states, own_pooled = self._states(proteins)
+        for number, (ending, depth) in enumerate(self.depths.items()):
+            tokens = states[number]
             for name in outputs:
-                values[name + ending] = of_layer[name] if name in of_layer else POOLINGS[name](tokens, stream)
+                if name == "pooled" and depth == self.last and own_pooled:
+                    values[name + ending] = own_pooled[0]
+                elif name == "pooled":
+                    mean = self.flat and depth == self.last and self.model.config.pooling == "mean"
+                    values[name + ending] = POOLINGS["mean" if mean else "cls"](tokens, stream)
+                else:
+                    values[name + ending] = tokens if name == "seq" else POOLINGS[name](tokens, stream)
         return values
 
-    def _flat_states(self, stream: Stream) -> Iterator[tuple[Tensor, Tensor]]:
-        """(states [T, h], pooled [B, h]) of each layer."""
-        depths = list(self.depths.values())
-        for depth, states in zip(depths, self.encoder.states(stream, depths), strict=True):
-            pooling = "mean" if depth == self.last and self.model.config.pooling == "mean" else "cls"
-            yield states, POOLINGS[pooling](states, stream)
+    def _states(self, proteins: Sequence[str]) -> Parts:
+        """The states [T, h] of each layer, and of a model whose pooling is its own also that, [B, p]."""
+        if self.window is None or max(map(len, proteins)) <= self.window[0]:
+            return self._compute(proteins)
+        return in_windows(self._compute, proteins, *self.window)
 
-    def _padded_states(self, stream: Stream) -> Iterator[tuple[Tensor, Tensor]]:
-        """(states [T, h], pooled [B, p]) of each layer."""
+    def _compute(self, proteins: Sequence[str]) -> Parts:
+        stream, depths = make_stream(proteins, TOKENIZER), list(self.depths.values())
+        if self.flat:
+            return self.encoder.states(stream, depths), []
         outputs = self._outputs(stream)
         real = to_device(np.flatnonzero(pad(stream)[1]), self.device)
-        for depth in self.depths.values():
-            padded = outputs[0] if depth == -1 else outputs[2][depth]
-            states = padded.flatten(0, 1)[real].float()
-            yield states, outputs[1].float() if depth == self.last else POOLINGS["cls"](states, stream)
+        padded = [outputs[0] if depth == -1 else outputs[2][depth] for depth in depths]
+        return [states.flatten(0, 1)[real].float() for states in padded], [outputs[1].float()]
 
     def _outputs(self, stream: Stream) -> tuple:
         what = f"{len(stream.sizes)} proteins, {len(stream.tokens)} tokens"

@@ -20,11 +20,12 @@ from proteinlm.errors import ArgumentParser, InputError
 from proteinlm.files import reread
 from proteinlm.sequences import read_fasta, residues_of
 from proteinlm.tables import is_fasta, is_table, read_table
-from tape.data.lengths import TOO_LONG
+from tape.data import lengths
 from tape.own_data.columns import find_id, find_sequence
 from tape.runs.flags import add_flags, positive
 from tape.runs.results import file_sha256
 
+TOO_LONG = (*lengths.TOO_LONG, "window")
 DUPLICATES = ("error", "first", "keep")
 LONGEST_NAME = 10_000  # letters; an .npz or a .tar holds a name of at most 65,535 bytes
 DIGEST = 16  # bytes of a name's digest: two of 10^9 names share one with a probability below 10^-20
@@ -35,7 +36,7 @@ class Rules:
     """What happens to proteins that cannot simply be taken."""
 
     max_length: int | None = None  # residues the model may see; None: any number
-    too_long: str = "error"  # or "crop" (its first max_length residues), "skip"
+    too_long: str = "error"  # or "crop" (its first max_length residues), "skip", "window" (tape.inference.windows)
     duplicates: str = "error"  # or "first" (later ones of a name are left out), "keep"
     sequence: str | None = None  # of a table: the column of sequences, and that of names ("none": there is none)
     id: str | None = None
@@ -60,7 +61,7 @@ class Scan:
     sha256: str
     selected: np.ndarray  # bool [N]
     lengths: np.ndarray  # int32 [N], residues as the model sees them
-    counts: dict[str, int]  # empty, cropped, skipped_too_long, duplicates: how many records
+    counts: dict[str, int]  # empty, cropped, skipped_too_long, windowed, duplicates: how many records
 
     def __len__(self) -> int:
         """Proteins that are selected."""
@@ -78,6 +79,7 @@ class Scan:
             "skipped_too_long": f"{{}} longer than {self.rules.max_length} skipped",
             "duplicates": "{} of a name met before skipped",
             "cropped": f"{{}} cropped to {self.rules.max_length} residues",
+            "windowed": f"{{}} read in windows of {self.rules.max_length} residues",
         }
         return "".join(f", {words[key].format(count)}" for key, count in self.counts.items() if count)
 
@@ -105,37 +107,42 @@ def read_records(path: str, rules: Rules) -> Iterator[tuple[str, str]]:
         yield " ".join(name.split()), residues_of(sequence)
 
 
-def scan_fasta(path: str | Path, rules: Rules, key: Callable[[str], str] = str) -> Scan:
+def scan_fasta(
+    path: str | Path, rules: Rules, key: Callable[[str], str] = str, choices: Sequence[str] = TOO_LONG
+) -> Scan:
     """Scan the whole file; path: also "-", standard input, or another pipe.
 
     InputError for what `rules` refuse, a nameless record and a file of no proteins. key: what is made of a name for the
-    output; duplicates are those of it.
+    output; duplicates are those of it. choices: of --too_long, in the command.
     """
-    path, lengths, digests = reread(str(path)), [], []
+    path, sizes, digests = reread(str(path)), [], []
     records = read_records(path, rules)
     while chunk := list(itertools.islice(records, 1 << 16)):  # lists of a chunk only: arrays are smaller
-        lengths.append(np.array([len(residues) for _, residues in chunk], np.int32))
+        sizes.append(np.array([len(residues) for _, residues in chunk], np.int32))
         digests.append(
             np.array([hashlib.blake2b(key(n).encode(), digest_size=DIGEST).digest() for n, _ in chunk], "S16")
         )
-    length = np.concatenate(lengths) if lengths else np.zeros(0, np.int32)
+    length = np.concatenate(sizes) if sizes else np.zeros(0, np.int32)
     selected = length > 0
     counts = {"empty": int((~selected).sum())}
     over = length > (np.iinfo(np.int32).max if rules.max_length is None else rules.max_length)
     if over.any() and rules.too_long == "error":
         first = int(over.argmax())
         raise InputError(
-            f"{path}, record {first + 1} ({_name(path, rules, first)}): {length[first]} residues, the model takes "
-            f"{rules.max_length} ({int(over.sum())} such proteins); --too_long crop or --too_long skip"
+            f"{path}: {int(over.sum()):,} of {len(length):,} proteins exceed {rules.max_length} residues, the first is "
+            f"record {first + 1} ({_name(path, rules, first)}) of {length[first]}; "
+            f"--too_long {'|'.join(choice for choice in choices if choice != 'error')}"
         )
     if rules.too_long == "skip":
         selected &= ~over
-    counts |= {"cropped" if rules.too_long == "crop" else "skipped_too_long": int(over.sum())}
+    name = {"crop": "cropped", "window": "windowed"}.get(rules.too_long, "skipped_too_long")
+    counts[name] = int(over.sum())
     if rules.duplicates != "keep":
         counts["duplicates"] = _leave_out_duplicates(path, selected, np.concatenate(digests or [[]]), rules)
     if not selected.any():
         raise InputError(f"{path}: no protein to work on among {len(length)} records")
-    seen = length if rules.max_length is None else np.minimum(length, rules.max_length)
+    whole = rules.max_length is None or rules.too_long == "window"
+    seen = length if whole else np.minimum(length, rules.max_length)
     return Scan(path, rules, Path(path).stat().st_size, file_sha256(path), selected, seen, counts)
 
 
@@ -180,7 +187,7 @@ def read_proteins(scan: Scan) -> Iterator[Protein]:
         if number > len(scan.selected):
             break
         if scan.selected[number - 1]:
-            residues = residues[: scan.rules.max_length]
+            residues = residues if scan.rules.too_long == "window" else residues[: scan.rules.max_length]
             if len(residues) != scan.lengths[number - 1]:
                 break
             yield Protein(number, name, residues)
@@ -211,7 +218,9 @@ def add_fasta_flags(parser: ArgumentParser) -> None:
         "--tokens_per_batch", type=positive, help="residues + 2 of a batch (2048 a thread, up to 8192; on a GPU 65536)"
     )
     parser.add_argument("--batch_size", type=positive, default=1024, help="at most so many proteins a batch")
-    parser.add_argument("--too_long", choices=TOO_LONG, default="error", help="what happens to a longer protein")
+    parser.add_argument(
+        "--too_long", choices=TOO_LONG, default="error", help="a longer protein: stop, cut, leave out, read in windows"
+    )
     parser.add_argument(
         "--duplicates", choices=DUPLICATES, default="error", help="a name met twice: stop, take the first, keep both"
     )

@@ -1,13 +1,13 @@
 """Results of a long run as numbered part files beside the output, so that a killed run goes on where it was.
 
     store = PartStore("out.h5", manifest)        # out.h5.parts/manifest.json
-    store.open()                                 # checks that one that is there is of the same input, model and flags
-    store.save(3, {"ids": ..., "avg": ...})      # out.h5.parts/part_000003.npz, whole or not at all
-    store.finish({Path("out.h5"): write})        # write(path) makes the output, which then replaces out.h5
+    with store.open() as resumed:                # checks that one that is there is of the same input, model and flags
+        store.save(3, {"ids": ..., "avg": ...})  # out.h5.parts/part_000003.npz, whole or not at all
+        store.finish({Path("out.h5"): write})    # write(path) makes the output, which then replaces out.h5
 
 What must hold: a part is a function of input, model and flags alone, so it does not matter which process made it, or
-when; a directory begun by something else is refused by name and never touched; work that fails before its first part
-leaves no directory.
+when; a directory begun by something else, or open in another run, is refused by name and never touched; work that
+fails before its first part leaves no directory.
 """
 
 import contextlib
@@ -22,6 +22,7 @@ import numpy as np
 
 from proteinlm.errors import InputError
 from proteinlm.files import atomic_path, check_writable, fsync_path, write_json
+from proteinlm.running.locks import locked
 from tape.runs.results import read_json
 
 MANIFEST = "manifest.json"
@@ -67,21 +68,21 @@ class PartStore:
         self.directory = self.output.with_name(self.output.name + ".parts")
         self.manifest = json.loads(json.dumps(manifest))
 
-    def open(self) -> bool:
-        """True if the directory is there and is this run's; else the first part makes it. InputError if it is another's
-        or cannot be made."""
+    @contextlib.contextmanager
+    def open(self, wait: bool = False) -> Iterator[bool]:
+        """Hold the directory, by one process of a run: True if parts of this run may be there. InputError if it is
+        another's, cannot be made, or is in use (wait: until it is not)."""
         path = self.directory / MANIFEST
         check_writable(self.output)
-        if path.is_file():
-            self._compare(read_json(path, f"a run's manifest (or remove {self.directory})"))
-            return True
-        # a killed run may have been just writing the manifest
-        unfinished = self.directory.is_dir() and all(
-            p.name.startswith(f".{MANIFEST}.") for p in self.directory.iterdir()
-        )
-        if self.directory.exists() and not unfinished:
-            raise InputError(f"{self.directory}: exists without {MANIFEST}; move it away or give another output name")
-        return False
+        with locked(self.directory, "output name", wait):
+            if path.is_file():
+                self._compare(read_json(path, f"a run's manifest (or remove {self.directory})"))
+            # a killed run may have been just writing the manifest
+            elif not all(own.name.startswith(f".{MANIFEST}.") for own in self.directory.iterdir()):
+                raise InputError(
+                    f"{self.directory}: exists without {MANIFEST}; move it away or give another output name"
+                )
+            yield path.is_file()
 
     def _begin(self) -> None:
         if not (self.directory / MANIFEST).is_file():
@@ -152,9 +153,9 @@ def kept_array(path: Path, compute: Callable[[], np.ndarray]) -> np.ndarray:
 
 
 def check_room(directory: Path, needed: int, advice: str) -> None:
-    """Make the directory; InputError where fewer bytes than `needed` are free. advice: what would help."""
-    directory.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(directory).free
+    """InputError where fewer bytes than `needed` are free for it. advice: what would help."""
+    check_writable(directory / "part")
+    free = shutil.disk_usage(next(above for above in (directory, *directory.absolute().parents) if above.exists())).free
     if needed > free:
         sizes = f"the encoder's states need {needed / 1e9:,.1f} GB and {free / 1e9:,.1f} GB are free"
         raise InputError(f"{directory}: {sizes}; {advice}")

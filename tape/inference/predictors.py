@@ -28,7 +28,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from proteinlm.files import atomic_path
+from proteinlm.files import atomic_path, made_directory
 from proteinlm.tokenizer import TAPE_TOKENS
 from tape.inference.encoding import TOKENIZER
 from tape.inference.fasta import Protein
@@ -140,9 +140,12 @@ def open_table(path: Path, report: Report, labels: int) -> Iterator[Callable[[Pr
 @contextlib.contextmanager
 def open_maps(path: Path, pictures: Path | None) -> Iterator[Callable[[Protein, np.ndarray], None]]:
     """Yield write(protein, map [L, L]) into an .npz (np.load(path)[id]), and a PNG each into a directory."""
-    if pictures is not None:
-        pictures.mkdir(parents=True, exist_ok=True)
-    with atomic_path(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
+    drawn: list[Path] = []
+    with (
+        made_directory(pictures or path.parent),
+        atomic_path(path) as temporary,
+        zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive,
+    ):
 
         def write(protein: Protein, contacts: np.ndarray) -> None:
             entry = zipfile.ZipInfo(f"{protein.id}.npy", ZIP_DATE)
@@ -151,9 +154,15 @@ def open_maps(path: Path, pictures: Path | None) -> Iterator[Callable[[Protein, 
                 np.lib.format.write_array(file, np.ascontiguousarray(contacts), allow_pickle=False)
             if pictures is not None:
                 name = re.sub(r"[^A-Za-z0-9._-]", "_", protein.id)[:100]
-                draw_map(pictures / f"{protein.number:06d}_{name}.png", protein, contacts)  # the number is unique
+                drawn.append(pictures / f"{protein.number:06d}_{name}.png")  # the number is unique
+                draw_map(drawn[-1], protein, contacts)
 
-        yield write
+        try:
+            yield write
+        except BaseException:
+            for picture in drawn:
+                picture.unlink(missing_ok=True)
+            raise
 
 
 def draw_map(path: Path, protein: Protein, contacts: np.ndarray) -> None:

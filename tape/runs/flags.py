@@ -6,11 +6,10 @@ What must hold: a flag means the same in every command; an error names the flag 
 import argparse
 import logging
 import math
-import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 
-from proteinlm.errors import InputError
+from proteinlm.errors import InputError, process_number
 
 
 def within(kind: type, low: float, high: float = math.inf) -> Callable[[str], float]:
@@ -72,8 +71,8 @@ def precision_name(fp16: bool, bf16: bool) -> str:
 
 
 def is_main_process() -> bool:
-    """Is this rank 0, among the processes that torchrun started? Reads its environment, starts nothing."""
-    return int(os.environ.get("RANK", "0")) == 0
+    """Is this rank 0, among the processes that torchrun started? Starts nothing."""
+    return process_number() == 0
 
 
 def add_ignored_flags(parser: argparse._ActionsContainer, names: Sequence[str]) -> None:

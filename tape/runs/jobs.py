@@ -5,18 +5,20 @@ a job that is done is not run again, one that was cut off goes on from its last 
 command or of other weights is refused.
 """
 
+import contextlib
 import shlex
+import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from proteinlm.errors import InputError
-from proteinlm.files import write_json
+from proteinlm.errors import EXIT_INTERRUPTED, EXIT_USAGE, InputError
+from proteinlm.files import made_directory, write_json
 from tape.runs.results import read_json
 
 RECORD = "reproduce.json"
@@ -25,18 +27,49 @@ RECORD_KEYS = {"train_command": str, "source": str, "eval_commands": list}
 RECORD_KEYS |= dict.fromkeys(("train_minutes", "eval_minutes"), int | float)
 
 
+_running: set[subprocess.Popen] = set()  # what `call` waits for, in whichever thread
+
+
 def call(module: str, words: Sequence[str], log: Path) -> float:
-    """Run one of the commands to its end, its output at the end of `log`; minutes. InputError if it fails."""
-    command = [sys.executable, "-m", module, *words]
-    begin = time.perf_counter()
-    with log.open("a", encoding="utf-8") as file:
-        file.write(f"$ python -m {module} {shlex.join(words)}\n")
-        file.flush()
-        status = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL).returncode
-    if status != 0:
-        last = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1]
-        raise InputError(f"{log}: {module} ended with status {status}: {last}")
+    """Run one of the commands to its end, its output at the end of `log`; minutes. InputError if it fails; of one that
+    was refused no log stays. KeyboardInterrupt if it was interrupted."""
+    begin, first = time.perf_counter(), not log.exists()
+    with made_directory(log.parent):
+        with log.open("a", encoding="utf-8") as file:
+            file.write(f"$ python -m {module} {shlex.join(words)}\n")
+            file.flush()
+            status = _status([sys.executable, "-m", module, *words], file)
+        if status == EXIT_INTERRUPTED:
+            raise KeyboardInterrupt
+        if status != 0:
+            last, where = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1], log
+            if first and status == EXIT_USAGE:
+                log.unlink()
+                where = log.parent
+            raise InputError(f"{where}: {module} ended with status {status}: {last}")
     return (time.perf_counter() - begin) / 60
+
+
+def _status(command: list[str], output: object) -> int:
+    process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
+    _running.add(process)
+    try:
+        return process.wait()
+    finally:
+        _running.discard(process)
+
+
+@contextlib.contextmanager
+def side_by_side(number: int) -> Iterator[ThreadPoolExecutor]:
+    """Threads for as many jobs. After an error the jobs that wait are called off; after Ctrl-C those that run, too."""
+    with ThreadPoolExecutor(number) as pool:
+        try:
+            yield pool
+        except BaseException as error:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in list(_running) if isinstance(error, KeyboardInterrupt) else ():
+                process.send_signal(signal.SIGINT)
+            raise
 
 
 @dataclass(frozen=True)
@@ -112,7 +145,16 @@ def _identity(command: str, arm: Arm) -> list[str]:
 
 def run_job(job: Job) -> str:
     """Train and score what is not done yet; returns what was done, in words."""
-    job.directory.mkdir(parents=True, exist_ok=True)
+    with made_directory(job.directory):
+        try:
+            return _run_job(job)
+        except BaseException:
+            if not (job.directory / "args.json").exists():  # nothing was begun
+                (job.directory / RECORD).unlink(missing_ok=True)
+            raise
+
+
+def _run_job(job: Job) -> str:
     path, log, record, done = job.directory / RECORD, job.directory / "log.txt", job.record(), []
     if "train_minutes" not in record:
         resume = (job.directory / "args.json").exists()
@@ -145,8 +187,8 @@ def other_runs(jobs: Sequence[Job]) -> dict[str, str]:
     return problems
 
 
-def run_jobs(jobs: Sequence[Job], side_by_side: int) -> dict[str, str]:
-    """Run the jobs; returns what failed: name -> why. One line a job on stdout."""
+def run_jobs(jobs: Sequence[Job], number: int) -> dict[str, str]:
+    """Run the jobs, `number` at a time; returns what failed: name -> why. One line a job on stdout."""
     failed: dict[str, str] = {}
     lock, finished = threading.Lock(), []
 
@@ -160,6 +202,6 @@ def run_jobs(jobs: Sequence[Job], side_by_side: int) -> dict[str, str]:
             finished.append(job)
             print(f"[{len(finished)}/{len(jobs)}] {job.name}: {outcome}", flush=True)
 
-    with ThreadPoolExecutor(side_by_side) as pool:
+    with side_by_side(number) as pool:
         list(pool.map(one, jobs))
     return failed

@@ -11,6 +11,7 @@ What must hold: each file is whole at every instant; only rank 0 writes.
 import random
 import shutil
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,12 +20,12 @@ from torch import nn
 from torch.optim import Optimizer
 
 from proteinlm.errors import InputError
-from proteinlm.files import atomic_path
+from proteinlm.files import atomic_path, check_writable
 from proteinlm.model_dir.find import CONFIG_NAME, SAFE_NAME, TORCH_NAME, find_model
 from proteinlm.optim import LossScaler
 from proteinlm.untrusted.safe_load import safe_torch_load
 from tape.finetuning.lora import load_trained_state, merged, trained_state
-from tape.finetuning.options import TrainOptions, check_resumable
+from tape.finetuning.options import TrainOptions, changed_flag
 from tape.runs.results import read_run
 
 STATE = Path("last") / "state.pt"
@@ -67,28 +68,47 @@ def refuse_to_overwrite(directory: Path, flag: str) -> None:
             raise InputError(f"{flag} {directory}: already holds {name}; give a new directory")
 
 
-def prepare_output(options: TrainOptions) -> bool:
-    """Make the run's directory; returns whether there is a saved state to go on from."""
+def prepare_outputs(runs: Sequence[TrainOptions]) -> list[bool]:
+    """For each run whether there is a saved state to go on from; nothing is written.
+
+    InputError for a directory that holds what the run would overwrite. Where a run was cut off, the command that
+    started it goes on: of several runs with those that are not done.
+    """
+    started = [_started(options) for options in runs]
+    goes_on = any(started) and not all(kept.get("finished") for kept in started)
+    return [_prepare(options, kept, options.resume or goes_on) for options, kept in zip(runs, started, strict=True)]
+
+
+def _started(options: TrainOptions) -> dict:
+    """The record of what the run's directory holds, {} where nothing was started."""
     output = Path(options.output_dir)
     if options.from_pretrained and output.resolve() == find_model(options.from_pretrained).resolve():
         raise InputError(f"--output_dir {output} is --from_pretrained too; finetuning would overwrite that model")
+    check_writable(output / "args.json")
     started = read_run(output)
     if not started:
         refuse_to_overwrite(output, "--output_dir")
-    if options.force_save == "TRUE":
-        clear(output)
-    elif started and not options.resume:
+    return started
+
+
+def _prepare(options: TrainOptions, started: dict, goes_on: bool) -> bool:
+    output = Path(options.output_dir)
+    if options.force_save == "TRUE" or not (started or options.resume):
+        return False
+    change = changed_flag(options, started.get("args", {}))
+    holds = [name for name in (STATE, SAFE_NAME, TORCH_NAME) if (output / name).is_file()]
+    if holds and not options.resume and (change or not goes_on):
         raise InputError(
             f"{output}: already holds a run; --resume goes on with it, --force_save begins it anew, or give "
             "another --output_dir"
         )
-    (output / STATE.parent).mkdir(parents=True, exist_ok=True)
-    if not options.resume:
-        return False
-    if not (output / STATE).is_file():
+    if STATE not in holds:
         print(f"notice: {output} holds no saved state yet; starting afresh", flush=True)
         return False
-    check_resumable(options, started.get("args", {}), output / "args.json")
+    if change:
+        raise InputError(f"{output / 'args.json'}: the run to resume was started with {change}")
+    if not options.resume and not started.get("finished"):
+        print(f"notice: {output} holds this run, which was cut off; going on", flush=True)
     return True
 
 

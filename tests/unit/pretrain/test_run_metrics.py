@@ -114,6 +114,11 @@ def test_unknown_devices_have_no_peak():
     assert peak_flops(torch.device("cpu"), torch.bfloat16) is None
 
 
+def write_one(log):
+    log.write({"iteration": 4})
+    log.close()
+
+
 LINE = '{"iteration": 2}'
 
 
@@ -122,8 +127,8 @@ LINE = '{"iteration": 2}'
 )
 def test_what_a_power_cut_leaves_is_dropped(tmp_path, tail):
     (tmp_path / "metrics.jsonl").write_text(LINE + tail)
-    MetricsLog(tmp_path, resume_at=3).close()
-    assert (tmp_path / "metrics.jsonl").read_text() == LINE + "\n"
+    write_one(MetricsLog(tmp_path, resume_at=3))
+    assert (tmp_path / "metrics.jsonl").read_text() == LINE + '\n{"iteration": 4}\n'
 
 
 @pytest.mark.parametrize(
@@ -148,10 +153,21 @@ def test_lines_that_are_no_metrics_are_refused(tmp_path, text, number):
 def test_an_earlier_log_is_moved_to_the_next_free_name(tmp_path, capsys):
     (tmp_path / "metrics.jsonl").write_text("epoch,loss\n1,2\n")
     (tmp_path / "metrics.jsonl.1").write_text("older")
-    MetricsLog(tmp_path, resume_at=3, same_run=False).close()
+    write_one(MetricsLog(tmp_path, resume_at=3, same_run=False))
     assert (tmp_path / "metrics.jsonl.1").read_text() == "older"
     assert (tmp_path / "metrics.jsonl.2").read_text() == "epoch,loss\n1,2\n"
     path = tmp_path / "metrics.jsonl"
     assert capsys.readouterr().out == f"notice: {path}: the log of an earlier run is now {path}.2\n"
-    MetricsLog(tmp_path).close()  # an empty log is nothing to keep
+    path.write_text("")
+    write_one(MetricsLog(tmp_path))  # an empty log is nothing to keep
     assert not (tmp_path / "metrics.jsonl.3").exists()
+
+
+@pytest.mark.parametrize("flags", [{}, {"resume_at": 3}, {"resume_at": 3, "same_run": False}])
+def test_a_run_that_never_logs_changes_nothing(tmp_path, flags):
+    MetricsLog(tmp_path / "new", tmp_path / "tb", **flags).close()
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "metrics.jsonl").write_text('{"iteration": 5}\n{"itera')
+    MetricsLog(tmp_path, tmp_path / "tb", **flags).close()
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"iteration": 5}\n{"itera'

@@ -35,9 +35,7 @@ def world(tmp_path_factory):
 
 
 def opened(path, **settings):
-    store = PartStore(path, settings)
-    store.open()
-    return store
+    return PartStore(path, settings)
 
 
 def peer_features(peer, encoder, chain):

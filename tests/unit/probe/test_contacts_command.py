@@ -140,7 +140,6 @@ def test_heads_and_their_pictures(folder, tmp_path, capsys):
     assert np.shape(shares["weighted_share"]) == np.shape(shares["share"]) == (2, 4)
     twin = open_encoder(str(folder / "esm"), random_seed=0, device="cpu")
     store = PartStore(tmp_path / "twin.json", {})
-    store.open()
     own = attention_on_contacts(twin, Chains(folder / "test.lmdb", "test"), store, 0.1, quiet=True).report()
     assert report["arms"]["random"] == own and own["weighted_share"] != shares["weighted_share"]
     assert "contacts are" in capsys.readouterr().out

@@ -162,10 +162,28 @@ def test_the_sequence_alone():
     assert np.array_equal(baseline.residues(1), one_hot("YY"))
 
 
+def test_a_long_protein_is_read_in_windows(models, tmp_path):
+    """Windows of four residues of MKTAYIAK begin at 0, 2, 4: T and A, Y and I are in two."""
+    encoder = proteinlm.load(models["esm"], device="cpu")
+    settings = {"per_residue": True, "device": "cpu", "quiet": True}
+    made = embed_once(models["esm"], SEQUENCES, tmp_path, max_length=4, too_long="window", **settings)
+    first, second, third = encoder.embed(["MKTA", "TAYI", "YIAK"], pooling=None, quiet=True)
+    rows = np.concatenate([first[:2], (first[2:] + second[:2]) / 2, (second[2:] + third[:2]) / 2, third[2:]])
+    np.testing.assert_allclose(made.residues(0), rows, rtol=2e-3, atol=2e-4)
+    np.testing.assert_allclose(made.pooled("max")[2], rows.max(0), rtol=2e-3, atol=2e-4)
+    assert made.lengths.tolist() == [8, 3, 8, 10, 1]
+    assert np.abs(made.residues(0) - encoder.embed("MKTAYIAK", pooling=None, quiet=True)[0]).max() > 0.01
+    # other windows are other numbers, and other files
+    whole = embed_once(models["esm"], SEQUENCES, tmp_path, too_long="window", **settings)
+    assert np.array_equal(whole.residues(1), made.residues(1)) and not np.array_equal(whole.pooled(), made.pooled())
+    plain = embed_once(models["esm"], SEQUENCES, tmp_path / "plain", **settings)
+    assert np.array_equal(whole.pooled(), plain.pooled())
+
+
 MISTAKES = {
     "empty": ({"sequences": ["MK", ""]}, "sequence 1: empty"),
     "none": ({"sequences": []}, "no sequences"),
-    "too long": ({"sequences": ["M", "M" * 63]}, r"sequence 1: 63 residues, at most 62 .*--too_long crop"),
+    "too long": ({"sequences": ["M", "M" * 63]}, r"sequence 1: 63 residues, at most 62 .*--too_long crop\|window"),
     "a flag": ({"too_long": "skip"}, "too_long 'skip'"),
     "max_length": ({"max_length": 3}, "8 residues, at most 3"),
     "a layer": ({"layers": (3,)}, "layer 3: the model has 2 layers"),

@@ -224,7 +224,7 @@ BROKEN = {
         ("twice", [], r"records 1 and 3 are both named a \(1 names repeated\); --duplicates first"),
         ("twice", ["--duplicates", "keep"], "the names are the keys of an .npz file"),
         ("nameless", [], "record 2: no name after '>'"),
-        ("long", [], r"record 2 \(b\): 63 residues, the model takes 62 \(1 such proteins\); --too_long crop"),
+        ("long", [], r"1 of 2 proteins exceed 62 residues, .* record 2 \(b\) of 63; --too_long crop\|skip\|window"),
         ("long", ["--max_length", "63"], "the model has 64 positions, so at most 62 residues fit"),
         ("none", [], "no protein to work on among 2 records"),
         ("text", [], "line 1: text before the first header"),

@@ -299,13 +299,18 @@ TOKEN_W = int(encoding.TOKENIZER.encode("W")[0])
 
 def test_parts_leave_nothing_before_the_first_and_name_what_was_damaged(tmp_path):
     store = PartStore(tmp_path / "new" / "out.h5", {"a": 1})
-    assert not store.open() and not (tmp_path / "new").exists()
-    store.save(0, {"x": np.arange(3)})
-    assert store.open() and store.load(0)["x"].tolist() == [0, 1, 2]
+    with pytest.raises(InputError, match="early"), store.open() as resumed:
+        assert not resumed
+        raise InputError("early")
+    assert not (tmp_path / "new").exists()
+    with store.open():
+        store.save(0, {"x": np.arange(3)})
+    with store.open() as resumed:
+        assert resumed and store.load(0)["x"].tolist() == [0, 1, 2]
     store.path(0).write_bytes(b"not whole")
     with pytest.raises(InputError, match=r"part_000000.npz: damaged .* remove it, and it is made again"):
         store.load(0)
     (tmp_path / "file").write_text("")
     for output, message in (("file/out.h5", "file is not a directory"), ("new", "a directory; the output is a file")):
-        with pytest.raises(InputError, match=message):
-            PartStore(tmp_path / output, {}).open()
+        with pytest.raises(InputError, match=message), PartStore(tmp_path / output, {}).open():
+            pass

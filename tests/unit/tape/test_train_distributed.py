@@ -12,6 +12,7 @@ from toy_data import write_config, write_data
 
 from proteinlm import errors
 from proteinlm.errors import InputError
+from proteinlm.running import launch
 from tape import train_distributed
 
 pytestmark = pytest.mark.slow
@@ -112,10 +113,10 @@ def test_a_mistake_of_all_processes_is_reported_once(world, tmp_path):
 
 
 def test_wrong_flags_are_reported_before_any_process_starts(monkeypatch, capsys):
-    def never(words):
+    def never(*words):
         raise AssertionError("processes were started")
 
-    monkeypatch.setattr(train_distributed, "start_processes", never)
+    monkeypatch.setattr(launch, "start_processes", never)
     assert errors.run(train_distributed.main, ["transformer", "stabilty"]) == 2
     assert errors.run(train_distributed.main, ["unirep", "stability"]) == 2
     messages = capsys.readouterr().err.splitlines()
@@ -125,13 +126,3 @@ def test_wrong_flags_are_reported_before_any_process_starts(monkeypatch, capsys)
     assert len(capsys.readouterr().err.splitlines()) == 1
     with pytest.raises(InputError, match="--node_rank 2: should be below --nnodes 2"):
         train_distributed.main(["transformer", "stability", "--nnodes", "2", "--node_rank", "2"])
-
-
-def test_the_words_for_torchrun():
-    launch, rest = train_distributed.split_flags(["transformer", "stability", "--nproc_per_node", "4", "--seed", "1"])
-    assert launch == ["--nproc-per-node=4", "--nnodes=1", "--node-rank=0", "--standalone"]
-    assert rest == ["transformer", "stability", "--seed", "1"]
-    words = ["--nnodes", "2", "--node_rank", "1", "--master_addr", "host", "--master_port", "5", "lstm", "stability"]
-    launch, rest = train_distributed.split_flags(words)
-    assert launch[1:] == ["--nnodes=2", "--node-rank=1", "--master-addr=host", "--master-port=5"]
-    assert rest == ["lstm", "stability"]

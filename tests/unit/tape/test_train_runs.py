@@ -49,9 +49,9 @@ def test_several_seeds_are_ordinary_runs_and_resume_as_a_whole(world, tmp_path, 
         return step(self, parts, share)
 
     flags = ("--output_dir", tmp_path / "three", "--seeds", 4, 5, 6)
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         patch.setattr(Trainer, "train_step", killed)
-        run(world, *flags)
+        run(world, *flags, status=130)
     first = (tmp_path / "three" / "seed4" / "args.json").read_bytes()
     assert not (tmp_path / "three" / "seed6" / "model.safetensors").exists()
     capsys.readouterr()
@@ -168,3 +168,37 @@ def test_a_run_that_starts_afresh_moves_the_earlier_log_aside(world, tmp_path, c
     assert f"the log of an earlier run is now {out}/metrics.jsonl.1" in capsys.readouterr().out
     assert (out / "metrics.jsonl.1").read_text() == before
     assert len((out / "metrics.jsonl").read_text().splitlines()) == len(before.splitlines())
+
+
+def test_the_command_of_a_run_that_was_cut_off_goes_on(world, tmp_path, monkeypatch, capsys):
+    """Without --resume: before the first saved state it begins anew, after it it ends where an undisturbed run does."""
+    flags = ("--eval_steps", 1, "--learning_rate", 1e-2)
+    run(world, "--output_dir", tmp_path / "whole", *flags)
+    step = Trainer.train_step
+
+    def interrupted(self, parts, share):
+        if self.progress.step == at:
+            raise KeyboardInterrupt
+        return step(self, parts, share)
+
+    monkeypatch.setattr(Trainer, "train_step", interrupted)
+    for at in (0, 2):
+        run(world, "--output_dir", tmp_path / "cut", *flags, status=130)
+        assert capsys.readouterr().err.startswith("interrupted; the same command")
+        assert (tmp_path / "cut").exists() == (at > 0), "nothing is left of a run without a step"
+    monkeypatch.setattr(Trainer, "train_step", step)
+    run(world, "--output_dir", tmp_path / "cut", *flags, "--seed", 5, status=2)
+    assert "already holds a run" in capsys.readouterr().err
+    run(world, "--output_dir", tmp_path / "cut", *flags)
+    assert "which was cut off; going on" in capsys.readouterr().out
+    assert same(tmp_path / "whole", tmp_path / "cut")
+    run(world, "--output_dir", tmp_path / "cut", *flags, status=2)
+    assert "already holds a run" in capsys.readouterr().err
+
+
+def test_a_run_that_is_begun_anew_in_vain_keeps_what_it_had(world, tmp_path):
+    run(world, "--output_dir", tmp_path / "run")
+    before = weights(tmp_path / "run")
+    run(world, "--output_dir", tmp_path / "run", "--force_save", "--data_dir", tmp_path / "absent", status=2)
+    assert all(torch.equal(value, before[name]) for name, value in weights(tmp_path / "run").items())
+    assert (tmp_path / "run" / "args.json").is_file() and (tmp_path / "run" / "metrics.jsonl").is_file()

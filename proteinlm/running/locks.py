@@ -1,0 +1,61 @@
+"""A directory that two runs must not share is locked: flock on the directory itself.
+
+    with locked("ckpt", "--save") as directory: ...
+
+There is no lock file, so none is left behind and none refuses a later run; a lock ends with its process, however that
+ends. What must hold: a directory that was made for a run which came to nothing is gone again.
+"""
+
+import contextlib
+import fcntl
+import math
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from proteinlm.errors import InputError
+from proteinlm.files import made_directory
+
+LOCK_SECONDS = 1.0  # in which a killed process is gone
+_locks: set[int] = set()  # descriptors of this process
+# A lock lives as long as any copy of its descriptor; a forked worker that outlives a killed run must not hold it.
+os.register_at_fork(after_in_child=lambda: [os.close(descriptor) for descriptor in _locks])
+
+
+@contextlib.contextmanager
+def locked(directory: str | Path, flag: str, wait: bool = False) -> Iterator[Path]:
+    """`made_directory` that no other process of this machine has locked; InputError, which offers `flag`, where one
+    has, or with `wait` its end is waited for. A file system without locks is taken as it is."""
+    with made_directory(directory) as directory:
+        descriptor = _lock(directory, time.monotonic() + LOCK_SECONDS)
+        if descriptor is None and not wait:
+            raise InputError(f"{directory}: another run is writing here; wait for its end, or give another {flag}")
+        if descriptor is None:
+            print(f"notice: {directory}: another run is writing here; waiting for its end", flush=True)
+            descriptor = _lock(directory, math.inf)
+        _locks.add(descriptor)
+        try:
+            yield directory
+        finally:
+            _locks.discard(descriptor)
+            os.close(descriptor)
+
+
+def _lock(directory: Path, deadline: float) -> int | None:
+    """The descriptor of the locked directory; None where it is still another's at the deadline."""
+    while True:
+        directory.mkdir(parents=True, exist_ok=True)  # the other may have removed it at its end
+        descriptor = os.open(directory, os.O_RDONLY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if directory.is_dir() and os.path.samestat(os.stat(directory), os.fstat(descriptor)):
+                return descriptor
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                os.close(descriptor)
+                return None
+            time.sleep(0.05)
+        except OSError:
+            return descriptor
+        os.close(descriptor)
