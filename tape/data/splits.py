@@ -76,7 +76,8 @@ class SplitData:
         if isinstance(self.dataset, TapeDataset):  # a plugin's may be anything
             dear = type(self.dataset).check is not TapeDataset.check
             for index in self.indices.tolist():
-                self.dataset.check(index) if dear else self._example(index)
+                with calling(self.dataset, f"__getitem__({index})"):
+                    self.dataset.check(index) if dear else self._example(index)
 
     def _example(self, index: int) -> tuple:
         example = self._cache.get(index)
