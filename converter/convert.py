@@ -4,10 +4,11 @@ One conversion from end to end: recognise the source, read it, write the target 
 What was left out, changed or assumed is printed and stays beside the result in conversion_report.txt.
 """
 
+import argparse
 import contextlib
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -16,48 +17,16 @@ from converter.formats import Format, WriteOptions
 from converter.model import PortableModel
 from converter.sources import FORMATS, read, recognise
 from converter.verify import Say, first_step_loss, verify
-from proteinlm.errors import ArgumentParser, InputError
+from proteinlm.errors import InputError
 from proteinlm.files import fsync_path, made_directory, write_text
 from proteinlm.model_dir.load import DTYPES
 from proteinlm.model_dir.weights import stored_dtype
-from proteinlm.network.config import ACTIVATIONS
-from tape.runs.flags import count, positive
 
 REPORT = "conversion_report.txt"
 
 
-def format_name(text: str) -> str:
-    return text.replace("_", "-")
-
-
-def parser() -> ArgumentParser:
-    p = ArgumentParser(prog="python -m converter", description=__doc__)
-    p.add_argument("--load", required=True, type=Path, help="a checkpoint, a model directory, or a .pt file")
-    p.add_argument("--save", required=True, type=Path, help="directory to write; must be absent or empty")
-    formats = {"type": format_name, "choices": FORMATS}
-    p.add_argument("--target", default="tape", **formats, help="format to write (default: tape)")
-    p.add_argument("--source", **formats, help="what --load is (default: recognised by its contents)")
-    p.add_argument("--iteration", type=count, help="checkpoint of a run to read (default: the latest)")
-    p.add_argument("--dtype", choices=DTYPES, help="dtype of the written tensors (default: as they are stored)")
-    p.add_argument("--tensor-model-parallel-size", type=positive, default=1, help="--target megatron: TP (default 1)")
-    p.add_argument("--pipeline-model-parallel-size", type=positive, default=1, help="--target megatron: PP (default 1)")
-    p.add_argument("--num-attention-heads", type=positive, help="for Megatron files without args: no tensor shows it")
-    p.add_argument("--hidden-act", choices=ACTIVATIONS, help="the MLP's activation, where the source says it wrongly")
-    p.add_argument("--bin", action="store_true", help="--target tape, esm or hf: write pytorch_model.bin too")
-    p.add_argument("--verify", action="store_true", help="read the result back, run proteins through both and compare")
-    data = p.add_argument_group("--verify with data: predicts the loss that continued pretraining starts from")
-    data.add_argument("--data-path", nargs="+", help="token shards, as pretrain takes them")
-    data.add_argument("--seq-length", type=positive, help="(default: the model's positions)")
-    data.add_argument("--global-batch-size", type=positive, default=1, help="rows of the first step (default 1)")
-    data.add_argument("--split", default="969,30,1", help="(default 969,30,1)")
-    data.add_argument("--mask-prob", type=float, default=0.15, help="(default 0.15)")
-    data.add_argument("--seed", type=int, default=1234, help="(default 1234)")
-    return p
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Convert; returns 0, or 1 when --verify finds a difference. Nothing is under --save then."""
-    args = parser().parse_args(argv)
+def convert(args: argparse.Namespace) -> int:
+    """By the flags of `python -m converter`; returns 0, or 1 (nothing written) when --verify finds a difference."""
     target = FORMATS[args.target]
     _check(args, target)
     dtype, sizes = DTYPES.get(args.dtype), (args.tensor_model_parallel_size, args.pipeline_model_parallel_size)
@@ -100,8 +69,6 @@ def _temporary_directory(final: Path) -> Iterator[Path]:
 
 
 def _check(args, target: Format) -> None:
-    if args.save.exists() and (not args.save.is_dir() or any(args.save.iterdir())):
-        raise InputError(f"{args.save}: already exists and is not an empty directory; give --save a new name")
     parallel = (args.tensor_model_parallel_size, args.pipeline_model_parallel_size)
     if parallel != (1, 1) and not target.is_parallel:
         raise InputError(
@@ -110,8 +77,6 @@ def _check(args, target: Format) -> None:
         )
     if args.bin and not target.has_torch_file:
         raise InputError(f"--bin: --target {args.target} has no pytorch_model.bin")
-    if args.data_path and not args.verify:
-        raise InputError("--data-path: only --verify reads data; add --verify")
 
 
 def _read(args, say: Say) -> PortableModel:

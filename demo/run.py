@@ -19,7 +19,6 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
-from demo import report
 from demo.budget import BUDGETS, TASKS, TEST_SPLIT, Budget, Flags
 from demo.datasets import CORPUS, write_world
 from demo.paths import STARTS, Paths
@@ -187,7 +186,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     with phases("table and report"):
         facts = {"budget": args.budget, "seed": args.seed, "cores": cores, "counts": counts, "seconds": phases.seconds}
         write_json(paths.root / "facts.json", facts)
-        verdicts = report.write_report(paths, facts)
+        from demo.report import write_report
+
+        verdicts = write_report(paths, facts)
     print(f"\ntotal {time.perf_counter() - begin:.0f} s; report: {paths.root / 'report.html'}")
     print("\n".join(verdicts), flush=True)
     return 0

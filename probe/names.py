@@ -12,6 +12,7 @@ HEADS = ("cnn", "logistic", "mlp", "lstm", "fnn", "light_attention")
 METRICS = ("euclidean", "cosine")
 SCORES = ("masked-marginals", "wt-marginals", "masked-marginals-together", "mutant-marginals")
 SCORES += ("pppl", "pppl-esm", "pll-difference")
+ENSEMBLE = "ensemble"  # the mean of several models
 WINDOW = 1024  # tokens: ESM-1b's and ESM-1v's limit, and ProteinGym's for all models
 CHAINS = 20  # that ESM's contact regression was fitted on
 THRESHOLD = 0.3  # of attention that counts; provis' --min-attn

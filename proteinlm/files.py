@@ -38,6 +38,13 @@ def check_writable(path: Path) -> None:
         raise InputError(f"{path}: cannot be made, {parent} is {reason}")
 
 
+def require_file(path: str) -> str:
+    """`path`; InputError where nothing is there."""
+    if path != "-" and not os.path.exists(path):
+        raise InputError(f"{path}: no such file")
+    return path
+
+
 @functools.cache
 def reread(path: str, suffix: str = "") -> str:
     """A path that can be read any number of times: `path`, or a copy of what a pipe gave, which goes with the process.

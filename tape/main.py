@@ -17,8 +17,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from proteinlm import errors
-from tape.data.splits import choose_splits
-from tape.registry import resolve_task
 from tape.runs.flags import flag_words
 from tape.runs.results import read_result
 
@@ -63,6 +61,9 @@ def run_eval(args: Arguments = None) -> dict[str, float]:
 
     argv = to_argv(args, ("model_type", "task", "from_pretrained"))
     _run(main, argv)
+    from tape.data.splits import choose_splits
+    from tape.registry import resolve_task
+
     flags = build_parser().parse_args(argv)
     splits, _ = choose_splits(resolve_task(flags.task, flags.model_type), flags.data_dir, flags.split)
     return read_result(Path(flags.run_dir) / f"{flags.task}-{splits[-1]}.json")["requested"]

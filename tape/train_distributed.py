@@ -15,8 +15,7 @@ from functools import partial
 
 from proteinlm import errors
 from proteinlm.running import launch
-from tape.finetuning.options import parse_options
-from tape.registry import resolve_task
+from tape.finetuning.options import parse_options, require_files
 from tape.runs.plugins import load_plugins, model_types, task_names
 
 
@@ -28,7 +27,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("beside tape-train's: --nproc_per_node --nnodes --node_rank --master_addr --master_port\n")
     load_plugins(rest)
     options = parse_options(rest, task_names(), model_types())
+    require_files(options)
     if options.csv is None:
+        from tape.registry import resolve_task
+
         resolve_task(options.task, options.model_type)
     return launch.start_processes(words, "tape.train", rest)
 

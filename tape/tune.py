@@ -21,6 +21,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import yaml
 
@@ -28,16 +29,24 @@ from proteinlm import errors
 from proteinlm.errors import InputError
 from proteinlm.files import write_json, write_text
 from proteinlm.running.locks import locked
-from tape.finetuning.options import TrainOptions, build_parser, parse_options, recipe_checks, table_choice
+from tape.finetuning.options import (
+    TrainOptions,
+    build_parser,
+    parse_options,
+    recipe_checks,
+    require_files,
+    table_choice,
+)
 from tape.metrics import mean_and_spread
 from tape.own_data.read import read_own_data
 from tape.recipes import BUILT_IN
-from tape.registry import own_data_task, resolve_trained_task
 from tape.runs.flags import flag_words, positive
 from tape.runs.jobs import call, side_by_side
 from tape.runs.plugins import load_plugins, model_types, task_names
 from tape.runs.results import finite, read_run
-from tape.tasks import Task
+
+if TYPE_CHECKING:
+    from tape.tasks import Task
 
 HELD_OUT = 0.1
 # Flags that each trial gets from here.
@@ -75,8 +84,10 @@ class Score:
         return mean_and_spread(self.best)[0]
 
 
-def task_of(options: TrainOptions) -> Task:
+def task_of(options: TrainOptions) -> "Task":
     """The task that the trials train, for its metric."""
+    from tape.registry import own_data_task, resolve_trained_task
+
     if options.csv is None:
         return resolve_trained_task(options.task, options.model_type)
     return own_data_task(read_own_data(options.csv, table_choice(options)), options.model_type)
@@ -141,7 +152,7 @@ def run_trial(trial: Trial) -> Score:
     return Score(trial, best, tuple(run["best_step"] for run in runs), sum(run["minutes"] for run in runs))
 
 
-def ranked(scores: Sequence[Score], task: Task) -> list[Score]:
+def ranked(scores: Sequence[Score], task: "Task") -> list[Score]:
     """Best mean first; trials without a number last."""
     sign = -1 if task.higher_is_better else 1
     return sorted(scores, key=lambda score: (math.isnan(score.mean), sign * score.mean))
@@ -153,7 +164,7 @@ def at_the_edge(grid: Mapping[str, Sequence], winner: Mapping[str, object]) -> l
     return [key for key, values in numbers.items() if winner[key] in (min(values), max(values))]
 
 
-def recipe_text(best: Score, task: Task, trials: int) -> str:
+def recipe_text(best: Score, task: "Task", trials: int) -> str:
     """recipe.yaml: the winner's whole recipe, and where it is from."""
     run = read_run(best.trial.runs[0])
     values = {key: value for key, value in run["recipe"]["values"].items() if value is not None}
@@ -162,7 +173,7 @@ def recipe_text(best: Score, task: Task, trials: int) -> str:
     return f"# {task.name}: {origin}.\n" + yaml.safe_dump(values, sort_keys=False)
 
 
-def table(scores: Sequence[Score], task: Task) -> str:
+def table(scores: Sequence[Score], task: "Task") -> str:
     """One line a trial."""
     lines = []
     for score in scores:
@@ -194,6 +205,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     load_plugins(words)
     out, grid = Path(args.out), read_grid(args.grid)
     trials = plan(out, grid, words)
+    require_files(trials[0].options)
     task = task_of(trials[0].options)
 
     def one(trial: Trial) -> Score:

@@ -15,13 +15,11 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from probe.names import ARMS, POOLINGS, TOO_LONG
-from probe.probes.data import ProbeData, limited, read_columns, read_structure
-from probe.probes.experiment import Options, run
-from probe.probes.heads import PROTEIN_HEADS, RESIDUE_HEADS
+from probe.names import ARMS, HEADS, POOLINGS, TOO_LONG
 from proteinlm import errors
 from proteinlm.errors import InputError
-from proteinlm.files import reread
+from proteinlm.files import require_file, reread
+from proteinlm.model_dir.find import find_model
 from proteinlm.tables import is_table
 from tape.own_data.data import Choice
 from tape.runs.flags import DEVICE_FLAGS, add_flags, fraction, non_negative, positive, precision_name, seed
@@ -43,9 +41,8 @@ def build_parser() -> errors.ArgumentParser:
     parser.add_argument("model", metavar="MODEL", help="a model directory; none: only --arms one_hot, composition")
     parser.add_argument("data", metavar="DATA", help="TAPE's data directory, or a table: .csv, .tsv, FASTA")
     parser.add_argument("--output", metavar="OUT", help="a directory (default: DATA's name and _probe, here)")
-    heads = dict.fromkeys((*RESIDUE_HEADS, *PROTEIN_HEADS))
     parser.add_argument(
-        "--heads", nargs="+", choices=heads, default=(), help="default: cnn of residues, fnn of proteins"
+        "--heads", nargs="+", choices=HEADS, default=(), help="default: cnn of residues, fnn of proteins"
     )
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=(), help="default: all that the head can read")
     parser.add_argument("--poolings", nargs="+", default=["mean"], metavar="POOLING",
@@ -80,7 +77,10 @@ def build_parser() -> errors.ArgumentParser:
     return parser
 
 
-def read_data(args: argparse.Namespace) -> ProbeData:
+def read_data(args: argparse.Namespace):
+    """The probe.probes.data.ProbeData of DATA."""
+    from probe.probes.data import limited, read_columns, read_structure
+
     if is_table(args.data):
         choice = Choice(args.sequence, None, args.id, args.split_column, args.kind, tuple(args.ignore))
         data = read_columns(args.data, args.target, choice, args.test)
@@ -95,11 +95,16 @@ def read_data(args: argparse.Namespace) -> ProbeData:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
-    args.data, args.test = reread(args.data, ".fasta"), [reread(path, ".fasta") for path in args.test]
+    args.data, *args.test = (require_file(reread(path, ".fasta")) for path in (args.data, *args.test))
+    if args.model != "none":
+        find_model(args.model)
+    layers, dtype = layer_words(args.layers), precision_name(args.fp16, args.bf16)
+    from probe.probes.experiment import Options, run
+
     options = Options(
-        args.heads, args.arms, args.poolings, layer_words(args.layers), args.seeds, args.random_seed, args.holdout,
+        args.heads, args.arms, args.poolings, layers, args.seeds, args.random_seed, args.holdout,
         args.learning_rate, args.batch_size, args.epochs, args.patience, args.checkpoint, args.embeddings_dir,
-        args.max_length, args.too_long, args.device, precision_name(args.fp16, args.bf16),
+        args.max_length, args.too_long, args.device, dtype,
         args.tokens_per_batch,
     )  # fmt: skip
     data = read_data(args)

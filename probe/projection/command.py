@@ -16,11 +16,10 @@ from pathlib import Path
 
 from probe.names import METRICS, POOLINGS, TOO_LONG
 from probe.projection.maps import ARMS, ITERATIONS, METHODS
-from probe.projection.outputs import project, table_of
-from probe.projection.transfer import annotate
 from proteinlm import errors
 from proteinlm.errors import InputError
-from proteinlm.files import reread
+from proteinlm.files import require_file, reread
+from proteinlm.model_dir.find import find_model
 from tape.runs.flags import DEVICE_FLAGS, add_flags, positive, precision_name, refuse_flags, seed, within
 
 OF_A_MAP = ("limit", "method", "arms", "perplexity", "iterations", "random_seed")
@@ -84,6 +83,8 @@ def run_query(args: argparse.Namespace) -> None:
     if output.suffix != ".csv" or output.resolve() in (Path(args.query).resolve(), Path(args.table).resolve()):
         raise InputError(f"--output {output}: should be a .csv of its own")
     settings = settings_of(args) | ({"neighbors": args.neighbors} if args.neighbors else {})
+    from probe.projection.transfer import annotate
+
     results = annotate(args.model, args.table, args.query, output, column=args.column[0], **settings)
     right, reference = results["reference"]["right"], results["reference"]
     print(
@@ -98,7 +99,8 @@ def run_query(args: argparse.Namespace) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = build_parser()
     args = parser.parse_args(argv)
-    args.table, args.query = (path and reread(path, ".fasta") for path in (args.table, args.query))
+    args.table, args.query = (path and require_file(reread(path, ".fasta")) for path in (args.table, args.query))
+    find_model(args.model)
     if (args.table is None) != args.amino_acids:
         raise InputError("give TABLE, or --amino_acids without it")
     if args.amino_acids:
@@ -113,6 +115,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     drawing = {"columns": args.column, "arms": args.arms, "methods": args.method, "perplexity": args.perplexity}
     drawing |= {"iterations": args.iterations, "neighbors": args.neighbors, "limit": args.limit}
     drawing |= {"random_seed": args.random_seed}
+    from probe.projection.outputs import project, table_of
+
     results = project(args.model, args.table, args.output or stem, **drawing, **settings_of(args))
     print_table(table_of(results["columns"]))
     return 0

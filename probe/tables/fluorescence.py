@@ -14,13 +14,13 @@ from proteinlm import errors
 from proteinlm.errors import InputError
 from proteinlm.files import atomic_path, write_text
 from tape.data.records import LMDBRecords, find_data_file
-from tape.datasets import FluorescenceDataset
+from tape.models.names import FOLDERS
 
 
 def read_proteins(data_dir: str | Path) -> tuple[str, dict[str, float]]:
     """(the wild type, log fluorescence by sequence). InputError without any split, or without a wild type."""
-    folder, values, wild = FluorescenceDataset.folder, {}, None
-    for split in FluorescenceDataset.splits:
+    folder, values, wild = FOLDERS["fluorescence"], {}, None
+    for split in ("train", "valid", "test"):
         try:
             path = find_data_file(data_dir, folder, folder, split)
         except InputError:

@@ -14,28 +14,23 @@ import argparse
 import csv
 import shutil
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from probe.arms import open_encoder
+from probe.names import ENSEMBLE, RANDOM, SCORES, WINDOW
 from probe.variants import floors, heat_map
 from probe.variants.mutations import AMINO_ACIDS, Assay, WildType, every_mutant, name_of, read_assay, read_wild_type
-from probe.variants.passes import WINDOW
 from probe.variants.ranking import METRICS, differences, intervals
-from probe.variants.scoring import METHODS, score
 from proteinlm import errors
-from proteinlm.encoder import Encoder
 from proteinlm.errors import InputError
 from proteinlm.files import atomic_path, check_writable, reread, write_json
+from proteinlm.model_dir.find import find_model
 from proteinlm.running.locks import locked
 from proteinlm.tables import is_table
-from tape.runs.flags import DEVICE_FLAGS, add_flags, count, positive, precision_name
-
-ENSEMBLE, RANDOM = "ensemble", "random"
+from tape.runs.flags import DEVICE_FLAGS, add_flags, count, positive
 
 
 def build_parser() -> errors.ArgumentParser:
@@ -47,7 +42,7 @@ def build_parser() -> errors.ArgumentParser:
         help="model directories; the wild type (FASTA, or ProteinGym's reference .csv); a .csv of mutants",
     )  # fmt: skip
     parser.add_argument("--output", metavar="OUT.csv", help="default: MUTATIONS_scored.csv, here")
-    parser.add_argument("--score", choices=METHODS, default=METHODS[0], help="default: %(default)s")
+    parser.add_argument("--score", choices=SCORES, default=SCORES[0], help="default: %(default)s")
     parser.add_argument("--random_seed", type=count, help="another column: the first model's shape with random weights")
     parser.add_argument("--scan", action="store_true", help="every amino acid at every site, and a heat map beside OUT")
     parser.add_argument("--offset", type=int, help="number of WT's first residue in the names of mutants (default: 1)")
@@ -83,36 +78,6 @@ def column_names(models: Sequence[str], columns: Sequence[str], random: bool = F
         if name in columns:
             raise InputError(f"the mutants' file has a column {name!r} already; should be without it")
     return names
-
-
-def open_model(model: str, args: argparse.Namespace, random_seed: int | None) -> Encoder:
-    dtype = precision_name(args.fp16, args.bf16)
-    encoder = open_encoder(model, random_seed=random_seed, device=args.device, dtype=dtype)
-    encoder.need_lm_head()
-    return encoder
-
-
-def score_all(
-    models: Mapping[str, str], wild: WildType, mutants: list, args: argparse.Namespace, partial: Path
-) -> tuple[dict[str, np.ndarray], dict[str, float]]:
-    """(scores by column, seconds by column). One model is in memory at a time. partial: holds work that was cut off."""
-    scores, seconds = {}, {}
-    arms = [(name, model, None) for name, model in models.items()]
-    if args.random_seed is not None:
-        arms.append((RANDOM, arms[0][1], args.random_seed))
-    for number, (name, model, random_seed) in enumerate(arms):
-        started, saved = time.monotonic(), partial / f"{number}.npz"
-        print(f"{name}: {args.score} of {len(mutants):,} mutants of {wild.name}", file=sys.stderr, flush=True)
-        encoder = open_model(model, args, random_seed)
-        scores[name] = score(
-            encoder, wild.sequence, mutants, args.score, offset=wild.offset, window=args.window,
-            batch_tokens=args.tokens_per_batch, saved=saved,
-        )  # fmt: skip
-        del encoder
-        seconds[name] = time.monotonic() - started
-    if len(models) > 1:
-        scores[ENSEMBLE] = np.mean([scores[name] for name in models], axis=0)
-    return scores, seconds
 
 
 def write_scores(path: Path, columns: Sequence[str], rows: Sequence, scores: Mapping[str, np.ndarray]) -> None:
@@ -189,6 +154,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise InputError("give MUTATIONS.csv, or --scan without it")
     if not args.scan and mutants_path is None:
         raise InputError("no MUTATIONS.csv and no --scan; should be one of them")
+    for model in models:
+        find_model(model)
     wild = read_wild_type(wild_path, args.offset, mutants_path)
     stem = Path(mutants_path or wild_path).name.removesuffix(".gz")
     output = Path(args.output or f"{Path(stem).stem}_{'scan' if args.scan else 'scored'}.csv")
@@ -217,6 +184,8 @@ def write(
     partial: Path,
 ) -> None:
     """Score, then OUT, OUT.json and the pictures."""
+    from probe.variants.models import score_all
+
     scores, seconds = score_all(models, wild, mutants, args, partial)
     if assay is None:
         scan_output(output, wild, scores, args.score)
@@ -228,7 +197,6 @@ def write(
 
 
 cli = partial(errors.run, main, resumes=True)
-
 
 if __name__ == "__main__":
     sys.exit(cli())

@@ -63,6 +63,14 @@ def fair_esm_file(path: Path) -> Path | None:
         return path if file.read(4).startswith(TORCH_HEADS) else None
 
 
+def require_model(name: str | Path | None, config_file: str | Path | None = None) -> None:
+    """InputError where there is no model of this name, or no config.json; both may be None."""
+    if name is not None and fair_esm_file(path := find_model(name)) is None:
+        read_config(path)
+    if config_file is not None:
+        read_config(config_file)
+
+
 def read_config(directory: str | Path) -> dict:
     """config.json of `directory` (or a JSON file itself) as a dict; InputError with what to do for another thing."""
     path = Path(directory)

@@ -12,8 +12,10 @@ from pathlib import Path
 
 from proteinlm.errors import ArgumentParser, InputError
 from proteinlm.files import reread
+from proteinlm.model_dir.find import require_model
 from proteinlm.tables import is_table
-from tape.models.names import HEADS
+from tape.data.records import find_data_file
+from tape.models.names import FOLDERS, HEADS
 from tape.own_data.data import Choice
 from tape.own_data.kinds import KINDS
 from tape.own_data.read import read_own_data
@@ -204,6 +206,14 @@ def parse_options(
     _check_flags(args)
     args.time_or_name = args.time_or_name or args.exp_name
     return TrainOptions(**{entry.name: getattr(args, entry.name) for entry in fields(TrainOptions)})
+
+
+def require_files(options: TrainOptions) -> None:
+    """InputError for a file of a run that is not there: what can be told before torch is imported."""
+    require_model(options.from_pretrained, options.model_config_file)
+    folder = FOLDERS.get(options.task)
+    if options.csv is None and folder and options.force_save in (None, "TRUE"):
+        find_data_file(options.data_dir, folder, folder, "train")
 
 
 def table_choice(options: argparse.Namespace | TrainOptions) -> Choice:

@@ -48,7 +48,6 @@ from tape.models.modeling_bert import ProteinBertModel
 from tape.models.modeling_huggingface import HuggingFaceModel
 
 TOKENIZER = build_tokenizer("tape")
-OUTPUTS = ("pooled", "avg", "mean", "seq")
 
 
 def model_digest(model: nn.Module, without: Sequence[str] = ()) -> str:

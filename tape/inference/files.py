@@ -30,6 +30,7 @@ from proteinlm.errors import InputError
 from tape.inference.fasta import Protein
 from tape.inference.parts import is_per_token, split_rows, unpack_names
 
+OUTPUTS = ("pooled", "avg", "mean", "seq")  # tape.inference.encoding
 PER_PROTEIN = "h5-per-protein"
 FORMATS = ("npz", "hdf5", "parquet", PER_PROTEIN)
 SUFFIXES = {".npz": "npz", ".h5": "hdf5", ".hdf5": "hdf5", ".parquet": "parquet", ".pq": "parquet"}

@@ -21,6 +21,7 @@ import zipfile
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -28,13 +29,15 @@ from proteinlm.errors import InputError
 from proteinlm.files import atomic_path
 from tape import metrics
 from tape.scoring.bootstrap import Scores, mean_of
-from tape.tasks import Prediction, Task
+
+if TYPE_CHECKING:
+    from tape.tasks import Prediction, Task
 
 FORMS = ("npz", "parquet")
 PARQUET_COLUMN = "column_{}"  # npz has them as `columns`
 
 
-def per_protein_scores(task: Task, predictions: Sequence[Prediction]) -> Scores:
+def per_protein_scores(task: "Task", predictions: Sequence["Prediction"]) -> Scores:
     """The two columns per protein that the primary metric is made of."""
     if task.metric == "spearmanr":
         return Scores("spearman", np.array([[p.scores.item(), p.labels.item()] for p in predictions], np.float64))
@@ -48,7 +51,7 @@ def per_protein_scores(task: Task, predictions: Sequence[Prediction]) -> Scores:
     return Scores("ratio", values.astype(np.float64)) if values.ndim == 2 else mean_of(values)
 
 
-def per_protein_metrics(task: Task, predictions: Sequence[Prediction], scores: Scores) -> dict[str, np.ndarray]:
+def per_protein_metrics(task: "Task", predictions: Sequence["Prediction"], scores: Scores) -> dict[str, np.ndarray]:
     """name -> float64 [N]: each protein's own share of the metric, NaN where it has none.
 
     Contacts: every precision. A rank correlation has none per protein: the squared error stands in for it.
@@ -74,7 +77,7 @@ def _accuracy(columns: np.ndarray) -> np.ndarray:
         return columns[:, :: size + 1].sum(1) / columns.sum(1)
 
 
-def save_predictions(path: str | Path, task: Task, split: str, predictions: Sequence[Prediction]) -> None:
+def save_predictions(path: str | Path, task: "Task", split: str, predictions: Sequence["Prediction"]) -> None:
     """Write one split's predictions; the suffix says the form (.npz or .parquet)."""
     columns = per_protein_scores(task, predictions)
     per_protein = {f"per_protein_{n}": v for n, v in per_protein_metrics(task, predictions, columns).items()}
@@ -85,7 +88,7 @@ def save_predictions(path: str | Path, task: Task, split: str, predictions: Sequ
     write(Path(path), metadata, ids, lengths, rows, columns.columns, per_protein)
 
 
-def _rows(task: Task, prediction: Prediction) -> tuple[np.ndarray, np.ndarray]:
+def _rows(task: "Task", prediction: "Prediction") -> tuple[np.ndarray, np.ndarray]:
     """(scores, labels) of one protein; of contact maps, the pairs i < j."""
     scores, labels = np.asarray(prediction.scores), np.asarray(prediction.labels)
     if task.metric in metrics.PRECISIONS:
@@ -135,7 +138,7 @@ def load_ids(path: str | Path) -> list[str]:
     return _read_arrays(Path(path), "id" if Path(path).suffix == ".parquet" else "ids")[0].tolist()
 
 
-def save_results_pkl(path: str | Path, values: dict[str, float], predictions: Sequence[Prediction]) -> None:
+def save_results_pkl(path: str | Path, values: dict[str, float], predictions: Sequence["Prediction"]) -> None:
     """TAPE's results.pkl: ({metric: value}, [{"prediction": array, "target": array} a protein]), for old scripts."""
     outputs = [{"prediction": np.asarray(p.scores), "target": np.asarray(p.labels)} for p in predictions]
     with atomic_path(path) as temporary, temporary.open("wb") as file:
