@@ -47,7 +47,7 @@ from benchmarks.comparison import (
     table,
     take_turns,
 )
-from converter.convert import main as convert
+from converter.__main__ import main as convert
 from proteinlm.devices import choose_device
 from proteinlm.encoder import default_batch_tokens, make_stream, token_batches
 from proteinlm.errors import run

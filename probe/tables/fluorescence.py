@@ -14,7 +14,7 @@ from proteinlm import errors
 from proteinlm.errors import InputError
 from proteinlm.files import atomic_path, write_text
 from tape.data.records import LMDBRecords, find_data_file
-from tape.models.names import FOLDERS
+from tape.runs.names import FOLDERS
 
 
 def read_proteins(data_dir: str | Path) -> tuple[str, dict[str, float]]:

@@ -15,7 +15,6 @@ from proteinlm.files import reread
 from proteinlm.model_dir.find import require_model
 from proteinlm.tables import is_table
 from tape.data.records import find_data_file
-from tape.models.names import FOLDERS, HEADS
 from tape.own_data.data import Choice
 from tape.own_data.kinds import KINDS
 from tape.own_data.read import read_own_data
@@ -30,6 +29,7 @@ from tape.runs.flags import (
     non_negative,
     positive,
 )
+from tape.runs.names import FOLDERS, HEADS
 
 MODEL_TYPES = ("transformer",)
 IGNORED = ("vocab_file", "fp16_opt_level")  # TAPE's

@@ -15,7 +15,7 @@ from proteinlm.model_dir.vocabulary import on_vocabulary
 from proteinlm.network.config import ModelConfig
 from proteinlm.tokenizer import build_tokenizer
 from tape.models.base import ProteinConfig, naming
-from tape.models.names import HEADS
+from tape.runs.names import HEADS
 
 # Key of config.json -> default: TAPE's own, then what its files lack.
 CONFIG_DEFAULTS = {

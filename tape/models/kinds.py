@@ -28,7 +28,7 @@ from tape.models import heads, outputs
 from tape.models.base import ProteinConfig, ProteinModel, WeightFile
 from tape.models.config import CONFIG_DEFAULTS, check
 from tape.models.modeling_utils import MLMHead
-from tape.models.names import HEADS
+from tape.runs.names import HEADS
 
 # Maps hold about 1 / L: at this scale the steps of Adam that suit the other parameters move these too.
 ATTENTION_SCALE = 100.0

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from proteinlm.errors import InputError
 from proteinlm.files import write_text
-from tape.models.names import FOLDERS, MODEL_TYPES
+from tape.runs.names import FOLDERS, MODEL_TYPES
 
 GIVEN = Path(".cache") / "tape" / "plugins"  # below the user's home: sha256 of each file that was given, a line each
 

@@ -89,7 +89,7 @@ def test_logits_are_those_of_tapes_model_on_a_padded_batch(encoder, directory, p
 @pytest.mark.slow
 def test_states_and_logits_are_hugging_faces(tmp_path, proteins):
     transformers = pytest.importorskip("transformers")
-    from converter.convert import main as convert
+    from converter.__main__ import main as convert
 
     directory = write_model(tmp_path / "erf", hidden_act="gelu")  # Hugging Face has one activation for MLP and head
     convert(["--load", str(directory), "--save", str(tmp_path / "hf"), "--target", "hf"])

@@ -11,10 +11,9 @@ import torch
 from toy_data import FOLDERS, write_config, write_data
 
 from proteinlm.errors import InputError
-from tape import train
 from tape.data.batching import share_step
 from tape.data.lengths import residue_limit
-from tape.finetuning import norms
+from tape.finetuning import norms, runs
 from tape.finetuning.options import parse_options
 from tape.finetuning.trainer import Trainer
 from tape.runs.processes import Processes, SharedInputError
@@ -122,8 +121,8 @@ def steps(root: Path, task: str, size: int, *flags: object) -> list[dict]:
 
     def work(processes: Processes) -> dict:
         with lock:
-            model = train.build_model(TASKS[task], options)
-            data, valid, _ = train.choose_validation(TASKS[task], options, residue_limit(model.config, None))
+            model = runs.build_model(TASKS[task], options)
+            data, valid, _ = runs.choose_validation(TASKS[task], options, residue_limit(model.config, None))
         trainer = Trainer(TASKS[task], model, options, data, valid, processes)
         metrics = []
         trainer._train_mode()

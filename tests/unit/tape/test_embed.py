@@ -20,7 +20,7 @@ from proteinlm.errors import InputError
 from tape import TAPETokenizer, embed
 from tape.inference.encoding import TOKENIZER, TrunkEncoder
 from tape.inference.fasta import Rules, read_proteins, scan_fasta
-from tape.inference.parts import plan_parts, split_rows
+from tape.inference.parts import PartStore, plan_parts, split_rows
 from tape.models.modeling_bert import ProteinBertModel
 
 CPU, FP32 = torch.device("cpu"), torch.float32
@@ -144,7 +144,7 @@ def test_a_part_of_other_numbers_would_show(toy):
     flags = ["--part_proteins", "4"]
     path = run(root, "clean.h5", *flags)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(embed.PartStore, "finish", lambda self, write: (_ for _ in ()).throw(InputError("stop")))
+        patch.setattr(PartStore, "finish", lambda self, write: (_ for _ in ()).throw(InputError("stop")))
         with pytest.raises(InputError, match="stop"):
             run(root, "dirty.h5", *flags)
     part = root / "dirty.h5.parts" / "part_000002.npz"
@@ -156,7 +156,7 @@ def test_a_part_of_other_numbers_would_show(toy):
 @pytest.mark.slow
 def test_every_layer_is_hugging_faces(tmp_path):
     transformers = pytest.importorskip("transformers")
-    from converter.convert import main as convert
+    from converter.__main__ import main as convert
 
     model = write_model(tmp_path / "model", num_hidden_layers=3)
     convert(["--load", str(tmp_path / "model"), "--save", str(tmp_path / "hf"), "--target", "hf"])

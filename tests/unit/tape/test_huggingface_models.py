@@ -16,11 +16,12 @@ import proteinlm
 from proteinlm import errors
 from proteinlm.errors import InputError
 from proteinlm.files import read_json
-from tape import embed, evaluate, predict, reproduce, train
+from tape import embed, evaluate, predict, train
 from tape.finetuning.layers import layer_of, num_layers
 from tape.finetuning.lora import add_lora, lora_layers
 from tape.models.zoo import MODELS
 from tape.registry import resolve_task
+from tape.runs import plan
 
 FAST = ("ProtT5", "ProtXLNet")
 FIVE = [task for task in FOLDERS if task != "masked_language_modeling"]
@@ -176,7 +177,7 @@ def test_the_arms_of_reproduce(world, tmp_path, name):
     """The same shape with random weights is trained as the directory itself is."""
     directory = family(world, name)
     for word in ("pretrained", "random"):
-        arm = reproduce.parse_arm(word, directory)
+        arm = plan.parse_arm(word, directory)
         assert arm.model_type == "huggingface"
         words = (arm.model_type, "stability", *arm.flags, "--data_dir", world, "--output_dir", tmp_path / word)
         assert command(train.main, *words, "--device", "cpu", "--max_steps", 1, "--learning_rate", 1e-9) == 0

@@ -17,8 +17,8 @@ from proteinlm.huggingface.tokens import TokenTable
 from tape import TAPETokenizer
 from tape.data.splits import load_split
 from tape.models.heads import MaskedBatchNorm
-from tape.models.names import HEADS
 from tape.registry import TASK_KINDS, registry, resolve_task
+from tape.runs.names import HEADS
 from tape.scoring.inference import predict
 
 LENGTHS = (24, 6, 17, 11, 2)

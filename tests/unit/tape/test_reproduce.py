@@ -11,9 +11,10 @@ from proteinlm import errors
 from proteinlm.errors import InputError
 from tape import reproduce
 from tape.finetuning.options import build_parser as train_parser
-from tape.reproduce import build_parser, plan, read_preset, recipe_of
+from tape.reproduce import build_parser
 from tape.runs.flags import flag_words
 from tape.runs.jobs import RECORD, run_job, run_jobs
+from tape.runs.plan import plan, read_preset, recipe_of
 
 PRESET = """
 all: {batch_size: 8, bf16: true, seeds: [0, 1]}
@@ -213,9 +214,9 @@ def test_proteins_are_cropped_to_what_the_encoder_has_positions_for(tmp_path, mo
     (model / "config.json").write_text(json.dumps({"max_position_embeddings": 512}))
     preset = tmp_path / "preset.yaml"
     preset.write_text("all: {max_length: 1022}\n")
-    monkeypatch.setattr(reproduce, "splits_of", lambda *args: ("valid",))
+    monkeypatch.setattr("tape.runs.plan.splits_of", lambda *args: ("valid",))
     words = [str(model), str(data), str(tmp_path / "out"), "--preset", str(preset), "--tasks", "stability"]
-    jobs = reproduce.plan(reproduce.build_parser().parse_args([*words, "--arms", "random", "onehot"]))
+    jobs = plan(build_parser().parse_args([*words, "--arms", "random", "onehot"]))
     assert {job.train[job.train.index("--max_length") + 1] for job in jobs} == {"510"}
 
 

@@ -14,7 +14,7 @@ from toy_esm import ESM_1B, esm_model, transformers
 from toy_fasta import write_fasta
 
 import proteinlm
-from converter.convert import main as convert
+from converter.__main__ import main as convert
 from proteinlm import errors
 from proteinlm.network.rotary import RotaryEmbedding
 from proteinlm.tokenizer import build_tokenizer
