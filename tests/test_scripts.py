@@ -96,7 +96,7 @@ def test_pretrain_and_convert_write_a_model(model):
 @pytest.mark.parametrize("task", TASKS)
 def test_finetune(task, model, tiny_tape_data, tmp_path, run_warm):
     script = ROOT / f"scripts/finetune_{task}.sh"
-    run_warm("bash", script, model, tiny_tape_data, tmp_path / "run", "--max_steps", 2)
+    run_warm("bash", script, model, tiny_tape_data, tmp_path / "run", "--max_steps", 2, "--head", "tape")
     assert list((tmp_path / "run").rglob(f"{task}-*.json")), "tape-eval wrote its numbers"
 
 
