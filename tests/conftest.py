@@ -64,6 +64,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--gpu-tests-on-cpu", action="store_true", help="run those that take the fixture `device` there")
 
 
+@pytest.hookimpl(tryfirst=True)  # before those of `-m "not slow"` are left out, so that its order is the same
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that hold slow tests come first: at the end no process is left alone with one of them."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """A test marked `gpu` is skipped where there is none."""
     if item.get_closest_marker("gpu") is None:
