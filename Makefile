@@ -12,8 +12,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.installed
 
-# The end-to-end files (first in the alphabet, and the slowest) start first; a file's tests share their fixtures, so a file
-# stays in one process. Hundreds of processes are started, which are not to compile the project's files each.
+# Files with slow tests start first (tests/conftest.py); a file's tests share their fixtures, so a file stays in one
+# process. Hundreds of processes are started, which are not to compile the project's files each.
 PYTEST := PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help

@@ -3,7 +3,8 @@
     tape-train transformer secondary_structure --from_pretrained MODEL_DIR --data_dir data --output_dir RUN_DIR \\
         --batch_size 32 --learning_rate 1e-4 --num_train_epochs 10 --holdout 0.1 --patience 3 --bf16
     tape-train ... --seeds 0 1 2                    RUN_DIR/seed0, seed1, seed2: three ordinary runs in turn
-    tape-train ... --resume                         goes on where the run (or the runs of --seeds) stopped
+    tape-train ... --resume                         goes on where the run (or the runs of --seeds) stopped; so does the
+                                                    same line without it where the run was cut off
     torchrun --nproc-per-node 4 -m tape.train ...   the same on four devices, as does tape-train-distributed
 
 What a run leaves in RUN_DIR is in tape.runs.run_dir. args.json has the flags, the recipe and where each value

@@ -6,7 +6,7 @@ The proteins here are random letters: enough to see that the stages fit together
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 # Before any library starts its threads. Two test processes of one thread each use two cores without the threads of one
@@ -16,6 +16,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 import pytest
 from tape_lmdb import write_lmdb
+from warm_python import warm_python
 
 ROOT = Path(__file__).parent.parent
 RESIDUES = np.array(list("ACDEFGHIKLMNPQRSTVWY"))
@@ -63,6 +64,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--gpu-tests-on-cpu", action="store_true", help="run those that take the fixture `device` there")
 
 
+@pytest.hookimpl(tryfirst=True)  # before those of `-m "not slow"` are left out, so that its order is the same
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that hold slow tests come first: at the end no process is left alone with one of them."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """A test marked `gpu` is skipped where there is none."""
     if item.get_closest_marker("gpu") is None:
@@ -87,11 +95,26 @@ def root() -> Path:
 
 
 @pytest.fixture(scope="session")
-def run_command() -> Callable[..., subprocess.CompletedProcess]:
-    """Run a command the way a user does. `python` and the console commands are those of the environment under test."""
+def python(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A `python` of the environment under test whose processes have imported PyTorch when they start."""
+    with warm_python(tmp_path_factory.mktemp("bin")) as path:
+        yield path
 
-    def run(*words: object, check: bool = True, cwd: Path = ROOT, timeout: float = 300) -> subprocess.CompletedProcess:
-        environment = dict(os.environ, PATH=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+
+@pytest.fixture(scope="session")
+def run_command(request: pytest.FixtureRequest) -> Callable[..., subprocess.CompletedProcess]:
+    """Run a command the way a user does. `python` and the console commands are those of the environment under test.
+
+    warm: `python`, for scripts too, is the fixture of that name.
+    """
+
+    def run(
+        *words: object, check: bool = True, cwd: Path = ROOT, timeout: float = 300, warm: bool = False
+    ) -> subprocess.CompletedProcess:
+        folders = [Path(sys.executable).parent, os.environ["PATH"]]
+        if warm:
+            folders.insert(0, request.getfixturevalue("python").parent)
+        environment = dict(os.environ, PATH=os.pathsep.join(map(str, folders)))
         command = [str(word) for word in words]
         done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout)
         if check and done.returncode != 0:

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import subprocess
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,6 @@ from tape_lmdb import write_lmdb
 
 from probe.__main__ import VERBS
 from probe.tables.rows import SECTIONS, STEPS
-from proteinlm import errors
 
 ROOT = Path(__file__).parent.parent
 SCRIPTS = sorted([*(ROOT / "scripts").glob("*.sh"), *(ROOT / "scripts").glob("*.sbatch")])
@@ -58,20 +58,25 @@ def test_without_arguments_tells_its_usage(path, run_command):
 
 
 @pytest.fixture(scope="module")
-def shard(tmp_path_factory, tiny_fasta, run_command) -> Path:
+def run_warm(run_command):
+    return partial(run_command, warm=True)
+
+
+@pytest.fixture(scope="module")
+def shard(tmp_path_factory, tiny_fasta, run_warm) -> Path:
     """What scripts/preprocess_pfam.sh makes of the tiny FASTA."""
     prefix = tmp_path_factory.mktemp("shard") / "pfam"
-    run_command("bash", ROOT / "scripts/preprocess_pfam.sh", tiny_fasta, prefix)
+    run_warm("bash", ROOT / "scripts/preprocess_pfam.sh", tiny_fasta, prefix)
     return Path(f"{prefix}_text_document")
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory, shard, run_command) -> Path:
+def model(tmp_path_factory, shard, run_warm) -> Path:
     """The model directory that scripts/{pretrain_single_gpu,convert}.sh make of the shard."""
     folder = tmp_path_factory.mktemp("model")
     pretrain = ROOT / "scripts/pretrain_single_gpu.sh"
-    run_command("bash", pretrain, shard, folder / "ckpt", *TINY_MODEL, *TINY_RUN)
-    run_command("bash", ROOT / "scripts/convert.sh", folder / "ckpt", folder / "tape")
+    run_warm("bash", pretrain, shard, folder / "ckpt", *TINY_MODEL, *TINY_RUN)
+    run_warm("bash", ROOT / "scripts/convert.sh", folder / "ckpt", folder / "tape")
     return folder / "tape"
 
 
@@ -87,29 +92,11 @@ def test_pretrain_and_convert_write_a_model(model):
     assert (model / "model.safetensors").is_file()
 
 
-RECORDER = """#!/usr/bin/env bash
-printf '%s\\0' "$@" >> "$RECORD"
-printf '\\n' >> "$RECORD"
-"""
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("task", TASKS)
-def test_finetune(task, model, tiny_tape_data, tmp_path, run_command):
-    """One script is run as it is; what the others start is written down by a stand-in and run in this process."""
+def test_finetune(task, model, tiny_tape_data, tmp_path, run_warm):
     script = ROOT / f"scripts/finetune_{task}.sh"
-    words = ("bash", script, model, tiny_tape_data, tmp_path / "run", "--max_steps", 2)
-    if task == TASKS[0]:
-        run_command(*words)
-    else:
-        (tmp_path / "bin").mkdir()
-        (tmp_path / "bin/python").write_text(RECORDER)
-        (tmp_path / "bin/python").chmod(0o755)
-        record, path = tmp_path / "record", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}"
-        run_command("env", f"PATH={path}", f"RECORD={record}", *words)
-        started = [line.split("\0")[:-1] for line in record.read_text().splitlines()]
-        assert [line[:2] for line in started] == [["-m", "tape.train"], ["-m", "tape.evaluate"]]
-        assert [errors.run(importlib.import_module(line[1]).main, line[2:]) for line in started] == [0, 0]
+    run_warm("bash", script, model, tiny_tape_data, tmp_path / "run", "--max_steps", 2, "--head", "tape")
     assert list((tmp_path / "run").rglob(f"{task}-*.json")), "tape-eval wrote its numbers"
 
 
@@ -121,13 +108,13 @@ stability: {seeds: [0, 1]}
 
 
 @pytest.mark.slow
-def test_reproduce_table(model, tiny_tape_data, tmp_path, run_command):
+def test_reproduce_table(model, tiny_tape_data, tmp_path, run_warm):
     """Two tasks, two arms, every split; a second call has nothing to do; a lost score comes back alone."""
     out, preset = tmp_path / "out", tmp_path / "preset.yaml"
     preset.write_text(TABLE_PRESET)
     words = ("bash", ROOT / "scripts/reproduce_table.sh", model, tiny_tape_data, out, "--preset", preset)
     words += ("--arms", *TABLE_ARMS, "--tasks", "stability", "contact_prediction", "--device", "cpu", "--jobs", 2)
-    run_command(*words, timeout=900)
+    run_warm(*words, timeout=900)
     results = json.loads((out / "results.json").read_text())
     lines = 2 + 2 * 2  # splits of the two tasks; contacts in two separation bands
     assert len(results["rows"]) == 2 * lines and len(results["differences"]) == lines
@@ -135,7 +122,7 @@ def test_reproduce_table(model, tiny_tape_data, tmp_path, run_command):
     lost = out / "runs/onehot/stability/seed1/stability-test.json"
     before = json.loads(lost.read_text())
     lost.unlink()
-    again = run_command(*words, timeout=900).stdout
+    again = run_warm(*words, timeout=900).stdout
     assert again.count("was done") == 5 and again.count("scored test") == 1 and "trained in" not in again
     after = json.loads(lost.read_text())
     assert {key: after[key] for key in ("metrics", "intervals", "checkpoint")} == {
@@ -143,12 +130,12 @@ def test_reproduce_table(model, tiny_tape_data, tmp_path, run_command):
     }
     page = (out / "table.html").read_text()
     assert "<svg" in page and "src=" not in page and 'href="http' not in page.replace("xlink:href", "")
-    refused = run_command(*words, "--train_flags", "--weight_decay 0.5", check=False)
+    refused = run_warm(*words, "--train_flags", "--weight_decay 0.5", check=False)
     assert refused.returncode == 2 and "trained by another command or" in refused.stdout
 
 
 @pytest.mark.slow
-def test_from_fasta_to_table(tiny_fasta, tiny_tape_data, tmp_path, run_command):
+def test_from_fasta_to_table(tiny_fasta, tiny_tape_data, tmp_path, run_warm):
     """The whole pipeline in one file, on its smallest case: a second call trains and converts nothing again, more
     iterations give another model with its own table."""
     config, preset, out = tmp_path / "config.yaml", tmp_path / "preset.yaml", tmp_path / "out"
@@ -159,14 +146,14 @@ def test_from_fasta_to_table(tiny_fasta, tiny_tape_data, tmp_path, run_command):
     words += (tiny_tape_data, out, "--tasks", "stability", "--arms", "pretrained", "--device", "cpu")
     first, second = (out / f"iteration_{iterations}" for iterations in (2, 3))
     config.write_text(debug.replace("train_iters: 50", "train_iters: 2"))
-    run_command(*words)
+    run_warm(*words)
     assert "stability" in (first / "table/table.md").read_text()
     weights, written = first / "model/model.safetensors", (first / "model/model.safetensors").stat().st_mtime_ns
-    run_command(*words)
+    run_warm(*words)
     assert weights.stat().st_mtime_ns == written and not second.exists()
     assert (out / "ckpt/latest_checkpointed_iteration.txt").read_text().strip() == "2"
     config.write_text(debug.replace("train_iters: 50", "train_iters: 3"))
-    done = run_command(*words)
+    done = run_warm(*words)
     assert f"done: {second}/table/table.html" in done.stdout
     assert "stability" in (second / "table/table.md").read_text()
     assert weights.stat().st_mtime_ns == written

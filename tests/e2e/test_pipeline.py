@@ -43,7 +43,8 @@ def pretrain(shard, run_command):
 
     def run(save: Path, *flags: object) -> list[dict]:
         words = ("--data-path", shard, "--save", save, "--load", save, *flags)
-        run_command("python", "-m", "pretrain", "--config", "pretrain/configs/debug.yaml", *MODEL, *RUN, *words)
+        words = ("--config", "pretrain/configs/debug.yaml", *MODEL, *RUN, *words)
+        run_command("python", "-m", "pretrain", *words, warm=True)
         return [json.loads(line) for line in (save / "metrics.jsonl").read_text().splitlines()]
 
     return run

@@ -12,6 +12,8 @@ VIRTUAL = ["--num-layers-per-virtual-pipeline-stage", "1"]
 ZERO_BUBBLE = [*PP, "--pipeline-schedule", "zero-bubble"]
 FSDP = ["--use-distributed-optimizer"]
 RECOMPUTE = ["--recompute-granularity", "full"]
+# Two micro-batches a step in the place of four: DTensor takes a second for each of some.
+TWO = ["--micro-batch-size", "4"]
 
 # name -> (processes, flags)
 LAYOUTS = {
@@ -19,8 +21,8 @@ LAYOUTS = {
     "fsdp2": (2, FSDP),
     "fsdp2-full": (2, ["--use-torch-fsdp2"]),
     "hybrid-2x2": (4, [*FSDP, "--num-distributed-optimizer-instances", "2"]),
-    "tp2": (2, TP),
-    "tp2-sp": (2, SP),
+    "tp2": (2, [*TP, *TWO]),
+    "tp2-sp": (2, [*SP, *TWO]),
     "pp2": (2, PP),
     "pp3-uneven": (3, ["--pipeline-model-parallel-size", "3"]),
     "pp4": (4, ["--pipeline-model-parallel-size", "4"]),
@@ -33,11 +35,11 @@ LAYOUTS = {
     "fsdp2-pp2": (4, [*PP, *FSDP]),
     "fsdp2-pp2-interleaved": (4, [*PP, *VIRTUAL, *FSDP]),
     "fsdp2-pp2-zero-bubble": (4, [*ZERO_BUBBLE, *FSDP]),
-    "pp2-tp2": (4, [*PP, *TP]),
-    "pp2-tp2-sp-zero-bubble": (4, [*ZERO_BUBBLE, *SP]),
+    "pp2-tp2": (4, [*PP, *TP, *TWO]),
+    "pp2-tp2-sp-zero-bubble": (4, [*ZERO_BUBBLE, *SP, *TWO]),
     "dp2-pp2-tp2": (8, [*PP, *TP]),
     "fsdp2-pp2-tp2-sp": (8, [*PP, *SP, *FSDP]),
-    "tp2-sp-recompute": (2, [*SP, *RECOMPUTE]),
+    "tp2-sp-recompute": (2, [*SP, *RECOMPUTE, *TWO]),
     "fsdp2-full-recompute": (2, ["--use-torch-fsdp2", *RECOMPUTE]),
     "pp2-recompute": (2, [*PP, *RECOMPUTE]),
     "fsdp2-pp2-zero-bubble-recompute": (4, [*ZERO_BUBBLE, *FSDP, *RECOMPUTE]),

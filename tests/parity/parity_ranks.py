@@ -69,6 +69,7 @@ class Ranks:
 
 def _serve(pipe) -> None:
     torch.set_num_threads(1)
+    gc.freeze()  # the collection after each job then looks at what the job made, not at all of PyTorch
     while True:
         function, arguments, rank, size, meeting = pipe.recv()
         try:

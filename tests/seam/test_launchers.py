@@ -55,12 +55,15 @@ while read -r pid; do kill -TERM -- "-$pid"; done < "$RECORD.tasks"
 
 
 @pytest.fixture
-def job(tmp_path):
-    """(command line, variables) -> a started script, with a tiny model's flags; nothing of it is left at the end."""
+def job(tmp_path, python):
+    """(command line, variables) -> a started script, with a tiny model's flags; nothing of it is left at the end.
+
+    warm: by the `python` that starts at once, whose processes are in no group of the script's.
+    """
     corpus = kill_harness.make_corpus(tmp_path)
     started = []
 
-    def start(words: list[str], iterations: int, **variables: str) -> subprocess.Popen:
+    def start(words: list[str], iterations: int, warm: bool = True, **variables: str) -> subprocess.Popen:
         flags = [
             *kill_harness.TINY,
             "--pipeline-model-parallel-size",
@@ -71,7 +74,7 @@ def job(tmp_path):
             str(iterations),
         ]
         words = [*words, corpus[1], str(tmp_path / "save"), *flags]
-        path = f"{tmp_path}:{Path(sys.executable).parent}:{os.environ['PATH']}"
+        path = f"{tmp_path}:{(python if warm else Path(sys.executable)).parent}:{os.environ['PATH']}"
         environment = {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **variables}
         with (tmp_path / f"log{len(started)}").open("wb") as log:
             job = subprocess.Popen(words, env=environment, stdout=log, stderr=log, cwd=ROOT, start_new_session=True)
@@ -119,7 +122,7 @@ def stand_in(folder: Path, name: str, text: str) -> None:
     (folder / name).chmod(0o755)
 
 
-def slurm(job, folder: Path, iterations: int) -> subprocess.Popen:
+def slurm(job, folder: Path, iterations: int, warm: bool) -> subprocess.Popen:
     """The batch script, as Slurm would start it for a job of two nodes."""
     stand_in(folder, "srun", SRUN)
     stand_in(folder, "scontrol", SCONTROL)
@@ -127,7 +130,7 @@ def slurm(job, folder: Path, iterations: int) -> subprocess.Popen:
     variables = {"SLURM_JOB_NUM_NODES": "2", "SLURM_JOB_NODELIST": "node[0-1]", "SLURM_SUBMIT_DIR": str(ROOT)}
     number = str(10000 + int(free_port()) % 10000)
     variables |= {"SLURM_JOB_ID": number, "GPUS_PER_NODE": "1", "RECORD": str(folder / "record")}
-    return job(["bash", script("pretrain_slurm.sbatch")], iterations, **variables)
+    return job(["bash", script("pretrain_slurm.sbatch")], iterations, warm, **variables)
 
 
 def test_two_nodes_meet_through_torchrun(job, tmp_path):
@@ -146,7 +149,7 @@ def test_mpirun_starts_the_processes(job, tmp_path):
 
 def test_slurm_job_of_two_nodes_completes(job, tmp_path):
     """With stand-ins for Slurm's commands."""
-    assert ended([slurm(job, tmp_path, 3)], tmp_path) == {"reason": "completed", "iteration": 3}
+    assert ended([slurm(job, tmp_path, 3, warm=True)], tmp_path) == {"reason": "completed", "iteration": 3}
     record = (tmp_path / "record").read_text()
     assert "scontrol show hostnames node[0-1]" in record and "srun --ntasks-per-node=1" in record
     assert "requeue" not in record
@@ -154,7 +157,7 @@ def test_slurm_job_of_two_nodes_completes(job, tmp_path):
 
 def test_preempted_slurm_job_saves_and_is_queued_again(job, tmp_path):
     """SIGTERM to the batch script alone, as `--signal=B:TERM@120` sends it. With stand-ins for Slurm's commands."""
-    batch = slurm(job, tmp_path, 100000)
+    batch = slurm(job, tmp_path, 100000, warm=False)
     metrics, deadline = tmp_path / "save/metrics.jsonl", time.monotonic() + TIMEOUT_S
     while not (metrics.exists() and metrics.read_text().count("\n") > 2):
         assert time.monotonic() < deadline and batch.poll() is None, (tmp_path / "log0").read_text()[-3000:]

@@ -5,7 +5,6 @@ import multiprocessing
 import os
 import signal
 import subprocess
-import sys
 import time
 import zlib
 from itertools import islice
@@ -188,7 +187,7 @@ if __name__ == "__main__":
 
 
 @pytest.mark.slow
-def test_spawned_workers_and_a_run_that_dies(tmp_path, shard):
+def test_spawned_workers_and_a_run_that_dies(tmp_path, shard, python):
     """A fresh interpreter a worker; and after an exception the process is gone at once, with its own message."""
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
@@ -196,7 +195,7 @@ def test_spawned_workers_and_a_run_that_dies(tmp_path, shard):
     train = build_datasets([shard], "1,0,0", TOKENIZER, 64, 0.15, 1)[0]
     expected = steps(train, 1)[0][0].tokens.sum().item()
     for extra, status in (([], 0), (["die"], 1)):
-        command = [sys.executable, script, shard, *extra]
+        command = [python, script, shard, *extra]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
         ended = time.time()
         assert done.returncode == status, done.stderr

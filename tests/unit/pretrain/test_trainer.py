@@ -4,7 +4,6 @@ import json
 import math
 import signal
 import subprocess
-import sys
 import time
 
 import pytest
@@ -210,8 +209,8 @@ def test_a_checkpoint_from_before_these_options_goes_on(prefix, tmp_path):
 
 
 @pytest.mark.slow
-def test_sigterm_saves_and_exits_cleanly(prefix, tmp_path):
-    command = [sys.executable, "-m", "pretrain", *MODEL, "--data-path", prefix, "--save", str(tmp_path)]
+def test_sigterm_saves_and_exits_cleanly(prefix, tmp_path, python):
+    command = [str(python), "-m", "pretrain", *MODEL, "--data-path", prefix, "--save", str(tmp_path)]
     process = subprocess.Popen([*command, "--train-iters", "100000", "--eval-interval", "100000"])
     try:
         deadline = time.monotonic() + 60

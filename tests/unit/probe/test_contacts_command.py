@@ -207,7 +207,7 @@ def test_a_page_without_structure(folder, tmp_path):
         (("esm", "--view", "test.lmdb", "--id", "c9"), "no chain 'c9' among its 3"),
         (("esm", "--view", "in.fasta", "--id", "P9"), "no protein 'P9'"),
         (("esm", "--heads", "test.lmdb", "--max_length", "20"), "30 residues, but max_length is 20"),
-        (("esm", "in.fasta", "out.npz", "--max_length", "20", "--png"), "22 residues"),
+        (("esm", "in.fasta", "out.npz", "--max_length", "20", "--png"), "1 of 3 proteins exceed 20 residues"),
         (("esm", "--fit", "train.lmdb", "--export", "esm"), "exists already; give the copy of"),
         (("prott5", "--fit", "train.lmdb", "--export", "copy"), "has no place for a contact regression"),
         (("esm", "--view", "empty.lmdb"), "empty.lmdb: no chains"),
@@ -230,6 +230,6 @@ def test_a_regression_of_another_model_is_refused(folder, tmp_path, capsys):
     assert run(folder / "prott5", "--fit", folder / "train.lmdb", "--proteins", 2, "--output", "t5") == 0
     assert run(folder / "esm", folder / "in.fasta", "a.npz", "--regression", "t5.safetensors") == 2
     assert "2 layers x 4 heads, so it should be [1, 8]" in capsys.readouterr().err
-    with pytest.raises(proteinlm.errors.InputError, match="22 residues"):
+    with pytest.raises(proteinlm.errors.InputError, match="1 of 3 proteins exceed 20 residues"):
         encoder = proteinlm.load(folder / "esm", device="cpu")
         output.write_contacts(encoder, folder / "in.fasta", "b.npz", rules=Rules(max_length=20), quiet=True)

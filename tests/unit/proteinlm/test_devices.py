@@ -1,12 +1,13 @@
 """Which device a name means, on a machine without GPUs and on one (pretended) with two."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 import pretrain.__main__
 import pretrain.trainer
 import tape.finetuning.runs
-import tape.train
 from proteinlm.devices import choose_device, denormals_as_zero
 from proteinlm.errors import InputError
 
@@ -95,13 +96,11 @@ def test_training_runs_with_denormals_as_zero(monkeypatch):
         inside.append(float(torch.tensor(2e-38) * 0.1))
         return 0
 
-    monkeypatch.setattr(tape.train, "require_files", lambda options: None)
     monkeypatch.setattr(tape.finetuning.runs, "choose_task", lambda options: None)
     monkeypatch.setattr(tape.finetuning.runs, "run", run)
-    tape.train.main(["transformer", "stability", "--device", "cpu"])
+    tape.finetuning.runs.finetune(SimpleNamespace(device="cpu"), "tape-train")
     assert inside == [0]
-    monkeypatch.setattr(pretrain.__main__, "require_files", lambda config: None)
     monkeypatch.setattr(pretrain.trainer, "Trainer", run)
     with pytest.raises(AttributeError):  # what stands in its place has no run()
-        pretrain.__main__.main(["--config", "pretrain/configs/debug.yaml", "--data-path", "shard", "--save", "run"])
+        pretrain.__main__.train(None)
     assert inside == [0, 0]

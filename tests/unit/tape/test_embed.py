@@ -4,7 +4,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -112,14 +111,14 @@ def test_gzip_changes_no_byte(toy):
 
 
 @pytest.mark.slow
-def test_killed_in_the_middle_and_started_again_ends_in_the_same_bytes(toy):
+def test_killed_in_the_middle_and_started_again_ends_in_the_same_bytes(toy, python):
     root, _ = toy
     write_fasta(root / "many.fasta", toy_proteins(100))
     flags = ["--part_proteins", "1", "--layer", "1", "--format", "h5-per-protein", "--full_sequence_embed"]
     whole = run(root, "whole.h5", *flags, data="many.fasta")
     words = ["transformer", root / "many.fasta", root / "killed.h5", root / "model", *flags]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[3])}
-    child = subprocess.Popen([sys.executable, "-m", "tape.embed", *map(str, words)], env=environment)
+    child = subprocess.Popen([str(python), "-m", "tape.embed", *map(str, words)], env=environment)
     parts = root / "killed.h5.parts"
     while not (parts / "part_000005.npz").exists():
         assert child.poll() is None
@@ -293,11 +292,11 @@ def test_batches_and_parts_by_hand():
 
 
 @pytest.mark.slow
-def test_torchrun_ends_in_the_same_bytes(toy):
+def test_torchrun_ends_in_the_same_bytes(toy, python):
     root, _ = toy
     path = run(root, "alone.parquet", "--part_proteins", "3")
     words = ["transformer", root / "in.fasta", root / "both.parquet", root / "model", "--part_proteins", "3"]
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [str(python), "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[3])}
     subprocess.run([*command, "-m", "tape.embed", *map(str, words)], env=environment, check=True, timeout=240)
     assert (root / "both.parquet").read_bytes() == path.read_bytes()

@@ -5,7 +5,6 @@ import json
 import os
 import pickle
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -161,13 +160,13 @@ def test_parquet_holds_the_same_columns(world):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("task", ["contact_prediction", "stability"])
-def test_two_processes_give_the_numbers_of_one(world, task):
+def test_two_processes_give_the_numbers_of_one(world, task, python):
     """torchrun with two gloo ranks; the JSON differs in the number of processes alone."""
     alone = score(world, task, "--batch_size", 5, "--save_predictions")
     stored = load_scores(world / "runs" / task / f"{task}-valid.npz").columns
     words = [*("transformer", task, world / "runs" / task, "--data_dir", world, "--split", "valid", "--device", "cpu")]
     words += ["--batch_size", 5, "--save_predictions"]
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [str(python), "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     done = subprocess.run(
         [*command, "-m", "tape.evaluate", *map(str, words)],
         capture_output=True,

@@ -123,7 +123,7 @@ def test_esm_1b_has_its_positions_and_no_more(root, esm1b, capsys):
     assert (root / "esm1b_-1.h5.failed.tsv").read_text().splitlines()[1] == "c\t3\t80\tlonger than 62 residues"
     words = ["transformer", str(root / "in.fasta"), str(root / "x.h5"), str(root / "esm1b")]
     assert errors.run(embed.main, words) == 2
-    assert "record 3 (c): 80 residues, the model takes 62" in capsys.readouterr().err
+    assert "1 of 4 proteins exceed 62 residues, the first is record 3 (c) of 80" in capsys.readouterr().err
 
 
 def test_a_masked_residue_is_esms_mask(root, esm2):

@@ -6,7 +6,6 @@ The commands run as their users call them, from a folder that holds ./data, and 
 import json
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -149,10 +148,10 @@ def test_training_a_language_model():
 
 
 @pytest.mark.slow
-def test_the_distributed_command():
+def test_the_distributed_command(python):
     words = "transformer masked_language_modeling --model_config_file small.json --nproc_per_node 2"
     words += " --gradient_accumulation_steps 2 --output_dir results/two --no_cuda"
-    command = [sys.executable, "-m", "tape.train_distributed", *words.split(), *SHORT]
+    command = [str(python), "-m", "tape.train_distributed", *words.split(), *SHORT]
     source = str(Path(tape.__file__).parent.parent)
     environment = {"PYTHONPATH": source, "OMP_NUM_THREADS": "1", "PATH": "/usr/bin:/bin", "HOME": "."}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)

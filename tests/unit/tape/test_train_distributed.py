@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -51,23 +50,16 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def run(world: Path, task: str, out: Path, processes: int, *flags: object) -> subprocess.CompletedProcess:
-    words = [sys.executable, "-m", "tape.train_distributed", "transformer", task, "--nproc_per_node", processes]
-    words += ["--data_dir", world, "--output_dir", out, "--device", "cpu", "--model_config_file", world / "config.json"]
-    words += [
-        "--batch_size",
-        7,
-        "--max_steps",
-        8,
-        "--eval_steps",
-        2,
-        "--num_log_iter",
-        1,
-        "--learning_rate",
-        1e-3,
-        *flags,
-    ]
-    return subprocess.run([str(word) for word in words], capture_output=True, text=True, timeout=300)
+@pytest.fixture
+def run(world, python):
+    def run_it(task: str, out: Path, processes: int, *flags: object) -> subprocess.CompletedProcess:
+        words = [python, "-m", "tape.train_distributed", "transformer", task, "--nproc_per_node", processes]
+        words += ["--data_dir", world, "--output_dir", out, "--model_config_file", world / "config.json"]
+        words += ["--device", "cpu", "--batch_size", 7, "--max_steps", 8, "--eval_steps", 2, "--num_log_iter", 1]
+        words += ["--learning_rate", 1e-3, *flags]
+        return subprocess.run([str(word) for word in words], capture_output=True, text=True, timeout=300)
+
+    return run_it
 
 
 def weights(path: Path) -> dict[str, torch.Tensor]:
@@ -75,8 +67,8 @@ def weights(path: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.slow
-def test_two_processes_are_one(world, tmp_path):
-    done = [run(world, "fluorescence", tmp_path / str(n), n) for n in (1, 2)]
+def test_two_processes_are_one(run, tmp_path):
+    done = [run("fluorescence", tmp_path / str(n), n) for n in (1, 2)]
     assert [result.returncode for result in done] == [0, 0], done[1].stderr
     one, two = weights(tmp_path / "1"), weights(tmp_path / "2")
     assert max(float((one[name] - two[name]).abs().max()) for name in one) < 2e-6
@@ -87,26 +79,26 @@ def test_two_processes_are_one(world, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_whose_process_dies_resumes_bit_by_bit(world, tmp_path):
+def test_a_run_whose_process_dies_resumes_bit_by_bit(run, tmp_path):
     flags = ("--gradient_accumulation_steps", 3)
-    assert run(world, "secondary_structure", tmp_path / "whole", 2, *flags).returncode == 0
+    assert run("secondary_structure", tmp_path / "whole", 2, *flags).returncode == 0
     (tmp_path / "dies.py").write_text(DIES)
     flags = (*flags, "--plugin", tmp_path / "dies.py")
-    assert run(world, "secondary_structure", tmp_path / "cut", 2, *flags).returncode != 0
+    assert run("secondary_structure", tmp_path / "cut", 2, *flags).returncode != 0
     assert not (tmp_path / "cut" / "metrics.jsonl").read_text().splitlines()[-1].startswith('{"iteration": 8')
-    done = run(world, "secondary_structure", tmp_path / "cut", 2, *flags, "--resume")
+    done = run("secondary_structure", tmp_path / "cut", 2, *flags, "--resume")
     assert done.returncode == 0, done.stderr
     whole, cut = weights(tmp_path / "whole"), weights(tmp_path / "cut")
     assert all(torch.equal(whole[name], cut[name]) for name in whole)
     # The state belongs to no number of processes: one goes on where two stopped.
-    assert run(world, "secondary_structure", tmp_path / "cut", 1, *flags, "--resume").returncode == 0
+    assert run("secondary_structure", tmp_path / "cut", 1, *flags, "--resume").returncode == 0
 
 
 @pytest.mark.slow
-def test_a_mistake_of_all_processes_is_reported_once(world, tmp_path):
+def test_a_mistake_of_all_processes_is_reported_once(run, tmp_path):
     (tmp_path / "slow.py").write_text(TELLS_LATE)  # torchrun ends the others when the first has failed
     flags = ("--data_dir", tmp_path, "--plugin", tmp_path / "slow.py")
-    done = run(world, "fluorescence", tmp_path / "run", 2, *flags)
+    done = run("fluorescence", tmp_path / "run", 2, *flags)
     assert done.returncode == 2
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1 and "fluorescence_train.lmdb" in errors[0] and "Traceback" not in done.stderr

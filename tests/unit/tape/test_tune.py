@@ -3,7 +3,6 @@
 import json
 import math
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -148,9 +147,9 @@ def test_grids():
 
 
 @pytest.mark.slow
-def test_as_a_command(world, tmp_path):
+def test_as_a_command(world, tmp_path, python):
     line = ["--grid", "learning_rate", "1e-3", "1e-2", "--jobs", "2", "--", *words(world)]
-    command = [sys.executable, "-m", "tape.tune", str(tmp_path / "out"), *line]
+    command = [str(python), "-m", "tape.tune", str(tmp_path / "out"), *line]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("spearmanr") == 3 and "recipe.yaml" in done.stdout
