@@ -92,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     require_file(args.data_file)
     if args.from_pretrained is None and args.model_type != "onehot":
         raise InputError("MODEL_DIR: missing; tape-embed MODEL_TYPE IN.fasta OUT MODEL_DIR")
-    require_model(args.from_pretrained, args.model_config_file)
+    require_model(args.from_pretrained, args.model_config_file, args.model_type)
     start_logging(args.log_level)
     from tape.inference.embedding import embed
 

@@ -21,8 +21,10 @@ from proteinlm.errors import InputError
 from proteinlm.files import require_file, reread
 from proteinlm.model_dir.find import find_model
 from proteinlm.tables import is_table
+from tape.data.records import find_data_file
 from tape.own_data.data import Choice
 from tape.runs.flags import DEVICE_FLAGS, add_flags, fraction, non_negative, positive, precision_name, seed
+from tape.runs.names import FOLDERS
 
 
 def layer_words(words: Sequence[str]) -> tuple[int, ...] | str:
@@ -85,17 +87,21 @@ def read_data(args: argparse.Namespace):
         choice = Choice(args.sequence, None, args.id, args.split_column, args.kind, tuple(args.ignore))
         data = read_columns(args.data, args.target, choice, args.test)
     else:
-        given = [f"--{name}" for name in ("target", "test", "sequence", "id", "split_column", "ignore", "kind")
-                 if getattr(args, name)]  # fmt: skip
-        if given:
-            raise InputError(f"{given[0]}: is of a table; {args.data} should be a .csv, .tsv or FASTA file")
         data = read_structure(args.data)
     return data if args.limit is None else limited(data, args.limit)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
-    args.data, *args.test = (require_file(reread(path, ".fasta")) for path in (args.data, *args.test))
+    args.data, *args.test = (reread(path, ".fasta") for path in (args.data, *args.test))
+    of_table = ("target", "test", "sequence", "id", "split_column", "ignore", "kind")
+    if not is_table(args.data) and (given := [name for name in of_table if getattr(args, name)]):
+        raise InputError(f"--{given[0]}: is of a table; {args.data} should be a .csv, .tsv or FASTA file")
+    if not is_table(args.data):
+        folder = FOLDERS["secondary_structure"]
+        find_data_file(args.data, folder, folder, "train")
+    for path in (args.data, *args.test):
+        require_file(path)
     if args.model != "none":
         find_model(args.model)
     layers, dtype = layer_words(args.layers), precision_name(args.fp16, args.bf16)

@@ -87,7 +87,10 @@ RULES = {name: key.rule for name, key in MODEL_KEYS.items()}
 SHAPE_KEYS = [name for name, key in MODEL_KEYS.items() if key.rule is SIZE]
 # What TAPE's own config.json holds beyond these: its default, its rule.
 TEXT: Rule = (lambda v: v is None or isinstance(v, str), "is {!r}; a text or null is needed")
-LABELS: Rule = (lambda v: type(v) is int and -1 <= v < LARGEST_SIZE, "is {!r}; -1 (none) or a whole number is needed")
+LABELS: Rule = (
+    lambda v: type(v) is int and -1 <= v < LARGEST_SIZE,
+    "is {!r}; a positive number is needed, or -1",
+)
 EXTRAS = {
     "base_model": ("transformer", TEXT),
     "finetuning_task": (None, TEXT),

@@ -63,10 +63,14 @@ def fair_esm_file(path: Path) -> Path | None:
         return path if file.read(4).startswith(TORCH_HEADS) else None
 
 
-def require_model(name: str | Path | None, config_file: str | Path | None = None) -> None:
-    """InputError where there is no model of this name, or no config.json; both may be None."""
+def require_model(name: str | Path | None, config_file: str | Path | None = None, model_type: str = "") -> None:
+    """InputError where there is no model of this name, or no config.json (both may be None), or it is plainly not of
+    this model type."""
     if name is not None and fair_esm_file(path := find_model(name)) is None:
-        read_config(path)
+        config = read_config(path)
+        kind = model_type_of(config, path)
+        if kind == "huggingface" and model_type == "transformer" and config.get("model_type") not in ("esm", "esmc"):
+            raise other_model_type(config, path)
     if config_file is not None:
         read_config(config_file)
 

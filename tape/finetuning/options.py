@@ -210,7 +210,7 @@ def parse_options(
 
 def require_files(options: TrainOptions) -> None:
     """InputError for a file of a run that is not there: what can be told before torch is imported."""
-    require_model(options.from_pretrained, options.model_config_file)
+    require_model(options.from_pretrained, options.model_config_file, options.model_type)
     folder = FOLDERS.get(options.task)
     if options.csv is None and folder and options.force_save in (None, "TRUE"):
         find_data_file(options.data_dir, folder, folder, "train")

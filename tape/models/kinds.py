@@ -66,7 +66,9 @@ class BuiltInModel(ProteinModel):
     @classmethod
     def _read(cls, directory: Path, values: dict, overrides: dict) -> WeightFile:
         file = super()._read(directory, values, overrides)
-        if model_type_of(file.config, directory) == "huggingface" and model_type_in(file.config) not in cls.of_others:
+        is_run = "base_model" in file.config
+        if not is_run and model_type_in(file.config) not in ("", *cls.of_others):
+            model_type_of(file.config, directory)  # refuses a megatron-bert
             raise other_model_type(file.config, directory)
         if "num_hidden_layers" in vars(cls.config_class()):
             check_layers(file.config, file.tensors, file.path)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from megatron_writer import random_weights, write_megatron
 
-from converter import convert
+from converter import __main__ as convert
 from proteinlm.errors import run
 
 

@@ -11,7 +11,7 @@ from damage import Attack
 from megatron_writer import random_weights, write_megatron
 from tape_lmdb import put_lmdb
 
-from converter import convert
+from converter import __main__ as convert
 from proteinlm.errors import run
 
 

@@ -27,7 +27,7 @@ from damage import (
 )
 from megatron_writer import padded, random_weights, write_megatron
 
-from converter import convert
+from converter import __main__ as convert
 from converter.sources import read
 from proteinlm.errors import run
 

@@ -29,7 +29,7 @@ from damage import (
 )
 from megatron_writer import random_weights
 
-from converter import convert
+from converter import __main__ as convert
 from proteinlm.errors import run
 
 # ---- attacks

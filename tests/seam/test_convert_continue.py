@@ -9,7 +9,8 @@ import pytest
 import torch
 from megatron_writer import random_weights, write_megatron
 
-from converter import convert, sources
+from converter import __main__ as convert
+from converter import sources
 from pretrain.checkpoint import files as checkpoint
 from proteinlm.errors import run
 

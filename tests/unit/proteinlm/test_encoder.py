@@ -208,7 +208,7 @@ CONVERTER = r"python -m converter --load \S+ --save DIR --target tape"
         ),
         (
             lambda path: write_config(path, model_type="gpt2"),
-            "config.json: model_type 'gpt2' is no encoder that transformers has$",
+            "config.json: model_type 'gpt2' is no encoder that transformers has; should be bert, ",
         ),
         (lambda path: write_config(path, base_model="lstm"), "TAPE's lstm, .*; tape-embed lstm IN.fasta OUT "),
         (lambda path: write_config(path, hidden_size=16), "config.json: vocab_size is missing"),

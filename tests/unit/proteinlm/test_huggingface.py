@@ -330,7 +330,10 @@ QUERY = "bert.encoder.layer.0.attention.self.query.weight"
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (edit_config(model_type="gpt2"), r"config.json: model_type 'gpt2' is no encoder that transformers has$"),
+        (
+            edit_config(model_type="gpt2"),
+            r"config.json: model_type 'gpt2' is no encoder that transformers has; should be bert, ",
+        ),
         (edit_config(model_type="transfo-xl"), r"config.json: model_type 'transfo-xl' is no encoder"),
         (edit_config(model_type="bart"), "bart is an encoder and a decoder; of these only T5's encoder can be opened$"),
         (edit_config(hidden_size=24), r"has shape \[16\], but config.json gives \[24\]$"),
