@@ -1,0 +1,197 @@
+"""What came of a case, as one of the classes, and its cause: what many cases have in common.
+
+    ok          nothing was damaged, or the outputs are those of the undamaged input, bit for bit
+    clear       status 2 and one line that names the file, the flag or the key
+    defended    it passed with other outputs, and fuzz.defended says why that is right
+    silent      it passed, and nothing says why
+    unclear     refused otherwise: another status, several lines, a line that names nothing, a line of a page
+    traceback, hang, memory, crash
+    leftover    a file, an empty directory or a process stayed behind, or an input was changed
+    foreign     code out of an input was run
+
+All but the first three are defects.
+"""
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from fuzz import defended
+from fuzz.process import MARKER, Outcome
+
+GOOD = ("ok", "clear", "defended")
+DEFECTS = ("silent", "unclear", "traceback", "hang", "memory", "crash", "leftover", "foreign")
+MESSAGE = re.compile(r"^(\S.{0,60}: )?error: ")
+STRANGE = re.compile(r"^\s|Warning: |Error\b|warnings\.warn")  # beside the message: what a library prints, not a notice
+LONGEST = 500
+RESIDENT = 3 << 29  # bytes that no command needs beyond what it starts with
+EXHAUSTED = re.compile(r"MemoryError|bad_alloc|can't allocate memory|Cannot allocate memory|Unable to allocate")
+FRAME = re.compile(r'^\s*File "(?P<file>[^"]+)", line \d+, in (?P<function>\S+)', re.MULTILINE)
+ROOT = Path(__file__).parents[2]
+TEMPORARY = re.compile(r"(^|/)\.[^/]*(tmp|part)|\.tmp($|/)|\.tmp\.")
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """cause: the same for cases with one root; text: a line of this case."""
+
+    kind: str
+    cause: str
+    text: str
+
+
+def judge(outcome: Outcome, surface: str, line: str, damage: str, honest: dict[str, str] | None, out: Path) -> Verdict:
+    """honest: path -> content of what the undamaged input gives, where it is always the same; None: this is that input.
+
+    out: the working directory.
+    """
+    if MARKER in outcome.after:
+        return Verdict("foreign", f"{line.split()[0]} {damage}", "an input's code was run")
+    errors = outcome.stderr.rstrip().splitlines()
+    last = errors[-1] if errors else ""
+    if outcome.stopped:
+        where = frame_of(outcome.stderr)
+        return Verdict("hang", f"{outcome.stopped} {line.split()[0]} {where} {shape(damage)}", last)
+    if outcome.status is None:
+        return Verdict("crash", f"signal {outcome.signal} {line.split()[0]} {shape(damage)}", last)
+    if "Traceback (most recent call last)" in outcome.stderr or outcome.status not in (0, 2):
+        if EXHAUSTED.search(outcome.stderr):
+            return Verdict("memory", f"{kind_of(last)} {frame_of(outcome.stderr)}", last)
+        if "Traceback" in outcome.stderr:
+            return Verdict("traceback", f"{kind_of(last)} {frame_of(outcome.stderr)}", last)
+        return Verdict("unclear", f"status {outcome.status} {shape(last)}", last)
+    if outcome.memory > RESIDENT:
+        return Verdict("memory", f"{outcome.memory >> 20} MiB {line.split()[0]} {shape(damage)}", last)
+    if outcome.status == 2:
+        problem = what_is_unclear(errors, line, damage, outcome.words)
+        if problem:
+            return Verdict("unclear", f"{problem}: {shape(last)}", last)
+    left = leftovers(outcome, line)
+    excuse = defended.reason(defended.LEFT, surface, line, left) if left else ""
+    if left and not excuse:
+        return Verdict("leftover", f"{line.split()[0]} {shape(left)}", f"{left} | {last}")
+    if outcome.status == 2:
+        return Verdict("clear", shape(last), last)
+    return passed(outcome, surface, line, damage, honest, out)
+
+
+def passed(outcome: Outcome, surface: str, line: str, damage: str, honest: dict[str, str] | None, out: Path) -> Verdict:
+    if honest is None:
+        return Verdict("ok", "undamaged", "")
+    own = outputs(outcome)
+    different = sorted(name for name in honest | own if name in honest and honest[name] != own.get(name))
+    odd = [name for name in own if name not in ("stdout",) and not_finite(out / name)]
+    if odd:
+        return Verdict("silent", f"{line.split()[0]} wrote NaN: {shape(damage)}", f"{odd[0]} holds what is no number")
+    if not different:
+        return Verdict("ok", "same outputs", "")
+    why = defended.reason(defended.PASSES, surface, line, damage)
+    if why:
+        return Verdict("defended", why, f"other {different[0]}")
+    return Verdict("silent", f"{line.split()[0]}: {shape(damage)}", f"other {', '.join(different[:3])}")
+
+
+def outputs(outcome: Outcome) -> dict[str, str]:
+    """What was printed and written: path -> content."""
+    written = {name: what for name, what in outcome.after.items() if outcome.before.get(name) != what}
+    return written | {"stdout": outcome.stdout}
+
+
+def what_is_unclear(errors: list[str], line: str, damage: str, words: list[str]) -> str:
+    """Why the lines on stderr are not one clear message, or ""."""
+    messages = [text for text in errors if MESSAGE.match(text)]
+    if len(messages) != 1 or not errors or errors[-1] != messages[0]:
+        return f"{len(messages)} messages"
+    rest = [text for text in errors[:-1] if STRANGE.search(text)]
+    if rest:
+        return f"another line: {shape(rest[0])}"
+    message = messages[0]
+    if len(message) > LONGEST:
+        return "long"
+    if damage.startswith("flags "):
+        return ""
+    victim = Path(damage.split(" ", 1)[0])
+    names = {victim.name, *(str(parent) for parent in victim.parents if str(parent) != ".")}
+    names |= {victim.name.split(".")[0]} if "_document" in victim.name else set()
+    return "" if any(name in message for name in names) else "names no file"
+
+
+def leftovers(outcome: Outcome, line: str) -> str:
+    """What should not be there, or ""."""
+    if outcome.strays:
+        return f"{outcome.strays} processes"
+    before, after = outcome.before, outcome.after
+    new = sorted(name for name in after if name not in before)
+    if outcome.status:
+        return f"new {new[-1]}" if new else ""
+    empty = [name for name in new if after[name] == "d" and not any(other.startswith(f"{name}/") for other in after)]
+    strange = [name for name in new if TEMPORARY.search(name)]
+    if empty or strange:
+        return f"{'empty' if empty else 'temporary'} {(empty or strange)[0]}"
+    words = line.split()
+    for name in before:
+        if after.get(name) != before[name] and not written_in_place(name, words):
+            return f"changed {name}"
+    return ""
+
+
+def written_in_place(name: str, words: list[str]) -> bool:
+    """Whether the input is a directory that the command goes on with, or writes its results to."""
+    first = name.split("/")[0]
+    flags = {words[i - 1] for i, word in enumerate(words) if word.split("/")[0] == first}
+    keeps = {"--output_dir", "--save", "--embeddings_dir", "--output"}
+    return bool(flags & keeps) or first in ("table", "prottrans", "parts", "kept", "frozen") or words[0] == "tape-eval"
+
+
+def not_finite(path: Path) -> bool:
+    """Whether a file of results holds NaN or infinity."""
+    try:
+        if path.suffix == ".json":
+            text = path.read_text()
+            return bool(re.search(r"(?<![\"\w])(NaN|-?Infinity)\b", text)) and json.loads(text) is not None
+        if path.suffix == ".npz":
+            with np.load(path, allow_pickle=True) as file:
+                return not all(_finite(file[name]) for name in file.files)
+        if path.suffix == ".h5":
+            values: list = []
+            with h5py.File(path) as file:
+                file.visititems(lambda name, node: values.append(_finite(node[()])) if hasattr(node, "dtype") else None)
+            return not all(values)
+    except (OSError, ValueError, EOFError):
+        return False
+    return False
+
+
+def _finite(value: object) -> bool:
+    value = np.asarray(value)
+    if value.dtype == object:
+        return all(
+            _finite(part) for one in value.reshape(-1) for part in (one.values() if isinstance(one, dict) else [1])
+        )
+    return value.dtype.kind != "f" or bool(np.isfinite(value).all())
+
+
+# ---- causes
+
+
+def kind_of(line: str) -> str:
+    """ValueError of "ValueError: text"."""
+    return line.split(":")[0].strip()[:60]
+
+
+def frame_of(stderr: str) -> str:
+    """The innermost frame of ours in the last traceback: tape/train.py main."""
+    own = [m for m in FRAME.finditer(stderr) if m["file"].startswith(str(ROOT)) and "/tests/" not in m["file"]]
+    own = [m for m in own if ".venv" not in m["file"]]
+    return f"{Path(own[-1]['file']).relative_to(ROOT)} {own[-1]['function']}" if own else "no frame of ours"
+
+
+def shape(text: str) -> str:
+    """A message without what differs from case to case: numbers, quoted words, long words."""
+    text = re.sub(r"'[^']*'|\"[^\"]*\"", "'...'", text)
+    text = re.sub(r"-?\d[\d,.:e+-]*", "N", text)
+    return re.sub(r"\S{50,}", "...", text)[:160]
