@@ -94,6 +94,7 @@ TOYS = {
 
 def seen(main, directory: Path, monkeypatch) -> verdict.Verdict:
     monkeypatch.setattr(process, "IDLE_S", 1.0)
+    monkeypatch.setattr(process, "GRACE_S", 0.2)
     monkeypatch.setattr(verdict, "RESIDENT", 1 << 26)
 
     def prepare() -> list[str]:

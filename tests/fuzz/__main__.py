@@ -83,6 +83,8 @@ class Record:
         entry = self.causes.setdefault(key, entry)
         entry["count"] += 1
         entry["cases"] = [*entry["cases"], case.name][:5]
+        if verdict.kind == "defended":  # to be read by a person now and then
+            entry["examples"] = [*entry.get("examples", []), f"{case.line.split()[0]}: {damage[:100]}"][:40]
         return new
 
     @property

@@ -1,11 +1,15 @@
 """What may pass although something was damaged, and what may stay although a command failed: each with its reason.
 
 A rule is patterns (regular expressions, searched for) of the surface, the command and the damage, and the reason.
-Nothing is here because it is hard to mend.
+Nothing is here because it is hard to mend: numbers that are no numbers never are (fuzz.verdict looks for them in what
+was written, whatever a rule says), nor is a file that was cut, zeroed or exchanged where its format could tell.
 """
 
 import re
 from dataclasses import dataclass
+
+NO_NUMBER = r"(?!.*(\bnan\b|\binf\b|not finite|1e400|Infinity))"  # of what follows
+INSIDE = r"bytes (flip|overwrite|insert|block|truncate)"
 
 
 @dataclass(frozen=True)
@@ -22,8 +26,45 @@ class Rule:
         return all(re.search(pattern, text, re.DOTALL) for pattern, text in pairs)
 
 
-PASSES: list[Rule] = []
-LEFT: list[Rule] = []
+PASSES = [
+    Rule("", "", rf"^flags {NO_NUMBER}", "a flag's parser says what it may be; another value is another run"),
+    Rule("", "", r"^\S+ content \S*: twice$", "a key twice: the last one counts, as JSON and YAML readers have it"),
+    Rule(
+        *("", "", r"^\S+\.(fasta|txt|a3m) (content|bytes (?!whole))"),
+        "FASTA and lists of residues have no frame to break: other bytes are other names and letters, and a letter that is "
+        "no residue is counted as [UNK]",
+    ),
+    Rule("", "", r"^\S+\.fasta\.gz content (inside|members)", "as of FASTA; gzip's members may follow each other"),
+    Rule("", "", rf"^\S+\.(csv|tsv)(\.gz)? content {NO_NUMBER}", "a table of other cells is another table"),
+    Rule(
+        "", "", rf"^\S+\.(csv|tsv) {INSIDE}", "a table has no checksum: other letters are other names, labels, residues"
+    ),
+    Rule("", "", r"^\S+\.jsonl? bytes (flip|overwrite|insert|block)", "JSON of another value has no checksum"),
+    Rule(
+        *("", "", rf"^\S+\.yaml (content {NO_NUMBER}|{INSIDE})"),
+        "another value that the option allows is another run; a YAML file that ends early is a shorter one",
+    ),
+    Rule(
+        *("", "", rf"^\S+\.(safetensors|bin|pt|distcp) {INSIDE}"),
+        "weights and tokens have no checksum: other finite numbers are other weights",
+    ),
+    Rule("", "", rf"^\S+ content (tensor )?\S+ ?tensor b?float\S+ {NO_NUMBER}", "finite weights of the right shape"),
+    Rule("", "", rf"^\S+\.mdb (content record|{INSIDE}) {NO_NUMBER}", "other labels or residues of a protein"),
+    Rule(
+        "^plugin$", "", r"^\S+\.py (content|bytes)", "the plugin's own code: what it gives in the right form is taken"
+    ),
+]
+LEFT = [
+    Rule(
+        *("", "^(tape-train|tune)", r"^new \S+/(metrics\.jsonl|args\.json|last/\S+|model\.safetensors|config\.json)$"),
+        "a run that has taken steps goes on from there with the same line and --resume",
+    ),
+    Rule("", "", r"^new \S+/\S+\.(h5|npy)$", "whole files of embeddings or maps, which the next run finds"),
+    Rule("", "tape-embed", r"^new \S+\.parts/\S+", "whole parts of embeddings; the next run goes on from them"),
+    Rule(
+        "", "pretrain", r"^new \S+/(metrics\.jsonl|iter_\S+|exit_reason\.json|latest_\S+)$", "checkpoints of steps done"
+    ),
+]
 
 
 def reason(rules: list[Rule], surface: str, command: str, damage: str) -> str:

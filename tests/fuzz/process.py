@@ -25,6 +25,7 @@ from pathlib import Path
 from proteinlm import errors
 
 CPU_S = 25.0  # the slowest undamaged command takes 2 to 3
+GRACE_S = 3.0
 IDLE_S = 20.0  # without any CPU time: it waits for something that does not come
 WALL_S = 300.0  # a busy machine
 MEMORY = 2 << 30  # address space beyond the parent's
@@ -254,15 +255,15 @@ def run_jobs(jobs: Iterable[Job], workers: int = 1, beside: set[int] | None = No
 
 
 def end_strays(running: set[int]) -> int:
-    """End and count what ended cases left behind. With several workers, a case's own children never are ours."""
-    count = 0
+    """End and count what ended cases left behind; helpers of libraries see that their parent is gone and end soon."""
+    count, patience = 0, time.monotonic() + GRACE_S
     while strays := set(children(os.getpid())) - running:
         for pid in strays:
-            alive = os.waitpid(pid, os.WNOHANG)[0] == 0
-            if alive:
+            if os.waitpid(pid, os.WNOHANG)[0] == 0 and time.monotonic() > patience:
                 os.kill(pid, signal.SIGKILL)
                 os.waitpid(pid, 0)
-            count += alive
+                count += 1
+        time.sleep(0.01)
     return count
 
 

@@ -32,6 +32,7 @@ RESIDENT = 3 << 29  # bytes that no command needs beyond what it starts with
 EXHAUSTED = re.compile(r"MemoryError|bad_alloc|can't allocate memory|Cannot allocate memory|Unable to allocate")
 FRAME = re.compile(r'^\s*File "(?P<file>[^"]+)", line \d+, in (?P<function>\S+)', re.MULTILINE)
 ROOT = Path(__file__).parents[2]
+TIMED = ("metrics.jsonl", "args.json", "meta.json", "reproduce.json", "log.txt")  # they hold seconds
 TEMPORARY = re.compile(r"(^|/)\.[^/]*(tmp|part)|\.tmp($|/)|\.tmp\.")
 
 
@@ -60,20 +61,20 @@ def judge(outcome: Outcome, surface: str, line: str, damage: str, honest: dict[s
         return Verdict("crash", f"signal {outcome.signal} {line.split()[0]} {shape(damage)}", last)
     if "Traceback (most recent call last)" in outcome.stderr or outcome.status not in (0, 2):
         if EXHAUSTED.search(outcome.stderr):
-            return Verdict("memory", f"{kind_of(last)} {frame_of(outcome.stderr)}", last)
+            return Verdict("memory", frame_of(outcome.stderr), last)
         if "Traceback" in outcome.stderr:
-            return Verdict("traceback", f"{kind_of(last)} {frame_of(outcome.stderr)}", last)
+            error = error_of(outcome.stderr)
+            return Verdict("traceback", f"{error.split(':')[0]} {frame_of(outcome.stderr)}", error)
         return Verdict("unclear", f"status {outcome.status} {shape(last)}", last)
     if outcome.memory > RESIDENT:
-        return Verdict("memory", f"{outcome.memory >> 20} MiB {line.split()[0]} {shape(damage)}", last)
+        return Verdict("memory", f"large: {line.split()[0]} {shape(damage)}", last)
     if outcome.status == 2:
         problem = what_is_unclear(errors, line, damage, outcome.words)
         if problem:
             return Verdict("unclear", f"{problem}: {shape(last)}", last)
-    left = leftovers(outcome, line)
-    excuse = defended.reason(defended.LEFT, surface, line, left) if left else ""
-    if left and not excuse:
-        return Verdict("leftover", f"{line.split()[0]} {shape(left)}", f"{left} | {last}")
+    left = [what for what in leftovers(outcome, line) if not defended.reason(defended.LEFT, surface, line, what)]
+    if left:
+        return Verdict("leftover", f"{line.split()[0]} {shape(left[0])}", f"{left[0]} | {last}")
     if outcome.status == 2:
         return Verdict("clear", shape(last), last)
     return passed(outcome, surface, line, damage, honest, out)
@@ -96,9 +97,10 @@ def passed(outcome: Outcome, surface: str, line: str, damage: str, honest: dict[
 
 
 def outputs(outcome: Outcome) -> dict[str, str]:
-    """What was printed and written: path -> content."""
-    written = {name: what for name, what in outcome.after.items() if outcome.before.get(name) != what}
-    return written | {"stdout": outcome.stdout}
+    """What was written, or else printed: path -> content."""
+    new = {name: what for name, what in outcome.after.items() if outcome.before.get(name) != what}
+    files = {name: what for name, what in new.items() if Path(name).name not in TIMED}
+    return files or {"stdout": outcome.stdout}
 
 
 def what_is_unclear(errors: list[str], line: str, damage: str, words: list[str]) -> str:
@@ -120,23 +122,20 @@ def what_is_unclear(errors: list[str], line: str, damage: str, words: list[str])
     return "" if any(name in message for name in names) else "names no file"
 
 
-def leftovers(outcome: Outcome, line: str) -> str:
-    """What should not be there, or ""."""
+def leftovers(outcome: Outcome, line: str) -> list[str]:
+    """What should not be there. A directory stands for itself only where it is empty."""
     if outcome.strays:
-        return f"{outcome.strays} processes"
-    before, after = outcome.before, outcome.after
+        return [f"{outcome.strays} processes"]
+    before, after, words = outcome.before, outcome.after, line.split()
     new = sorted(name for name in after if name not in before)
+    empty = {name for name in new if after[name] == "d" and not any(other.startswith(f"{name}/") for other in after)}
     if outcome.status:
-        return f"new {new[-1]}" if new else ""
-    empty = [name for name in new if after[name] == "d" and not any(other.startswith(f"{name}/") for other in after)]
-    strange = [name for name in new if TEMPORARY.search(name)]
-    if empty or strange:
-        return f"{'empty' if empty else 'temporary'} {(empty or strange)[0]}"
-    words = line.split()
-    for name in before:
-        if after.get(name) != before[name] and not written_in_place(name, words):
-            return f"changed {name}"
-    return ""
+        found = [f"{'empty' if name in empty else 'new'} {name}" for name in new if name in empty or after[name] != "d"]
+    else:
+        found = [f"empty {name}" for name in sorted(empty)]
+        found += [f"temporary {name}" for name in new if TEMPORARY.search(name)]
+    changed = [name for name in before if after.get(name) != before[name] and not written_in_place(name, words)]
+    return found + [f"changed {name}" for name in changed]
 
 
 def written_in_place(name: str, words: list[str]) -> bool:
@@ -178,9 +177,10 @@ def _finite(value: object) -> bool:
 # ---- causes
 
 
-def kind_of(line: str) -> str:
-    """ValueError of "ValueError: text"."""
-    return line.split(":")[0].strip()[:60]
+def error_of(stderr: str) -> str:
+    """The line "ValueError: text" of the last traceback."""
+    lines = re.findall(r"^[A-Za-z_][\w.]*(?::.*)?$", stderr, re.MULTILINE)
+    return lines[-1] if lines else stderr.rstrip().splitlines()[-1]
 
 
 def frame_of(stderr: str) -> str:
