@@ -103,7 +103,7 @@ def seen(main, directory: Path, monkeypatch) -> verdict.Verdict:
 
     honest = {"out/x": f"6 {process.zlib.crc32(b'honest')}", "stdout": ""}
     ((_, outcome),) = run_jobs([Job(0, directory, lambda words: main(), prepare, cpu=1.0)])
-    return verdict.judge(outcome, "toy", LINE, DAMAGE, honest, directory / "work")
+    return verdict.judge(outcome, "toy", LINE, DAMAGE, lambda: honest, directory / "work")
 
 
 @pytest.fixture(scope="module", autouse=True)

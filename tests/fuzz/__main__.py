@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 from fuzz import inputs
@@ -39,20 +40,20 @@ class Fuzzer:
 
         def jobs() -> Iterator[Job]:
             for case in cases:
-                if case.line not in self.honest:
-                    self.honest[case.line] = self._honest(case)
                 known[case.number] = case
                 yield case.job(self.inputs, self.folder / f"case{case.number}")
 
         for job, outcome in run_jobs(jobs(), self.workers, self.children):
             case = known.pop(job.number)
             damage = (job.directory / "damage").read_text()
-            line, work = case.line, job.directory / "work"
-            yield case, outcome, damage, judge(outcome, case.surface.name, line, damage, self.honest[line], work)
+            honest, work = partial(self.undamaged, case), job.directory / "work"
+            yield case, outcome, damage, judge(outcome, case.surface.name, case.line, damage, honest, work)
             shutil.rmtree(job.directory)
 
-    def _honest(self, case: Case) -> dict[str, str]:
+    def undamaged(self, case: Case) -> dict[str, str]:
         """What the undamaged input gives, as far as two runs agree. RuntimeError where it is not what it should be."""
+        if case.line in self.honest:
+            return self.honest[case.line]
         both = []
         for number in (-1, -2):
             undamaged = Case(case.seed, number, case.surface, case.line, damaged=False)
@@ -63,7 +64,8 @@ class Fuzzer:
             if verdict.kind != "ok" or outcome.status:
                 raise RuntimeError(f"{case.line}: undamaged, and {verdict}\n{outcome.stderr[-2000:]}")
             both.append(outputs(outcome))
-        return {name: what for name, what in both[0].items() if both[1].get(name) == what}
+        same = {name: what for name, what in both[0].items() if both[1].get(name) == what}
+        return self.honest.setdefault(case.line, same)
 
 
 class Record:

@@ -31,7 +31,7 @@ PASSES = [
     Rule("", "", r"^\S+ content \S*: twice$", "a key twice: the last one counts, as JSON and YAML readers have it"),
     Rule(
         *("", "", r"^\S+\.(fasta|txt|a3m) (content|bytes (?!whole))"),
-        "FASTA and lists of residues have no frame to break: other bytes are other names and letters, and a letter that is "
+        "FASTA and lists of residues have no frame to break: other bytes are other names and letters, and what is "
         "no residue is counted as [UNK]",
     ),
     Rule("", "", r"^\S+\.fasta\.gz content (inside|members)", "as of FASTA; gzip's members may follow each other"),

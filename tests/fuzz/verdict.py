@@ -14,6 +14,7 @@ All but the first three are defects.
 
 import json
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,6 +37,9 @@ TIMED = ("metrics.jsonl", "args.json", "meta.json", "reproduce.json", "log.txt")
 TEMPORARY = re.compile(r"(^|/)\.[^/]*(tmp|part)|\.tmp($|/)|\.tmp\.")
 
 
+Honest = Callable[[], dict[str, str]]  # path -> content
+
+
 @dataclass(frozen=True)
 class Verdict:
     """cause: the same for cases with one root; text: a line of this case."""
@@ -45,11 +49,9 @@ class Verdict:
     text: str
 
 
-def judge(outcome: Outcome, surface: str, line: str, damage: str, honest: dict[str, str] | None, out: Path) -> Verdict:
-    """honest: path -> content of what the undamaged input gives, where it is always the same; None: this is that input.
-
-    out: the working directory.
-    """
+def judge(outcome: Outcome, surface: str, line: str, damage: str, honest: Honest | None, out: Path) -> Verdict:
+    """honest: what the undamaged input gives, where it is always the same; None: this is that input. out: the working
+    directory."""
     if MARKER in outcome.after:
         return Verdict("foreign", f"{line.split()[0]} {damage}", "an input's code was run")
     errors = outcome.stderr.rstrip().splitlines()
@@ -80,11 +82,11 @@ def judge(outcome: Outcome, surface: str, line: str, damage: str, honest: dict[s
     return passed(outcome, surface, line, damage, honest, out)
 
 
-def passed(outcome: Outcome, surface: str, line: str, damage: str, honest: dict[str, str] | None, out: Path) -> Verdict:
+def passed(outcome: Outcome, surface: str, line: str, damage: str, honest: Honest | None, out: Path) -> Verdict:
     if honest is None:
         return Verdict("ok", "undamaged", "")
-    own = outputs(outcome)
-    different = sorted(name for name in honest | own if name in honest and honest[name] != own.get(name))
+    own, expected = outputs(outcome), honest()
+    different = sorted(name for name, what in expected.items() if own.get(name) != what)
     odd = [name for name in own if name not in ("stdout",) and not_finite(out / name)]
     if odd:
         return Verdict("silent", f"{line.split()[0]} wrote NaN: {shape(damage)}", f"{odd[0]} holds what is no number")
