@@ -101,7 +101,7 @@ def seen(main, directory: Path, monkeypatch) -> verdict.Verdict:
         Path("in.txt").write_text("cut")
         return ["in.txt", "out/x"]
 
-    honest = {"out/x": f"6 {process.zlib.crc32(b'honest')}", "stdout": ""}
+    honest = {"out/x": f"6 {process.zlib.crc32(b'honest')}"}
     ((_, outcome),) = run_jobs([Job(0, directory, lambda words: main(), prepare, cpu=1.0)])
     return verdict.judge(outcome, "toy", LINE, DAMAGE, lambda: honest, directory / "work")
 

@@ -40,6 +40,7 @@ PASSES = [
         "", "", rf"^\S+\.(csv|tsv) {INSIDE}", "a table has no checksum: other letters are other names, labels, residues"
     ),
     Rule("", "", r"^\S+\.jsonl? bytes (flip|overwrite|insert|block)", "JSON of another value has no checksum"),
+    Rule("", "", r"metrics\.jsonl bytes truncate", "a log that ends early, as a killed process leaves it"),
     Rule(
         *("", "", rf"^\S+\.yaml (content {NO_NUMBER}|{INSIDE})"),
         "another value that the option allows is another run; a YAML file that ends early is a shorter one",
