@@ -22,7 +22,7 @@ from fuzz.process import Job, run_jobs
 from fuzz.surfaces import PROGRAMS, SURFACES, named_inputs, words_of
 
 ROOT = Path(__file__).parent.parent
-DAMAGE, LINE = "in.txt content cut", "toy in.txt out/x"
+DAMAGE, LINE = "in.dat content cut", "toy in.dat out/x"
 
 
 # ---- toy commands: what they do, and the class that it must get
@@ -53,13 +53,13 @@ def in_a_session_of_its_own() -> int:
     return write(b"honest")
 
 
-CLEAR = "error: in.txt: line 1: x; should be y"
+CLEAR = "error: in.dat: line 1: x; should be y"
 TOYS = {
     "ok": [lambda: write(b"honest")],
     "clear": [
         lambda: say(CLEAR),
         lambda: say(f"notice: a\n{CLEAR}"),
-        lambda: say("tape-train: error: --x in.txt: is none"),
+        lambda: say("tape-train: error: --x in.dat: is none"),
     ],
     "silent": [
         lambda: write(b"other"),
@@ -82,7 +82,7 @@ TOYS = {
         lambda: call(lambda: os.mkdir("out"), lambda: say(CLEAR)),
         lambda: call(lambda: write(b"honest"), lambda: write(b"x", "out/.x.tmp")),
         lambda: call(lambda: write(b"honest"), lambda: os.mkdir("out/empty") or 0),
-        lambda: call(lambda: write(b"honest"), lambda: write(b"changed", "in.txt")),
+        lambda: call(lambda: write(b"honest"), lambda: write(b"changed", "in.dat")),
         in_a_session_of_its_own,
     ],
     "foreign": [
@@ -98,8 +98,8 @@ def seen(main, directory: Path, monkeypatch) -> verdict.Verdict:
     monkeypatch.setattr(verdict, "RESIDENT", 1 << 26)
 
     def prepare() -> list[str]:
-        Path("in.txt").write_text("cut")
-        return ["in.txt", "out/x"]
+        Path("in.dat").write_text("cut")
+        return ["in.dat", "out/x"]
 
     honest = {"out/x": f"6 {process.zlib.crc32(b'honest')}"}
     ((_, outcome),) = run_jobs([Job(0, directory, lambda words: main(), prepare, cpu=1.0)])
