@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -101,7 +102,7 @@ def seen(main, directory: Path, monkeypatch) -> verdict.Verdict:
         Path("in.dat").write_text("cut")
         return ["in.dat", "out/x"]
 
-    honest = {"out/x": f"6 {process.zlib.crc32(b'honest')}"}
+    honest = {"out/x": f"6 {process.zlib.crc32(b'honest')}", verdict.SAID: "notice: in.dat, always"}
     ((_, outcome),) = run_jobs([Job(0, directory, lambda words: main(), prepare, cpu=1.0)])
     return verdict.judge(outcome, "toy", LINE, DAMAGE, lambda: honest, directory / "work")
 
@@ -130,6 +131,13 @@ def test_what_is_defended_passes_and_nothing_else(tmp_path, monkeypatch):
     assert seen(TOYS["silent"][1], tmp_path / "b", monkeypatch).kind == "silent", "NaN has no excuse"
     monkeypatch.setattr(defended, "PASSES", [defended.Rule("toy", "^toy in", "flip", "because")])
     assert seen(TOYS["silent"][0], tmp_path / "c", monkeypatch).kind == "silent"
+
+
+def test_what_was_told_is_not_silent(tmp_path, monkeypatch):
+    told, usual, other = "notice: in.dat, line 3 left out", "notice: in.dat, always", "notice: other.dat left out"
+    for place, (text, kind) in enumerate(((told, "defended"), (usual, "silent"), (other, "silent"))):
+        toy = partial(call, partial(say, text), partial(write, b"other"))
+        assert seen(toy, tmp_path / str(place), monkeypatch).kind == kind, text
 
 
 def test_a_cause_has_no_numbers_of_its_case():

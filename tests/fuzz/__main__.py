@@ -22,7 +22,7 @@ from fuzz import inputs
 from fuzz.cases import Case, draw
 from fuzz.process import Job, Outcome, adopt_orphans, run_jobs
 from fuzz.surfaces import SURFACES
-from fuzz.verdict import DEFECTS, GOOD, Verdict, judge, outputs
+from fuzz.verdict import DEFECTS, GOOD, SAID, Verdict, judge, outputs, said
 
 
 class Fuzzer:
@@ -63,9 +63,9 @@ class Fuzzer:
             shutil.rmtree(job.directory)
             if verdict.kind != "ok" or outcome.status:
                 raise RuntimeError(f"{case.line}: undamaged, and {verdict}\n{outcome.stderr[-2000:]}")
-            both.append(outputs(outcome))
+            both.append(outputs(outcome) | {SAID: said(outcome)})
         same = {name: what for name, what in both[0].items() if both[1].get(name) == what}
-        return self.honest.setdefault(case.line, same)
+        return self.honest.setdefault(case.line, same | {SAID: both[0][SAID]})
 
 
 class Record:

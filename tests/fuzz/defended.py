@@ -52,6 +52,11 @@ PASSES = [
     Rule("", "", rf"^\S+ content (tensor )?\S+ ?tensor b?float\S+ {NO_NUMBER}", "finite weights of the right shape"),
     Rule("", "", rf"^\S+\.mdb (content record|{INSIDE}) {NO_NUMBER}", "other labels or residues of a protein"),
     Rule(
+        *("", "", rf"^(kept|frozen|parts)/\S+ (content array (\S+ )?array float(16|32)|{INSIDE}) {NO_NUMBER}"),
+        "kept embeddings have no checksum: other finite numbers of the right shape are others",
+    ),
+    Rule("", "", r"args\.json file (missing|dangling)$", "a model directory without a run's record is TAPE's own form"),
+    Rule(
         "^plugin$", "", r"^\S+\.py (content|bytes)", "the plugin's own code: what it gives in the right form is taken"
     ),
 ]
