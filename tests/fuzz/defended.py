@@ -10,6 +10,9 @@ from dataclasses import dataclass
 
 NO_NUMBER = r"(?!.*(\bnan\b|\binf\b|not finite|1e400|Infinity))"  # of what follows
 INSIDE = r"bytes (flip|overwrite|insert|block|truncate)"
+NAMES = (
+    "save|output|output_dir|output-prefix|json|html|png|embeddings_dir|log_dir|exp_name|time_or_name|id|ignore|target"
+)
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,7 @@ class Rule:
 
 PASSES = [
     Rule("", "", rf"^flags {NO_NUMBER}", "a flag's parser says what it may be; another value is another run"),
+    Rule("", "", rf"^flags (--({NAMES})|word)\b", "any text is a name"),
     Rule("", "", r"^\S+ content \S*: twice$", "a key twice: the last one counts, as JSON and YAML readers have it"),
     Rule(
         *("", "", r"^\S+\.(fasta|txt|a3m) (content|bytes (?!whole))"),
@@ -54,6 +58,10 @@ PASSES = [
     Rule(
         *("", "", rf"^(kept|frozen|parts)/\S+ (content array (\S+ )?array float(16|32)|{INSIDE}) {NO_NUMBER}"),
         "kept embeddings have no checksum: other finite numbers of the right shape are others",
+    ),
+    Rule("", "", r"config\.json content /\w+: (dropped|renamed \S+)$", "a key that is absent has its format's default"),
+    Rule(
+        "", "^curves", r"metrics\.jsonl content line \d+ /\w+: (dropped|renamed \S+)$", "logs older than a key lack it"
     ),
     Rule("", "", r"args\.json file (missing|dangling)$", "a model directory without a run's record is TAPE's own form"),
     Rule(

@@ -126,7 +126,10 @@ def _child(job: Job, work: Path) -> int:
         file = os.open(name, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
         os.dup2(file, descriptor)
         os.close(file)
-    sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", buffering=1, closefd=False)
+    sys.stdout, sys.stderr = (
+        os.fdopen(1, "w", closefd=False),
+        os.fdopen(2, "w", 1, errors="backslashreplace", closefd=False),
+    )
     words = job.prepare()
     (job.directory / "before").write_text(json.dumps({"words": words, "tree": tree_of(work)}))
     for kind, limit in (
