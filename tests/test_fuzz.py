@@ -140,6 +140,12 @@ def test_what_was_told_is_not_silent(tmp_path, monkeypatch):
         assert seen(toy, tmp_path / str(place), monkeypatch).kind == kind, text
 
 
+def test_a_message_may_name_the_key():
+    damage = "run.yaml content /model/hidden_size: -1"
+    for text, problem in (("error: hidden-size -1: is below 1", ""), ("error: -1 is below 1", "names no file")):
+        assert verdict.what_is_unclear([text], "pretrain --config run.yaml", damage, []) == problem
+
+
 def test_a_cause_has_no_numbers_of_its_case():
     first, second = (f"error: a/{n}.csv: line {n}: 'x{n}' is not one of {n}, {n + 1}" for n in (3, 17))
     assert verdict.shape(first) == verdict.shape(second)

@@ -59,6 +59,7 @@ PASSES = [
         *("", "", rf"^(kept|frozen|parts)/\S+ (content array (\S+ )?array float(16|32)|{INSIDE}) {NO_NUMBER}"),
         "kept embeddings have no checksum: other finite numbers of the right shape are others",
     ),
+    Rule("", "", r"^dms\.csv content (cell|label) \d+:2", "a column that is not read is handed on"),
     Rule("", "", r"config\.json content /\w+: (dropped|renamed \S+)$", "a key that is absent has its format's default"),
     Rule(
         "", "^curves", r"metrics\.jsonl content line \d+ /\w+: (dropped|renamed \S+)$", "logs older than a key lack it"

@@ -140,6 +140,9 @@ def what_is_unclear(errors: list[str], line: str, damage: str, words: list[str])
     victim = Path(damage.split(" ", 1)[0])
     names = {victim.name, *(str(parent) for parent in victim.parents if str(parent) != ".")}
     names |= {victim.name.split(".")[0]} if "_document" in victim.name else set()
+    names |= {Path(word).name for word in words if "." in word}  # of two that do not fit, either
+    key = re.search(r" content (?:\S*/)?([A-Za-z_]\w+)[: ]", damage)  # a file's and a flag's values meet under one name
+    names |= {key[1], key[1].replace("_", "-")} if key else set()
     return "" if any(name in message for name in names) else "names no file"
 
 
