@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from fuzz.process import program, run_main
-from fuzz.surfaces import PRETRAIN, SHORT, words_of
+from fuzz.surfaces import PRETRAIN, PROBE, SHORT, words_of
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("proteinlm", "pretrain", "tape", "probe", "converter")
@@ -245,8 +245,11 @@ def _results(root: Path) -> None:
     jobs.call = call
     line = "model data table --preset preset.yaml --tasks stability --device cpu"
     assert run_command(reproduce.main, line.split()) == 0
-    run("proteinlm probe model data_ss --device cpu --epochs 1 --seeds 0 --output prottrans/secondary_structure")
-    run("proteinlm project model table.csv --column location --device cpu --method pca --output prottrans/scope_map")
+    fast = "--device cpu --epochs 1 --seeds 0 --heads logistic --arms pretrained"
+    run(f"proteinlm probe model data_ss {fast} --output prottrans/secondary_structure")
+    run(
+        "proteinlm project model table.csv --column location --device cpu --method pca --arms pretrained --output prottrans/scope_map"
+    )
     chains, common = "data_contact/proteinnet/proteinnet", "--device cpu --output prottrans/contacts"
     run(
         f"proteinlm contacts model --fit {chains}_train.lmdb --test {chains}_valid.lmdb --proteins 2 --seeds 0 {common}"
@@ -264,7 +267,8 @@ def _kept(root: Path) -> None:
     from tape.inference import parts
 
     table = "model table.csv --target location"
-    run(f"proteinlm probe {table} --heads fnn --device cpu --epochs 1 --seeds 0 --embeddings_dir kept --output gone")
+    flags = PROBE.replace("out/e", "kept").replace("out/p", "gone")
+    run(f"proteinlm probe {table} --heads fnn {flags}")
     kept = "--freeze_encoder --embeddings_dir frozen --from_pretrained model --output_dir gone_run"
     run(f"tape-train transformer table.csv --target location {kept} {SHORT}")
     shutil.rmtree("gone")

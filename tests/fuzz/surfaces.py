@@ -210,7 +210,7 @@ SURFACES = [
     ), 5),
     Surface("kept", ("kept/*", "kept/*/*", "frozen/*", "frozen/*/*", "parts/.*/*", "parts/*/*"), (
         "proteinlm probe model table.csv --target location --heads fnn --device cpu --epochs 1 --seeds 0"
-        " --embeddings_dir kept --output out/p",
+        " --arms pretrained --embeddings_dir kept --output out/p",
         "proteinlm project model table.csv --column location --device cpu --method pca --arms pretrained"
         " --embeddings_dir kept --output out/map",
         f"tape-train transformer table.csv --target location --freeze_encoder --embeddings_dir frozen {TRAIN}",
