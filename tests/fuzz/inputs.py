@@ -247,9 +247,8 @@ def _results(root: Path) -> None:
     assert run_command(reproduce.main, line.split()) == 0
     fast = "--device cpu --epochs 1 --seeds 0 --heads logistic --arms pretrained"
     run(f"proteinlm probe model data_ss {fast} --output prottrans/secondary_structure")
-    run(
-        "proteinlm project model table.csv --column location --device cpu --method pca --arms pretrained --output prottrans/scope_map"
-    )
+    drawn = "--device cpu --method pca --arms pretrained --output prottrans/scope_map"
+    run(f"proteinlm project model table.csv --column location {drawn}")
     chains, common = "data_contact/proteinnet/proteinnet", "--device cpu --output prottrans/contacts"
     run(
         f"proteinlm contacts model --fit {chains}_train.lmdb --test {chains}_valid.lmdb --proteins 2 --seeds 0 {common}"
