@@ -23,12 +23,13 @@ import numpy as np
 
 from fuzz import defended
 from fuzz.process import MARKER, Outcome
+from proteinlm.errors import LONGEST as LONGEST_MESSAGE
 
 GOOD = ("ok", "clear", "defended")
 DEFECTS = ("silent", "unclear", "traceback", "hang", "memory", "crash", "leftover", "foreign")
 MESSAGE = re.compile(r"^(\S.{0,60}: )?error: ")
 STRANGE = re.compile(r"^\s|Warning: |Error\b|warnings\.warn")  # beside the message: what a library prints, not a notice
-LONGEST = 500
+LONGEST = LONGEST_MESSAGE + 20  # the name of a process before it
 RESIDENT = 3 << 29  # bytes that no command needs beyond what it starts with
 EXHAUSTED = re.compile(r"MemoryError|bad_alloc|can't allocate memory|Cannot allocate memory|Unable to allocate")
 FRAME = re.compile(r'^\s*File "(?P<file>[^"]+)", line \d+, in (?P<function>\S+)', re.MULTILINE)
