@@ -119,14 +119,3 @@ def plain(value: object) -> object:
 def write_json(final: str | Path, value: object) -> None:
     """Replace `final` with `value` as indented JSON in one step."""
     write_text(final, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
-
-
-def read_json(path: str | Path) -> dict:
-    """A JSON object from a file; InputError for anything else."""
-    try:
-        value = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not JSON ({str(error)[:100]})") from None
-    if not isinstance(value, dict):
-        raise InputError(f"{path}: a JSON object was expected, found {type(value).__name__}")
-    return value
