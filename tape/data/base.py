@@ -4,7 +4,7 @@
         folder = "my_folder"                                    # <data_path>/my_folder/my_folder_<split>.lmdb or .json
 
         def _target(self, record, where, length):
-            return float(field(record, "my_key", where))
+            return number_of(record, "my_key", where)           # tape.data.records
 
 What must hold: no protein is dropped or cut silently. `too_long` decides what happens to one of more than `max_length`
 residues, and `counts` has their numbers. A record that is wrong is an InputError with its file and number.

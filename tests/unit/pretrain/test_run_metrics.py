@@ -61,9 +61,9 @@ def test_a_run_that_begins_anew_leaves_one_history(tmp_path, monkeypatch, torn, 
 
 def test_a_foreign_metrics_file_is_kept_aside(tmp_path):
     (tmp_path / "metrics.jsonl").write_text("epoch,loss\n1,2\n")
-    MetricsLog(tmp_path, resume_at=3).close()
+    write_one(MetricsLog(tmp_path, resume_at=3))
     assert (tmp_path / "metrics.jsonl.1").read_text() == "epoch,loss\n1,2\n"
-    assert (tmp_path / "metrics.jsonl").read_text() == ""
+    assert (tmp_path / "metrics.jsonl").read_text() == LINE_4
 
 
 def test_tensorboard_events_are_written(tmp_path):
@@ -118,7 +118,7 @@ def write_one(log):
     log.close()
 
 
-LINE = '{"iteration": 2}'
+LINE, LINE_4 = '{"iteration": 2}', '{"iteration": 4}\n'
 
 
 @pytest.mark.parametrize(
@@ -148,10 +148,12 @@ def test_what_a_power_cut_leaves_is_dropped(tmp_path, tail):
     ids=["cut", "byte", "step", "text", "fraction", "twice", "digits", "deep", "list", "empty"],
 )  # fmt: skip
 def test_lines_that_are_no_metrics_stop_no_resume(tmp_path, capsys, text, number, good):
-    (tmp_path / "metrics.jsonl").write_bytes(text)
-    MetricsLog(tmp_path, resume_at=3).close()
     path = tmp_path / "metrics.jsonl"
-    assert path.read_text().splitlines() == good
+    path.write_bytes(text)
+    MetricsLog(tmp_path, resume_at=3).close()
+    assert path.read_bytes() == text and list(tmp_path.iterdir()) == [path]  # until there is something to write
+    write_one(MetricsLog(tmp_path, resume_at=3))
+    assert path.read_text() == "".join(f"{line}\n" for line in good) + LINE_4
     assert (tmp_path / "metrics.jsonl.1").read_bytes() == text
     notice = f"notice: {path}: line {number} holds no metrics (1 such lines); the log as it was is {path}.1\n"
     assert capsys.readouterr().out == notice
@@ -159,9 +161,9 @@ def test_lines_that_are_no_metrics_stop_no_resume(tmp_path, capsys, text, number
 
 def test_an_empty_line_is_no_damage(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"iteration": 1}\n\n{"iteration": 2}\n')
-    MetricsLog(tmp_path, resume_at=3).close()
+    write_one(MetricsLog(tmp_path, resume_at=3))
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
-    assert (tmp_path / "metrics.jsonl").read_text() == '{"iteration": 1}\n{"iteration": 2}\n'
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"iteration": 1}\n{"iteration": 2}\n' + LINE_4
 
 
 def test_an_earlier_log_is_moved_to_the_next_free_name(tmp_path, capsys):
