@@ -19,8 +19,15 @@ from proteinlm.files import made_directory
 
 LOCK_SECONDS = 1.0  # in which a killed process is gone
 _locks: set[int] = set()  # descriptors of this process
-# A lock lives as long as any copy of its descriptor; a forked worker that outlives a killed run must not hold it.
-os.register_at_fork(after_in_child=lambda: [os.close(descriptor) for descriptor in _locks])
+
+
+def _let_go() -> None:
+    """A lock lives as long as any copy of its descriptor: a forked worker that outlives a killed run must not hold it."""
+    while _locks:
+        os.close(_locks.pop())
+
+
+os.register_at_fork(after_in_child=_let_go)
 
 
 @contextlib.contextmanager
