@@ -58,8 +58,6 @@ def _lock(directory: Path, deadline: float) -> int | None:
         descriptor = os.open(directory, os.O_RDONLY)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if directory.is_dir() and os.path.samestat(os.stat(directory), os.fstat(descriptor)):
-                return descriptor
         except BlockingIOError:
             if time.monotonic() > deadline:
                 os.close(descriptor)
@@ -67,4 +65,8 @@ def _lock(directory: Path, deadline: float) -> int | None:
             time.sleep(0.05)
         except OSError:
             return descriptor
+        else:
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.stat(directory), os.fstat(descriptor)):
+                    return descriptor
         os.close(descriptor)
