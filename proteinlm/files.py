@@ -73,14 +73,23 @@ def made_directory(path: str | Path) -> Iterator[Path]:
     """`path` as a directory, made with those above it where they are missing; of these what is empty at the end goes
     again, so that only work which wrote something leaves a directory."""
     path = Path(path)
-    missing = [directory for directory in (path, *path.parents) if not directory.exists()]
+    missing = missing_directories(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
         yield path
     finally:
-        for directory in missing:
-            with contextlib.suppress(OSError):  # not empty, or never made
-                directory.rmdir()
+        remove_empty(missing)
+
+
+def missing_directories(path: Path) -> list[Path]:
+    """Of a directory and those above it, the lowest first."""
+    return [directory for directory in (path, *path.parents) if not directory.exists()]
+
+
+def remove_empty(directories: list[Path]) -> None:
+    for directory in directories:
+        with contextlib.suppress(OSError):  # not empty, or never made
+            directory.rmdir()
 
 
 @contextlib.contextmanager
