@@ -1,8 +1,9 @@
-# One environment (.venv, made here and reused), six commands:
+# One environment (.venv, made here and reused), seven commands:
 #   make demo       every stage on synthetic proteins, to demo_output/report.html
 #   make test       every test
 #   make test-fast  those that take seconds
 #   make test-kill  processes of runs killed at random: KILLS=50 of them
+#   make fuzz       every command with damaged inputs: MINUTES=10 SEED=0
 #   make lint       ruff: checks and format
 #   make bench      the comparisons of benchmarks/
 # Needs python3 (3.11 or newer, with venv) and nothing else. Another interpreter: make PYTHON=/path/to/python test
@@ -17,10 +18,10 @@ READY := $(VENV)/.installed
 PYTEST := PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast test-kill lint bench
+.PHONY: help demo test test-fast test-kill fuzz lint bench
 
 help:
-	@sed -n '2,7s/^# *//p' Makefile
+	@sed -n '2,8s/^# *//p' Makefile
 
 # The demo writes to a new folder; what an earlier run left is removed.
 demo: $(READY)
@@ -35,6 +36,10 @@ test-fast: $(READY)
 
 test-kill: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python tests/kill_harness.py --kills $(or $(KILLS),50) $(ARGS)
+
+fuzz: $(READY)
+	PYTHONPATH=tests OMP_NUM_THREADS=1 $(BIN)/python -m fuzz --minutes $(or $(MINUTES),10) --seed $(or $(SEED),0) \
+		$(if $(CASE),--case $(CASE)) $(ARGS)
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -16,6 +16,7 @@ import traceback
 from collections.abc import Callable, Iterable, Sequence
 
 EXIT_USAGE, EXIT_INTERRUPTED = 2, 130  # 128 + SIGINT, as a shell has it
+LONGEST = 480  # letters of a message
 FIRST_SPEAKS_SECONDS = 10.0  # in which the first process, which may have started later, has told a mistake of all
 
 
@@ -100,11 +101,18 @@ def tell(message: str, error: BaseException | None = None) -> int:
     """
     if error is not None:
         traceback.print_exception(error)
-    _say(f"error: {' '.join(message.split())}")
+    _say(f"error: {message}")
     return EXIT_USAGE
 
 
+def one_line(message: str) -> str:
+    """Its words; of a message that quotes something endless, the file at its beginning and the advice at its end."""
+    line = " ".join(message.split())
+    return line if len(line) <= LONGEST else f"{line[: LONGEST - 165]} ... {line[-160:]}"
+
+
 def _say(line: str) -> None:
+    line = one_line(line)
     if process_number() > 0:
         time.sleep(FIRST_SPEAKS_SECONDS + int(os.environ.get("LOCAL_RANK", "0")))
         line = f"process {process_number()}: {line}"

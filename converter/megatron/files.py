@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pretrain.checkpoint.files import ITERATION_NAME, TRACKER, checkpoint_name
+from pretrain.checkpoint.files import ITERATION_NAME, TRACKER, checkpoint_name, read_tracker
 from proteinlm.errors import InputError
 from proteinlm.model_dir.esm.fair_esm import is_fair_esm
 from proteinlm.untrusted.safe_load import safe_torch_load
@@ -115,7 +115,7 @@ def _directory_of(path: Path, iteration: int | None) -> Path:
             raise InputError(f"{path}: no {TRACKER}, and {_listed(path)}; name one with --iteration")
         return directories[0]
     if iteration is None:
-        text = tracker.read_text(encoding="utf-8", errors="replace").strip()
+        text = read_tracker(tracker)
         if text != RELEASE and not re.fullmatch(r"[0-9]{1,12}", text):
             raise InputError(f"{tracker}: holds {text[:40]!r}, neither an iteration number nor 'release'")
         directory = path / iteration_name(None if text == RELEASE else int(text))

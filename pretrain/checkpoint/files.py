@@ -133,12 +133,18 @@ def _history(directory: Path, newest: int) -> list[int]:
 # ---- what is there
 
 
+def read_tracker(tracker: Path) -> str:
+    """What a tracker holds; of a file that is none, however large, its beginning."""
+    with tracker.open("rb") as file:
+        return file.read(64).decode("utf-8", "replace").strip()
+
+
 def latest_iteration(directory: str | Path) -> int | None:
     """The iteration that the tracker names, None without a tracker. InputError when it is missing or broken."""
     tracker = Path(directory) / TRACKER
     if not tracker.exists():
         return None
-    text = tracker.read_text(encoding="utf-8", errors="replace").strip()
+    text = read_tracker(tracker)
     if any(Path(directory).glob("*/mp_rank_*")) and not any(Path(directory).glob(f"iter_*/{META}")):
         raise InputError(
             f"{directory}: a Megatron checkpoint; convert it first: "

@@ -33,7 +33,7 @@ from proteinlm.errors import InputError, did_you_mean
 from proteinlm.files import atomic_path, check_writable
 from proteinlm.running.locks import locked
 from proteinlm.untrusted.safe_load import safe_torch_load
-from tape.data.holdout import cluster_sequences, hold_out
+from tape.data.holdout import check_holdout, cluster_sequences, hold_out
 from tape.inference.parts import kept_array, opened_npz
 
 OF_THE_SEQUENCE = {True: ONE_HOT, False: COMPOSITION}  # the arm without an encoder, of a head that reads residues
@@ -95,6 +95,8 @@ def run(model: str | None, data: ProbeData, output: str | Path, options: Options
         raise InputError(
             f"{data.name}: no split to score beside train; --test names a table, --split_column none divides"
         )
+    if options.checkpoint is None:
+        check_holdout(options.holdout, len(data.splits["train"]))
     check_writable(output / "heads" / "head.npz")
     with locked(output, "--output"):
         work = _Work(model, data, output, options)

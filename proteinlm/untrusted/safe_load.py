@@ -11,6 +11,7 @@ import io
 import mmap as memory_map
 import os
 
+from proteinlm.errors import InputError
 from proteinlm.untrusted import pickles
 from proteinlm.untrusted.pickles import Unpickler, named, require
 
@@ -58,6 +59,9 @@ def map_file(path, offset: int = 0, length: int | None = None) -> memory_map.mma
         end = size if length is None else offset + length
         require(size, f"{path}: the file is empty")
         require(offset < end <= size, f"{path}: truncated, {size} bytes of at least {end}")
-        mapped = memory_map.mmap(file.fileno(), end - start, access=memory_map.ACCESS_COPY, offset=start)
+        try:
+            mapped = memory_map.mmap(file.fileno(), end - start, access=memory_map.ACCESS_COPY, offset=start)
+        except OSError as error:  # it names no file
+            raise InputError(f"{path}: {end - start:,} bytes cannot be mapped ({error.strerror})") from None
     mapped.seek(offset - start)
     return mapped

@@ -179,6 +179,14 @@ def _choose(groups: np.ndarray, number: int, seed: int, labels: np.ndarray | Non
     return _take(visits[np.argsort(sizes[visits], kind="stable")], groups, labels, 1, len(groups) // 2)
 
 
+def check_holdout(fraction: float, number: int) -> None:
+    """InputError where no such fraction of so many proteins can be held out."""
+    if not 0 < fraction < 0.5:
+        raise InputError(f"--holdout {fraction}: should lie between 0 and 0.5, for instance 0.1")
+    if number < 4:
+        raise InputError(f"--holdout {fraction}: train has {number} proteins, at least 4 are needed")
+
+
 def hold_out(
     sequences: Sequence[str],
     fraction: float = 0.1,
@@ -190,10 +198,7 @@ def hold_out(
 
     clusters: int[N], of `cluster_sequences` (of more proteins than these, where they are a part), if known already.
     """
-    if not 0 < fraction < 0.5:
-        raise InputError(f"--holdout {fraction}: should lie between 0 and 0.5, for instance 0.1")
-    if len(sequences) < 4:
-        raise InputError(f"--holdout {fraction}: train has {len(sequences)} proteins, at least 4 are needed")
+    check_holdout(fraction, len(sequences))
     clusters = cluster_sequences(sequences) if clusters is None else np.unique(clusters, return_inverse=True)[1]
     sizes = np.bincount(clusters)
     number = max(1, round(fraction * len(sequences)))

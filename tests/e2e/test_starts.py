@@ -108,6 +108,7 @@ FAILED = {
     "a run": ("tape.predict {0}/m {0}/x.fasta out/e/x.tsv --task stability --device cpu", "no weights of a task head"),
     "a result": ("tape.table {0}/no --markdown --output out/t.md", "no such file"),
     "a row": ("probe.__main__ probe {0}/m {0}/long.csv --target location --output out/p --device cpu", "protein L"),
+    "a fraction": ("probe.__main__ probe {0}/m {0}/t.csv --output out/p --device cpu --holdout 0.7", "--holdout 0.7"),
     "points": ("probe.__main__ project {0}/m {0}/long.csv --column location --output out/p --device cpu", "residues"),
     "a regression": ("probe.__main__ contacts {0}/m {0}/x.fasta out/c.npz --device cpu", "no contact regression"),
     "mutants": ("probe.__main__ variants {0}/m {0}/wild.fasta {0}/t.csv --output out/v.csv --device cpu", "t.csv"),

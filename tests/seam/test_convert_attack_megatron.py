@@ -3,6 +3,7 @@
 import pickle
 import random
 import shutil
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -28,8 +29,10 @@ from damage import (
 from megatron_writer import padded, random_weights, write_megatron
 
 from converter import __main__ as convert
+from converter.megatron.files import find_shards
 from converter.sources import read
-from proteinlm.errors import run
+from pretrain.checkpoint import files as checkpoint
+from proteinlm.errors import InputError, run
 
 # ---- Megatron: files
 
@@ -270,6 +273,20 @@ def test_a_flipped_bit_is_refused_or_harmless(bases, tmp_path, capsys, base, fil
             tensors = read(target).tensors
             known = [name for name in expected if name not in ("word_embeddings.weight", "lm_head.bias")]
             assert all(torch.equal(tensors[name], expected[name]) for name in known)
+
+
+@pytest.mark.parametrize(
+    ("base", "opened"), [("megatron", lambda path: find_shards(path, None)), ("dcp", checkpoint.latest_iteration)]
+)
+def test_of_a_huge_tracker_only_the_beginning_is_read(bases, tmp_path, base, opened):
+    shutil.copytree(bases / base, tmp_path / base)
+    with (tmp_path / base / checkpoint.TRACKER).open("r+b") as file:
+        file.truncate(1 << 29)
+    tracemalloc.start()
+    with pytest.raises(InputError, match=checkpoint.TRACKER):
+        opened(tmp_path / base)
+    assert tracemalloc.get_traced_memory()[1] < 1 << 24
+    tracemalloc.stop()
 
 
 def test_there_are_enough_of_them():

@@ -225,3 +225,29 @@ def test_the_words_for_torchrun():
     ):
         with pytest.raises(InputError, match=message):
             launch.split_flags("x", wrong)
+
+
+# ---- one line
+
+
+@pytest.mark.parametrize("quoted", ["A" * 70_000, "a\nb\r\n" * 9000, "\t"])
+def test_whatever_a_message_quotes_it_is_a_line_with_the_file_and_the_advice(quoted, capsys):
+    parser = errors.ArgumentParser("tape-x")
+    parser.add_argument("--n", type=int)
+
+    def main(argv):
+        raise InputError(f"model/config.json: head {quoted} is none; should be tape")
+
+    assert errors.run(main, []) == 2
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--n", quoted])
+    own, of_a_flag = capsys.readouterr().err.splitlines()
+    assert own.startswith("error: model/config.json: head") and own.endswith("should be tape")
+    assert of_a_flag.startswith("tape-x: error: argument --n") and of_a_flag.endswith("lists the flags)")
+    assert max(len(own), len(of_a_flag)) <= errors.LONGEST
+
+
+def test_a_message_of_usual_length_is_as_it_was(capsys):
+    text = "x.csv, line 3: " + "y" * (errors.LONGEST - 30)
+    errors.tell(text)
+    assert capsys.readouterr().err == f"error: {text}\n"

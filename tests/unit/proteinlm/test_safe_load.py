@@ -4,6 +4,7 @@ import argparse
 import builtins
 import codecs
 import contextlib
+import errno
 import functools
 import io
 import os
@@ -321,3 +322,14 @@ def test_legacy_layer_sources_and_tar_are_refused(tmp_path):
         tar.addfile(tarfile.TarInfo("storages"))
     with pytest.raises(InputError, match="tar format"):
         safe_torch_load(tmp_path / "old.pt")
+
+
+def test_a_file_too_large_to_map_is_named(tmp_path, monkeypatch):
+    path = torch_file(tmp_path / "large.pt", {"a": torch.ones(2)})
+
+    def no_memory(*_, **__):
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+
+    monkeypatch.setattr("proteinlm.untrusted.safe_load.memory_map.mmap", no_memory)
+    with pytest.raises(InputError, match=r"large\.pt: [\d,]+ bytes cannot be mapped"):
+        safe_torch_load(path)

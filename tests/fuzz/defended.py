@@ -1,0 +1,87 @@
+"""What may pass although something was damaged, and what may stay although a command failed: each with its reason.
+
+A rule is patterns (regular expressions, searched for) of the surface, the command and the damage, and the reason.
+Nothing is here because it is hard to mend: numbers that are no numbers never are (fuzz.verdict looks for them in what
+was written, whatever a rule says), nor is a file that was cut, zeroed or exchanged where its format could tell.
+"""
+
+import re
+from dataclasses import dataclass
+
+NO_NUMBER = r"(?!.*(\bnan\b|\binf\b|not finite|1e400|Infinity))"  # of what follows
+INSIDE = r"bytes (flip|overwrite|insert|block|truncate)"
+NAMES = (
+    "save|output|output_dir|output-prefix|json|html|png|embeddings_dir|log_dir|exp_name|time_or_name|id|ignore|target"
+)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """reason: why what happens is right."""
+
+    surface: str
+    command: str
+    damage: str
+    reason: str
+
+    def holds(self, surface: str, command: str, damage: str) -> bool:
+        pairs = ((self.surface, surface), (self.command, command), (self.damage, damage))
+        return all(re.search(pattern, text, re.DOTALL) for pattern, text in pairs)
+
+
+PASSES = [
+    Rule("", "", rf"^flags {NO_NUMBER}", "a flag's parser says what it may be; another value is another run"),
+    Rule("", "", rf"^flags (--({NAMES})|word)\b", "any text is a name"),
+    Rule("", "", r"^\S+ content \S*: twice$", "a key twice: the last one counts, as JSON and YAML readers have it"),
+    Rule(
+        *("", "", r"^\S+\.(fasta|txt|a3m) (content|bytes (?!whole))"),
+        "FASTA and lists of residues have no frame to break: other bytes are other names and letters, and what is "
+        "no residue is counted as [UNK]",
+    ),
+    Rule("", "", r"^\S+\.fasta\.gz content (inside|members)", "as of FASTA; gzip's members may follow each other"),
+    Rule("", "", rf"^\S+\.(csv|tsv)(\.gz)? content {NO_NUMBER}", "a table of other cells is another table"),
+    Rule(
+        "", "", rf"^\S+\.(csv|tsv) {INSIDE}", "a table has no checksum: other letters are other names, labels, residues"
+    ),
+    Rule("", "", r"^\S+\.jsonl? bytes (flip|overwrite|insert|block)", "JSON of another value has no checksum"),
+    Rule("", "", r"metrics\.jsonl bytes truncate", "a log that ends early, as a killed process leaves it"),
+    Rule(
+        *("", "", rf"^\S+\.yaml (content {NO_NUMBER}|{INSIDE})"),
+        "another value that the option allows is another run; a YAML file that ends early is a shorter one",
+    ),
+    Rule(
+        *("", "", rf"^\S+\.(safetensors|bin|pt|distcp) {INSIDE}"),
+        "weights and tokens have no checksum: other finite numbers are other weights",
+    ),
+    Rule("", "", rf"^\S+ content (tensor )?\S+ ?tensor b?float\S+ {NO_NUMBER}", "finite weights of the right shape"),
+    Rule("", "", rf"^\S+\.mdb (content record|{INSIDE}) {NO_NUMBER}", "other labels or residues of a protein"),
+    Rule(
+        *("", "", rf"^(kept|frozen|parts)/\S+ (content array (\S+ )?array float(16|32)|{INSIDE}) {NO_NUMBER}"),
+        "kept embeddings have no checksum: other finite numbers of the right shape are others",
+    ),
+    Rule("", "", r"^dms\.csv content (cell|label) \d+:2", "a column that is not read is handed on"),
+    Rule("", "", r"config\.json content /\w+: (dropped|renamed \S+)$", "a key that is absent has its format's default"),
+    Rule(
+        "", "^curves", r"metrics\.jsonl content line \d+ /\w+: (dropped|renamed \S+)$", "logs older than a key lack it"
+    ),
+    Rule("", "", r"args\.json file (missing|dangling)$", "a model directory without a run's record is TAPE's own form"),
+    Rule(
+        "^plugin$", "", r"^\S+\.py (content|bytes)", "the plugin's own code: what it gives in the right form is taken"
+    ),
+]
+LEFT = [
+    Rule(
+        *("", "^(tape-train|tune)", r"^new \S+/(metrics\.jsonl|args\.json|last/\S+|model\.safetensors|config\.json)$"),
+        "a run that has taken steps goes on from there with the same line and --resume",
+    ),
+    Rule("", "", r"^new \S+/\S+\.(h5|npy)$", "whole files of embeddings or maps, which the next run finds"),
+    Rule("", "tape-embed", r"^new \S+\.parts/\S+", "whole parts of embeddings; the next run goes on from them"),
+    Rule(
+        "", "pretrain", r"^new \S+/(metrics\.jsonl|iter_\S+|exit_reason\.json|latest_\S+)$", "checkpoints of steps done"
+    ),
+]
+
+
+def reason(rules: list[Rule], surface: str, command: str, damage: str) -> str:
+    """The reason of the first rule that holds, or ""."""
+    return next((rule.reason for rule in rules if rule.holds(surface, command, damage)), "")
