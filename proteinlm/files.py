@@ -32,10 +32,17 @@ def check_writable(path: Path) -> None:
     """InputError where a file `path`, and the directories above it that are not there yet, could not be made."""
     if Path(path).is_dir():
         raise InputError(f"{path}: a directory; the output is a file")
+    require_plain(Path(path))
     parent = next(above for above in Path(path).absolute().parents if above.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
         reason = "not writable" if parent.is_dir() else "not a directory"
         raise InputError(f"{path}: cannot be made, {parent} is {reason}")
+
+
+def require_plain(path: Path) -> None:
+    """InputError where something is in a file's place that must not be replaced: a device, a pipe, a socket."""
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise InputError(f"{path}: no regular file; an output takes the place of what is there")
 
 
 def require_file(path: str) -> str:
@@ -96,6 +103,7 @@ def remove_empty(directories: list[Path]) -> None:
 def atomic_path(final: str | Path) -> Iterator[Path]:
     """Yield a temporary path in `final`'s directory; on success it becomes `final`, on any error it is removed."""
     final = Path(final)
+    require_plain(final)
     with made_directory(final.parent):
         handle, name = tempfile.mkstemp(prefix=f".{final.name}.", suffix=".tmp", dir=final.parent)
         os.close(handle)

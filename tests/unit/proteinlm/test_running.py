@@ -12,7 +12,7 @@ import pytest
 
 from proteinlm import errors
 from proteinlm.errors import InputError
-from proteinlm.files import atomic_path, made_directory
+from proteinlm.files import atomic_path, check_writable, made_directory, write_text
 from proteinlm.running import launch, locks
 from proteinlm.running.locks import locked
 
@@ -246,6 +246,15 @@ def test_whatever_a_message_quotes_it_is_a_line_with_the_file_and_the_advice(quo
     assert own.startswith("error: model/config.json: head") and own.endswith("should be tape")
     assert of_a_flag.startswith("tape-x: error: argument --n") and of_a_flag.endswith("lists the flags)")
     assert max(len(own), len(of_a_flag)) <= errors.LONGEST
+
+
+def test_what_is_no_file_is_not_replaced(tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for write in (check_writable, lambda path: write_text(path, "x")):
+        with pytest.raises(InputError, match="pipe: no regular file"):
+            write(pipe)
+    assert pipe.is_fifo() and list(tmp_path.iterdir()) == [pipe]
 
 
 def test_a_message_of_usual_length_is_as_it_was(capsys):
