@@ -15,8 +15,9 @@ from pathlib import Path
 
 from heldout_families import WORD, accession, words
 
-from proteinlm.sequences import lmdb_count, lmdb_record, open_lmdb, read_fasta
+from proteinlm.sequences import read_fasta
 from proteinlm.tables import is_fasta, is_table, read_table
+from proteinlm.untrusted.lmdb_files import LMDB
 
 SHARED_WORDS = 3
 
@@ -28,10 +29,10 @@ def sequences_of(path: str, column: str) -> Iterator[str]:
     elif is_table(path):
         yield from read_table(path).column(column)
     else:
-        environment = open_lmdb(path)
-        for index in range(lmdb_count(environment, path)):
-            residues = lmdb_record(environment, path, index)["primary"]
-            yield residues.decode() if isinstance(residues, bytes) else residues
+        with LMDB(path) as file:
+            for index in range(len(file)):
+                residues = file.record(index)["primary"]
+                yield residues.decode() if isinstance(residues, bytes) else residues
 
 
 def main() -> None:

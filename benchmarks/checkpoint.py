@@ -34,10 +34,11 @@ from pretrain.checkpoint.saving import Saver
 from pretrain.config.options import Checkpoint
 from pretrain.config.read import parse_config
 from proteinlm.devices import choose_device
-from proteinlm.files import read_json, write_json
+from proteinlm.files import write_json
 from proteinlm.network.config import ModelConfig
 from proteinlm.network.model import ProteinBert
 from proteinlm.tokenizer import build_tokenizer
+from proteinlm.untrusted.json_files import read_json
 
 CONFIG = Path(__file__).resolve().parent.parent / "pretrain/configs/proteinlm_8m.yaml"
 

@@ -86,7 +86,8 @@ def _check_range(model: PortableModel, dtype: torch.dtype | None) -> None:
     """No number becomes infinite by rounding."""
     for name, tensor in model.all_tensors.items():
         if dtype is not None and tensor.dtype != stored_dtype(name, tensor, dtype) and tensor.numel():
-            largest = float(tensor.abs().max())
+            values = tensor[tensor.isfinite()] if model.not_finite else tensor
+            largest = float(values.abs().max()) if values.numel() else 0.0
             if largest > torch.finfo(dtype).max:
                 kind = str(dtype).removeprefix("torch.")
                 raise InputError(f"{model.origin}: {name} holds {largest:.3g}, beyond {kind}; use --dtype fp32 or bf16")

@@ -10,8 +10,8 @@ import torch
 
 from converter.loaders import LoadedModel
 from converter.model import PortableModel
-from proteinlm.files import read_json
 from proteinlm.model_dir.files import CONFIG_NAME
+from proteinlm.untrusted.json_files import read_json
 
 
 @dataclass(frozen=True)

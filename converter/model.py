@@ -1,7 +1,7 @@
 """The one form every checkpoint passes through: a config, a vocabulary and tensors under `ProteinBert`'s names.
 
 What must hold of a `PortableModel` that a reader returns (`checked`): every tensor that its config asks for is there
-with that shape, no other is, all are finite floating-point numbers, and the padding rows of the vocabulary are zeros.
+with that shape, no other is, all are floating-point numbers, and the padding rows of the vocabulary are zeros.
 """
 
 from collections.abc import Mapping
@@ -22,7 +22,7 @@ from proteinlm.model_dir.config import (
     check_values,
 )
 from proteinlm.model_dir.contact_head import contact_tensors, expected_contacts
-from proteinlm.model_dir.files import ModelFiles, check_finite, check_tensors, same
+from proteinlm.model_dir.files import ModelFiles, check_tensors, count_not_finite, same
 from proteinlm.model_dir.names import tensors_without_memory
 from proteinlm.model_dir.weights import stored_dtype
 from proteinlm.network.config import ModelConfig
@@ -47,6 +47,7 @@ class PortableModel:
     notes: tuple[str, ...] = ()  # what was left out, changed or assumed while reading, one sentence each
     counters: Mapping[str, int] = field(default_factory=dict)  # iteration, consumed_train_samples, ... if known
     contact_head: ContactRegression | None = None
+    not_finite: int = 0  # numbers among the tensors that are NaN or infinity
 
     @property
     def has_lm_head(self) -> bool:
@@ -79,8 +80,11 @@ class PortableModel:
         tensors = {name: tensor.to(stored_dtype(name, tensor, dtype)) for name, tensor in self.tensors.items()}
         return replace(self, tensors=tensors, contact_head=rounded_contacts(self.contact_head, dtype))
 
-    def checked(self) -> "PortableModel":
-        """Self, after comparing names, shapes and numbers with what the config asks for."""
+    def checked(self, not_finite: Mapping[str, int] | None = None) -> "PortableModel":
+        """Self, after comparing names and shapes with what the config asks for; numbers that are none are noted.
+
+        not_finite: how many each tensor holds, where its reader has counted them.
+        """
         if self.config.num_layers > len(self.tensors):  # before anything is made for each that a config claims
             layers = self.config.num_layers
             raise InputError(f"{self.origin}: {len(self.tensors)} tensors cannot be the {layers} layers of its config")
@@ -91,8 +95,14 @@ class PortableModel:
             if tensor.dtype not in (torch.float32, torch.float16, torch.bfloat16, torch.float64):
                 kind = str(tensor.dtype).removeprefix("torch.")
                 raise InputError(f"{self.origin}: {name} holds {kind}, not floating-point numbers")
-        check_finite(tensors, self.origin)
-        return self
+        return self._counted(count_not_finite(tensors) if not_finite is None else not_finite)
+
+    def _counted(self, not_finite: Mapping[str, int]) -> "PortableModel":
+        if not not_finite:
+            return self
+        count, first = sum(not_finite.values()), next(iter(not_finite))
+        note = f"{count:,} numbers of {len(not_finite)} tensors are NaN or infinity, first in {first}; kept as they are"
+        return replace(self, not_finite=count).noted(note)
 
 
 def without_sharing(model: PortableModel) -> PortableModel:
@@ -114,7 +124,7 @@ def rounded_contacts(head: ContactRegression | None, dtype: torch.dtype | None) 
 def portable(files: ModelFiles, origin: str) -> PortableModel:
     """What one of proteinlm's readers made of a path, checked."""
     model = PortableModel(files.config, files.tokenizer, files.state, origin, files.notes)
-    return replace(model, contact_head=files.contact_head).checked()
+    return replace(model, contact_head=files.contact_head).checked(files.not_finite)
 
 
 def same_tensor(one: Tensor | None, other: Tensor | None) -> bool:

@@ -21,6 +21,7 @@ from demo.budget import TEST_SPLIT
 from demo.datasets import CORPUS
 from demo.paths import STARTS, Paths
 from proteinlm.files import write_text
+from proteinlm.untrusted.json_files import read_json_lines
 from tape.data.lengths import residue_limit
 from tape.data.splits import load_split
 from tape.reporting.results_table import build_table, to_html
@@ -216,7 +217,7 @@ def loss_curve(paths: Paths):
 
 def draw_loss(axis, paths: Paths) -> None:
     """Training and validation loss; the dashed line is the residues' frequencies alone."""
-    lines = [json.loads(line) for line in (paths.checkpoint / "metrics.jsonl").read_text().splitlines()]
+    lines = [values or {} for _, _, values in read_json_lines(paths.checkpoint / "metrics.jsonl")]
     styles = {"lm_loss": ("training", {"lw": 1}), "valid_loss": ("validation", {"marker": "o", "ms": 4})}
     for key, (label, style) in styles.items():
         rows = [(line["iteration"], line[key]) for line in lines if line.get(key) is not None]

@@ -8,7 +8,6 @@ of --save, or NAME=DIRECTORY.
 """
 
 import html
-import json
 import math
 import sys
 from collections.abc import Iterator, Sequence
@@ -17,6 +16,8 @@ from pathlib import Path
 
 from proteinlm.errors import ArgumentParser, InputError, run
 from proteinlm.files import atomic_path, check_writable, write_text
+from proteinlm.untrusted.json_files import read_json_lines
+from proteinlm.untrusted.shapes import NUMBER, misfits
 
 AXES = {"residues": "residues seen", "flops": "FLOPs", "minutes": "minutes"}
 MEASURES = {"loss": "[MASK] loss, nats", "accuracy": "[MASK] accuracy"}
@@ -30,6 +31,10 @@ table { border-collapse: collapse; font-variant-numeric: tabular-nums } td, th {
 td:first-child, th:first-child { text-align: left }"""
 
 Point = dict[str, float]  # AXES, MEASURES and "unigram", as far as the log has them
+# What is read of a line of metrics.jsonl; one of evaluation has `dataset`, one of training has `seconds`.
+LINE = {"consumed_tokens": int, "consumed_proteins": int, "dataset?": str, "flops?": NUMBER}
+LINE |= {f"{prefix}{name}?": NUMBER for prefix in ("", "valid_") for name in ("mask_loss", "mask_accuracy")}
+LINE |= {"unigram_entropy?": NUMBER}
 
 
 @dataclass
@@ -41,7 +46,7 @@ class Curves:
 
 
 def read_run(argument: str) -> Curves:
-    """InputError where there is no log, or where a line is none."""
+    """InputError where there is no log, or none of a pretraining run; a damaged line is left out, with a notice."""
     name, equals, directory = argument.partition("=")
     if not equals or Path(argument).is_dir():
         name, directory = Path(argument).name, argument
@@ -49,14 +54,17 @@ def read_run(argument: str) -> Curves:
     if not path.is_file():
         raise InputError(f"{path}: no such file; give a directory of --save, or NAME=DIRECTORY")
     curves, sums = Curves(name), {"flops": 0.0, "minutes": 0.0}
-    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
-        try:
-            values = json.loads(line)
+    damaged = []
+    for number, _, values in read_json_lines(path):
+        shape = LINE if "dataset" in (values or {}) else LINE | {"seconds": NUMBER}
+        if values is None or next(misfits(values, shape), None):
+            damaged.append(f"line {number} is not a line of a pretraining run")
+        else:
             curves.sets.setdefault(values.get("dataset", "train"), []).append(_point(values, sums))
-        except (ValueError, KeyError, TypeError, AttributeError):
-            raise InputError(f"{path}: line {number} is not a line of a pretraining run") from None
     if not curves.sets:
-        raise InputError(f"{path}: no line yet")
+        raise InputError(f"{path}: {damaged[0] if damaged else 'no line yet'}")
+    if damaged:
+        print(f"notice: {path}: {damaged[0]}; left out ({len(damaged)} such lines)", file=sys.stderr, flush=True)
     return curves
 
 
@@ -64,7 +72,7 @@ def _point(values: dict, sums: dict[str, float]) -> Point:
     """A line as a point; `sums`: FLOPs and minutes of training up to it (logs from before `flops` have none)."""
     evaluation = "dataset" in values
     if not evaluation:
-        sums["flops"] += values.get("flops", math.nan)
+        sums["flops"] += values.get("flops") or math.nan
         sums["minutes"] += values["seconds"] / 60
     prefix = "valid_" if evaluation else ""
     named = {

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from pretrain.config.options import Training
 from pretrain.data.loader import Batch
 from proteinlm.loss import IGNORE
-from proteinlm.network.config import ACTIVATIONS, ModelConfig
+from proteinlm.network.config import ModelConfig
+from proteinlm.network.layers import ACTIVATIONS
 from proteinlm.network.model import ProteinBert
 
 # Names of what a checkpoint of this objective holds beside the encoder.

@@ -37,6 +37,7 @@ from proteinlm.encoder import (
 )
 from proteinlm.errors import InputError
 from proteinlm.progress import Progress
+from proteinlm.untrusted.array_files import H5
 from tape.inference.encoding import TrunkEncoder
 from tape.inference.fasta import Protein
 from tape.inference.files import WRITERS, Contents
@@ -80,16 +81,16 @@ class Embeddings:
         self.layers, self.depth, self.lengths = tuple(files), depth, lengths
         self.source, self.identity = source, identity
         self._place = place  # of each protein among the U
-        self._files = {layer: _opened(path) for layer, path in files.items()}
-        self._ends = np.cumsum(next(iter(self._files.values()))["length"][:].astype(np.int64) + 2)
-        self.width = self._data("mean", self.layers[0]).shape[1]
+        self._files = {layer: H5(path) for layer, path in files.items()}
+        self._ends = np.cumsum(self._files[self.layers[0]].read("length").astype(np.int64) + 2)
+        self.width = self._rows("mean", self.layers[0], slice(0)).shape[1]
 
     def __len__(self) -> int:
         return len(self._place)
 
     def pooled(self, pooling: str = "mean", layer: int = -1) -> np.ndarray:
         """float32 [B, h]; [B, k h] of k poolings. InputError for a layer that was not embedded."""
-        parts = [self._data(part, layer)[:] for part in pooling_parts(pooling)]
+        parts = [self._rows(part, layer) for part in pooling_parts(pooling)]
         return np.concatenate(parts, 1)[self._place].astype(np.float32)
 
     def residues(self, i: int, layer: int = -1) -> np.ndarray:
@@ -97,27 +98,16 @@ class Embeddings:
         row = self._place[i]
         end = int(self._ends[row])
         begin = int(self._ends[row - 1]) if row else 0
-        return self._data("seq", layer)[begin + 1 : end - 1].astype(np.float32)
+        return self._rows("seq", layer, slice(begin + 1, end - 1)).astype(np.float32)
 
-    def _data(self, name: str, layer: int):
+    def _rows(self, name: str, layer: int, rows: slice = slice(None)) -> np.ndarray:
         number = layer_number(layer, self.depth)
         if number not in self._files:
             raise InputError(f"layer {layer}: not embedded; there are {', '.join(map(str, self.layers))}")
         file, name = self._files[number], f"{name}_layer_{number}"
         if name not in file:
-            raise InputError(f"{file.filename}: has no {name}; embed_once(..., per_residue=True)")
-        return file[name]
-
-
-def _opened(path: Path):
-    import h5py
-
-    try:
-        file = h5py.File(path)
-        file["length"]
-        return file
-    except (OSError, KeyError) as error:
-        raise InputError(f"{path}: damaged ({str(error)[:100]}); remove it, and it is made again") from None
+            raise InputError(f"{file.path}: has no {name}; embed_once(..., per_residue=True)")
+        return file.read(name, rows)
 
 
 class _Pooler(TrunkEncoder):

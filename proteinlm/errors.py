@@ -20,8 +20,16 @@ LONGEST = 480  # letters of a message
 FIRST_SPEAKS_SECONDS = 10.0  # in which the first process, which may have started later, has told a mistake of all
 
 
+def shortened(message: str) -> str:
+    """Of a message that quotes something endless, the file at its beginning and the advice at its end."""
+    return message if len(message) <= LONGEST else f"{message[: LONGEST - 165]} ... {message[-160:]}"
+
+
 class InputError(ValueError):
     """Bad input from the user. One line: the file, the line or key, what was wrong and what would be right."""
+
+    def __init__(self, message: object = ""):
+        super().__init__(shortened(str(message)))
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
@@ -106,9 +114,8 @@ def tell(message: str, error: BaseException | None = None) -> int:
 
 
 def one_line(message: str) -> str:
-    """Its words; of a message that quotes something endless, the file at its beginning and the advice at its end."""
-    line = " ".join(message.split())
-    return line if len(line) <= LONGEST else f"{line[: LONGEST - 165]} ... {line[-160:]}"
+    """Its words, within a line."""
+    return shortened(" ".join(message.split()))
 
 
 def _say(line: str) -> None:

@@ -81,14 +81,23 @@ def made_directory(path: str | Path) -> Iterator[Path]:
     """`path` as a directory, made with those above it where they are missing; of these what is empty at the end goes
     again, so that only work which wrote something leaves a directory."""
     path = Path(path)
-    missing = [directory for directory in (path, *path.parents) if not directory.exists()]
+    missing = missing_directories(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
         yield path
     finally:
-        for directory in missing:
-            with contextlib.suppress(OSError):  # not empty, or never made
-                directory.rmdir()
+        remove_empty(missing)
+
+
+def missing_directories(path: Path) -> list[Path]:
+    """Of a directory and those above it, the lowest first."""
+    return [directory for directory in (path, *path.parents) if not directory.exists()]
+
+
+def remove_empty(directories: list[Path]) -> None:
+    for directory in directories:
+        with contextlib.suppress(OSError):  # not empty, or never made
+            directory.rmdir()
 
 
 @contextlib.contextmanager
@@ -127,14 +136,3 @@ def plain(value: object) -> object:
 def write_json(final: str | Path, value: object) -> None:
     """Replace `final` with `value` as indented JSON in one step."""
     write_text(final, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
-
-
-def read_json(path: str | Path) -> dict:
-    """A JSON object from a file; InputError for anything else."""
-    try:
-        value = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not JSON ({str(error)[:100]})") from None
-    if not isinstance(value, dict):
-        raise InputError(f"{path}: a JSON object was expected, found {type(value).__name__}")
-    return value

@@ -2,16 +2,17 @@
 
 `metrics.jsonl` has one line per logged iteration and one per evaluation, and is always one history: a run that goes on
 from a checkpoint drops the lines after it and a last line that a kill cut short; any other run moves an earlier log
-aside to `metrics.jsonl.1` or the next free number.
+aside to `metrics.jsonl.1` or the next free number, where a log with damaged lines is kept too.
 """
 
 import json
 import math
+import shutil
 from itertools import count
 from pathlib import Path
 
-from proteinlm.errors import InputError
 from proteinlm.files import write_text
+from proteinlm.untrusted.json_files import read_json_lines
 
 
 class MetricsLog:
@@ -19,7 +20,7 @@ class MetricsLog:
 
     resume_at: the iteration resumed from, None or 0 where the run starts at its beginning. same_run: whether the log
     in the directory is that of the run resumed. Nothing is written, moved or made before the first line; then a notice
-    says where any other log went. InputError at once for a log that is none.
+    says where any other log went, and a damaged one as it was.
     """
 
     def __init__(
@@ -30,16 +31,21 @@ class MetricsLog:
         same_run: bool = True,
     ):
         self.path, self._tensorboard_dir = Path(directory) / "metrics.jsonl", tensorboard_dir
-        self._first = 0 if resume_at is None else resume_at + 1
+        self._first, self._damaged = 0 if resume_at is None else resume_at + 1, []
         self._history = self._lines_up_to(resume_at) if self._is_there() and resume_at and same_run else None
         self._file = self._writer = None
 
     def _open(self) -> None:
+        if self._damaged:
+            whole, text = self._free(), f"line {self._damaged[0]} holds no metrics ({len(self._damaged)} such lines)"
+            shutil.copyfile(self.path, whole)
+            print(f"notice: {self.path}: {text}; the log as it was is {whole}", flush=True)
         if self._history is not None:
             write_text(self.path, "".join(self._history))
             self._history = None
         elif self._is_there():
-            print(f"notice: {self.path}: the log of an earlier run is now {self._move_aside()}", flush=True)
+            moved = self.path.rename(self._free())
+            print(f"notice: {self.path}: the log of an earlier run is now {moved}", flush=True)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._file = self.path.open("a", encoding="utf-8")
         if self._tensorboard_dir:
@@ -50,26 +56,18 @@ class MetricsLog:
     def _is_there(self) -> bool:
         return self.path.exists() and self.path.stat().st_size > 0
 
-    def _move_aside(self) -> Path:
+    def _free(self) -> Path:
+        """The next free name for a log that is kept aside."""
         paths = (self.path.with_suffix(f".jsonl.{number}") for number in count(1))
-        return self.path.rename(next(path for path in paths if not path.exists()))
+        return next(path for path in paths if not path.exists())
 
     def _lines_up_to(self, iteration: int) -> list[str]:
-        # A power cut may leave NUL bytes or spaces where the last lines were to be.
-        lines = self.path.read_text(encoding="utf-8", errors="replace").rstrip("\0 \t\r\n").split("\n")
-        history = []
-        for number, line in enumerate(lines, 1):
-            try:
-                values = json.loads(line)
-            except ValueError:
-                if number == len(lines) and '{"'.startswith(line[:2]):  # cut short: it belongs after the checkpoint
-                    break
-                values = None
-            if not isinstance(values, dict) or not isinstance(values.get("iteration"), int):
-                raise InputError(f"{self.path}: line {number} is not a metrics line; move the file away")
-            if values["iteration"] <= iteration:
-                history.append(line + "\n")
-        return history
+        lines = list(read_json_lines(self.path))
+        if lines and lines[-1][2] is None and '{"'.startswith(lines[-1][1][:2]):
+            lines.pop()  # cut short: it belongs after the checkpoint
+        good = [line for line in lines if isinstance((line[2] or {}).get("iteration"), int)]
+        self._damaged = [line[0] for line in lines if line not in good]
+        return [f"{text}\n" for _, text, values in good if values["iteration"] <= iteration]
 
     def write(self, values: dict) -> None:
         """Append one line. `iteration` is required; a NaN or an infinity becomes null, which JSON can carry."""

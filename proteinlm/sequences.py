@@ -11,19 +11,19 @@ later. Line ends may be LF, CRLF or CR. Records left empty are skipped and count
 """
 
 import gzip
-import json
 import os
 import re
-import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import BinaryIO
 
 import numpy as np
 
 from proteinlm.errors import InputError
 from proteinlm.tokenizer import RESIDUES
+from proteinlm.untrusted.json_files import decode_json
+from proteinlm.untrusted.lmdb_files import LMDB
+from proteinlm.untrusted.text_files import unzipped
 
 # 1 MiB: a chunk and its copies stay in the processor's cache; 16 MiB takes half as long again.
 CHUNK_BYTES = 1 << 20
@@ -121,8 +121,8 @@ def read_chunks(path: str, json_key: str = "text", chunk_bytes: int = CHUNK_BYTE
         raise InputError(f"{path}: no such file")
     kind = input_kind(path)
     if kind == "lmdb":
-        with open_lmdb(path) as environment:
-            count, step = lmdb_count(environment, path), 2048
+        with LMDB(path) as file:
+            count, step = len(file), 2048
         yield from (Chunk(path, kind, records=(i, min(i + step, count))) for i in range(0, count, step))
         return
     offset = 0
@@ -138,7 +138,9 @@ def _blocks(path: str, size: int) -> Iterator[bytes]:
     """
     first = True
     try:
-        with open(path, "rb") as raw, _decompressed(raw, path) as stream:
+        with unzipped(path) as stream:
+            if path.endswith(".gz") and not isinstance(stream, gzip.GzipFile) and stream.peek(1):
+                raise InputError(f"{path}: named .gz but not a gzip file")
             while block := stream.read(max(size, 3)):
                 while block.endswith((b"\r", b"\n")) and (more := stream.read(1)):
                     block += more
@@ -146,21 +148,8 @@ def _blocks(path: str, size: int) -> Iterator[bytes]:
                     block = block.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
                 yield block.removeprefix(b"\xef\xbb\xbf") if first else block
                 first = False
-    except EOFError as error:
-        raise InputError(f"{path}: truncated gzip file") from error
-    except (gzip.BadGzipFile, zlib.error) as error:
-        raise InputError(f"{path}: broken gzip file ({error})") from error
     except OSError as error:
         raise InputError(f"{path}: cannot read: {error.strerror or error}") from error
-
-
-def _decompressed(raw: BinaryIO, path: str) -> BinaryIO:
-    magic = raw.peek(2)[:2]
-    if magic == b"\x1f\x8b":
-        return gzip.open(raw)
-    if path.endswith(".gz") and magic:
-        raise InputError(f"{path}: named .gz but not a gzip file")
-    return raw
 
 
 def _cut(blocks: Iterator[bytes], boundary: bytes) -> Iterator[bytes]:
@@ -240,9 +229,9 @@ def _json_text(chunk: Chunk, number: int, line: bytes) -> bytes:
         return InputError(f"{_place(chunk, number)}: {fault}")
 
     try:
-        record = json.loads(line)
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise fail(f"not JSON ({error}); each line must be one object") from error
+        record = decode_json(line)
+    except ValueError as error:
+        raise fail(f"not JSON ({error}); each line must be one object") from None
     if not isinstance(record, dict):
         raise fail(f"a JSON {type(record).__name__}; each line must be one object")
     text = record.get(chunk.json_key)
@@ -255,60 +244,10 @@ def _json_text(chunk: Chunk, number: int, line: bytes) -> bytes:
     return text.encode("utf-8", "surrogatepass")
 
 
-def open_lmdb(path: str):
-    """An LMDB's environment, read-only and without its lock file; a truncated one is an InputError."""
-    import lmdb
-
-    try:
-        environment = lmdb.open(path, subdir=os.path.isdir(path), readonly=True, lock=False, readahead=False)
-    except lmdb.Error as error:
-        raise InputError(f"{path}: not a readable LMDB ({error})") from error
-    # Reading past the end of a truncated map kills the process with SIGBUS, so its size is checked first.
-    needed = (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]
-    size = os.path.getsize(os.path.join(path, "data.mdb") if os.path.isdir(path) else path)
-    if size < needed:
-        environment.close()
-        raise InputError(f"{path}: truncated: {size} bytes of {needed}")
-    return environment
-
-
-def lmdb_count(environment, path: str | os.PathLike) -> int:
-    """How many records a TAPE LMDB has, by its key num_examples."""
-    count = _lmdb_value(environment, "num_examples", f"{path} key num_examples")
-    if count is None:
-        raise InputError(f"{path}: no key num_examples; a TAPE LMDB has the number of its records there")
-    if isinstance(count, bool) or not hasattr(count, "__index__") or count < 0:
-        raise InputError(f"{path}: num_examples is {count!r}, a whole number of records was expected")
-    return int(count)
-
-
-def lmdb_record(environment, path: str | os.PathLike, index: int) -> object:
-    """Record `index` of a TAPE LMDB, unpickled."""
-    record = _lmdb_value(environment, str(index), f"{path} record {index}")
-    if record is None:
-        count = lmdb_count(environment, path)
-        raise InputError(f"{path} record {index}: missing, though num_examples says {count}")
-    return record
-
-
-def _lmdb_value(environment, key: str, where: str) -> object:
-    """The unpickled value of a key; None where there is no such key."""
-    import lmdb
-
-    from proteinlm.untrusted.safe_load import safe_pickle_loads
-
-    try:
-        with environment.begin() as transaction:
-            value = transaction.get(key.encode())
-    except lmdb.Error as error:
-        raise InputError(f"{where}: the LMDB is damaged ({error})") from None
-    return None if value is None else safe_pickle_loads(value, where)
-
-
 def _lmdb_texts(chunk: Chunk) -> Iterator[tuple[int, bytes]]:
-    with open_lmdb(chunk.path) as environment:
+    with LMDB(chunk.path) as file:
         for i in range(*chunk.records):
-            record = lmdb_record(environment, chunk.path, i)
+            record = file.record(i)
             primary = record.get("primary") if isinstance(record, dict) else None
             if not isinstance(primary, str):
                 raise InputError(f"{_place(chunk, i)}: no 'primary' string of residues")

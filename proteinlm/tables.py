@@ -10,28 +10,20 @@ quoted cells with commas or line ends in them, and blank lines are taken as they
 semicolons (whose numbers may have decimal commas) are refused by name.
 """
 
-import csv
-import gzip
-import io
 import re
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from proteinlm.errors import InputError, did_you_mean
 from proteinlm.sequences import SUFFIXES
+from proteinlm.untrusted.csv_files import read_rows
+from proteinlm.untrusted.text_files import read_text
 
 DELIMITERS = {".csv": ",", ".tsv": "\t", ".tab": "\t"}
 EXCEL = (".xlsx", ".xls")  # named so that they can be refused for what they are
 KEY = re.compile(r"(\S+?)=(.*?)(?=\s+\S+=|$)")
 SAVE_AS = "save it as CSV (UTF-8, separated by commas) or as .tsv"
-BAD_STARTS = {
-    b"PK\x03\x04": "an Excel workbook (or another zip)",
-    b"\xd0\xcf\x11\xe0": "an old Excel workbook",
-    b"\xff\xfe": "UTF-16 text",
-    b"\xfe\xff": "UTF-16 text",
-}
 
 
 def _suffix(path: str | Path) -> str:
@@ -75,32 +67,11 @@ class Table:
 
 def read_table(path: str | Path) -> Table:
     """The whole table; InputError for a file that is none, a ragged row, and a table without rows."""
-    path, text = str(path), _read_text(path)
+    path, text = str(path), read_text(path, SAVE_AS)
     table = _fasta_table(path, text) if is_fasta(path) else _delimited_table(path, text)
     if not len(table):
         raise InputError(f"{path}: no proteins in it; a table has a line of column names and then a protein a line")
     return table
-
-
-def _read_text(path: str | Path) -> str:
-    if not Path(path).is_file():
-        raise InputError(f"{path}: {'a directory; should be a file' if Path(path).is_dir() else 'no such file'}")
-    try:
-        data = Path(path).read_bytes()
-        data = gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise InputError(f"{path}: truncated or broken gzip file ({error})") from error
-    for start, name in BAD_STARTS.items():
-        if data.startswith(start):
-            raise InputError(f"{path}: {name}; {SAVE_AS}")
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data[: error.start].count(b"\n") + 1
-        raise InputError(f"{path}, line {line}: byte 0x{data[error.start]:02x} is not UTF-8 text; {SAVE_AS}") from None
-    if "\0" in text:
-        raise InputError(f"{path}, line {text[: text.index(chr(0))].count(chr(10)) + 1}: a NUL byte; {SAVE_AS}")
-    return text
 
 
 def _delimiter(path: str, header: str) -> str:
@@ -116,9 +87,9 @@ def _delimiter(path: str, header: str) -> str:
 
 def _delimited_table(path: str, text: str) -> Table:
     header = next((line for line in text.splitlines() if line.strip()), "")
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=_delimiter(path, header), strict=True)
     columns, rows, lines = None, [], []
-    for line, cells in _records(path, reader):
+    for line, cells in read_rows(path, text, _delimiter(path, header)):
+        cells = [cell.strip() for cell in cells]
         if columns is None:
             columns = _column_names(path, line, cells)
         elif len(cells) != len(columns):
@@ -128,21 +99,6 @@ def _delimited_table(path: str, text: str) -> Table:
             rows.append(cells)
             lines.append(line)
     return Table(path, columns or (), rows, lines)
-
-
-def _records(path: str, reader) -> Iterator[tuple[int, list[str]]]:
-    """(the line that it begins on, its cells) of every record but blank ones."""
-    while True:
-        line = reader.line_num + 1
-        try:
-            cells = next(reader, None)
-        except csv.Error as error:
-            raise InputError(f"{path}, line {line}: not CSV ({error}); is a quote left open?") from None
-        if cells is None:
-            return
-        cells = [cell.strip() for cell in cells]
-        if any(cells):
-            yield line, cells
 
 
 def _column_names(path: str, line: int, cells: list[str]) -> tuple[str, ...]:
@@ -164,7 +120,7 @@ def _fasta_table(path: str, text: str) -> Table:
 def fasta_records(path: str, text: str | None = None) -> Iterator[tuple[int, str, dict[str, str], str]]:
     """(line of the header, first word of the header, its KEY=value pairs, the letters as they stand) of each record."""
     line, header, parts = 0, None, []
-    for number, content in enumerate((_read_text(path) if text is None else text).splitlines(), 1):
+    for number, content in enumerate((read_text(path, SAVE_AS) if text is None else text).splitlines(), 1):
         if content.startswith(">"):
             if header is not None:
                 yield line, *header, "".join(parts)

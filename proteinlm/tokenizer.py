@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from proteinlm.errors import InputError
+from proteinlm.untrusted.text_files import read_text
 
 RESIDUES = "ABCDEFGHIKLMNOPQRSTUVWXYZ"  # every IUPAC letter but J
 PRETRAIN_SPECIALS = ("[PAD]", "[MASK]", "[CLS]", "[SEP]", "[UNK]")
@@ -182,10 +183,7 @@ def build_tokenizer(tokenizer_type: str = "iupac", vocab_file: str | None = None
 
 def read_tokens(vocab_file: str | Path, advice: str = "") -> list[str]:
     """The tokens of a vocabulary in plain text. advice: ends the InputError for another file."""
-    try:
-        return Path(vocab_file).read_text(encoding="utf-8").split()
-    except UnicodeDecodeError as error:
-        raise InputError(f"{vocab_file}: not a text vocabulary{advice}") from error
+    return read_text(vocab_file, f"not a text vocabulary{advice}").split()
 
 
 def _check_vocab_file(vocab_file: str, expected: Sequence[str]) -> None:

@@ -23,9 +23,10 @@ from scipy.spatial.distance import cdist
 
 from proteinlm.errors import InputError
 from proteinlm.masking import MASK_STREAM, mask_tokens, sample_rng
-from tape.data.base import TapeDataset, array_of, field
+from tape.data.base import TapeDataset
 from tape.data.examples import Example, TapeBatch, pad_sequences
 from tape.data.files import EmbedDataset, FastaDataset, JSONDataset, LMDBDataset, NPZDataset, dataset_factory
+from tape.data.records import array_of, index_of, mask_of, number_of
 from tape.metrics import IGNORE
 
 __all__ = [
@@ -49,6 +50,7 @@ __all__ = [
 
 CONTACT_DISTANCE = 8.0  # Angstrom between C-alpha atoms
 MIN_SEPARATION = 6  # closer pairs along the chain are not scored
+FARTHEST = 1e150  # of a coordinate: its square is still a number
 
 
 class ValueDataset(TapeDataset):
@@ -58,10 +60,7 @@ class ValueDataset(TapeDataset):
     target_padding = None
 
     def _target(self, record: dict, where: str, length: int) -> float:
-        value = np.asarray(field(record, self.key, where))
-        if value.size != 1 or value.dtype.kind not in "iuf" or not np.isfinite(value).all():
-            raise InputError(f"{where}: {self.key} is {record[self.key]!r}, one finite number was expected")
-        return float(value.reshape(-1)[0])
+        return number_of(record, self.key, where)
 
     def _targets(self, batch: Sequence[Example]) -> torch.Tensor:
         return torch.tensor([example[2] for example in batch], dtype=torch.float32).unsqueeze(1)
@@ -88,10 +87,7 @@ class RemoteHomologyDataset(TapeDataset):
     target_padding = None
 
     def _target(self, record: dict, where: str, length: int) -> int:
-        label = field(record, "fold_label", where)
-        if not hasattr(label, "__index__") or not 0 <= label < self.num_labels:
-            raise InputError(f"{where}: fold_label is {label!r}, one of 0-{self.num_labels - 1} was expected")
-        return int(label)
+        return index_of(record, "fold_label", where, self.num_labels)
 
     @property
     def class_of(self) -> np.ndarray:
@@ -116,7 +112,7 @@ class SecondaryStructureDataset(TapeDataset):
         if labels.dtype.kind not in "iu" or not ((labels >= IGNORE) & (labels < self.num_labels)).all():
             raise InputError(f"{where}: {self.key} must be whole numbers of 0-{self.num_labels - 1} (or -1, unknown)")
         whole = "valid_mask" not in record or record["valid_mask"] is None
-        valid = np.ones(length, bool) if whole else array_of(record, "valid_mask", where, (length,)).astype(bool)
+        valid = np.ones(length, bool) if whole else mask_of(record, where, length)
         seen = len(record["primary"])
         labels = np.pad(labels[:seen].astype(np.int64), 1, constant_values=IGNORE)
         return Example.of(record, token_ids, labels, valid=valid[:seen])
@@ -143,8 +139,8 @@ class SecondaryStructure8Dataset(SecondaryStructureDataset):
 class ProteinnetDataset(TapeDataset):
     """Contacts. Item: (token_ids [N], input_mask [N], contact map [L, L], L); targets [B, L, L].
 
-    1 where C-alpha atoms are closer than 8 Angstrom, else 0; -1 where |i - j| < 6 or a residue is not in valid_mask (or
-    has a coordinate that is no number).
+    1 where C-alpha atoms are closer than 8 Angstrom, else 0; -1 where |i - j| < 6 or a residue is not in valid_mask. A
+    residue that is, and has a coordinate that is no number, is an InputError.
     """
 
     folder = "proteinnet"
@@ -157,7 +153,12 @@ class ProteinnetDataset(TapeDataset):
     def _positions(self, record: dict, where: str, length: int) -> tuple[np.ndarray, np.ndarray]:
         """(C-alpha positions float64 [L, 3], bool [L]: known)."""
         tertiary = array_of(record, "tertiary", where, (length, 3)).astype(np.float64)
-        return tertiary, array_of(record, "valid_mask", where, (length,)).astype(bool) & np.isfinite(tertiary).all(1)
+        valid = mask_of(record, where, length)
+        wrong = np.flatnonzero(valid & ~(np.abs(tertiary) < FARTHEST).all(1))  # NaN is not below anything
+        if len(wrong):
+            fault = f"tertiary of residue {wrong[0]} is {tertiary[wrong[0]].tolist()} ({len(wrong)} such residues)"
+            raise InputError(f"{where}: {fault}; valid_mask should be 0 where there are no coordinates")
+        return tertiary, valid
 
     def _example(self, record: dict, token_ids: np.ndarray, where: str, length: int, index: int) -> Example:
         (tertiary, valid), seen = self._positions(record, where, length), len(record["primary"])
@@ -232,5 +233,6 @@ class LanguageModelingDataset(TapeDataset):
 
 
 def _families(record: dict) -> tuple[int, int]:
-    """(clan, family) of a Pfam record, -1 where it has none."""
-    return int(record.get("clan", -1)), int(record.get("family", -1))
+    """(clan, family) of a Pfam record, -1 where it has none, or none that is a whole number."""
+    numbers = (record.get(name) for name in ("clan", "family"))
+    return tuple(int(number) if isinstance(number, int | np.integer) else -1 for number in numbers)

@@ -218,7 +218,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         scores = ranked([trial.result() for trial in waiting], task)
     best = scores[0]
     if math.isnan(best.mean):
-        raise InputError(f"{out}: {task.metric} is undefined in every trial; should have more proteins held out")
+        what = f"{task.metric} is undefined in every trial (predictions or labels all alike)"
+        raise InputError(f"{out}: {what}; should have more proteins held out, or other values in the grid")
     record = {"command": f"python -m tape.tune {shlex.join(argv)}", "task": task.name, "metric": task.metric}
     rows = [{**vars(score), "trial": dict(score.trial.values), "mean": score.mean} for score in scores]
     write_json(out / "trials.json", finite(record | {"higher_is_better": task.higher_is_better, "trials": rows}))

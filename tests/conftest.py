@@ -3,6 +3,7 @@
 The proteins here are random letters: enough to see that the stages fit together, never enough to judge a model.
 """
 
+import gc
 import os
 import subprocess
 import sys
@@ -77,6 +78,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files that hold slow tests come first: at the end no process is left alone with one of them."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
+
+
+def pytest_collection_finish() -> None:
+    """Garbage collections then leave alone what was imported and collected, which a test makes no garbage of."""
+    gc.freeze()
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -45,6 +45,17 @@ CALLS_COMMANDS = {"tape/main.py", "demo/run.py"}
 MATHS = ("proteinlm/network/", "proteinlm/loss.py")
 MATHS_MAY_IMPORT = ("torch", "proteinlm.network", "proteinlm.loss")
 UNTRUSTED = "proteinlm/untrusted/"
+# How libraries open JSON, YAML, LMDBs, CSV, arrays, safetensors and gzip files.
+READS_A_FORMAT = re.compile(
+    r"(\bjson\.(loads?|JSONDecoder)|\byaml\.\w*([lL]oad|[lL]oad_all|Loader)|\blmdb\.open|\bcsv\.(reader|DictReader)"
+    r"|\b(np|numpy)\.(load|loadtxt|genfromtxt)|\bh5py\.File|\bsafe_open|\bload_file|\b(parquet|pq|pd|pandas)\.read_\w+"
+    r"|\bgzip\.(open|decompress|GzipFile)|\bzipfile\.ZipFile|\btomllib\.loads?)$"
+)
+OWN_BYTES = {
+    ("tape/inference/parts.py", "json.loads"),  # what json.dumps has made a moment before, to compare in JSON's types
+    ("demo/datasets.py", "lmdb.open"),  # to write one
+    ("tape/inference/predictors.py", "zipfile.ZipFile"),  # to write one, an array at a time
+}
 # Who may read the environment: what starts a process, and (as torchrun wants it) what joins processes.
 READS_ENVIRONMENT = {
     "pretrain/__main__.py",
@@ -167,6 +178,20 @@ def opens_pickles(path: str, source: str) -> list[str]:
     return wrong
 
 
+def reads_files_itself(path: str, source: str) -> list[str]:
+    """Each format has one guarded reader; here are the calls that would go round it."""
+    if path.startswith(UNTRUSTED):
+        return []
+    names = {}
+    for node in ast.walk(parsed(source)):
+        if isinstance(node, ast.Call) and not any(ast.unparse(value) == "'w'" for value in node.args):
+            names[ast.unparse(node.func)] = node.lineno
+        elif isinstance(node, ast.ImportFrom):
+            names |= {f"{node.module}.{alias.name}": node.lineno for alias in node.names}
+    calls = {name for name in names if READS_A_FORMAT.search(name) and (path, name) not in OWN_BYTES}
+    return [f"{path}:{names[name]} calls {name}" for name in sorted(calls)]
+
+
 def keeps_ambient_state(path: str, source: str) -> list[str]:
     return [f"{path}:{node.lineno} says global" for node in ast.walk(parsed(source)) if isinstance(node, ast.Global)]
 
@@ -179,7 +204,7 @@ def reads_environment(path: str, source: str) -> list[str]:
 
 RULES = [
     *(reads_environment, wrong_arrows, imports_a_command, more_than_maths),
-    *(without_docstring, opens_pickles, keeps_ambient_state),
+    *(without_docstring, opens_pickles, reads_files_itself, keeps_ambient_state),
 ]
 
 
@@ -221,12 +246,29 @@ def test_every_python_file_keeps_the_rules(rule: Callable[[str, str], list[str]]
         (opens_pickles, "tape/datasets.py", "import pickle\npickle.loads(b'')"),
         (opens_pickles, "tape/datasets.py", "torch.load(path, weights_only=True)"),
         (opens_pickles, "tape/datasets.py", "numpy.load(path, allow_pickle=True)"),
+        (reads_files_itself, "tape/datasets.py", "import json\njson.loads(path.read_text())"),
+        (reads_files_itself, "pretrain/trainer.py", "def late():\n    import json\n    return json.load(file)"),
+        (reads_files_itself, "pretrain/trainer.py", "from csv import reader"),
+        (reads_files_itself, "tape/recipes/__init__.py", "yaml.safe_load(text)"),
+        (reads_files_itself, "pretrain/config/read.py", "loader = yaml.SafeLoader(text)"),
+        (reads_files_itself, "proteinlm/sequences.py", "environment = lmdb.open(path, readonly=True)"),
+        (reads_files_itself, "tape/own_data/data.py", "rows = list(csv.reader(file))"),
+        (reads_files_itself, "probe/embeddings.py", "file = h5py.File(path)"),
+        (reads_files_itself, "tape/scoring/files.py", "np.load(path)\npyarrow.parquet.read_table(path)"),
+        (reads_files_itself, "proteinlm/model_dir/weights.py", "safetensors.safe_open(path, framework='pt')"),
+        (reads_files_itself, "tape/inference/parts.py", "np.load(path)"),  # an exception is for one call
         (reads_environment, "tape/train.py", "import os\nhome = os.environ['HOME']"),
         (keeps_ambient_state, "proteinlm/loss.py", "def f():\n    global x\n    x = 1"),
     ],
 )
 def test_a_broken_rule_is_seen(rule, path, source):
     assert rule(path, source)
+
+
+def test_who_writes_a_format_reads_none():
+    writes = "h5py.File(path, 'w')\njson.dumps(value)\ncsv.writer(file)\nread_json(path)\nself.load(path)"
+    assert reads_files_itself("tape/inference/files.py", writes) == []
+    assert reads_files_itself("proteinlm/untrusted/json_files.py", "json.loads(text)") == []
 
 
 def test_a_circle_is_seen_also_through_a_late_import():

@@ -128,7 +128,7 @@ def test_wrong_use_of_gpu_sh(words, message, tmp_path, run_command):
 @pytest.mark.slow
 def test_gpu_sh_rehearses_the_ladder(tmp_path, run_command):
     """The cheapest stage; `bash benchmarks/gpu.sh OUT --rehearse` goes through all of them in five minutes."""
-    run_command("bash", FOLDER / "gpu.sh", tmp_path, "ladder-200m", "--rehearse")
+    run_command("bash", FOLDER / "gpu.sh", tmp_path, "ladder-200m", "--rehearse", warm=True)
     result = json.loads((tmp_path / "gpu.json").read_text())["ladder-200m"]
     assert [row["row"] for row in result["rows_2"]][1:] == ["no recomputation", "dropout 0", "bf16 residual stream"]
     losses = [row["first_loss"] for row in result["rows_2"]]

@@ -23,7 +23,7 @@ from converter.vocabulary import (
 from proteinlm.errors import InputError
 from proteinlm.files import write_json
 from proteinlm.model_dir.config import OPTIONAL_KEYS, config_values, model_config_of
-from proteinlm.model_dir.files import CONFIG_NAME, check_layers, check_tensors, read_config
+from proteinlm.model_dir.files import CONFIG_NAME, check_layers, check_tensors, read_config, same
 from proteinlm.model_dir.vocabulary import canonical, take_rows
 from proteinlm.model_dir.weights import WeightFiles, write_weights
 from proteinlm.network.config import ModelConfig
@@ -118,7 +118,7 @@ def _to_our_names(
         raise InputError(f"{directory}: its weights have no names below 'bert.'; not a MegatronBert model")
     notes = []
     for copy, original in HF_TIED.items():
-        if copy in tensors and not torch.equal(tensors.pop(copy), tensors.get(original, torch.empty(0))):
+        if copy in tensors and not same(tensors.pop(copy), tensors.get(original, torch.empty(0))):
             notes.append(f"{copy} is not {original}: the embedding and cls.predictions.bias are kept, as tied")
     left_out = sorted(name for name in tensors if name.startswith(HF_LEFT_OUT))
     if left_out:

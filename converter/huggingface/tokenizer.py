@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from proteinlm.errors import InputError
-from proteinlm.files import read_json, write_json, write_text
+from proteinlm.files import write_json, write_text
 from proteinlm.tokenizer import PRETRAIN_SPECIALS, RESIDUES, read_tokens
+from proteinlm.untrusted.json_files import read_json
 
 
 def write_tokenizer(directory: Path, tokens: Sequence[str], longest: int) -> None:
@@ -70,9 +71,7 @@ def read_vocabulary(directory: Path) -> list[str] | None:
 
 
 def _read_fast_tokenizer(path: Path) -> list[str]:
-    model = read_json(path).get("model")
-    vocab = model.get("vocab") if isinstance(model, dict) else None
-    is_map = isinstance(vocab, dict) and all(type(i) is int for i in vocab.values())
-    if not is_map or sorted(vocab.values()) != list(range(len(vocab))):
+    vocab = read_json(path, "a tokenizer", {"model": {"vocab": {"*": int}}})["model"]["vocab"]
+    if sorted(vocab.values()) != list(range(len(vocab))):
         raise InputError(f"{path}: model.vocab is not a map from tokens to 0, 1, 2 ...")
     return sorted(vocab, key=vocab.get)

@@ -23,15 +23,19 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+from torch.distributed.tensor import DTensor
 
 from pretrain.torch_internals import flatten_state_dict
 from proteinlm.errors import InputError
-from proteinlm.files import fsync_path, read_json, write_json, write_text
+from proteinlm.files import fsync_path, write_json, write_text
+from proteinlm.model_dir.files import check_finite, count_not_finite
+from proteinlm.untrusted.json_files import read_json
 from proteinlm.untrusted.safe_dcp import SafePlanner, SafeReader
 
 TRACKER = "latest_checkpointed_iteration.txt"
 META = "meta.json"
 META_FORMAT = 1
+SHAPE = {"iteration": int, "format": int, "files": {"*": int}, "previous?": int}  # of META, whoever wrote it
 ITERATION_NAME = re.compile(r"iter_(\d{7,})")
 # What a user can do when a part of the state is not in the checkpoint.
 SKIP_FLAG = {"optimizer": "--no-load-optim", "rng": "--no-load-rng"}
@@ -188,11 +192,9 @@ def _read_meta(path: Path) -> dict:
     for missing in (path, path / META):
         if not missing.exists():
             raise InputError(f"{missing} is missing")
-    meta = read_json(path / META)
-    if not isinstance(meta.get("iteration"), int):
-        raise InputError(f"{path / META}: not this project's checkpoint description (no iteration number)")
-    if meta.get("format") != META_FORMAT or not isinstance(meta.get("files"), dict):
-        raise InputError(f"{path / META}: format {meta.get('format')!r} is not {META_FORMAT}, which this version reads")
+    meta = read_json(path / META, "this project's checkpoint description", SHAPE)
+    if meta["format"] != META_FORMAT:
+        raise InputError(f"{path / META}: format {meta['format']!r} is not {META_FORMAT}, which this version reads")
     if path.name.strip(".").split(".")[0] != checkpoint_name(meta["iteration"]):
         raise InputError(f"{path / META}: describes iteration {meta['iteration']}, not that of its directory")
     for name, size in meta["files"].items():
@@ -236,7 +238,16 @@ def load_checkpoint(directory: str | Path, iteration: int, state: dict) -> dict:
     _check_fit(path, metadata, state)
     with _in_one_line(str(path), newest_of=(Path(directory), iteration)):
         _load(state, reader, no_dist=_alone())
+    _check_numbers(path, state)
     return state
+
+
+def _check_numbers(path: Path, state: dict) -> None:
+    """InputError, of all ranks together, for weights or moments that are no numbers."""
+    flat, _ = flatten_state_dict(state)
+    local = {n: v.to_local() if isinstance(v, DTensor) else v for n, v in flat.items() if isinstance(v, Tensor)}
+    for not_finite in _from_all_ranks(count_not_finite(local)):
+        check_finite(not_finite, path)
 
 
 def read_model_tensors(directory: str | Path, iteration: int | None = None, part: str = "model") -> dict[str, Tensor]:

@@ -26,14 +26,15 @@ from pretrain.data.dataset import Dataset
 from pretrain.data.groups import read_groups
 from pretrain.data.sources import parse_data_path
 from pretrain.data.stages import Sampling
-from pretrain.interval import Interval
+from pretrain.interval import MEANS, Interval
 from pretrain.parallel.apply import seed_generators
-from pretrain.parallel.mesh import Layout, World
+from pretrain.parallel.mesh import AXES, Layout, World
 from proteinlm.errors import InputError
 from proteinlm.muon import initial_state
 from proteinlm.network.config import ModelConfig
-from proteinlm.optim import LossScaler
+from proteinlm.optim import SCALING, LossScaler
 from proteinlm.tokenizer import Tokenizer
+from proteinlm.untrusted.shapes import NUMBER, misfits
 
 # A contact regression that the converter stored beside the weights: a part of a checkpoint, and meta.json's word of it.
 CONTACT_HEAD, HAS_CONTACT_HEAD = "contact_head", "has_contact_head"
@@ -69,6 +70,15 @@ class Counters:
     consumed_proteins: int = 0
     skipped_iterations: int = 0
     skipped_in_a_row: int = 0  # up to now, but for fp16's search for a loss scale
+
+
+# What a run takes over of META, and its config, which a converted checkpoint does not have.
+SHAPE = {
+    **{"model_config": dict, "tokenizer": dict, "counters": {f"{field.name}?": int for field in fields(Counters)}},
+    **{"layout?": {f"{axis}?": int for axis in AXES}, "device?": str, "proteins?": dict, "interval?": dict},
+    "loss_scaler?": dict.fromkeys(SCALING, NUMBER),
+}
+CONFIG = {"*": dict, "optim": dict, "data": {"data_path": [str]}}
 
 
 @dataclass
@@ -140,6 +150,8 @@ class RunState:
             return None
         iteration, meta = checkpoint.load_meta(options.load, iteration)
         where = f"{options.load} iteration {iteration}"
+        for fault in misfits(meta, SHAPE | ({"config": CONFIG} if meta.get("config") else {})):
+            raise InputError(f"{where}: {checkpoint.META}: {fault}")
         self._check_model(meta, where)
         if meta.get(HAS_CONTACT_HEAD):
             maps = self.config.model.num_layers * self.config.model.num_attention_heads
@@ -156,9 +168,10 @@ class RunState:
                 say(f"notice: {notice}")
         self._fill(iteration, meta, say)
         say(f"loaded {where}")
-        for name, value in meta["counters"].items():
-            setattr(self.counters, name, value)
-        self.interval.means |= meta.get("interval", {})
+        for name in vars(self.counters).keys() & meta["counters"].keys():
+            setattr(self.counters, name, meta["counters"][name])
+        means = ((name, pair) for name, pair in meta.get("interval", {}).items() if name in MEANS)
+        self.interval.means |= {n: pair for n, pair in means if not any(misfits(pair, [NUMBER])) and len(pair) == 2}
         if self.scaler and meta.get("loss_scaler"):
             self.scaler.load_state_dict(meta["loss_scaler"])
         self.saved_at = iteration
@@ -167,7 +180,7 @@ class RunState:
     def _fill(self, iteration: int, meta: dict, say: Callable[[str], None]) -> None:
         """Weights, moments and generators. Generators that nothing is saved for start afresh."""
         options, device = self.config.checkpoint, self.world.device
-        saved_by = Layout(**meta.get("layout", {}))
+        saved_by = Layout(**{axis: size for axis, size in meta.get("layout", {}).items() if axis in AXES})
         saved_on = meta.get("device", device.type)
         rng = None
         if not options.no_load_rng:

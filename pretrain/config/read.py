@@ -12,12 +12,11 @@ import typing
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import yaml
-
 from pretrain.config.flags import read_flags
 from pretrain.config.options import OPTIONS, SECTIONS, Config
 from pretrain.config.validate import check, for_world, with_global_batch
 from proteinlm.errors import InputError, did_you_mean
+from proteinlm.untrusted.yaml_files import YamlMapping, read_yaml
 
 # A flag drops what the file says to the contrary, so that `--bf16` works with a file that says fp16.
 RIVALS = {
@@ -44,7 +43,7 @@ def parse_config(
     is assumed where the global batch is not given. notify: takes each notice (default: printed).
     """
     line = read_flags(argv)
-    options = read_yaml(line.config) if line.config else {}
+    options = read_options(line.config) if line.config else {}
     for rival in {rival for name in line.options for rival in RIVALS.get(name, ())}:
         options.pop(rival, None)
     for name, text in line.options.items():
@@ -66,49 +65,26 @@ def parse_config(
 # ---- YAML
 
 
-def read_yaml(path: str | Path) -> dict[str, object]:
+def read_options(path: str | Path) -> dict[str, object]:
     """Options by name from a YAML file. InputError names file, line, key, and the nearest right key."""
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-        raise InputError(f"{path}: cannot read the configuration: {reason}") from None
-    loader = yaml.SafeLoader(text)
-    try:
-        root = loader.get_single_node()
-        return _options(loader, root, path) if root else {}
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f":{mark.line + 1}" if mark else ""
-        raise InputError(f"{path}{line}: not YAML: {getattr(error, 'problem', None) or error}") from None
-    finally:
-        loader.dispose()
-
-
-def _options(loader: yaml.SafeLoader, root: yaml.Node, path: str | Path) -> dict[str, object]:
     options: dict[str, object] = {}
     lines: dict[str, int] = {}
 
-    def read(mapping: yaml.MappingNode, section: str | None) -> None:
-        for key_node, value_node in mapping.value:
-            key, line = str(key_node.value), key_node.start_mark.line + 1
-            name, where = key.replace("-", "_"), f"{path}:{line}: {key}"
+    def read(mapping: YamlMapping, section: str | None) -> None:
+        for key, value in mapping.items():
+            name, where = key.replace("-", "_"), f"{path}:{mapping.lines[key]}: {key}"
             if name in lines:
                 raise InputError(f"{where} is given twice, first on line {lines[name]}")
-            lines[name] = line
-            if name in SECTIONS and section is None and isinstance(value_node, yaml.MappingNode):
-                read(value_node, name)
+            lines[name] = mapping.lines[key]
+            if name in SECTIONS and section is None:
+                if value is not None and not isinstance(value, YamlMapping):
+                    raise InputError(f"{where} is a section; its options go below it, indented")
+                read(value or YamlMapping(), name)
                 continue
-            value = loader.construct_object(value_node, deep=True)
-            if name not in SECTIONS or section is not None:
-                _check_key(name, section, where)
-                options[name] = convert(value, name, where)
-            elif value is not None:
-                raise InputError(f"{where} is a section; its options go below it, indented")
+            _check_key(name, section, where)
+            options[name] = convert(value, name, where)
 
-    if not isinstance(root, yaml.MappingNode):
-        raise InputError(f"{path}: a configuration is a mapping of options to values")
-    read(root, None)
+    read(read_yaml(path), None)
     return options
 
 

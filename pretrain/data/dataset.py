@@ -26,7 +26,6 @@ from pretrain.data.groups import Balance, GroupSampler, read_groups
 from pretrain.data.indexed import IndexedDataset
 from pretrain.data.packing import PackedIndex, pack, utilisation
 from proteinlm.errors import InputError
-from proteinlm.files import read_json
 from proteinlm.masking import (
     CROP_STREAM,
     EPOCH_STREAM,
@@ -37,6 +36,7 @@ from proteinlm.masking import (
     sample_rng,
 )
 from proteinlm.tokenizer import Tokenizer
+from proteinlm.untrusted.json_files import read_json
 
 CLS_PROBES = 1024  # proteins looked at to learn whether a shard's proteins begin with [CLS]
 
@@ -281,8 +281,10 @@ def _check_vocabulary(prefix: str, tokenizer: Tokenizer) -> None:
     """InputError where the summary beside a shard (not every shard has one) names another vocabulary: ids of one are
     valid in another, so nothing else would tell."""
     summary = Path(f"{prefix}.summary.json")
-    stored = read_json(summary).get("tokenizer") if summary.is_file() else None
-    if isinstance(stored, dict) and (stored.get("name"), stored.get("tokens")) != (tokenizer.name, [*tokenizer.tokens]):
+    if not summary.is_file():
+        return
+    stored = read_json(summary, "what pretrain.preprocess wrote", {"tokenizer?": dict}).get("tokenizer")
+    if stored and (stored.get("name"), stored.get("tokens")) != (tokenizer.name, [*tokenizer.tokens]):
         raise InputError(
             f"{summary}: preprocessed with the vocabulary {stored.get('name')}, this run's is {tokenizer.name}; give "
             "its --tokenizer-type (and --vocab-file), or preprocess again"

@@ -18,6 +18,7 @@ import numpy as np
 from proteinlm.errors import InputError
 from proteinlm.files import atomic_path
 from proteinlm.masking import GROUP_STREAM, permutation, sample_rng
+from proteinlm.untrusted.array_files import read_npy
 
 UNIT = 1 << 12  # a group's share of an epoch is counted in these parts of a protein
 
@@ -101,10 +102,7 @@ def read_groups(prefix: str, num_sequences: int) -> np.ndarray:
             f"{path}: no such file, and --group-temperature and --group-cap need it; preprocess with --group-by or "
             "--cluster"
         )
-    try:
-        groups = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
-        raise InputError(f"{path}: not an array as numpy saves it: {error}") from None
+    groups = read_npy(path, mapped=True, advice="preprocess again")
     if groups.shape != (num_sequences,) or groups.dtype != np.dtype("<i4"):
         raise InputError(
             f"{path}: {groups.dtype} {list(groups.shape)}; the shard needs one int32 for each of its {num_sequences} "

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from pretrain.gpus import GPUS, Gpu, find_gpu
 from proteinlm.errors import InputError, did_you_mean
-from proteinlm.files import read_json
+from proteinlm.untrusted.json_files import read_json
 
 DATASHEET_ERROR = 0.25
 KEYS = {

@@ -32,9 +32,10 @@ from proteinlm.devices import choose_device
 from proteinlm.errors import InputError, did_you_mean
 from proteinlm.files import atomic_path, check_writable
 from proteinlm.running.locks import locked
+from proteinlm.untrusted.array_files import MADE_AGAIN, read_npz
 from proteinlm.untrusted.safe_load import safe_torch_load
 from tape.data.holdout import check_holdout, cluster_sequences, hold_out
-from tape.inference.parts import kept_array, opened_npz
+from tape.inference.parts import kept_array
 
 OF_THE_SEQUENCE = {True: ONE_HOT, False: COMPOSITION}  # the arm without an encoder, of a head that reads residues
 
@@ -262,7 +263,8 @@ def _recipes(data: ProbeData, options: Options) -> dict[str, Recipe]:
 
 
 def _read_fit(path: Path, data: ProbeData) -> tuple[Outcome, dict[tuple[str, str], Counted]]:
-    with opened_npz(path) as file:
+    file = read_npz(path)
+    try:
         epochs, best, loss, seconds = file["outcome"].tolist()
         counted = {
             (split, name): Counted(*(file[f"{split}/{name}/{part}"] for part in ("places", "pairs", "owners")))
@@ -270,4 +272,6 @@ def _read_fit(path: Path, data: ProbeData) -> tuple[Outcome, dict[tuple[str, str
             for name in data.targets
             if split != "train"
         }
+    except (KeyError, ValueError) as error:
+        raise InputError(f"{path}: damaged ({error}); {MADE_AGAIN}") from None
     return Outcome(int(epochs), int(best), loss, seconds), counted

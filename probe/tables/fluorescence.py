@@ -13,7 +13,7 @@ from pathlib import Path
 from proteinlm import errors
 from proteinlm.errors import InputError
 from proteinlm.files import atomic_path, write_text
-from tape.data.records import LMDBRecords, find_data_file
+from tape.data.records import LMDBRecords, find_data_file, number_of
 from tape.runs.names import FOLDERS
 
 
@@ -28,7 +28,8 @@ def read_proteins(data_dir: str | Path) -> tuple[str, dict[str, float]]:
         records = LMDBRecords(path)
         for number in range(len(records)):
             record = records[number]
-            values.setdefault(record["primary"], float(record["log_fluorescence"][0]))
+            value = number_of(record, "log_fluorescence", f"{path} record {number}")
+            values.setdefault(record["primary"], value)
             if record.get("num_mutations") == 0:
                 wild = record["primary"]
     if not values:

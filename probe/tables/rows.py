@@ -14,8 +14,8 @@ from pathlib import Path
 
 from probe.names import ARMS, PRETRAINED, RANDOM
 from probe.tables.published import PUBLISHED
-from proteinlm import files
 from proteinlm.errors import InputError
+from proteinlm.untrusted.json_files import read_json
 from tape.metrics import BANDS, DIVISORS, precision_name
 
 SECTIONS = {
@@ -231,11 +231,10 @@ def _sources(output: Path) -> Iterator[tuple[Path, str, str, Callable, Callable]
 
 def _read(path: Path, verb: str, use: Callable[[dict], object]) -> object:
     """use(the file's JSON); InputError where that is not what the verb writes."""
-    should = f"should be what proteinlm {verb} wrote"
+    own = f"what proteinlm {verb} wrote"
+    should, content = f"should be {own}", read_json(path, own)
     try:
-        return use(files.read_json(path))
-    except InputError as error:
-        raise InputError(f"{error}; {should}") from None
+        return use(content)
     except KeyError as error:
         raise InputError(f"{path}: {error} is missing; {should}") from None
     except (TypeError, ValueError, AttributeError, IndexError) as error:

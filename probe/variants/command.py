@@ -103,6 +103,9 @@ def rank(
         profile = floors.read_profile(alignment, wild)
         columns["site_independent"] = floors.site_independent(assay.mutants, profile)
     measured = assay.measured[known]
+    for name, values in [*scores.items(), (assay.measured_column, measured)]:
+        if np.ptp(values[known] if name in scores else values) == 0:
+            print(f"notice: every value of {name} is {values[0]:.4g}, so there is nothing to rank", flush=True)
     metrics = {name: intervals(values[known], measured) for name, values in columns.items()}
     rivals = [name for name in scores if RANDOM in scores and name != RANDOM]
     return metrics, {name: differences(scores[name][known], scores[RANDOM][known], measured) for name in rivals}

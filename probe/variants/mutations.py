@@ -22,7 +22,7 @@ from proteinlm.errors import InputError
 from proteinlm.tables import Table, fasta_records, is_fasta, read_table
 from proteinlm.tokenizer import RESIDUES
 
-MUTATION = re.compile(r"([A-Za-z])(-?\d+)([A-Za-z*])")
+MUTATION = re.compile(r"([A-Za-z])(-?\d{1,9})([A-Za-z*])")
 MUTANT_COLUMNS = ("mutant", "mutation", "mutations", "variant")
 SEQUENCE_COLUMN = "mutated_sequence"
 SCORE_COLUMNS = ("DMS_score", "score")
@@ -225,4 +225,6 @@ def _numbers(table: Table, column: str) -> np.ndarray:
             values[i] = float(text)
         except ValueError:
             raise InputError(f"{table.where(i, column)}: {text!r} is no number") from None
+        if not math.isfinite(values[i]):
+            raise InputError(f"{table.where(i, column)}: {text!r} is no finite number; NA says that there is none")
     return values

@@ -25,6 +25,7 @@ from proteinlm.errors import InputError
 from proteinlm.files import atomic_path
 from proteinlm.progress import Progress
 from proteinlm.tokenizer import RESIDUES
+from proteinlm.untrusted.array_files import read_npz
 
 SAVE_SECONDS = 30.0
 
@@ -107,13 +108,14 @@ class Saved:
         if self.path is None or not self.path.is_file():
             return 0
         try:
-            with np.load(self.path) as stored:
-                if str(stored["identity"]) != self.identity or stored["values"].shape != values.shape:
-                    return 0
-                values[...] = stored["values"]
-                return int(stored["done"])
-        except (OSError, KeyError, ValueError):
+            stored = read_npz(self.path)
+        except InputError:
             return 0
+        same = str(stored.get("identity")) == self.identity and stored.keys() >= {"values", "done"}
+        if not same or stored["values"].shape != values.shape:
+            return 0
+        values[...] = stored["values"]
+        return int(stored["done"])
 
     def save(self, done: int, values: np.ndarray) -> None:
         """At most every SAVE_SECONDS."""

@@ -21,7 +21,14 @@ from proteinlm.errors import InputError
 from proteinlm.huggingface.families import FAMILIES, OTHER, find_family
 from proteinlm.huggingface.tokens import TokenTable, read_tokens
 from proteinlm.huggingface.trunk import Trunk
-from proteinlm.model_dir.files import CONFIG_NAME, check_finite, check_layers, check_tensors, read_config
+from proteinlm.model_dir.files import (
+    CONFIG_NAME,
+    check_finite,
+    check_layers,
+    check_tensors,
+    count_not_finite,
+    read_config,
+)
 from proteinlm.model_dir.weights import WeightFiles
 
 LOADING = {"output_loading_info": True, "ignore_mismatched_sizes": True}  # reported, and an InputError here
@@ -85,7 +92,7 @@ def open_directory(directory: Path, lm_head: bool = True) -> tuple[Trunk, dict, 
     names = [name for name in files.files if config.model_type != "t5" or not name.startswith(LEFT_BEHIND)]
     check_layers({"num_hidden_layers": config.num_hidden_layers}, files.files, files.path)
     state = {name: files.get(name) for name in names}
-    check_finite(state, files.path)
+    check_finite(count_not_finite(state), files.path)
     trunk, notes = _load(config, table, state, lm_head, files.path)
     if len(names) < len(files.files):
         notes = (f"{files.path}: the decoder left out ({len(files.files) - len(names)} tensors)", *notes)
@@ -108,6 +115,7 @@ def _open_run(directory: Path, values: Mapping, lm_head: bool) -> tuple[Trunk, d
     where, files = str(directory / CONFIG_NAME), WeightFiles(directory)
     lm_head = lm_head and any(name.startswith(LM_HEAD) for name in files.files)
     tensors = files.get_all()
+    check_finite(count_not_finite(tensors), files.path)
     state = encoder_of_run(values, tensors, where, files.path)
     if lm_head:
         heads = {name: value for name, value in tensors.items() if name.startswith(LM_HEAD)}

@@ -12,7 +12,7 @@ answered here in one line with what to do, so that `proteinlm.load` and every co
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -46,17 +46,23 @@ class TapeFiles:
     head: dict[str, Tensor]  # predict.* / classify.* of a finetuned run, as in the file
     notes: tuple[str, ...]  # what was left out or changed, one sentence each
     source: Path  # the file of weights
+    not_finite: dict[str, int]  # name in the file -> how many of its numbers are NaN or infinity
     contact_head: ContactRegression | None = None
 
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """What a reader makes of a directory or file, whatever its format (proteinlm.model_dir.load.READERS)."""
+    """What a reader makes of a directory or file, whatever its format (proteinlm.model_dir.load.READERS).
+
+    Numbers that are none are counted: who computes with the weights refuses them (`check_finite`), who copies does not.
+    """
 
     config: ModelConfig
     tokenizer: Tokenizer
     state: dict[str, Tensor]  # names of ProteinBert, lm_head.* only where there is a usable head
     notes: tuple[str, ...]  # what was left out or changed, one sentence each
+    source: Path | str = ""  # the file of weights
+    not_finite: Mapping[str, int] = field(default_factory=dict)  # name in the file -> numbers that are NaN or infinity
     contact_head: ContactRegression | None = None
 
 
@@ -72,7 +78,8 @@ def load_tape_dir(directory: str | Path, overrides: Mapping | None = None) -> Ta
         mask = f"mask_token_id {model_config.mask_token_id}; <mask> is 1 in TAPE's vocabulary"
         raise InputError(f"{directory / CONFIG_NAME}: {mask}")
     weights = WeightFiles(directory)
-    path, (tensors, head) = weights.path, _sort_names(weights.get_all(), weights.path)
+    path, tensors = weights.path, weights.get_all()
+    not_finite, (tensors, head) = count_not_finite(tensors), _sort_names(tensors, path)
     check_layers(config, tensors, path)
     notes = []
     untied = model_config.untie_embeddings_and_output_weights
@@ -88,7 +95,7 @@ def load_tape_dir(directory: str | Path, overrides: Mapping | None = None) -> Ta
     contact_head = take_contacts(tensors)
     state, more = from_tape(tensors, model_config)
     notes = tuple(f"{path}: {note}" for note in (*notes, *more))
-    return TapeFiles(config, model_config, state, head, notes, path, contact_head)
+    return TapeFiles(config, model_config, state, head, notes, path, not_finite, contact_head)
 
 
 def write_tape_dir(
@@ -134,8 +141,10 @@ def check_layers(config: Mapping, tensors: Mapping[str, Tensor], path: Path) -> 
 
 
 def same(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors are equal, their kind of number included."""
-    return a.dtype == b.dtype and torch.equal(a, b)
+    """Whether two tensors are equal, their kind of number included; NaN of the same bits is."""
+    if a.dtype != b.dtype or a.shape != b.shape:
+        return False
+    return torch.equal(a, b) or torch.equal(*(value.contiguous().view(-1).view(torch.uint8) for value in (a, b)))
 
 
 def _sort_names(tensors: Mapping[str, Tensor], path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -184,11 +193,22 @@ def check_tensors(
             raise InputError(f"{path}: {name} holds {value.dtype}, but {who_needs} {expected[name].dtype}")
 
 
-def check_finite(tensors: Mapping[str, Tensor], path: Path | str) -> None:
-    """InputError for NaN or infinity: no number that comes out of such a model means anything."""
+def count_not_finite(tensors: Mapping[str, Tensor]) -> dict[str, int]:
+    """Name -> how many numbers are NaN or infinity, of the tensors that hold any.
+
+    One sum a tensor, to which each of them is passed on; single numbers are looked at where it is not finite.
+    """
+    counts = {}
     for name, value in tensors.items():
-        if not value.is_floating_point() or not value.numel():
-            continue
-        value = value if value.element_size() > 1 else value.float()  # torch compares no fp8
-        if not torch.isfinite(torch.stack(value.aminmax())).all():  # NaN is passed on; no copy
-            raise InputError(f"{path}: {name} holds NaN or infinity: a diverged run or a damaged file")
+        value = value.float() if value.is_floating_point() and value.element_size() == 1 else value  # torch adds no fp8
+        if value.is_floating_point() and not value.sum().isfinite():
+            counts[name] = value.numel() - int(value.isfinite().sum())
+    return {name: count for name, count in counts.items() if count}
+
+
+def check_finite(not_finite: Mapping[str, int], where: Path | str) -> None:
+    """InputError for NaN or infinity: no number that comes out of such a model means anything."""
+    if not_finite:
+        (name, count), number = next(iter(not_finite.items())), len(not_finite)
+        more = f"{count:,} numbers" + (f", and {number - 1} more tensors" if number > 1 else "")
+        raise InputError(f"{where}: {name} holds NaN or infinity ({more}): a diverged run or a damaged file")

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from proteinlm.errors import InputError
-from proteinlm.files import read_json
+from proteinlm.untrusted.json_files import read_json
 
 CONFIG_NAME, SAFE_NAME, TORCH_NAME = "config.json", "model.safetensors", "pytorch_model.bin"
 MEGATRON_NAME = "model_optim_rng.pt"

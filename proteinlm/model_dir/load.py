@@ -18,7 +18,14 @@ from proteinlm.huggingface.directory import open_directory
 from proteinlm.model_dir.esm.esmc import esmc_config_of, read_esmc
 from proteinlm.model_dir.esm.fair_esm import fair_esm_file, read_fair_esm
 from proteinlm.model_dir.esm.huggingface import esm_config_of, read_esm
-from proteinlm.model_dir.files import CONFIG_NAME, ModelFiles, load_tape_dir, model_type_of, read_config
+from proteinlm.model_dir.files import (
+    CONFIG_NAME,
+    ModelFiles,
+    check_finite,
+    load_tape_dir,
+    model_type_of,
+    read_config,
+)
 from proteinlm.model_dir.find import find_model
 from proteinlm.network.config import ModelConfig
 from proteinlm.network.model import ProteinBert
@@ -47,6 +54,7 @@ def load(path: str | Path, dtype: str | torch.dtype = "fp32", device: str | torc
         _report(notes)
         return Encoder(trunk, build_tokenizer("tape"), target, precision, str(directory))
     files = READERS[kind](directory)
+    check_finite(files.not_finite, files.source)
     _report(files.notes)
     with torch.device("meta"):  # no first weights, which would be overwritten
         model = ProteinBert(files.config, lm_head=any(name.startswith("lm_head.") for name in files.state))
@@ -82,7 +90,8 @@ def _read_tape(directory: Path) -> ModelFiles:
         raise InputError(f"{directory / CONFIG_NAME}: vocab_size {size}; TAPE's vocabulary has {expected} tokens")
     if files.head:
         notes += (f"{files.source}: {', '.join(sorted(files.head))} left out: the head of a finetuned task",)
-    return ModelFiles(files.model_config, tokenizer, files.state, notes, files.contact_head)
+    rest = (files.source, files.not_finite, files.contact_head)
+    return ModelFiles(files.model_config, tokenizer, files.state, notes, *rest)
 
 
 READERS: dict[str, Callable[[Path], ModelFiles]] = {

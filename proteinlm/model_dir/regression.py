@@ -21,6 +21,7 @@ from proteinlm.model_dir.load import recognise
 from proteinlm.model_dir.weights import SAFE_NAME, TORCH_NAME, WeightFiles, write_weights
 from proteinlm.network.contacts import ContactRegression
 from proteinlm.untrusted.safe_load import safe_torch_load
+from proteinlm.untrusted.safetensors_files import open_safetensors
 
 WHOLE = "esm."  # how the names of Hugging Face's EsmForMaskedLM begin; EsmModel's have no such prefix
 
@@ -56,12 +57,8 @@ def read_regression(path: str | Path) -> ContactRegression:
 
 def _tensors(path: Path) -> dict[str, torch.Tensor]:
     if path.suffix == ".safetensors":
-        from safetensors.torch import load_file
-
-        try:
-            return load_file(path)
-        except Exception as error:  # its kinds of error differ from version to version
-            raise InputError(f"{path}: not a whole safetensors file ({str(error)[:120]})") from None
+        names, read = open_safetensors(path)
+        return {name: read(name) for name in names}
     content = safe_torch_load(path)
     content = content.get("model", content) if isinstance(content, dict) else {}
     if not isinstance(content, dict):

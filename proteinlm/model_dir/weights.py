@@ -15,9 +15,11 @@ import torch
 from torch import Tensor
 
 from proteinlm.errors import InputError
-from proteinlm.files import atomic_path, read_json
+from proteinlm.files import atomic_path
 from proteinlm.model_dir.find import SAFE_NAME, TORCH_NAME
+from proteinlm.untrusted.json_files import read_json
 from proteinlm.untrusted.safe_load import safe_torch_load
+from proteinlm.untrusted.safetensors_files import open_safetensors
 
 Translate = Callable[[str, Tensor], Mapping[str, Tensor]]
 DTYPE_NAMES = {  # in the order in which a file has them, the widest first
@@ -115,9 +117,7 @@ class WeightFiles:
         return {name: self.get(name) for name in self.files}
 
     def _read_index(self, index: Path) -> None:
-        places = read_json(index).get("weight_map")
-        if not isinstance(places, dict) or not all(isinstance(file, str) for file in places.values()):
-            raise InputError(f"{index}: weight_map (tensor -> file) was expected")
+        places = read_json(index, "an index (tensor -> file)", {"weight_map": {"*": str}})["weight_map"]
         for file in sorted(set(places.values())):
             path = self.directory / file
             if Path(file).name != file or not path.is_file():
@@ -133,14 +133,7 @@ class WeightFiles:
 
     def _names(self, path: Path) -> list[str]:
         if path.suffix == ".safetensors":
-            from safetensors import safe_open
-
-            try:
-                file = safe_open(str(path), framework="pt")
-                names = list(file.keys())
-            except Exception as error:
-                raise InputError(f"{path}: not a whole safetensors file ({str(error)[:120]})") from None
-            self._open[path] = file.get_tensor
+            names, self._open[path] = open_safetensors(path)
             return names
         content = safe_torch_load(path, mmap=True)
         good = isinstance(content, Mapping) and all(isinstance(name, str) for name in content)

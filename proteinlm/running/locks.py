@@ -15,31 +15,40 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from proteinlm.errors import InputError
-from proteinlm.files import made_directory
+from proteinlm.files import missing_directories, remove_empty
 
 LOCK_SECONDS = 1.0  # in which a killed process is gone
 _locks: set[int] = set()  # descriptors of this process
-# A lock lives as long as any copy of its descriptor; a forked worker that outlives a killed run must not hold it.
-os.register_at_fork(after_in_child=lambda: [os.close(descriptor) for descriptor in _locks])
+
+
+def _let_go() -> None:
+    """A lock lives as long as a copy of its descriptor does, and a forked worker may outlive a run that was killed."""
+    while _locks:
+        os.close(_locks.pop())
+
+
+os.register_at_fork(after_in_child=_let_go)
 
 
 @contextlib.contextmanager
 def locked(directory: str | Path, flag: str, wait: bool = False) -> Iterator[Path]:
-    """`made_directory` that no other process of this machine has locked; InputError, which offers `flag`, where one
+    """A `made_directory` that no other process of this machine has locked; InputError, which offers `flag`, where one
     has, or with `wait` its end is waited for. A file system without locks is taken as it is."""
-    with made_directory(directory) as directory:
-        descriptor = _lock(directory, time.monotonic() + LOCK_SECONDS)
-        if descriptor is None and not wait:
-            raise InputError(f"{directory}: another run is writing here; wait for its end, or give another {flag}")
-        if descriptor is None:
-            print(f"notice: {directory}: another run is writing here; waiting for its end", flush=True)
-            descriptor = _lock(directory, math.inf)
-        _locks.add(descriptor)
-        try:
-            yield directory
-        finally:
-            _locks.discard(descriptor)
-            os.close(descriptor)
+    directory = Path(directory)
+    missing = missing_directories(directory)
+    descriptor = _lock(directory, time.monotonic() + LOCK_SECONDS)
+    if descriptor is None and not wait:
+        raise InputError(f"{directory}: another run is writing here; wait for its end, or give another {flag}")
+    if descriptor is None:
+        print(f"notice: {directory}: another run is writing here; waiting for its end", flush=True)
+        descriptor = _lock(directory, math.inf)
+    _locks.add(descriptor)
+    try:
+        yield directory
+    finally:
+        remove_empty(missing)  # by whom the lock is held: another run's is empty too when it starts
+        _locks.discard(descriptor)
+        os.close(descriptor)
 
 
 def _lock(directory: Path, deadline: float) -> int | None:
@@ -49,8 +58,6 @@ def _lock(directory: Path, deadline: float) -> int | None:
         descriptor = os.open(directory, os.O_RDONLY)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if directory.is_dir() and os.path.samestat(os.stat(directory), os.fstat(descriptor)):
-                return descriptor
         except BlockingIOError:
             if time.monotonic() > deadline:
                 os.close(descriptor)
@@ -58,4 +65,8 @@ def _lock(directory: Path, deadline: float) -> int | None:
             time.sleep(0.05)
         except OSError:
             return descriptor
+        else:
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.stat(directory), os.fstat(descriptor)):
+                    return descriptor
         os.close(descriptor)

@@ -36,8 +36,13 @@ def named(what: object):
     try:
         yield
     except Exception as error:
-        reason = " ".join(f"damaged, truncated or of another format: {type(error).__name__} {error}".split())[:250]
-        raise InputError(f"{what}: {error if isinstance(error, InputError) else reason}") from None
+        raise in_words(what, error) from None
+
+
+def in_words(what: object, error: Exception) -> InputError:
+    """An error of any kind as one that names `what`."""
+    reason = " ".join(f"damaged, truncated or of another format: {type(error).__name__} {error}".split())[:250]
+    return InputError(f"{what}: {error if isinstance(error, InputError) else reason}")
 
 
 def require(condition: object, message: str, value=None):
@@ -206,6 +211,9 @@ class Unpickler(pickle._Unpickler):
         state = self.stack.pop()
         self.charge(state if isinstance(state, (tuple, list)) else [state])
         set_state(self.stack[-1], state)
+
+    def load_frame(self) -> None:
+        self.read(8)  # its size, a hint to who reads a file in pieces; here all bytes are at hand, and it takes longer
 
     def load_bytearray8(self) -> None:
         self.load_binbytes8()  # Python's own allocates what the file claims before it reads

@@ -4,7 +4,7 @@
         folder = "my_folder"                                    # <data_path>/my_folder/my_folder_<split>.lmdb or .json
 
         def _target(self, record, where, length):
-            return float(field(record, "my_key", where))
+            return number_of(record, "my_key", where)           # tape.data.records
 
 What must hold: no protein is dropped or cut silently. `too_long` decides what happens to one of more than `max_length`
 residues, and `counts` has their numbers. A record that is wrong is an InputError with its file and number.
@@ -170,27 +170,3 @@ class TapeDataset(torch.utils.data.Dataset):
         if self.target_padding is None:
             return torch.tensor(targets)
         return torch.from_numpy(pad_sequences(targets, self.target_padding).astype(np.int64))
-
-
-def field(record: dict, key: str, where: str) -> object:
-    """record[key], or an InputError with the record's keys."""
-    if record.get(key) is None:
-        raise InputError(f"{where}: no {key}; the record has {', '.join(sorted(map(str, record)))}")
-    return record[key]
-
-
-def array_of(record: dict, key: str, where: str, shape: tuple[int, ...]) -> np.ndarray:
-    """record[key] as a numeric array of `shape` (the protein's residues first), or an InputError with both shapes."""
-    value = field(record, key, where)
-    try:
-        array = np.asarray(value)
-    except ValueError:
-        array = np.empty(0, object)
-    if array.dtype.kind not in "biuf":
-        raise InputError(f"{where}: {key} holds no plain numbers")
-    if array.shape != shape:
-        raise InputError(
-            f"{where}: {key} has shape {list(array.shape)}, but the protein has {shape[0]} residues"
-            f" (expected {list(shape)})"
-        )
-    return array

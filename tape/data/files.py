@@ -7,7 +7,6 @@ Names, constructors, items and errors (FileNotFoundError, TypeError, IndexError,
 """
 
 import errno
-import json
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
@@ -17,6 +16,8 @@ from torch.utils.data import Dataset
 
 from proteinlm.errors import InputError
 from proteinlm.sequences import read_fasta
+from proteinlm.untrusted.array_files import read_npz
+from proteinlm.untrusted.json_files import read_json_records
 from tape.data.examples import pad_sequences
 from tape.data.records import LMDBRecords, WrongTypeError, as_record
 from tape.tokenizers import TAPETokenizer
@@ -84,10 +85,7 @@ class JSONDataset(_Records):
 
     def __init__(self, data_file: str | Path, in_memory: bool = True):
         self.path = _existing(data_file)
-        try:
-            self._records = json.loads(self.path.read_text(encoding="utf-8"))
-        except (UnicodeDecodeError, json.JSONDecodeError) as error:
-            raise InputError(f"{self.path}: not JSON ({error})") from None
+        self._records = read_json_records(self.path)
         if not isinstance(self._records, list):
             kind = type(self._records).__name__
             raise WrongTypeError(f"{self.path}: a JSON list of records was expected, found {kind}")
@@ -115,8 +113,7 @@ class NPZDataset(Dataset):
     def __getitem__(self, index: int) -> dict:
         if not 0 <= index < len(self):
             raise IndexError(index)
-        with np.load(self._files[index], allow_pickle=False) as arrays:
-            return {"id": self._files[index].stem} | dict(arrays)
+        return {"id": self._files[index].stem} | read_npz(self._files[index], advice="should be an .npz of one protein")
 
 
 class EmbedDataset(Dataset):

@@ -24,6 +24,7 @@ from torch import nn
 from proteinlm.encoder import default_batch_tokens
 from proteinlm.errors import InputError
 from proteinlm.progress import Progress
+from proteinlm.untrusted.array_files import read_npy
 from tape.data.examples import pad_sequences
 from tape.data.splits import SplitData
 from tape.inference.encoding import TrunkEncoder, model_digest
@@ -76,7 +77,7 @@ def attach_states(
     store = PartStore(directory / f"{key}.npy", manifest)
     if not store.output.is_file():
         _compute(encoder, output, sequences, store, processes)
-    array = np.load(store.output, mmap_mode="r" if output == "seq" else None)
+    array = read_npy(store.output, mapped=output == "seq")
     lengths = np.array([len(sequence) for sequence in sequences], np.int64)
     rows = list(split_rows(lengths)) if output == "seq" else [slice(i, i + 1) for i in range(len(sequences))]
     place = dict(zip(sequences, rows, strict=True))

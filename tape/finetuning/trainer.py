@@ -45,7 +45,7 @@ from tape.runs.processes import Processes, choose_precision
 from tape.runs.run_dir import RunProgress, load_state, save_state, save_weights
 from tape.scoring.inference import predict
 from tape.tasks import Task
-from tape.tasks.base import run_batch
+from tape.tasks.base import describe_constant, run_batch
 
 STATES_SAVE_SECONDS = 60.0  # between saved states of a head on a frozen encoder's kept states
 MAX_BAD_STEPS = 20  # losses in a row that are not finite before a run gives up (fp16 first lowers its scale)
@@ -188,7 +188,9 @@ class Trainer:
         log.write(line | {"loss": loss, **scores, "best": progress.best, "seconds": round(seconds, 3)})
         if self.processes.is_main:
             score = f"{self.task.metric} {value:.4f} loss {loss:.4f}"
-            print(f"step {progress.step} {score} ({seconds:.1f} s){' *' if improved else ''}", flush=True)
+            constant = describe_constant(predictions)
+            remark = f"{' *' if improved else ''}{f'; {constant}' if constant else ''}"
+            print(f"step {progress.step} {score} ({seconds:.1f} s){remark}", flush=True)
 
     def _improves(self, value: float, loss: float) -> bool:
         best, best_loss = self.progress.best, self.progress.best_loss

@@ -13,8 +13,6 @@ fails before its first part leaves no directory.
 import contextlib
 import json
 import shutil
-import zipfile
-import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -23,10 +21,10 @@ import numpy as np
 from proteinlm.errors import InputError
 from proteinlm.files import atomic_path, check_writable, fsync_path, write_json
 from proteinlm.running.locks import locked
-from tape.runs.results import read_json
+from proteinlm.untrusted.array_files import read_npy, read_npz
+from proteinlm.untrusted.json_files import read_json
 
 MANIFEST = "manifest.json"
-DAMAGED = (ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error)  # of numpy, at what is no whole file
 PART_BYTES = 256 << 20  # of per-residue states in one part
 PART_TOKENS = 1 << 23  # bounds the text of a part of giants
 
@@ -109,13 +107,11 @@ class PartStore:
             np.savez(file, **arrays)
 
     def load(self, part: int) -> dict[str, np.ndarray]:
-        with opened_npz(self.path(part)) as file:
-            return {name: file[name] for name in file.files}
+        return read_npz(self.path(part))
 
     def load_one(self, part: int, name: str) -> np.ndarray | None:
         """One array of a part; None where the part has none of that name."""
-        with opened_npz(self.path(part)) as file:
-            return file[name] if name in file.files else None
+        return read_npz(self.path(part), name.__eq__).get(name)
 
     def finish(self, outputs: Mapping[Path, Callable[[Path], None]]) -> None:
         """Have each output written inside the directory, then move all to their names, and remove the directory."""
@@ -130,26 +126,13 @@ class PartStore:
         shutil.rmtree(self.directory)
 
 
-@contextlib.contextmanager
-def opened_npz(path: Path) -> Iterator:
-    """An .npz of this project's own making; InputError for one that was damaged since."""
-    try:
-        with np.load(path) as file:
-            yield file
-    except DAMAGED as error:
-        raise InputError(f"{path}: damaged ({str(error)[:100]}); remove it, and it is made again") from None
-
-
 def kept_array(path: Path, compute: Callable[[], np.ndarray]) -> np.ndarray:
     """What `compute` makes, from the file `path` (.npy) if it is there, else kept there."""
     if not path.is_file():
         array = compute()
         with atomic_path(path) as temporary, temporary.open("wb") as file:
             np.save(file, array)
-    try:
-        return np.load(path)
-    except DAMAGED as error:
-        raise InputError(f"{path}: damaged ({str(error)[:100]}); remove it, and it is made again") from None
+    return read_npy(path)
 
 
 def check_room(directory: Path, needed: int, advice: str) -> None:

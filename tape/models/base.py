@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from proteinlm.errors import InputError
 from proteinlm.files import write_json, write_text
-from proteinlm.model_dir.files import CONFIG_NAME, check_tensors, read_config, same
+from proteinlm.model_dir.files import CONFIG_NAME, check_finite, check_tensors, count_not_finite, read_config, same
 from proteinlm.model_dir.find import find_model
 from proteinlm.model_dir.weights import WeightFiles, write_weights
 from tape.data.users_code import calling
@@ -163,7 +163,9 @@ class ProteinModel(nn.Module):
         values: what replaces keys of config.json; overrides: those of them that from_pretrained was called with.
         """
         config, weights = read_config(directory) | values, WeightFiles(directory)
-        return WeightFile(config, weights.path, weights.get_all())
+        tensors = weights.get_all()
+        check_finite(count_not_finite(tensors), weights.path)
+        return WeightFile(config, weights.path, tensors)
 
     def save_pretrained(self, directory: str | Path) -> None:
         """Write config.json and model.safetensors (the config last: a directory with one is whole)."""

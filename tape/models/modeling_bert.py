@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from proteinlm.model_dir.files import PostLayerNormFile, load_tape_dir, same, write_tape_dir
+from proteinlm.model_dir.files import PostLayerNormFile, check_finite, load_tape_dir, same, write_tape_dir
 from proteinlm.model_dir.load import READERS, recognise
 from proteinlm.model_dir.names import from_tape
 from proteinlm.model_dir.vocabulary import to_tokenizer
@@ -58,6 +58,7 @@ class ProteinBertAbstractModel(kinds.BuiltInModel):
         else:  # the vocabulary's rows go to those of TAPE's tokens
             files = to_tokenizer(READERS[kind](directory), "tape", origin=str(directory))
             config, source, head, notes = tape_keys(files.config) | values, directory, {}, files.notes
+        check_finite(files.not_finite, files.source)
         is_contacts = getattr(cls, "kind", None) == "contacts"
         if files.contact_head is not None and is_contacts and values.get("head") == "attention":
             head = head | kinds.attention_head_tensors(files.contact_head)  # where finetuning begins

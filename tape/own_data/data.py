@@ -9,8 +9,9 @@ counted in `notices`; the order of the proteins is the table's.
 """
 
 import csv
+import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -19,14 +20,25 @@ import numpy as np
 
 from proteinlm.errors import InputError
 from proteinlm.files import atomic_path, write_json
+from proteinlm.untrusted.csv_files import read_rows
+from proteinlm.untrusted.json_files import read_json
+from proteinlm.untrusted.shapes import NUMBER
+from proteinlm.untrusted.text_files import read_text
 from tape.data.holdout import cluster_sequences
 from tape.own_data.columns import TARGET, Columns
-from tape.own_data.kinds import Target, from_text, to_text
+from tape.own_data.kinds import KINDS, Target, from_text, to_text
 from tape.own_data.splits import SPLITS, count_classes, describe_leak, divide, find_leak
-from tape.runs.results import file_sha256, read_json
+from tape.runs.results import file_sha256
 
 DATA_JSON, DATA_CSV = "data.json", "data.csv"
 CSV_COLUMNS = ("id", "sequence", "target", "split", "line")
+LEAK = {"*": dict.fromkeys(("proteins", "relative_in_train", "identical_in_train"), int)}
+SHAPE = {  # of data.json
+    **{"name": str, "kind": str, "why": str, "table": str, "sha256": {"*": str}, "proteins": int},
+    **{"classes": [str], "ignore": [str], "notices": [str], "mean": NUMBER, "std": NUMBER},
+    "columns": {"sequence": str, "target": [str], "id": str | None, "split": str | None},
+    "division": {"proteins?": {"*": int}, "how?": [str], "valid_held_out?": bool, "leak?": LEAK},
+}
 
 
 @dataclass(frozen=True)
@@ -154,27 +166,31 @@ class OwnData:
     @classmethod
     def load(cls, directory: Path, proteins: bool = True) -> "OwnData":
         """The copy in a run's directory; `proteins` False: without them."""
-        path = directory / DATA_JSON
-        values = read_json(path, "what tape-train wrote of one's own data")
-        try:
-            columns = values["columns"]
-            values["columns"] = Columns(**columns | {"target": tuple(columns["target"])})
-            values |= {name: tuple(values[name]) for name in ("classes", "ignore", "notices")} | {"proteins": []}
-            data = cls(**values)
-        except (KeyError, TypeError) as error:
-            raise InputError(f"{path}: not what tape-train wrote of one's own data ({error})") from None
-        return replace(data, proteins=list(data._read(directory / DATA_CSV))) if proteins else data
+        path, own = directory / DATA_JSON, "what tape-train wrote of one's own data"
+        stored = read_json(path, own, SHAPE)
+        if stored["kind"] not in KINDS:
+            raise InputError(f"{path}: key 'kind' is {stored['kind'][:40]!r}; should be one of {', '.join(KINDS)}")
+        columns = {name: stored["columns"][name] for name in Columns.__dataclass_fields__}
+        values = {name: stored[name] for name in cls.__dataclass_fields__}
+        values |= {name: tuple(stored[name]) for name in ("classes", "ignore", "notices")} | {"proteins": []}
+        data = cls(**values | {"columns": Columns(**columns | {"target": tuple(columns["target"])})})
+        if not proteins:
+            return data
+        data = replace(data, proteins=list(data._read(directory / DATA_CSV)))
+        if len(data.proteins) != stored["proteins"]:
+            sizes = f"{len(data.proteins)} proteins, {DATA_JSON} says {stored['proteins']}"
+            raise InputError(f"{directory / DATA_CSV}: {sizes}; should be {own}")
+        return data
 
-    def _read(self, path: Path):
-        with path.open(encoding="utf-8", newline="") as file:
-            for number, row in enumerate(csv.reader(file)):
-                try:
-                    name, sequence, text, split, line = row
-                    if number:
-                        target = from_text(self.kind, text, self.classes, path)
-                        yield OwnProtein(name, sequence, target, split, int(line))
-                except (ValueError, KeyError) as error:
-                    raise InputError(f"{path}, line {number + 1}: not the run's copy of its data ({error})") from None
+    def _read(self, path: Path) -> Iterator[OwnProtein]:
+        rows = read_rows(path, read_text(path, "should be the run's copy of its data"))
+        for line, row in itertools.islice(rows, 1, None):
+            try:
+                name, sequence, text, split, line_of_table = row
+                target = from_text(self.kind, text, self.classes, path)
+                yield OwnProtein(name, sequence, target, split, int(line_of_table))
+            except (ValueError, KeyError) as error:
+                raise InputError(f"{path}, line {line}: not the run's copy of its data ({error})") from None
 
 
 def _unlearned(counts: dict[str, int]) -> str:

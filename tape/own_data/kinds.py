@@ -78,6 +78,8 @@ def infer_kind(where: str, cells: Sequence[str], sequences: Sequence[str], colum
 
 
 def read_number(cell: str, where: str) -> float:
+    if is_number(cell) and abs(float(cell)) > np.finfo(np.float32).max:
+        raise InputError(f"{where}: {cell[:40]!r} is too large a number to learn")
     if not is_number(cell):
         hint = "; a decimal point is needed" if is_number(cell.replace(",", ".")) else ""
         raise InputError(f"{where}: {cell[:40]!r} is not a finite number{hint}")

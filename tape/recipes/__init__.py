@@ -13,9 +13,8 @@ from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 
-import yaml
-
 from proteinlm.errors import InputError
+from proteinlm.untrusted.yaml_files import read_yaml
 
 # Key = flag -> value where neither a flag nor a recipe gives one.
 BUILT_IN: dict[str, object] = {
@@ -42,17 +41,6 @@ RIVALS = (("max_steps", "num_train_epochs"), ("warmup_steps", "warmup_fraction")
 OFF = {"lora": 0, "freeze_encoder": False}  # values with which a key excludes nothing
 FOLDER = Path(__file__).parent
 PRESETS = FOLDER / "tables"  # of tape.reproduce: recipes of whole tables
-
-
-def read_yaml(path: Path) -> dict:
-    """A YAML file of keys and values; InputError with its name where it is none."""
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not YAML ({error})") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{path}: should hold lines of `key: value`, found {type(content).__name__}")
-    return content
 
 
 def read_recipe(path: str | Path, checks: Mapping[str, Callable[[object], object]]) -> dict[str, object]:

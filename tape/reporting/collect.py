@@ -18,15 +18,21 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from proteinlm.untrusted.json_files import read_json
+from proteinlm.untrusted.shapes import NUMBER
 from tape.metrics import mean_and_spread
 from tape.reporting.published import PUBLISHED, metric_definition, reasons
-from tape.runs.jobs import RECORD, Job
-from tape.runs.results import finite, read_json, read_result
+from tape.runs.jobs import RECORD, SHAPE, Job
+from tape.runs.results import finite, read_result
 from tape.scoring.bootstrap import Scores, confidence_interval, paired_difference
 from tape.scoring.files import load_ids, load_scores
 from tape.tasks import TASKS
 
 EXTRA_METRICS = {"contact_prediction": ("precision_at_l5_medium_long",)}  # TAPE's published definition
+
+# What is read of a result beside what every table reads.
+MORE = {"model_type": str, "args": dict, "metrics": {"*": NUMBER | None}, "parameters": int, "precision": str}
+MORE |= {"device_name": str, "truncated": {"proteins_cropped": int}, "training?": dict, "validation?": dict}
 
 
 @dataclass(frozen=True)
@@ -49,8 +55,8 @@ def measure(jobs: Sequence[Job], task: str, split: str, metric: str, arm: str) -
     directories = [job.directory for job in scored if split not in job.missing()]
     if not directories:
         return None
-    results = tuple(read_result(directory / f"{task}-{split}.json") for directory in directories)
-    records = tuple(read_json(directory / RECORD, "what tape.reproduce wrote") for directory in directories)
+    results = tuple(read_result(directory / f"{task}-{split}.json", MORE) for directory in directories)
+    records = tuple(read_json(directory / RECORD, "what tape.reproduce wrote", SHAPE) for directory in directories)
     files = [directory / f"{task}-{split}.npz" for directory in directories]
     scores = tuple(load_scores(file, None if metric == results[0]["metric"] else metric) for file in files)
     ids = {tuple(load_ids(file)) for file in files}

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from proteinlm.errors import InputError
+from proteinlm.untrusted.json_files import read_json
 from tape.metrics import mean_and_spread
 from tape.reporting.published import PUBLISHED, SYSTEMS, metric_definition, reasons
 from tape.reporting.tables import html_table, markdown_table
@@ -54,10 +55,9 @@ def _is_result(file: Path) -> bool:
     if "-" not in file.name:
         return False
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return {"task", "split", "metric"} <= read_json(file).keys()
+    except (OSError, InputError):
         return any(file.name.startswith(f"{task}-") for task in PUBLISHED)  # read_result names the fault
-    return isinstance(content, dict) and {"task", "split", "metric"} <= content.keys()
 
 
 def recipe_of(result: dict) -> str:
@@ -84,7 +84,7 @@ def group(results: Sequence[dict]) -> list[Line]:
         if identity is not None:
             weights = f"pretrained {identity[:8]}" if several else "pretrained"
         ordered = sorted(members, key=lambda result: (result["seed"] is None, result["seed"] or 0))
-        table.append(Line(task, split, metric, head, name or weights, tuple(ordered)))
+        table.append(Line(task, split, metric, str(head), name or weights, tuple(ordered)))
     places = {task: place for place, task in enumerate(PUBLISHED)}
     return sorted(table, key=lambda line: (places.get(line.task, len(places)), line.split, line.head, line.weights))
 

@@ -19,12 +19,13 @@ from pathlib import Path
 
 from proteinlm.errors import EXIT_INTERRUPTED, EXIT_USAGE, InputError
 from proteinlm.files import made_directory, write_json
-from tape.runs.results import read_json
+from proteinlm.untrusted.json_files import read_json
+from proteinlm.untrusted.shapes import NUMBER
 
 RECORD = "reproduce.json"
-# What is in it; texts always are, the others once that part is done.
-RECORD_KEYS = {"train_command": str, "source": str, "eval_commands": list}
-RECORD_KEYS |= dict.fromkeys(("train_minutes", "eval_minutes"), int | float)
+# What is in it, the optional once that part is done.
+SHAPE = {"train_command": str, "source": str, "resumed?": bool, "recipe?": dict}
+SHAPE |= {"eval_commands?": [str], "train_minutes?": NUMBER, "eval_minutes?": NUMBER}
 
 
 _running: set[subprocess.Popen] = set()  # what `call` waits for, in whichever thread
@@ -113,11 +114,7 @@ class Job:
         path = self.directory / RECORD
         if not path.exists():
             return {}
-        record = read_json(path, "what tape.reproduce wrote")
-        for key, kind in RECORD_KEYS.items():
-            if (key in record or kind is str) and not isinstance(record.get(key), kind):
-                problem = f"is {repr(record[key])[:60]}" if key in record else "is missing"
-                raise InputError(f"{path}: key {key!r} {problem}; should be what tape.reproduce wrote")
+        record = read_json(path, "what tape.reproduce wrote", SHAPE)
         try:
             actual = (_identity(record["train_command"], self.arm), record["source"])
         except ValueError as error:  # an open quote

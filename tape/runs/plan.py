@@ -13,10 +13,12 @@ from types import SimpleNamespace
 
 from proteinlm.errors import InputError
 from proteinlm.model_dir.find import model_type_of, read_config
+from proteinlm.untrusted.shapes import misfits
+from proteinlm.untrusted.yaml_files import read_yaml
 from tape.data.lengths import residue_limit
 from tape.data.splits import evaluation_splits, has_split
 from tape.models.config import read_keys
-from tape.recipes import PRESETS, read_yaml
+from tape.recipes import PRESETS
 from tape.registry import model_types, resolve_task
 from tape.reporting.published import PUBLISHED
 from tape.runs.flags import flag_words
@@ -34,6 +36,9 @@ def read_preset(name: str) -> dict:
     for key, section in preset.items():
         if key not in allowed or not isinstance(section, dict):
             raise InputError(f"{path}: {key!r} should be one of {', '.join(allowed)}, each with keys and values")
+    sections = {f"{name}?": {"seeds?": [int], "max_length?": int} for name in ("all", *PUBLISHED)}
+    for fault in misfits(preset, sections | {"arms?": {"*?": sections}}):
+        raise InputError(f"{path}: {fault}")
     return preset
 
 

@@ -7,38 +7,43 @@ are null in a file.
 import hashlib
 import math
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 
-from proteinlm import files
 from proteinlm.errors import InputError
 from proteinlm.model_dir.find import SAFE_NAME, TORCH_NAME, fair_esm_file
+from proteinlm.untrusted.json_files import read_json
+from proteinlm.untrusted.shapes import NUMBER
 
-RESULT_KEYS = ("task", "split", "metric", "value", "n_examples", "head", "checkpoint", "seed")
-
-
-def read_json(path: Path, content: str) -> dict:
-    """A file's JSON object; `content` says in an InputError what should be in it."""
-    try:
-        return files.read_json(path)
-    except InputError as error:
-        raise InputError(f"{error}; should be {content}") from None
+# What is read of tape-train's record and of tape-eval's results. null: not a finite number.
+SOURCE = {"weights_sha256": str}
+RUN = {
+    "args?": {"max_length?": int, "seed?": int} | dict.fromkeys(("task?", "model_type?", "too_long?"), str),
+    "from_pretrained?": SOURCE,
+    "validation?": {"held_out?": int},
+    **{"best_step?": int, "best?": NUMBER, "minutes?": NUMBER, "recipe?": {"values?": dict}},
+}
+RESULT = {
+    **{"task": str, "split": str, "metric": str, "value": NUMBER | None, "n_examples": int, "seed": int | None},
+    **{"head": str | int | float | bool | None, "run?": str, "model_type?": str, "args?": dict, "metrics?": dict},
+    "checkpoint": {"from_pretrained?": SOURCE},
+    "interval?": {"low": NUMBER | None, "high": NUMBER | None},
+    "truncated?": {"proteins_cropped?": int, "max_length?": int},
+}
 
 
 def read_run(directory: Path) -> dict:
     """What tape-train left in the run's directory (args.json); {} for a model directory from elsewhere."""
     path = directory / "args.json"
-    return read_json(path, "what tape-train wrote") if path.is_file() else {}
+    return read_json(path, "what tape-train wrote", RUN) if path.is_file() else {}
 
 
-def read_result(path: Path) -> dict:
-    """One result file of tape-eval, checked for what every reader needs."""
-    result = read_json(path, "a result that tape-eval wrote")
-    missing = [key for key in RESULT_KEYS if key not in result]
-    if missing:
-        raise InputError(f"{path}: key {missing[0]!r} is missing; should be a result that tape-eval wrote")
-    return result
+def read_result(path: Path, more: Mapping = MappingProxyType({})) -> dict:
+    """One result file of tape-eval. more: what its reader needs beside RESULT."""
+    return read_json(path, "a result that tape-eval wrote", RESULT | dict(more))
 
 
 def file_sha256(path: str | Path) -> str:

@@ -21,6 +21,7 @@ from torch.optim import Optimizer
 
 from proteinlm.errors import InputError
 from proteinlm.files import atomic_path, check_writable
+from proteinlm.model_dir.files import check_finite, count_not_finite
 from proteinlm.model_dir.find import CONFIG_NAME, SAFE_NAME, TORCH_NAME, find_model
 from proteinlm.optim import LossScaler
 from proteinlm.untrusted.safe_load import safe_torch_load
@@ -162,6 +163,8 @@ def load_state(output: Path, model: nn.Module, optimizer: Optimizer, scaler: Los
         optimizer.load_state_dict(state["optimizer"])
         if scaler:
             scaler.load_state_dict(state["scaler"])
-        return RunProgress(**state["progress"])
+        progress = RunProgress(**state["progress"])
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise InputError(f"{path}: not the state of this run ({error})") from error
+    check_finite(count_not_finite(state["model"]), path)
+    return progress

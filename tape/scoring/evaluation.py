@@ -37,6 +37,7 @@ from tape.scoring.files import (
 from tape.scoring.inference import load_finetuned, predict
 from tape.scoring.resampled import resamples
 from tape.tasks import Prediction, Task
+from tape.tasks.base import describe_constant
 from tape.tasks.own_data import OwnTask
 from tape.tokenizers import TAPETokenizer
 
@@ -130,6 +131,7 @@ def evaluate_split(
             "metrics": metrics,
             "loss": loss,
             "truncated": data.truncated,
+            "constant": describe_constant(predictions) or None,
             **({"own_data": task.summary(predictions)} if own else {}),
             "head": getattr(model.config, "head", None),
             "run": flags.get("time_or_name"),
@@ -193,4 +195,5 @@ def describe(result: dict, target: Path) -> str:
     low, high = (show(result["interval"][end]) for end in ("low", "high"))
     interval = f"95% of {result['metric']} [{low}, {high}]"
     line = f"{result['task']} {result['split']} n={result['n_examples']}{crop}: {values} ({interval}) -> {target}"
+    line += f"; {result['constant']}" if result["constant"] else ""
     return "\n".join([line, *(describe_own(result) if "own_data" in result else [])])

@@ -17,7 +17,7 @@ hold: one protein, one entry, in the split's order; the file appears whole.
 import json
 import math
 import pickle
-import zipfile
+import re
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -27,6 +27,8 @@ import numpy as np
 
 from proteinlm.errors import InputError
 from proteinlm.files import atomic_path
+from proteinlm.untrusted.array_files import read_npz, read_parquet
+from proteinlm.untrusted.json_files import decode_json
 from tape import metrics
 from tape.scoring.bootstrap import Scores, mean_of
 
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
 
 FORMS = ("npz", "parquet")
 PARQUET_COLUMN = "column_{}"  # npz has them as `columns`
+WRITTEN_BY = "should be the per-protein scores of tape-eval --save_predictions"
 
 
 def per_protein_scores(task: "Task", predictions: Sequence["Prediction"]) -> Scores:
@@ -149,28 +152,27 @@ def load_scores(path: str | Path, metric: str | None = None) -> Scores:
     """The columns of a file of `tape-eval --save_predictions` (npz or parquet); `metric`: of one of its per_protein
     means, such as precision_at_l5_long, instead of the primary metric's."""
     path = Path(path)
-    try:
-        if metric is not None:
-            return mean_of(*_read_arrays(path, f"per_protein_{metric}"))
-        if path.suffix == ".parquet":
-            import pyarrow.parquet
-
-            schema = pyarrow.parquet.read_schema(path)
-            names = [name for i in range(len(schema.names)) if (name := PARQUET_COLUMN.format(i)) in schema.names]
-            kind = json.loads(schema.metadata[b"tape"])["kind"]
-            return Scores(kind, np.stack(_read_arrays(path, *names), axis=1))
+    if metric is not None:
+        return mean_of(*_read_arrays(path, f"per_protein_{metric}"))
+    if path.suffix != ".parquet":
         kind, columns = _read_arrays(path, "kind", "columns")
         return Scores(str(kind), columns)
-    except (KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise InputError(f"{path}: not the per-protein scores of tape-eval --save_predictions ({error})") from error
+    columns, metadata = read_parquet(path, lambda name: re.fullmatch(r"column_\d+", name), WRITTEN_BY)
+    try:
+        kind = decode_json(metadata[b"tape"])["kind"]
+        return Scores(kind, np.stack([columns[PARQUET_COLUMN.format(i)] for i in range(len(columns))], axis=1))
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{path}: {str(error)[:100]}; {WRITTEN_BY}") from None
 
 
 def _read_arrays(path: Path, *names: str) -> list[np.ndarray]:
-    """Arrays of a file of `save_predictions`, by name; KeyError for one that it lacks."""
+    """Arrays of a file of `save_predictions`, by name: of numbers, but for ids and kind."""
     if path.suffix == ".parquet":
-        import pyarrow.parquet
-
-        table = pyarrow.parquet.read_table(path, columns=list(names))
-        return [table[name].to_numpy() for name in names]
-    with np.load(path) as stored:
-        return [stored[name] for name in names]
+        arrays, _ = read_parquet(path, names.__contains__, WRITTEN_BY)
+    else:
+        arrays = read_npz(path, names.__contains__, WRITTEN_BY)
+    for name in names:
+        if name not in arrays or (arrays[name].dtype.kind not in "fiub") != (name in ("id", "ids", "kind")):
+            fault = "no numbers" if name in arrays else "missing"
+            raise InputError(f"{path}: {name} is {fault}; {WRITTEN_BY}")
+    return [arrays[name] for name in names]

@@ -23,6 +23,7 @@ from tape.data.users_code import calling, refuse
 from tape.models.outputs import cross_entropy_sum
 
 Batch = Mapping[str, object]
+ALIKE = 1e-6  # of the largest: predictions that differ by less differ by rounding
 
 
 @dataclass(frozen=True)
@@ -123,6 +124,21 @@ def logits_of(model: torch.nn.Module, batch: Batch, outputs: object) -> torch.Te
         returned = summary(logits if torch.is_tensor(logits) and not torch.is_tensor(outputs) else outputs)
         refuse(model, f"forward should return a tuple that begins with logits [{count}, ...]; it returned {returned}")
     return logits
+
+
+def describe_constant(predictions: Sequence[Prediction]) -> str:
+    """ "all 8 predictions are 0.12", or "class 3 is predicted for all 8 proteins": a model that says nothing. "" where
+    they differ, or are not one a protein."""
+    scores = [np.asarray(p.scores) for p in predictions]
+    if len(scores) < 2 or len({s.shape for s in scores}) > 1 or any(np.ndim(p.labels) for p in predictions):
+        return ""
+    first, number = scores[0], f"{len(scores):,}"
+    if first.ndim == 0:
+        alike = all(abs(score - first) <= ALIKE * abs(first) for score in scores)
+        return f"all {number} predictions are {float(first):.4g}" if alike else ""
+    if first.ndim == 1 and len(first) > 1 and all(s.argmax() == first.argmax() for s in scores):
+        return f"class {first.argmax()} is predicted for all {number} proteins"
+    return ""
 
 
 def to_numpy(tensor: torch.Tensor) -> np.ndarray:

@@ -57,7 +57,7 @@ def python(tmp_path_factory, root) -> Path:
     (place / "source").mkdir()
     for name in SOURCES:  # a copy, so that the build leaves nothing in the checkout
         (shutil.copytree if (root / name).is_dir() else shutil.copy)(root / name, place / "source" / name)
-    venv.create(place / "fresh", with_pip=True)
+    venv.create(place / "fresh")
     python = place / "fresh/bin/python"
     site = next((place / "fresh").glob("lib/python*/site-packages"))
     # A path of the tests' libraries; what their own .pth files name (an editable checkout) is not read from there.
@@ -65,7 +65,8 @@ def python(tmp_path_factory, root) -> Path:
     build = "import sys; from setuptools import build_meta; build_meta.build_wheel(sys.argv[1])"
     run(Path(sys.executable), "-c", build, place, cwd=place / "source")
     shutil.rmtree(place / "source")
-    run(python, "-m", "pip", "install", "--no-deps", "--no-index", *place.glob("*.whl"))
+    pip = Path(sys.executable), "-m", "pip", "--python", python
+    run(*pip, "install", "--no-deps", "--no-index", *place.glob("*.whl"))
     return python
 
 

@@ -194,7 +194,6 @@ def weights_cases():
             for problem, change in {
                 "missing": lambda s, n: s.pop(n),
                 "short": lambda s, n: s.update({n: s[n][:-1].clone()}),
-                "NaN": lambda s, n: s.update({n: s[n] * float("nan")}),
                 "integers": lambda s, n: s.update({n: s[n].int()}),
                 "text": lambda s, n: s.update({n: "x"}),
                 "scalar": lambda s, n: s.update({n: torch.tensor(1.0)}),

@@ -18,7 +18,14 @@ from proteinlm.errors import InputError
 from proteinlm.model_dir.config import FLAG, POSITIVE, check_shape_keys, check_values, model_config_of
 from proteinlm.model_dir.esm.common import EPSILON, INV_FREQ, computed_inv_freq
 from proteinlm.model_dir.esm.names import ESMC_NAMES, ESMC_NOT_STORED, ESMC_PARTS, ESMC_UNUSED
-from proteinlm.model_dir.files import CONFIG_NAME, ModelFiles, check_finite, check_layers, check_tensors, read_config
+from proteinlm.model_dir.files import (
+    CONFIG_NAME,
+    ModelFiles,
+    check_layers,
+    check_tensors,
+    count_not_finite,
+    read_config,
+)
 from proteinlm.model_dir.weights import WeightFiles
 from proteinlm.network.config import ModelConfig
 from proteinlm.tokenizer import ESMC_TOKENS, build_tokenizer
@@ -42,8 +49,8 @@ def read_esmc(directory: Path) -> ModelFiles:
     has_head = any(name.startswith("lm_head.") for name in tensors)
     expected = ESMC_NAMES.expected(config, has_head)
     check_tensors(tensors, {name: expected[name] for name in expected if name not in ESMC_NOT_STORED}, weights.path)
-    check_finite(tensors, weights.path)
-    return ModelFiles(config, build_tokenizer("esmc"), to_own_names(tensors, config), notes)
+    not_finite = count_not_finite(tensors)
+    return ModelFiles(config, build_tokenizer("esmc"), to_own_names(tensors, config), notes, weights.path, not_finite)
 
 
 def to_own_names(tensors: dict[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:

@@ -16,7 +16,7 @@ from proteinlm.model_dir.config import FLAG, SIZE, check_values, model_config_of
 from proteinlm.model_dir.contact_head import CONTACTS, expected_contacts, take_contacts
 from proteinlm.model_dir.esm.common import EPSILON, FIRST_POSITION, INV_FREQ, same_inv_freq
 from proteinlm.model_dir.esm.names import FAIR_DECODER, FAIR_LAYER_INV_FREQ, FAIR_NAMES, FAIR_PREFIX, FAIR_WORDS
-from proteinlm.model_dir.files import ModelFiles, check_finite, check_tensors, same
+from proteinlm.model_dir.files import ModelFiles, check_tensors, count_not_finite, same
 from proteinlm.model_dir.find import CONTACT_ENDING, fair_esm_file
 from proteinlm.network.config import ModelConfig
 from proteinlm.tokenizer import ESM_TOKENS, build_tokenizer
@@ -66,12 +66,13 @@ def read_fair_esm(path: Path) -> ModelFiles:
     decoder = tensors.pop(FAIR_DECODER, None)
     expected = FAIR_NAMES.expected(config, lm_head=True) | expected_contacts(tensors, config)
     check_tensors(tensors, expected, file, who_needs="its arguments give")
-    check_finite(tensors, file)
+    not_finite = count_not_finite(tensors)
     if decoder is None or not same(decoder, tensors[FAIR_WORDS]):
         raise InputError(f"{file}: {FAIR_DECODER} is not {FAIR_WORDS}, and fair-esm has one matrix for both")
     contact_head = take_contacts(tensors)
     state = FAIR_NAMES.restore(tensors, config.num_attention_heads)
-    return ModelFiles(config, build_tokenizer("esm"), state, tuple(f"{file}: {note}" for note in notes), contact_head)
+    notes = [f"{file}: {note}" for note in notes]
+    return ModelFiles(config, build_tokenizer("esm"), state, tuple(notes), file, not_finite, contact_head)
 
 
 # ---- arguments

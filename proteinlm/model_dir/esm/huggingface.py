@@ -31,9 +31,9 @@ from proteinlm.model_dir.esm.names import (
 from proteinlm.model_dir.files import (
     CONFIG_NAME,
     ModelFiles,
-    check_finite,
     check_layers,
     check_tensors,
+    count_not_finite,
     read_config,
     same,
 )
@@ -76,11 +76,11 @@ def read_esm(directory: Path) -> ModelFiles:
     has_head = any(name.startswith("lm_head.") for name in tensors)
     expected = ESM_NAMES.expected(config, has_head) | expected_contacts(tensors, config, ESM_CONTACTS)
     check_tensors(tensors, expected, weights.path)
-    check_finite(tensors, weights.path)
+    not_finite = count_not_finite(tensors)
     contact_head = take_contacts(tensors, ESM_CONTACTS)
     state = ESM_NAMES.restore(tensors, config.num_attention_heads)
     notes = tuple(f"{weights.path}: {note}" for note in notes)
-    return ModelFiles(config, build_tokenizer("esm"), state, notes, contact_head)
+    return ModelFiles(config, build_tokenizer("esm"), state, notes, weights.path, not_finite, contact_head)
 
 
 def esm_config_of(stored: Mapping, where: str) -> ModelConfig:

@@ -1,5 +1,6 @@
 """What the planner makes of a few small steps is what whole steps of larger ones are counted to be."""
 
+import functools
 import shutil
 import subprocess
 
@@ -22,6 +23,7 @@ SHAPE += ["--make-vocab-size-divisible-by", "32", "--train-iters", "4", "--globa
 TP = ["--tensor-model-parallel-size", "2", "--sequence-parallel"]
 PP = ["--pipeline-model-parallel-size", "4"]
 FULL, OPTIMIZER = ["--use-torch-fsdp2"], ["--use-distributed-optimizer"]
+RECOMPUTE = ["--recompute-granularity", "full"]
 
 
 def configured(flags):
@@ -37,7 +39,7 @@ def stages():
 # settings, layers, rows, micro-batches, shards; flags of the whole step, its layers, its rank
 CASES = {
     "whole": (Settings("whole", 1), 4, 3, 3, 1, [], 4, 0),
-    "recomputed": (Settings("whole", 1, "none", True), 4, 3, 3, 1, ["--recompute-granularity", "full"], 4, 0),
+    "recomputed": (Settings("whole", 1, "none", True), 4, 3, 3, 1, RECOMPUTE, 4, 0),
     "full": (Settings("whole", 1, "full"), 5, 2, 3, 6, FULL, 5, 0),
     "optimizer": (Settings("whole", 1, "optimizer"), 4, 2, 3, 5, OPTIMIZER, 4, 0),
     "middle": (Settings("middle", 1), 4, 2, 5, 1, PP, 16, 2),
@@ -45,23 +47,25 @@ CASES = {
     "tp": (Settings("whole", 2), 4, 2, 3, 1, TP, 4, 0),
     "middle-optimizer": (Settings("middle", 1, "optimizer"), 4, 2, 5, 3, [*PP, *OPTIMIZER], 16, 6),
     "middle-full": (Settings("middle", 1, "full"), 4, 2, 5, 3, [*PP, *FULL], 16, 6),
-    "tp-full": (Settings("whole", 2, "full", True), 4, 2, 2, 3, [*TP, *FULL, "--recompute-granularity", "full"], 4, 0),
+    "tp-full": (Settings("whole", 2, "full"), 4, 2, 2, 3, [*TP, *FULL], 4, 0),
+    "full-recomputed": (Settings("whole", 1, "full", True), 4, 2, 2, 3, [*FULL, *RECOMPUTE], 4, 0),
 }
 
 
-def both(stages, case) -> tuple[dict, dict]:
-    settings, layers, rows, micro_batches, shard, flags, all_layers, rank = CASES[case]
+@functools.cache
+def whole_step(case) -> dict:
+    _, _, rows, micro_batches, shard, flags, all_layers, rank = CASES[case]
     config, model = configured([*flags, "--num-layers", str(all_layers), "--micro-batch-size", str(rows)])
     pp = config.parallel.pipeline_model_parallel_size
     layout = Layout(pp, 1, shard, config.parallel.tensor_model_parallel_size)
-    whole = _flat(count(config, model, layout, rank, micro_batches))
-    return stages.at(settings, layers, rows, micro_batches, shard), whole
+    return _flat(count(config, model, layout, rank, micro_batches))
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_small_steps_determine_large_ones(case, stages):
     """Bytes sent and products exactly, and without FSDP2 every kernel; weights and their states; peaks to 2%."""
-    small, whole = both(stages, case)
+    settings, *sizes = CASES[case][:5]
+    small, whole = stages.at(settings, *sizes), whole_step(case)
     # but for the step's one message of 80 bytes, fp64, over whatever group has all the processes
     exact = ("traffic", "work")
     for key in {k for k in (*small, *whole) if k[0] in exact and k != ("work", "bytes", "step") and "float64" not in k}:
@@ -83,7 +87,7 @@ def peak(values) -> float:
 
 def test_a_step_of_other_sizes_is_seen(stages):
     settings, layers, rows, micro_batches, shard, *_ = CASES["full"]
-    _, whole = both(stages, "full")
+    whole = whole_step("full")
     gathered = next(key for key in whole if key[:3] == ("traffic", "dp_shard", "all_gather") and key[-1] == "bytes")
     for sizes in ((layers + 1, micro_batches, shard), (layers, micro_batches + 1, shard), (layers, micro_batches, 7)):
         assert stages.at(settings, sizes[0], rows, *sizes[1:])[gathered] != whole[gathered]

@@ -10,7 +10,6 @@ from tensorboard.summary.writer import event_file_writer
 from torch.utils.flop_counter import FlopCounterMode
 
 from pretrain.interval import peak_flops, training_flops
-from proteinlm.errors import InputError
 from proteinlm.metrics_log import MetricsLog
 from proteinlm.network import model
 from proteinlm.network.config import ModelConfig
@@ -60,11 +59,11 @@ def test_a_run_that_begins_anew_leaves_one_history(tmp_path, monkeypatch, torn, 
     assert [(event.step, event.value) for event in events.Scalars("lm_loss")] == [(1, 2.0)]
 
 
-def test_a_foreign_metrics_file_is_not_rewritten(tmp_path):
+def test_a_foreign_metrics_file_is_kept_aside(tmp_path):
     (tmp_path / "metrics.jsonl").write_text("epoch,loss\n1,2\n")
-    with pytest.raises(InputError, match=r"metrics\.jsonl: line 1"):
-        MetricsLog(tmp_path, resume_at=3)
-    assert (tmp_path / "metrics.jsonl").read_text().startswith("epoch")
+    write_one(MetricsLog(tmp_path, resume_at=3))
+    assert (tmp_path / "metrics.jsonl.1").read_text() == "epoch,loss\n1,2\n"
+    assert (tmp_path / "metrics.jsonl").read_text() == LINE_4
 
 
 def test_tensorboard_events_are_written(tmp_path):
@@ -119,7 +118,7 @@ def write_one(log):
     log.close()
 
 
-LINE = '{"iteration": 2}'
+LINE, LINE_4 = '{"iteration": 2}', '{"iteration": 4}\n'
 
 
 @pytest.mark.parametrize(
@@ -132,22 +131,39 @@ def test_what_a_power_cut_leaves_is_dropped(tmp_path, tail):
 
 
 @pytest.mark.parametrize(
-    ("text", "number"),
+    ("text", "number", "good"),
     [
-        ('{"iteration": 1, "lm\n{"iteration": 2}\n', 1),  # only the last line can have been cut short
-        ('{"iteration": 1}\n\n{"iteration": 2}\n', 2),
-        ('{"iteration": 1}\n{"step": 2}\n', 2),
-        ('{"iteration": "1"}\n', 1),
-        ('{"iteration": 1.5}\n', 1),
-        ("[1]\n", 1),
-        ("{}\n", 1),
+        (b'{"iteration": 1, "lm\n{"iteration": 2}\n', 1, ['{"iteration": 2}']),  # only the last can be cut short
+        (b'{"iteration": 1}\n{"iteration": 2, "lm\xff": 1}\n{"iteration": 3}\n', 2,
+         ['{"iteration": 1}', '{"iteration": 3}']),
+        (b'{"iteration": 1}\n{"step": 2}\n', 2, ['{"iteration": 1}']),
+        (b'{"iteration": "1"}\n', 1, []),
+        (b'{"iteration": 1.5}\n', 1, []),
+        (b'{"iteration": 1, "iteration": 2}\n{"iteration": 3}\n', 1, ['{"iteration": 3}']),
+        (b'{"iteration": 1' + b"0" * 5000 + b'}\n{"iteration": 3}\n', 1, ['{"iteration": 3}']),
+        (b"[" * 100_000 + b'\n{"iteration": 3}\n', 1, ['{"iteration": 3}']),
+        (b"[1]\n", 1, []),
+        (b"{}\n", 1, []),
     ],
-)
-def test_lines_that_are_no_metrics_are_refused(tmp_path, text, number):
-    (tmp_path / "metrics.jsonl").write_text(text)
-    with pytest.raises(InputError, match=rf"metrics\.jsonl: line {number} is not a metrics line"):
-        MetricsLog(tmp_path, resume_at=3)
-    assert (tmp_path / "metrics.jsonl").read_text() == text
+    ids=["cut", "byte", "step", "text", "fraction", "twice", "digits", "deep", "list", "empty"],
+)  # fmt: skip
+def test_lines_that_are_no_metrics_stop_no_resume(tmp_path, capsys, text, number, good):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(text)
+    MetricsLog(tmp_path, resume_at=3).close()
+    assert path.read_bytes() == text and list(tmp_path.iterdir()) == [path]  # until there is something to write
+    write_one(MetricsLog(tmp_path, resume_at=3))
+    assert path.read_text() == "".join(f"{line}\n" for line in good) + LINE_4
+    assert (tmp_path / "metrics.jsonl.1").read_bytes() == text
+    notice = f"notice: {path}: line {number} holds no metrics (1 such lines); the log as it was is {path}.1\n"
+    assert capsys.readouterr().out == notice
+
+
+def test_an_empty_line_is_no_damage(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"iteration": 1}\n\n{"iteration": 2}\n')
+    write_one(MetricsLog(tmp_path, resume_at=3))
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"iteration": 1}\n{"iteration": 2}\n' + LINE_4
 
 
 def test_an_earlier_log_is_moved_to_the_next_free_name(tmp_path, capsys):

@@ -12,7 +12,8 @@ from tiny_runs import MODEL, lines, losses, steps, trainer, weights
 
 from pretrain.checkpoint import files as checkpoint
 from proteinlm.errors import InputError
-from proteinlm.files import read_json, write_json
+from proteinlm.files import write_json
+from proteinlm.untrusted.json_files import read_json
 
 
 def test_a_resumed_run_is_bit_identical_to_the_uninterrupted_one(prefix, tmp_path):

@@ -17,13 +17,14 @@ from toy_model import write_model
 import proteinlm
 from proteinlm.encoder import Encoder
 from proteinlm.errors import InputError
-from proteinlm.files import read_json, write_json
+from proteinlm.files import write_json
 from proteinlm.huggingface.directory import build, open_directory
 from proteinlm.huggingface.families import FAMILIES as TABLE
 from proteinlm.huggingface.families import find_family
 from proteinlm.huggingface.tokens import TokenTable
 from proteinlm.model_dir.weights import WeightFiles
 from proteinlm.tokenizer import build_tokenizer
+from proteinlm.untrusted.json_files import read_json
 
 PROTEINS = ["MKVLAW", "ACDEFGHIKLMNPQRSTVWYACDXK", "G", "WWKX"]
 

@@ -61,7 +61,7 @@ def test_lines_are_those_of_the_file(tmp_path):
         (b"PK\x03\x04rest", "an Excel workbook"),
         ("id,sequence\nP1,MK\nP\xe9,MK\n".encode("latin-1"), "line 3: byte 0xe9 is not UTF-8"),
         ("id,sequence\nP1,M\0K\n", "line 2: a NUL byte"),
-        (gzip.compress(PLAIN.encode(), mtime=0)[:-9], "broken gzip"),
+        (gzip.compress(PLAIN.encode(), mtime=0)[:-9], "truncated gzip"),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line(tmp_path, content, message):

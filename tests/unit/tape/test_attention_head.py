@@ -11,6 +11,7 @@ import proteinlm
 from proteinlm.errors import InputError
 from proteinlm.files import write_json
 from proteinlm.network.attention import maps as attention_maps
+from proteinlm.untrusted.json_files import read_json
 from tape import evaluate, predict, train
 from tape.models import modeling_bert, modeling_huggingface, modeling_lstm
 from tape.models.kinds import ATTENTION_SCALE
@@ -86,7 +87,7 @@ def test_a_run_learns_the_regression_alone_and_is_scored(world, tmp_path, capsys
     assert train.cli(list(map(str, (*words, "--device", "cpu", "--batch_size", 2, "--learning_rate", 1e-3)))) == 0
     scored = ("transformer", "contact_prediction", tmp_path / "run", "--data_dir", world, "--device", "cpu")
     assert evaluate.cli(list(map(str, scored))) == 0
-    assert proteinlm.files.read_json(tmp_path / "run/contact_prediction-test.json")["head"] == "attention"
+    assert read_json(tmp_path / "run/contact_prediction-test.json")["head"] == "attention"
     (tmp_path / "in.fasta").write_text(f">P1\n{PROTEINS[0]}\n")
     words = (tmp_path / "run", tmp_path / "in.fasta", tmp_path / "out.npz", "--device", "cpu", "--no-png")
     assert predict.cli(list(map(str, words))) == 0

@@ -15,7 +15,7 @@ from toy_huggingface import FAMILIES, load_trunk, write_family
 import proteinlm
 from proteinlm import errors
 from proteinlm.errors import InputError
-from proteinlm.files import read_json
+from proteinlm.untrusted.json_files import read_json
 from tape import embed, evaluate, predict, train
 from tape.finetuning.layers import layer_of, num_layers
 from tape.finetuning.lora import add_lora, lora_layers

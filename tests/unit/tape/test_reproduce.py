@@ -226,7 +226,10 @@ def test_proteins_are_cropped_to_what_the_encoder_has_positions_for(tmp_path, mo
         ({}, "key 'train_command' is missing"),
         ({"train_command": "x"}, "key 'source' is missing"),
         ({"train_command": "x 'y", "source": ""}, "key 'train_command' is no command line (No closing quotation)"),
-        ({"train_command": 5, "source": ""}, "key 'train_command' is 5; should be what tape.reproduce wrote"),
+        (
+            {"train_command": 5, "source": ""},
+            "key 'train_command' is 5; a text was expected; should be what tape.reproduce wrote",
+        ),
         ({"train_command": "x", "source": "", "eval_commands": 5}, "key 'eval_commands' is 5"),
         ({"train_command": "x", "source": "", "eval_minutes": "3"}, "key 'eval_minutes' is '3'"),
     ],

@@ -38,7 +38,7 @@ def fake(root: Path, arm: str, seed: int, noise: float, split: str = "test", cro
     }  # fmt: skip
     (directory / f"stability-{split}.json").write_text(json.dumps(result))
     record = {"train_command": "python -m tape.train", "train_minutes": 1.5, "eval_minutes": 0.5, "recipe": recipe}
-    (directory / RECORD).write_text(json.dumps(record))
+    (directory / RECORD).write_text(json.dumps({"source": ""} | record))
     return Job(Arm(arm, "transformer", ()), "stability", seed, directory, recipe, (), (), (split,))
 
 

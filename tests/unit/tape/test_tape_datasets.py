@@ -118,20 +118,20 @@ def test_contacts_by_hand(tmp_path):
     record = contact_record()
     record["tertiary"][9] = record["tertiary"][1] + [0, 0, 7.99]
     record["tertiary"][10] = record["tertiary"][1] + [0, 8.0, 0]  # exactly 8 Angstrom is no contact
-    record["tertiary"][11] = np.nan
+    record["tertiary"][0] = np.nan  # of what is not valid it does not matter
     record["valid_mask"][0] = False
     write_lmdb(tmp_path / "proteinnet_valid.lmdb", [record, contact_record(7)])
     data = datasets.ProteinnetDataset(tmp_path, "valid")
     token_ids, _, contacts, length = data[0]
     assert contacts.shape == (12, 12) and length == 12 and len(token_ids) == 14
     assert contacts[1, 9] == contacts[9, 1] == 1 and contacts[1, 10] == 0 and contacts[1, 6] == -1
-    assert (contacts[0] == -1).all() and (contacts[11] == -1).all()
+    assert (contacts[0] == -1).all()
     assert np.array_equal(contacts, contacts.T) and set(
         np.unique(contacts[np.abs(np.subtract.outer(range(12), range(12))) < 6])
     ) == {-1}
     batch = data.collate_fn([data[0], data[1]])
     assert batch["targets"].shape == (2, 12, 12) and (batch["targets"][1, 7:] == -1).all()
-    assert batch["valid_mask"].sum(1).tolist() == [10, 7]
+    assert batch["valid_mask"].sum(1).tolist() == [11, 7]
 
 
 def test_remote_homology(tmp_path):
@@ -185,6 +185,14 @@ WRONG = {
     "code": ("Fluorescence", {"primary": "ACD", "log_fluorescence": Evil()}, "record 1: .*print"),
     "fold": ("RemoteHomology", {"primary": "ACD", "fold_label": 1195}, "fold_label is 1195, one of 0-1194"),
     "atoms": ("Proteinnet", contact_record(tertiary=np.zeros((11, 3))), r"shape \[11, 3\], .* has 12"),
+    "not a number": ("Proteinnet", contact_record(tertiary=np.full((12, 3), np.nan)), "tertiary of residue 0 is .nan"),
+    "infinite": ("Proteinnet", contact_record(tertiary=np.full((12, 3), -np.inf)), r"\(12 such residues\); valid_mask"),
+    "mask of nan": ("Proteinnet", contact_record(valid_mask=np.full(12, np.nan)), "valid_mask must be 0 or 1"),
+    "mask of 2": ("SecondaryStructure", structure_record(valid_mask=np.full(6, 2)), "valid_mask must be 0 or 1"),
+    "infinite label": ("Fluorescence", value_record("ACD", np.inf), "one finite number"),
+    "beyond float32": ("Fluorescence", value_record("ACD") | {"log_fluorescence": 1e300}, "one finite number"),
+    "digits": ("Fluorescence", value_record("ACD") | {"log_fluorescence": 10**400}, "one finite number"),
+    "two folds": ("RemoteHomology", {"primary": "ACD", "fold_label": np.array([1, 2])}, "one of 0-1194"),
     "no valid": ("Proteinnet", {"primary": "ACD", "tertiary": np.zeros((3, 3))}, "no valid_mask"),
 }  # fmt: skip
 GOOD = {

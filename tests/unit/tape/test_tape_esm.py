@@ -277,13 +277,14 @@ def test_reproduce_makes_the_table_of_it(root, esm2, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_the_shape_of_esm2_8m(tmp_path, root, monkeypatch):
-    """6 x 320 x 20: every task trained, scored and in a table; embeddings are Hugging Face's."""
+    """6 x 320 x 20: two tasks trained, scored and in a table; embeddings are Hugging Face's."""
     peer = write_esm(root / "esm2_8m", spread=320**-0.5, **ESM2_8M)
     results = embed_residues(root, "esm2_8m", -1)
     assert largest_difference(results, peer, -1) < 1e-5
-    table = reproduce_table(root, "esm2_8m", tmp_path / "table", monkeypatch, TASKS)
+    tasks = "secondary_structure", "stability"
+    table = reproduce_table(root, "esm2_8m", tmp_path / "table", monkeypatch, tasks)
     assert not table["not_run"]
-    for task in TASKS:
+    for task in tasks:
         check_run(tmp_path / f"table/runs/pretrained/{task}/seed0", peer)
     run = tmp_path / "table/runs/pretrained/stability/seed0"
     assert predict.main([str(run), str(root / "in.fasta"), str(tmp_path / "out.tsv")]) == 0

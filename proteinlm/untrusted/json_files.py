@@ -1,0 +1,94 @@
+"""JSON from elsewhere: configurations and records of runs, lists of records, and JSON lines.
+
+    args = read_json("RUN_DIR/args.json", "what tape-train wrote", {"args?": {"task": str}})
+
+What must hold: text that is no JSON, a key given twice, and a value that is not of the reader's shape
+(proteinlm.untrusted.shapes) are an InputError with the file and the key; what was read can be written.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from proteinlm.errors import InputError
+from proteinlm.untrusted.shapes import Shape, misfits
+from proteinlm.untrusted.text_files import read_text
+
+DEEPEST = 64  # brackets within brackets
+LARGEST_INTEGER = 1 << 64
+
+
+def _unique(pairs: list[tuple[str, object]]) -> dict:
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"key {next(name for name in names if names.count(name) > 1)!r} is given twice")
+    return value
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_unique)
+
+
+def decode_json(text: str | bytes) -> object:
+    """The value; a ValueError for everything that is no JSON."""
+    try:
+        return _DECODER.decode(text if isinstance(text, str) else text.decode("utf-8"))
+    except RecursionError:
+        raise ValueError("brackets within brackets, too deep") from None
+
+
+def read_json(path: str | Path, content: str = "", shape: Shape = dict) -> dict:
+    """A JSON object. content: what it should be, for messages."""
+    should = f"; should be {content}" if content else ""
+    value = _read(path, should)
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: a JSON object was expected, found {type(value).__name__}{should}")
+    for fault in (*_unwritable(value), *misfits(value, shape)):
+        raise InputError(f"{path}: {fault}{should}")
+    return value
+
+
+def read_json_records(path: str | Path) -> object:
+    """JSON of any size and shape, not looked through: its reader checks each record."""
+    return _read(path, "")
+
+
+def _read(path: str | Path, should: str) -> object:
+    text = read_text(path, f"should be {'JSON' if not should else should.removeprefix('; should be ')}")
+    try:
+        return decode_json(text)
+    except ValueError as error:
+        raise InputError(f"{path}: not JSON ({str(error)[:100]}){should}") from None
+
+
+def read_json_lines(path: str | Path) -> Iterator[tuple[int, str, dict | None]]:
+    """(number, text, object) of every line but empty ones, None where it is none: a damaged line harms no other one.
+
+    NUL bytes and spaces around a line, which a power cut may leave, are no part of it.
+    """
+    for number, line in enumerate(Path(path).read_bytes().split(b"\n"), 1):
+        line = line.strip(b"\0 \t\r")
+        if not line:
+            continue
+        try:
+            value = decode_json(line)
+        except ValueError:
+            value = None
+        yield number, line.decode("utf-8", "replace"), value if isinstance(value, dict) else None
+
+
+def _unwritable(whole: dict) -> Iterator[str]:
+    """What can be read, but would stop whoever computes with it, prints it or writes it again."""
+    todo: list[tuple[object, str, int]] = [(whole, "", 0)]
+    while todo:
+        value, key, depth = todo.pop()
+        if isinstance(value, dict | list) and depth == DEEPEST:
+            yield f"key {key[:40]!r} ...: more than {DEEPEST} brackets within brackets"
+        elif isinstance(value, dict | list):
+            items = value.items() if isinstance(value, dict) else enumerate(value)
+            todo += [(own, f"{key}.{name}".lstrip("."), depth + 1) for name, own in items]
+            value = "".join(value) if isinstance(value, dict) else ""
+        if isinstance(value, str) and not value.isascii() and any("\ud800" <= letter <= "\udfff" for letter in value):
+            yield f"key {key!a}: half a surrogate pair, which is no text"
+        if isinstance(value, int) and abs(value) >= LARGEST_INTEGER:
+            yield f"key {key!r}: an integer of more than 64 bits"

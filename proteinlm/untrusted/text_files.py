@@ -1,0 +1,62 @@
+"""Text from elsewhere: UTF-8, with or without a byte order mark, gzipped or not.
+
+What must hold: a file that is something else is an InputError that names it and says what would be right; no more than
+LARGEST bytes are read, however far a gzip file would expand.
+"""
+
+import contextlib
+import gzip
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from proteinlm.errors import InputError
+
+LARGEST, BLOCK = 1 << 31, 1 << 20  # a table or a list of records in memory needs several times as much
+GZIP = b"\x1f\x8b"
+BAD_STARTS = {
+    b"PK\x03\x04": "an Excel workbook (or another zip)",
+    b"\xd0\xcf\x11\xe0": "an old Excel workbook",
+    b"\xff\xfe": "UTF-16 text",
+    b"\xfe\xff": "UTF-16 text",
+}
+
+
+@contextlib.contextmanager
+def unzipped(path: str | Path) -> Iterator[BinaryIO]:
+    """A file's bytes, of a gzip file what it holds; InputError where that is broken."""
+    try:
+        with open(path, "rb") as raw:
+            yield gzip.GzipFile(fileobj=raw) if raw.peek(2)[:2] == GZIP else raw
+    except EOFError:
+        raise InputError(f"{path}: truncated gzip file") from None
+    except (gzip.BadGzipFile, zlib.error) as error:
+        raise InputError(f"{path}: broken gzip file ({error})") from None
+
+
+def read_text(path: str | Path, advice: str = "should be UTF-8 text") -> str:
+    """The whole file. advice: ends the InputError for what is no text."""
+    if not Path(path).exists() or Path(path).is_dir():
+        raise InputError(f"{path}: {'a directory; should be a file' if Path(path).is_dir() else 'no such file'}")
+    data = bytearray()
+    with unzipped(path) as file:
+        while block := file.read(BLOCK):
+            data += block
+            if len(data) > LARGEST:
+                raise InputError(f"{path}: more than {LARGEST >> 30} GiB of text; {advice}")
+    return _decoded(data, path, advice)
+
+
+def _decoded(data: bytes | bytearray, path: str | Path, advice: str) -> str:
+    for start, name in BAD_STARTS.items():
+        if data.startswith(start):
+            raise InputError(f"{path}: {name}; {advice}")
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        raise InputError(f"{path}, line {line}: byte 0x{data[error.start]:02x} is not UTF-8 text; {advice}") from None
+    if "\0" in text:
+        raise InputError(f"{path}, line {text[: text.index(chr(0))].count(chr(10)) + 1}: a NUL byte; {advice}")
+    return text
