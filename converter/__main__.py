@@ -1,6 +1,7 @@
 """`python -m converter --load SRC --save DST --target tape [--verify]`.
 
-What must hold: FORMATS are the names of converter.sources', DTYPES those of proteinlm.model_dir.load (tests).
+What must hold: FORMATS, PARALLEL and WITH_TORCH_FILE are what converter.sources says of its formats, and DTYPES are
+those of proteinlm.model_dir.load (tests/test_commands.py).
 """
 
 import sys
@@ -12,6 +13,7 @@ from proteinlm.network.config import ACTIVATIONS
 from tape.runs.flags import count, positive
 
 FORMATS = ("tape", "esm", "fair-esm", "esmc", "hf", "megatron", "dcp")
+PARALLEL, WITH_TORCH_FILE = ("megatron",), ("tape", "esm", "esmc", "hf")
 DTYPES = ("fp32", "bf16", "fp16")
 DESCRIPTION = (
     "Any checkpoint of ProteinLM's neighbourhood to any other: what pretrain saved, Megatron, TAPE, ESM, Hugging Face."
@@ -54,6 +56,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise InputError(f"{args.load}: no such checkpoint")
     if args.save.exists() and (not args.save.is_dir() or any(args.save.iterdir())):
         raise InputError(f"{args.save}: already exists and is not an empty directory; give --save a new name")
+    parallel = (args.tensor_model_parallel_size, args.pipeline_model_parallel_size)
+    if parallel != (1, 1) and args.target not in PARALLEL:
+        raise InputError(
+            f"--tensor-model-parallel-size {parallel[0]} --pipeline-model-parallel-size {parallel[1]}: only --target "
+            f"megatron is cut that way; {args.target} loads into any layout"
+        )
+    if args.bin and args.target not in WITH_TORCH_FILE:
+        raise InputError(f"--bin: --target {args.target} has no pytorch_model.bin")
     if args.data_path and not args.verify:
         raise InputError("--data-path: only --verify reads data; add --verify")
     from converter.convert import convert

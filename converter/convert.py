@@ -28,7 +28,6 @@ REPORT = "conversion_report.txt"
 def convert(args: argparse.Namespace) -> int:
     """By the flags of `python -m converter`; returns 0, or 1 (nothing written) when --verify finds a difference."""
     target = FORMATS[args.target]
-    _check(args, target)
     dtype, sizes = DTYPES.get(args.dtype), (args.tensor_model_parallel_size, args.pipeline_model_parallel_size)
     options = WriteOptions(dtype, *sizes, torch_file=args.bin, last_use=not args.verify)
     report: list[str] = []
@@ -66,17 +65,6 @@ def _temporary_directory(final: Path) -> Iterator[Path]:
             yield temporary
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _check(args, target: Format) -> None:
-    parallel = (args.tensor_model_parallel_size, args.pipeline_model_parallel_size)
-    if parallel != (1, 1) and not target.is_parallel:
-        raise InputError(
-            f"--tensor-model-parallel-size {parallel[0]} --pipeline-model-parallel-size {parallel[1]}: only --target "
-            f"megatron is cut that way; {args.target} loads into any layout"
-        )
-    if args.bin and not target.has_torch_file:
-        raise InputError(f"--bin: --target {args.target} has no pytorch_model.bin")
 
 
 def _read(args, say: Say) -> PortableModel:

@@ -45,6 +45,14 @@ def require_plain(path: Path) -> None:
         raise InputError(f"{path}: no regular file; an output takes the place of what is there")
 
 
+COPIES = "proteinlm-"  # how the names of directories begin that hold what pipes gave
+
+
+def is_copy(path: str | Path) -> bool:
+    """Whether a path is one of `reread`'s copies, beside which nothing is kept."""
+    return Path(path).parent.name.startswith(COPIES)
+
+
 def require_file(path: str) -> str:
     """`path`; InputError where nothing is there."""
     if path != "-" and not os.path.exists(path):
@@ -64,7 +72,7 @@ def reread(path: str, suffix: str = "") -> str:
         again = True
     if again:
         return path
-    directory = Path(tempfile.mkdtemp(prefix="proteinlm-"))
+    directory = Path(tempfile.mkdtemp(prefix=COPIES))
     atexit.register(shutil.rmtree, directory, ignore_errors=True)
     copy = directory / f"{'stdin' if path == '-' else 'pipe'}{suffix}"
     try:

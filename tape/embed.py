@@ -28,8 +28,17 @@ from proteinlm.files import require_file
 from proteinlm.model_dir.find import require_model
 from tape.inference.fasta import add_fasta_flags
 from tape.inference.files import FORMATS, KEYS, NAME_KEYS, OUTPUTS, PER_PROTEIN, choose_format
-from tape.runs.flags import DEVICE_FLAGS, add_flags, add_ignored_flags, check_flags, positive, start_logging
-from tape.runs.plugins import load_plugins
+from tape.runs.flags import (
+    DEVICE_FLAGS,
+    add_flags,
+    add_ignored_flags,
+    check_flags,
+    positive,
+    precision_name,
+    start_logging,
+)
+from tape.runs.names import require_model_type
+from tape.runs.plugins import load_plugins, model_types
 
 IGNORED = ("vocab_file", "output_dir")  # TAPE's
 
@@ -88,7 +97,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if Path(args.out_file).resolve() == Path(args.data_file).resolve():
         raise InputError(f"{args.out_file}: is the input; give the output a name of its own")
     check_flags(args, IGNORED)
+    precision_name(args.fp16, args.bf16)
     args.outputs = choose_outputs(args)
+    require_model_type(args.model_type, model_types())
     require_file(args.data_file)
     if args.from_pretrained is None and args.model_type != "onehot":
         raise InputError("MODEL_DIR: missing; tape-embed MODEL_TYPE IN.fasta OUT MODEL_DIR")

@@ -20,8 +20,18 @@ from pathlib import Path
 from proteinlm import errors
 from proteinlm.errors import InputError
 from proteinlm.files import require_file, reread
-from tape.runs.flags import DEVICE_FLAGS, add_flags, add_ignored_flags, check_flags, positive, start_logging
-from tape.runs.plugins import load_plugins
+from tape.data.records import find_data_file
+from tape.runs.flags import (
+    DEVICE_FLAGS,
+    add_flags,
+    add_ignored_flags,
+    check_flags,
+    positive,
+    precision_name,
+    start_logging,
+)
+from tape.runs.names import FOLDERS, require_model_type
+from tape.runs.plugins import load_plugins, model_types
 from tape.runs.results import read_run, require_directory
 from tape.scoring.files import FORMS, check_form
 
@@ -58,6 +68,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     args.csv = args.csv and require_file(reread(args.csv, ".fasta"))
     run = read_run(directory)
     check_flags(args, IGNORED)
+    precision_name(args.fp16, args.bf16)
+    if not run.get("args", {}).get("plugin"):
+        require_model_type(args.model_type, model_types())
+    folder = FOLDERS.get(args.task)
+    if folder and not (args.csv or Path(args.data_dir).exists()):
+        find_data_file(args.data_dir, folder, folder, args.split[0])
     check_form(args.save_predictions)
     start_logging(args.log_level)
     from tape.scoring.evaluation import evaluate

@@ -17,25 +17,24 @@ import contextlib
 import hashlib
 import importlib.util
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import replace
-from difflib import get_close_matches
 from pathlib import Path
 from types import ModuleType
 from typing import ClassVar
 
 import torch
 
-from proteinlm.errors import InputError
+from proteinlm.errors import InputError, did_you_mean
 from tape import metrics
 from tape.data.users_code import UsersCodeError, describe
 from tape.models.zoo import MODELS
 from tape.own_data.data import OwnData
+from tape.runs.names import require_model_type
 from tape.tasks import MORE_TASKS, TASKS, Task
 from tape.tasks.own_data import KINDS, own_task
 from tape.tasks.plugin import plugin_task, registered_metrics
 
-LEFT_OUT = ("unirep", "trrosetta", "bepler")  # songlab's model types that have no counterpart here
 BUILT_IN = TASKS | MORE_TASKS
 # Task -> which of a model type's classes it needs (keys of tape.models.zoo.MODELS[model_type]).
 TASK_KINDS = {name: getattr(task.model, "kind", name) for name, task in BUILT_IN.items()}
@@ -167,7 +166,8 @@ def resolve_task(name: str, model_type: str) -> Task:
     model (tape.tasks.plugin). Metrics registered by plugins are added to `.metrics`. InputError for unknown names.
     """
     if name not in registry.task_name_mapping:
-        raise InputError(f"task {name!r}: unknown; {_nearest(name, task_names())}")
+        hint = did_you_mean(name, task_names()) or f"; there are {', '.join(task_names())}"
+        raise InputError(f"task {name!r}: unknown{hint}")
     spec = registry.get_task_spec(name)
     model = _model_of(spec, model_type)
     added = {key: f for key, f in registry.metric_name_mapping.items() if metrics.TAPE_METRICS.get(key) is not f}
@@ -195,17 +195,8 @@ def _model_of(spec: TAPETaskSpec, model_type: str) -> type:
         if not hasattr(model, "from_pretrained"):
             raise InputError(f"model {model_type!r} of {spec.name}: {model} should be a subclass of tape.ProteinModel")
         return model
-    if model_type in LEFT_OUT:
-        known = ", ".join(model_types())
-        raise InputError(f"model type {model_type!r}: songlab's {model_type} is left out here; there are {known}")
-    if model_type in model_types():
-        raise InputError(f"task {spec.name} has no model {model_type!r}; it has {', '.join(spec.models) or 'none'}")
-    raise InputError(f"model type {model_type!r}: unknown; {_nearest(model_type, model_types())}")
-
-
-def _nearest(name: str, known: Sequence[str]) -> str:
-    near = get_close_matches(name, known, n=1)
-    return f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
+    require_model_type(model_type, model_types())
+    raise InputError(f"task {spec.name} has no model {model_type!r}; it has {', '.join(spec.models) or 'none'}")
 
 
 # ---- plugins: Python files that register tasks, models and metrics

@@ -19,6 +19,8 @@ import pytest
 from tape_lmdb import write_lmdb
 from warm_python import warm_python
 
+from tape.runs import plugins
+
 ROOT = Path(__file__).parent.parent
 RESIDUES = np.array(list("ACDEFGHIKLMNPQRSTVWY"))
 SPLITS = {
@@ -35,6 +37,12 @@ SPLITS = {
     "stability/stability": ("train", "valid", "test"),
     "pfam/pfam": ("train", "valid", "holdout"),
 }
+
+
+@pytest.fixture(autouse=True, scope="session")
+def nothing_in_the_home(tmp_path_factory):
+    """Plugins that tests give are not remembered where the user's are."""
+    plugins.GIVEN = tmp_path_factory.mktemp("home") / "plugins"
 
 
 def random_protein(rng: np.random.Generator, shortest: int = 30, longest: int = 70) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from test_architecture import COMMANDS, ROOT
 
-from converter.__main__ import DTYPES, FORMATS
+from converter.__main__ import DTYPES, FORMATS, PARALLEL, WITH_TORCH_FILE
 from tape.runs.names import FOLDERS, MODEL_TYPES
 
 HEAVY = ("torch", "transformers", "sklearn", "scipy", "matplotlib", "pandas", "peft", "h5py", "pyarrow")
@@ -117,5 +117,7 @@ def test_names_of_flags_are_those_of_what_they_name():
     assert tuple(MODELS) == MODEL_TYPES
     assert {name: getattr(task.dataset, "folder", None) for name, task in tasks.items()} == FOLDERS
     assert tuple(formats) == FORMATS and tuple(load.DTYPES) == DTYPES
+    assert tuple(name for name, known in formats.items() if known.is_parallel) == PARALLEL
+    assert tuple(name for name, known in formats.items() if known.has_torch_file) == WITH_TORCH_FILE
     assert tuple(embeddings.POOLINGS) == names.POOLINGS and names.SCORES == variants.METHODS
     assert tuple(dict.fromkeys((*heads.RESIDUE_HEADS, *heads.PROTEIN_HEADS))) == names.HEADS

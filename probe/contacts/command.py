@@ -23,7 +23,7 @@ from proteinlm.errors import InputError
 from proteinlm.files import require_file, reread
 from proteinlm.model_dir.find import find_model
 from tape.inference.fasta import DUPLICATES
-from tape.runs.flags import DEVICE_FLAGS, add_flags, positive, refuse_flags, seed, within
+from tape.runs.flags import DEVICE_FLAGS, add_flags, positive, precision_name, refuse_flags, seed, within
 
 ARMS = (PRETRAINED, RANDOM)  # what needs no encoder always stands beside
 
@@ -93,6 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     check_words(parser, args)
     stem = args.output or f"{Path(args.words[0]).resolve().name}_contacts"
     find_model(args.words[0])
+    precision_name(args.fp16, args.bf16)
     for path in (*args.words[1:2], args.fit, args.test, args.heads, args.view, args.regression):
         if path is not None:
             require_file(path)

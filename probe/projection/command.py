@@ -101,6 +101,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     args.table, args.query = (path and require_file(reread(path, ".fasta")) for path in (args.table, args.query))
     find_model(args.model)
+    precision_name(args.fp16, args.bf16)
     if (args.table is None) != args.amino_acids:
         raise InputError("give TABLE, or --amino_acids without it")
     if args.amino_acids:

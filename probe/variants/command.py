@@ -30,7 +30,7 @@ from proteinlm.files import atomic_path, check_writable, reread, write_json
 from proteinlm.model_dir.find import find_model
 from proteinlm.running.locks import locked
 from proteinlm.tables import is_table
-from tape.runs.flags import DEVICE_FLAGS, add_flags, count, positive
+from tape.runs.flags import DEVICE_FLAGS, add_flags, count, positive, precision_name
 
 
 def build_parser() -> errors.ArgumentParser:
@@ -157,6 +157,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise InputError("give MUTATIONS.csv, or --scan without it")
     if not args.scan and mutants_path is None:
         raise InputError("no MUTATIONS.csv and no --scan; should be one of them")
+    precision_name(args.fp16, args.bf16)
     for model in models:
         find_model(model)
     wild = read_wild_type(wild_path, args.offset, mutants_path)

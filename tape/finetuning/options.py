@@ -28,8 +28,10 @@ from tape.runs.flags import (
     fraction,
     non_negative,
     positive,
+    precision_name,
 )
-from tape.runs.names import FOLDERS, HEADS
+from tape.runs.names import FOLDERS, HEADS, require_model_type
+from tape.runs.plugins import model_types
 
 MODEL_TYPES = ("transformer",)
 IGNORED = ("vocab_file", "fp16_opt_level")  # TAPE's
@@ -210,6 +212,7 @@ def parse_options(
 
 def require_files(options: TrainOptions) -> None:
     """InputError for a file of a run that is not there: what can be told before torch is imported."""
+    require_model_type(options.model_type, model_types())
     require_model(options.from_pretrained, options.model_config_file, options.model_type)
     folder = FOLDERS.get(options.task)
     if options.csv is None and folder and options.force_save in (None, "TRUE"):
@@ -246,6 +249,7 @@ def _refuse_unknown_task(args: argparse.Namespace, tasks: Sequence[str]) -> None
 def _check_flags(args: argparse.Namespace) -> None:
     """What no single flag can see, and notices about TAPE's flags without meaning."""
     check_flags(args, IGNORED)
+    precision_name(args.fp16, args.bf16)
     if args.save_freq == "improvement" and args.eval_freq <= 0 and args.eval_steps is None:
         raise InputError(f"--save_freq improvement needs evaluations, but --eval_freq {args.eval_freq} means none")
     if args.lora and args.freeze_encoder:

@@ -16,7 +16,7 @@ import torch
 
 from proteinlm.devices import denormals_as_zero
 from proteinlm.errors import InputError
-from proteinlm.files import write_json
+from proteinlm.files import is_copy, write_json
 from proteinlm.model_dir.find import find_model
 from proteinlm.running.locks import locked
 from tape import recipes
@@ -258,7 +258,7 @@ def keep_states(
         return
     table, run = Path(options.csv), Path(options.output_dir)
     beside = table.with_name(f"{table.name}.embeddings")
-    place = beside if os.access(table.parent, os.W_OK) else run / "embeddings"
+    place = beside if os.access(table.parent, os.W_OK) and not is_copy(table) else run / "embeddings"
     directory = Path(options.embeddings_dir) if options.embeddings_dir else place
     precision = choose_precision(options.fp16, options.bf16, device)
     output = "seq" if task.own.kind == "per_residue" else "pooled"

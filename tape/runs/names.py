@@ -4,7 +4,12 @@ What must hold: MODEL_TYPES are those of tape.models.zoo, and FOLDERS the tasks 
 folders (tests/test_commands.py).
 """
 
+from collections.abc import Sequence
+
+from proteinlm.errors import InputError, did_you_mean
+
 HEADS = ("proteinlm", "tape", "attention")  # tape.models.heads
+LEFT_OUT = ("unirep", "trrosetta", "bepler")  # songlab's model types that have no counterpart here
 MODEL_TYPES = ("transformer", "tape_transformer", "lstm", "resnet", "onehot", "huggingface")
 # Task -> the folder of its data set, and how the names of its files begin; None: it has no data of its own.
 FOLDERS = {
@@ -18,3 +23,12 @@ FOLDERS = {
     "language_modeling": "pfam",
     "embed": None,
 }
+
+
+def require_model_type(name: str, known: Sequence[str]) -> None:
+    """InputError for a model type that nobody has registered."""
+    if name in known:
+        return
+    if name in LEFT_OUT:
+        raise InputError(f"model type {name!r}: songlab's {name} is left out here; there are {', '.join(known)}")
+    raise InputError(f"model type {name!r}: unknown{did_you_mean(name, known) or '; there are ' + ', '.join(known)}")

@@ -8,7 +8,8 @@ from toy_data import write_data
 
 from proteinlm import errors
 from tape import embed, evaluate, predict, train
-from tape.registry import TAPETaskSpec, load_plugin, registry, resolve_task
+from tape.models.zoo import MODELS
+from tape.registry import BUILT_IN, TAPETaskSpec, load_plugin, registry, resolve_task
 
 PLUGIN = """
 import os, sys
@@ -66,8 +67,16 @@ registry.register_task_model("embed", "sums", Sums)
 
 @pytest.fixture(autouse=True)
 def untouched(monkeypatch):
-    """A registry of the test's own, in which no plugin has been loaded."""
-    specs = {n: TAPETaskSpec(n, s.dataset, s.num_labels, dict(s.models)) for n, s in registry.task_name_mapping.items()}
+    new_registry(monkeypatch)
+
+
+def new_registry(monkeypatch):
+    """A registry of the test's own, in which no plugin has been loaded: that of another process."""
+    specs = {
+        name: TAPETaskSpec(name, spec.dataset, spec.num_labels, {k: m for k, m in spec.models.items() if k in MODELS})
+        for name, spec in registry.task_name_mapping.items()
+        if name in BUILT_IN
+    }
     monkeypatch.setattr(type(registry), "task_name_mapping", specs)
     monkeypatch.setattr(type(registry), "metric_name_mapping", dict(registry.metric_name_mapping))
     monkeypatch.setattr("tape.registry._plugins", {})
@@ -205,6 +214,27 @@ def test_debug_shows_the_traceback_of_the_users_own_line(tmp_path, data, capsys)
     error = capsys.readouterr().err
     assert "raise KeyError('a key')" in error and error.count("Traceback") >= 2
     assert error.strip().splitlines()[-1].startswith("error: my_task.py, Lysines.__getitem__(0): KeyError: a key")
+
+
+def test_a_run_remembers_its_plugin(tmp_path, data, monkeypatch, capsys):
+    """Given once, the file is known by its content; one that is only named in a run's directory is never executed."""
+    monkeypatch.setattr("tape.runs.plugins.GIVEN", tmp_path / "given")
+    file, fasta, out = plugin(tmp_path), tmp_path / "in.fasta", tmp_path / "out.tsv"
+    fasta.write_text(">a\nMKV\n")
+    predicting = (tmp_path / "run", fasta, out, "--device", "cpu")
+    assert training(tmp_path, data, file, "lysines") == 0
+    new_registry(monkeypatch)
+    assert run(predict.main, *predicting) == 0 and out.read_text().startswith("id\tlength\tvalue\na\t3\t")
+    words = ("sums", "lysines", tmp_path / "run", "--data_dir", data, "--split", "valid", "--device", "cpu")
+    assert run(evaluate.main, *words) == 0
+    plugin(tmp_path, new=f"open({str(tmp_path / 'executed')!r}, 'w')\n")  # another's file under the same name
+    new_registry(monkeypatch)
+    capsys.readouterr()
+    assert run(predict.main, *predicting) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.endswith(f"; the run was trained with --plugin {file}, which should be given")
+    assert not (tmp_path / "executed").exists()
+    assert run(predict.main, *predicting, "--plugin", file) == 0 and (tmp_path / "executed").exists()
 
 
 def test_an_error_of_ours_keeps_its_traceback(tmp_path, data, monkeypatch):
