@@ -16,6 +16,7 @@ from proteinlm.errors import InputError
 from proteinlm.untrusted.lmdb_files import LMDB
 
 SUFFIXES = (".lmdb", ".json")
+LARGEST = float(np.finfo(np.float32).max)  # of a number to learn
 
 
 class WrongTypeError(InputError, TypeError):
@@ -76,7 +77,7 @@ def field(record: dict, key: str, where: str) -> object:
 def number_of(record: dict, key: str, where: str) -> float:
     """record[key] as one number that float32 can hold, or an InputError."""
     value = _array(field(record, key, where))
-    good = value.size == 1 and value.dtype.kind in "iuf" and np.abs(value).max() <= np.finfo(np.float32).max
+    good = value.size == 1 and value.dtype.kind in "iuf" and np.abs(value).max() <= LARGEST
     if not good:  # NaN is not below anything
         raise InputError(f"{where}: {key} is {record[key]!r}, one finite number was expected")
     return float(value.reshape(-1)[0])

@@ -23,6 +23,7 @@ KINDS = ("regression", "classification", "multilabel", "per_residue")
 MISSING = frozenset({"", "NA", "N/A", "n/a", "nan", "NaN", "NAN", "null", "NULL"})
 SEPARATORS = (";", "|", ",")
 YES_NO = {"1": 1, "0": 0, "1.0": 1, "0.0": 0, "true": 1, "false": 0, "yes": 1, "no": 0}
+LARGEST = float(np.finfo(np.float32).max)  # of a number to learn
 FEW = 20  # whole numbers with at most so many different values are taken for classes
 UNSCORED = " "  # of a residue, in text; no class is white space
 Target = float | int | np.ndarray  # [C] of 1, 0, -1 (multilabel); [L] of classes, -1 not scored (per_residue)
@@ -78,7 +79,7 @@ def infer_kind(where: str, cells: Sequence[str], sequences: Sequence[str], colum
 
 
 def read_number(cell: str, where: str) -> float:
-    if is_number(cell) and abs(float(cell)) > np.finfo(np.float32).max:
+    if is_number(cell) and abs(float(cell)) > LARGEST:
         raise InputError(f"{where}: {cell[:40]!r} is too large a number to learn")
     if not is_number(cell):
         hint = "; a decimal point is needed" if is_number(cell.replace(",", ".")) else ""

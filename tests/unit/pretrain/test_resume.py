@@ -197,6 +197,27 @@ def test_proteins_in_another_order_are_other_proteins(prefix, begun, tmp_path):
     assert resumed(copy, tmp_path / "a", tmp_path / "a").counters.iteration == 2
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"counters": {"iteration": "2"}}, "key 'counters.iteration' is '2'; a whole number was expected"),
+        ({"counters": None}, "key 'counters' is None; an object was expected"),
+        ({"model_config": [1]}, "key 'model_config' is [1]; an object was expected"),
+        ({"layout": {"pp": "one"}}, "key 'layout.pp' is 'one'; a whole number was expected"),
+        ({"config": {"optim": {}}}, "key 'config.data' is missing"),
+        ({"config": {"optim": {}, "data": {"data_path": "x"}}}, "key 'config.data.data_path' is 'x'; a list"),
+        ({"loss_scaler": {"scale": 1}}, "key 'loss_scaler.good_steps' is missing"),
+    ],
+)
+def test_a_description_of_another_shape_is_named_by_its_key(prefix, begun, tmp_path, change, message):
+    copy = shutil.copytree(begun, tmp_path / "a")
+    path = copy / "iter_0000002" / "meta.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(InputError) as caught:
+        resumed(prefix, copy, tmp_path / "b")
+    assert str(caught.value).startswith(f"{copy} iteration 2: meta.json: {message}")
+
+
 # ---- generators of another device
 
 

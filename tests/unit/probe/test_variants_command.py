@@ -160,6 +160,17 @@ def test_a_mistake_is_one_line(models, folder, capsys, words, message):
     assert {path.name for path in folder.iterdir()} == {*files, "wt.fasta", "dms.csv"}
 
 
+def test_numbers_that_rank_nothing(models, folder, capsys):
+    text = (folder / "dms.csv").read_text()
+    (folder / "dms.csv").write_text(text.replace(",3.00,", ",-inf,"))
+    assert run("variants", models[0], "wt.fasta", "dms.csv", "--offset", "24", "--device", "cpu") == 2
+    line = "dms.csv, line 5, column DMS_score: '-inf' is no finite number; NA says that there is none"
+    assert capsys.readouterr().err.strip() == f"error: {line}"
+    (folder / "dms.csv").write_text("mutant,DMS_score\n" + "".join(f"{mutant},2.5\n" for mutant in ROWS))
+    assert run("variants", models[0], "wt.fasta", "dms.csv", "--offset", "24", "--device", "cpu") == 0
+    assert "notice: every value of DMS_score is 2.5, so there is nothing to rank" in capsys.readouterr().out
+
+
 def test_verbs(capsys):
     assert run("variant") == 2
     assert "did you mean variants?" in capsys.readouterr().err

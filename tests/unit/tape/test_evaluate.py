@@ -4,12 +4,14 @@ import hashlib
 import json
 import os
 import pickle
+import shutil
 import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from scipy import stats
 from toy_data import FOLDERS, write_config, write_data, write_split
 
@@ -57,6 +59,20 @@ def test_the_number_does_not_depend_on_the_batch_size(world, task):
         assert result["metrics"] == pytest.approx(results[0]["metrics"], abs=1e-5, nan_ok=True)
         assert result["interval"] == pytest.approx(results[0]["interval"], abs=1e-5, nan_ok=True)
     assert results[0]["n_examples"] == 24
+
+
+def test_a_model_that_says_the_same_of_all_is_named(world, tmp_path, capsys):
+    """Its rank correlation is undefined; so is that of no other model."""
+    assert score(world, "stability")["constant"] is None
+    run = shutil.copytree(world / "runs/stability", tmp_path / "run")
+    tensors = load_file(run / "model.safetensors")
+    last = [name for name in tensors if name.startswith("predict.") and name.endswith((".weight", ".weight_g"))][-1]
+    tensors[last].zero_()
+    save_file(tensors, run / "model.safetensors", {"format": "pt"})
+    capsys.readouterr()
+    result = score(world, "stability", run=run)
+    assert result["value"] is None and result["constant"].startswith("all 24 predictions are ")
+    assert capsys.readouterr().out.endswith(f"stability-valid.json; {result['constant']}\n")
 
 
 def test_the_file_says_what_was_measured(world):

@@ -9,6 +9,7 @@ from toy_data import build_model
 from tape import metrics
 from tape.models.modeling_bert import ProteinBertConfig
 from tape.tasks import TASKS, Prediction
+from tape.tasks.base import describe_constant
 
 CONFIG = ProteinBertConfig(
     hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=24, max_position_embeddings=64
@@ -173,3 +174,26 @@ def test_a_protein_without_finite_scores_spoils_the_interval_as_it_spoils_the_me
     assert np.isnan(task.score([good, broken])["accuracy"])
     assert not np.isfinite(task.per_protein([good, broken])).all()
     assert task.per_protein([good, good]).tolist() == [1.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("scores", "text"),
+    [
+        ([1.25, 1.25, 1.25], "all 3 predictions are 1.25"),
+        ([0.0, 0.0], "all 2 predictions are 0"),
+        ([1.0, 1.0 + 1e-7], "all 2 predictions are 1"),
+        ([1.0, 1.001], ""),
+        ([1.0], ""),
+        ([float("nan"), float("nan")], ""),
+        ([[0, 2, 1], [0, 5, 4]], "class 1 is predicted for all 2 proteins"),
+        ([[0, 2, 1], [6, 5, 4]], ""),
+    ],
+)
+def test_predictions_that_tell_no_protein_from_another(scores, text):
+    predictions = [Prediction(str(i), 9, np.array(own), np.array(0)) for i, own in enumerate(scores)]
+    assert describe_constant(predictions) == text
+
+
+def test_predictions_of_residues_are_not_compared():
+    predictions = [Prediction(str(i), 2, np.ones((2, 3)), np.zeros(2, int)) for i in range(3)]
+    assert describe_constant(predictions) == ""
