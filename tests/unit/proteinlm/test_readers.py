@@ -36,7 +36,10 @@ def write(path: Path, content: bytes) -> Path:
 # ---- text
 
 
-@pytest.mark.parametrize("content", ["é\n".encode(), b"\xef\xbb\xbf" + "é\n".encode(), gzip.compress("é\n".encode(), mtime=0)])
+LINE = "é\n".encode()
+
+
+@pytest.mark.parametrize("content", [LINE, b"\xef\xbb\xbf" + LINE, gzip.compress(LINE, mtime=0)])
 def test_text_is_utf_8(tmp_path, content):
     assert read_text(write(tmp_path / "a", content)) == "é\n"
 
