@@ -18,7 +18,7 @@ import itertools
 import math
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -245,15 +245,14 @@ class Trainer:
 
     def _loop(self, log: MetricsLog | NoLog) -> None:
         progress, options, first = self.progress, self.options, self.progress.step + 1
-        plan = self._plan()
-        steps = enumerate(plan, progress.step)
-        requests = [(step // self.steps_per_epoch, part) for step, share in steps for part in share.parts]
+        steps = enumerate(self._plan(), progress.step)
+        requests = ((step // self.steps_per_epoch, part) for step, share in steps for part in share.parts)
         prepared = batches(self.train, requests, options.num_workers)
         quiet = not (self.processes.is_main and sys.stderr.isatty())  # elsewhere evaluations print their own lines
         losses, begin, pauses = [], time.perf_counter(), 0
         self._train_mode()
         with Progress("steps", self.total_steps, progress.step, quiet=quiet) as bar:
-            for share in plan:
+            for share in self._plan():
                 loss, norm = self.train_step([next(prepared) for _ in share.parts], share)
                 losses.append(loss)
                 bar.add(1)
@@ -272,12 +271,12 @@ class Trainer:
                 if progress.finished:
                     break
 
-    def _plan(self) -> list[Share]:
+    def _plan(self) -> Iterator[Share]:
         """This process's share of every step that is left."""
         options, first, last = self.options, self.progress.step, self.total_steps
         accumulation = options.gradient_accumulation_steps
         steps = training_steps(self.train.lengths, options.batch_size, accumulation, options.seed, first, last)
-        return [share_step(parts, self.processes.rank, self.processes.size) for parts in steps]
+        return (share_step(parts, self.processes.rank, self.processes.size) for parts in steps)
 
     def _pause(self, log: MetricsLog | NoLog, number: int) -> None:
         """Between two steps, for the `number`-th time: evaluate, and save the state if it is due."""
