@@ -249,18 +249,19 @@ class Trainer:
         requests = ((step // self.steps_per_epoch, part) for step, share in steps for part in share.parts)
         prepared = batches(self.train, requests, options.num_workers)
         quiet = not (self.processes.is_main and sys.stderr.isatty())  # elsewhere evaluations print their own lines
-        losses, begin, pauses = [], time.perf_counter(), 0
+        begin, timed, pauses = time.perf_counter(), progress.step, 0
         self._train_mode()
         with Progress("steps", self.total_steps, progress.step, quiet=quiet) as bar:
             for share in self._plan():
                 loss, norm = self.train_step([next(prepared) for _ in share.parts], share)
-                losses.append(loss)
+                progress.losses.append(loss)
                 bar.add(1)
                 if progress.step == first:
                     self.on_first_step()
                 if progress.step % options.num_log_iter == 0 or progress.step == self.total_steps:
-                    log.write(self._log_line(losses, norm, time.perf_counter() - begin))
-                    losses, begin = [], time.perf_counter()
+                    seconds = (time.perf_counter() - begin) / (progress.step - timed)
+                    log.write(self._log_line(progress.losses, norm, seconds))
+                    progress.losses, timed, begin = [], progress.step, time.perf_counter()
                 if progress.step == self.total_steps:
                     progress.finished = "all steps done"
                 if progress.finished or progress.step % self.eval_every == 0:
@@ -298,7 +299,7 @@ class Trainer:
             if self.processes.is_main:
                 save_state(self.output, self.model, self.optimizer, self.scaler, self.progress)
 
-    def _log_line(self, losses: list[float], norm: float, seconds: float) -> dict:
+    def _log_line(self, losses: list[float], norm: float, seconds_per_step: float) -> dict:
         step = self.progress.step
         return {
             "iteration": step,
@@ -308,5 +309,5 @@ class Trainer:
             "learning_rate": self.learning_rate(step),
             "loss_scale": float(self.scaler.scale) if self.scaler else 1.0,
             "skipped_steps": self.progress.skipped,
-            "seconds_per_step": seconds / len(losses),
+            "seconds_per_step": seconds_per_step,
         }
