@@ -2,7 +2,7 @@
 #   make demo       every stage on synthetic proteins, to demo_output/report.html
 #   make test       every test
 #   make test-fast  those that take seconds
-#   make test-kill  processes of runs killed at random: KILLS=50 of them
+#   make test-kill  every command that writes killed at random (KILLS=50), on full disks, with silent peers
 #   make fuzz       every command with damaged inputs: MINUTES=10 SEED=0
 #   make lint       ruff: checks and format
 #   make bench      the comparisons of benchmarks/

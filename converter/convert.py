@@ -5,10 +5,6 @@ What was left out, changed or assumed is printed and stays beside the result in 
 """
 
 import argparse
-import contextlib
-import shutil
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -18,11 +14,15 @@ from converter.model import PortableModel
 from converter.sources import FORMATS, read, recognise
 from converter.verify import Say, first_step_loss, verify
 from proteinlm.errors import InputError
-from proteinlm.files import fsync_path, made_directory, write_text
+from proteinlm.files import atomic_directory, write_text
 from proteinlm.model_dir.load import DTYPES
 from proteinlm.model_dir.weights import stored_dtype
 
 REPORT = "conversion_report.txt"
+
+
+class _DifferentError(Exception):
+    """--verify found a difference."""
 
 
 def convert(args: argparse.Namespace) -> int:
@@ -43,28 +43,17 @@ def convert(args: argparse.Namespace) -> int:
     _check_range(stored, dtype)
     source = source if args.verify else None  # its memory may be used again
     try:
-        with _temporary_directory(args.save) as temporary:
+        with atomic_directory(args.save) as temporary:
             target.write(stored, temporary, options)
             if args.verify and not _verified(source, stored.rounded_to(dtype), target, args, temporary, say):
-                print("nothing was written", flush=True)
-                return 1
-            say(f"wrote {args.save} ({args.target})")
+                raise _DifferentError
+            report.append(f"wrote {args.save} ({args.target})")
             write_text(temporary / REPORT, "\n".join(report) + "\n")
-            _publish(temporary, args.save)
-    except OSError as error:
-        raise InputError(f"{args.save}: cannot be written ({error.strerror or error})") from error
+    except _DifferentError:
+        print("nothing was written", flush=True)
+        return 1
+    print(report[-1], flush=True)
     return 0
-
-
-@contextlib.contextmanager
-def _temporary_directory(final: Path) -> Iterator[Path]:
-    """Beside the final one; nothing of it is left at the end, but for what was renamed."""
-    with made_directory(final.parent):
-        temporary = Path(tempfile.mkdtemp(prefix=f".{final.name}.", suffix=".tmp", dir=final.parent))
-        try:
-            yield temporary
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _read(args, say: Say) -> PortableModel:
@@ -105,12 +94,3 @@ def _verified(source: PortableModel, stored: PortableModel, target: Format, args
             f"rows of {length}, seed {args.seed}, without dropout)"
         )
     return True
-
-
-def _publish(temporary: Path, final: Path) -> None:
-    """Sync all that was written and give it its name; an empty directory of that name is replaced."""
-    temporary.chmod(0o755)
-    for path in [*temporary.rglob("*"), temporary]:
-        fsync_path(path)
-    temporary.replace(final)
-    fsync_path(final.parent)

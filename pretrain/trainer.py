@@ -112,7 +112,9 @@ class Trainer:
     def run(self) -> str:
         """Train to the end of the schedule or until asked to stop. Returns the reason, also in exit_reason.json."""
         reason, self.started = None, time.monotonic()
+        answering = self.world.answering(self.config.parallel.distributed_timeout_minutes)
         with (
+            answering,
             stop_signals() as (self.stop, self.interrupt),
             contextlib.closing(self._open_log()) as log,
             self._progress() as bar,

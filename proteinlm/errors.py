@@ -9,6 +9,7 @@ says what it has to say only when the first has had the time to say the same, wh
 
 import argparse
 import difflib
+import errno
 import os
 import sys
 import time
@@ -30,6 +31,14 @@ class InputError(ValueError):
 
     def __init__(self, message: object = ""):
         super().__init__(shortened(str(message)))
+
+
+def lost_peer(error: Exception) -> str | None:
+    """What a failed collective of torch.distributed says of the other process; None for any other error."""
+    if "imed out" in str(error):
+        return "another process of the run does not answer"
+    ended = ("closed by peer", "reset by peer", "Connection refused", "Broken pipe", "Socket closed")
+    return "another process of the run has ended" if any(sign in str(error) for sign in ended) else None
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
@@ -86,9 +95,11 @@ def _run(main: Callable[[Sequence[str] | None], int | None], argv: Sequence[str]
     except InputError as error:
         return tell(str(error), error if debugging(argv) else None)
     except OSError as error:
-        if error.filename is None:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # where standard output goes
+        if error.filename is None and not full:
             raise
-        return tell(f"{error.filename}: {error.strerror or error}", error if debugging(argv) else None)
+        text = f"{error.filename or 'the output cannot be written'}: {error.strerror or error}"
+        return tell(text, error if debugging(argv) else None)
     except Exception as error:
         if isinstance(error, RuntimeError) and str(error).startswith("Symlink loop from "):  # as pathlib says it
             path = str(error).removeprefix("Symlink loop from ").strip("'")

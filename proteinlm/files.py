@@ -6,6 +6,7 @@ Directories are made for the first thing that is worth keeping: none is left by 
 
 import atexit
 import contextlib
+import errno
 import functools
 import json
 import math
@@ -17,6 +18,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from proteinlm.errors import InputError
+from proteinlm.running.leftovers import remove, temporary_beside
 
 
 def fsync_path(path: Path) -> None:
@@ -107,23 +109,84 @@ def remove_empty(directories: list[Path]) -> None:
             directory.rmdir()
 
 
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}  # what only a write can fail with
+
+
+@contextlib.contextmanager
+def writing(final: str | Path, place: Path | None = None) -> Iterator[None]:
+    """InputError that names `final` and the reason (no space left ...) where something is not written within.
+
+    place: the file or directory that is being written, where other things are done within as well. A library that hides
+    the reason (torch, HDF5, Arrow) fails with an error of its own; then the system is asked whether it takes more.
+    """
+    try:
+        yield
+    except InputError as error:  # of a file in a directory that has no name yet
+        if place is None or str(place) not in str(error):
+            raise
+        raise InputError(str(error).replace(str(place), str(final))) from error
+    except Exception as error:
+        code, name = getattr(error, "errno", None), getattr(error, "filename", None)
+        if place is not None and name is not None and not str(name).startswith((str(place), str(final))):
+            raise  # of another file, which was read meanwhile
+        if place is not None and name is None and code not in FULL:
+            code = _refusal(place)
+        if code is None:
+            raise
+        raise InputError(f"{final}: cannot be written: {os.strerror(code).lower()}") from error
+
+
+def _refusal(place: Path) -> int | None:
+    """Why no more can be written to a file or directory now; None where it can."""
+    try:
+        with tempfile.TemporaryFile(dir=place) if place.is_dir() else place.open("r+b", 0) as file:
+            file.seek(0, os.SEEK_END)
+            for _ in range(16):
+                file.write(bytes(1 << 12))
+    except OSError as error:
+        return None if error.errno == errno.ENOENT else error.errno  # another process may have removed it
+    return None
+
+
+def need_room(path: Path, size: int) -> None:
+    """OSError where the disk of a file has not so many bytes free, for a writer that cannot bear to find out: HDF5
+    prints pages or ends the process."""
+    if shutil.disk_usage(path.parent).free < size:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+
 @contextlib.contextmanager
 def atomic_path(final: str | Path) -> Iterator[Path]:
-    """Yield a temporary path in `final`'s directory; on success it becomes `final`, on any error it is removed."""
-    final = Path(final)
+    """Yield a temporary path in `final`'s directory; on success it becomes `final`, on any error it is removed.
+    InputError where there is no room for it."""
+    with _named_at_the_end(Path(final), directory=False) as temporary:
+        yield temporary
+        temporary.chmod(0o644)
+        fsync_path(temporary)
+
+
+@contextlib.contextmanager
+def atomic_directory(final: str | Path) -> Iterator[Path]:
+    """The same for a directory of files; an empty one of the name is replaced."""
+    with _named_at_the_end(Path(final), directory=True) as temporary:
+        yield temporary
+        temporary.chmod(0o755)
+        for path in [*temporary.rglob("*"), temporary]:
+            fsync_path(path)
+
+
+@contextlib.contextmanager
+def _named_at_the_end(final: Path, directory: bool) -> Iterator[Path]:
     require_plain(final)
-    with made_directory(final.parent):
-        handle, name = tempfile.mkstemp(prefix=f".{final.name}.", suffix=".tmp", dir=final.parent)
-        os.close(handle)
-        temporary = Path(name)
-        try:
+    with contextlib.ExitStack() as stack:
+        with writing(final):
+            stack.enter_context(made_directory(final.parent))
+            temporary = temporary_beside(final, directory)
+        stack.callback(remove, temporary)
+        with writing(final, temporary):
             yield temporary
-            temporary.chmod(0o644)
-            fsync_path(temporary)
             os.replace(temporary, final)
             fsync_path(final.parent)
-        finally:
-            temporary.unlink(missing_ok=True)
 
 
 def write_text(final: str | Path, text: str) -> None:

@@ -11,7 +11,7 @@ import shutil
 from itertools import count
 from pathlib import Path
 
-from proteinlm.files import write_text
+from proteinlm.files import write_text, writing
 from proteinlm.untrusted.json_files import read_json_lines
 
 
@@ -72,10 +72,11 @@ class MetricsLog:
     def write(self, values: dict) -> None:
         """Append one line. `iteration` is required; a NaN or an infinity becomes null, which JSON can carry."""
         clean = {key: _finite(value) for key, value in values.items()}
-        if self._file is None:
-            self._open()
-        self._file.write(json.dumps(clean) + "\n")
-        self._file.flush()
+        with writing(self.path):
+            if self._file is None:
+                self._open()
+            self._file.write(json.dumps(clean) + "\n")
+            self._file.flush()
         if self._writer:
             prefix = f"{values['dataset']}/" if "dataset" in values else ""
             for key, value in clean.items():
@@ -83,9 +84,10 @@ class MetricsLog:
                     self._writer.add_scalar(prefix + key, value, values["iteration"])
 
     def close(self) -> None:
-        for opened in (self._file, self._writer):
-            if opened is not None:
-                opened.close()
+        with writing(self.path):
+            for opened in (self._file, self._writer):
+                if opened is not None:
+                    opened.close()
 
 
 class NoLog:

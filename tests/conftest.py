@@ -16,13 +16,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import pytest
-from tape_lmdb import write_lmdb
+from tape_lmdb import labels, random_protein, write_lmdb
 from warm_python import warm_python
 
 from tape.runs import plugins
 
 ROOT = Path(__file__).parent.parent
-RESIDUES = np.array(list("ACDEFGHIKLMNPQRSTVWY"))
 SPLITS = {
     "secondary_structure/secondary_structure": ("train", "valid", "casp12", "ts115", "cb513"),
     "proteinnet/proteinnet": ("train", "valid", "test"),
@@ -43,30 +42,6 @@ SPLITS = {
 def nothing_in_the_home(tmp_path_factory):
     """Plugins that tests give are not remembered where the user's are."""
     plugins.GIVEN = tmp_path_factory.mktemp("home") / "plugins"
-
-
-def random_protein(rng: np.random.Generator, shortest: int = 30, longest: int = 70) -> str:
-    """One sequence of random residues."""
-    return "".join(rng.choice(RESIDUES, rng.integers(shortest, longest)))
-
-
-def labels(folder: str, length: int, rng: np.random.Generator) -> dict:
-    """The fields of one protein of `length` residues for the task that lives in `folder`."""
-    everywhere = np.ones(length, dtype=bool)
-    if folder == "secondary_structure":
-        return {"ss3": rng.integers(0, 3, length), "ss8": rng.integers(0, 8, length), "valid_mask": everywhere}
-    if folder == "proteinnet":  # a chain of C-alpha atoms 3.8 Angstrom apart that folds back on itself now and then
-        steps = rng.normal(size=(length, 3))
-        steps *= 3.8 / np.linalg.norm(steps, axis=1, keepdims=True)
-        return {"tertiary": np.cumsum(steps, axis=0).astype(np.float32), "valid_mask": everywhere}
-    if folder == "remote_homology":
-        fold = int(rng.integers(0, 1195))
-        return {"fold_label": fold, "class_label": 0, "superfamily_label": fold, "family_label": fold}
-    if folder == "fluorescence":
-        return {"log_fluorescence": rng.normal(size=1).astype(np.float32), "num_mutations": int(rng.integers(1, 9))}
-    if folder == "stability":
-        return {"stability_score": rng.normal(size=1).astype(np.float32)}
-    return {"family": int(rng.integers(0, 9)), "clan": 0}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

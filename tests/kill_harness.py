@@ -1,267 +1,95 @@
-"""Kills processes of a run under torchrun at random moments, and compares what the run ends with to an undisturbed one.
+"""Kills, full disks and peers that fall silent, over every command that writes: what `make test-kill KILLS=N` runs.
 
-    python tests/kill_harness.py --kills 50 --seed 0 [--report benchmarks/results/kill_test.md]
+    python tests/kill_harness.py --kills 1000 --seed 0 [--record benchmarks/results/kills.json]
+    python tests/kill_harness.py --kills 20 --only embed_h5 pretrain_pp2 torchrun_dp2
 
-A run is two processes (gloo, CPU, fp32, dropout on) that save every third iteration, and load what they save. Before
-each kill a seeded generator draws the process and the moment: in a step, while a checkpoint is being written, or while
-the processes start. torchrun (--max-restarts) starts both again. What must hold: every visible checkpoint loads, after
-every kill; weights, Adam's moments and logged losses at the end equal the undisturbed run's bit for bit.
-
-Needs Linux (/proc). Ends every process that it started, also when it fails.
+SHARE_OF_TORCHRUN of the kills are of processes under torchrun, which starts them again (tests/kill_torchrun.py), for
+these take seconds each; the others are dealt out evenly over the commands and layouts of tests/writing_commands.py
+(tests/kill_commands.py). Then each of these has a disk that is full, and one that is read-only (starve_commands.py),
+and each layout a process that stops in the middle of a save. The first thing that is not as it should be ends it all.
 """
 
 import argparse
-import contextlib
-import json
 import os
-import random
 import signal
-import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # benchmarks/ is not installed
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import kill_commands
+import kill_torchrun
+import starve_commands
 import torch
+from writing_commands import COMMANDS, LAYOUTS, ForkedCommands, make_world, preload
 
-from pretrain.checkpoint import files as checkpoint
-from pretrain.data.indexed import IndexedWriter
-from proteinlm.tokenizer import build_tokenizer
+from benchmarks.comparison import machine
+from proteinlm.files import write_json
+from tape.runs import jobs
 
-ROOT = Path(__file__).parent.parent
-ITERATIONS, SAVE_INTERVAL = 30, 3
-KILLS_A_RUN = 5
-RUN_TIMEOUT_S = 300
-TINY = [
-    *("--num-layers", "2", "--hidden-size", "32", "--num-attention-heads", "4", "--max-position-embeddings", "64"),
-    *("--seq-length", "64", "--micro-batch-size", "2", "--global-batch-size", "4", "--lr", "1e-3"),
-    *("--hidden-dropout", "0.1", "--attention-dropout", "0.1", "--num-workers", "0", "--device", "cpu"),
-    *("--split", "100,0,0", "--log-interval", "1", "--eval-iters", "0", "--train-iters", str(ITERATIONS)),
-    *("--save-interval", str(SAVE_INTERVAL), "--distributed-timeout-minutes", "1"),
-]
-LAYOUTS = {
-    "dp2": [],
-    "fsdp2-async-keep3": ["--use-distributed-optimizer", "--async-save", "--keep-last", "3"],
-    "tp2-sp": ["--tensor-model-parallel-size", "2", "--sequence-parallel"],
-    "pp2": ["--pipeline-model-parallel-size", "2"],
-}
+SHARE_OF_TORCHRUN = 0.05
+UNDER_TORCHRUN = {f"torchrun_{name}": name for name in kill_torchrun.LAYOUTS}
 
 
-def make_corpus(folder: Path) -> list[str]:
-    """Flags that name 200 random proteins."""
-    prefix = folder / "random_text_document"
-    rng = np.random.default_rng(0)
-    lengths = rng.integers(5, 60, 200)
-    with IndexedWriter(prefix) as writer:
-        writer.add(rng.choice(build_tokenizer().encode("ACDEFGHIKLMNPQRSTVWY"), lengths.sum()), lengths)
-    return ["--data-path", str(prefix)]
+def deal(kills: int, names: list[str]) -> dict[str, int]:
+    """How many each gets."""
+    launched = [name for name in names if name in UNDER_TORCHRUN]
+    others = [name for name in names if name not in UNDER_TORCHRUN]
+    number = round(kills * SHARE_OF_TORCHRUN) if others else kills
+    shares = {name: (number + i) // len(launched) for i, name in enumerate(launched)}
+    rest = kills - sum(shares.values())
+    return {name: (rest + i) // len(others) for i, name in enumerate(others)} | shares
 
 
-# ---- a run and its processes
-
-
-def children(pid: int) -> list[int]:
-    """Processes whose parent is `pid`."""
-    with contextlib.suppress(OSError):
-        return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    return []
-
-
-def is_alive(pid: int) -> bool:
-    """Whether the process runs (a zombie does not)."""
-    with contextlib.suppress(OSError):
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    return False
-
-
-@contextlib.contextmanager
-def torchrun(flags: list[str], max_restarts: int, log: Path) -> Iterator[subprocess.Popen]:
-    """A run of two processes; when the context closes, nothing of it is left."""
-    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    words = [*start, "--max-restarts", str(max_restarts), "-m", "pretrain", *flags]
-    environment = dict(os.environ, OMP_NUM_THREADS="1", PYTHONPATH=str(ROOT))
-    with log.open("ab") as out:
-        job = subprocess.Popen(words, env=environment, stdout=out, stderr=out, cwd=ROOT, start_new_session=True)
-    try:
-        yield job
-    finally:
-        ranks = children(job.pid)
-        if job.poll() is None:
-            job.kill()
-        job.wait()
-        for pid in filter(is_alive, ranks):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-
-
-@dataclass
-class Killer:
-    """Draws whom to kill and when, and waits for that moment."""
-
-    job: subprocess.Popen
-    save: Path
-    rng: random.Random
-    moments: Counter = field(default_factory=Counter)
-
-    def strike(self) -> bool:
-        """Kill one process; False where the run ended before the moment came."""
-        moment = self.rng.choices(["in a step", "in a save", "at the start"], [45, 40, 15])[0]
-        came = self._until(lambda: len(children(self.job.pid)) == 2)
-        ranks = children(self.job.pid)
-        if came and moment == "at the start":
-            time.sleep(self.rng.uniform(0, 4))
-        elif came:
-            goal = self._saved() + 1
-            came = self._until(lambda: self._saved() >= goal)  # so that every life gets further than the last
-            if moment == "in a save":
-                came = came and self._until(self._is_saving)
-                time.sleep(self.rng.uniform(0, 0.03))
-            else:
-                time.sleep(self.rng.uniform(0, 0.5))
-        victims = [pid for pid in ranks if is_alive(pid)]
-        if not came or self.job.poll() is not None or len(victims) < 2:
-            return False
-        os.kill(self.rng.choice(victims), signal.SIGKILL)
-        self.moments[moment] += 1
-        if not self._until(lambda: not any(is_alive(pid) for pid in ranks)):
-            raise AssertionError("the run ended when a process was killed: torchrun did not start it again")
-        return True
-
-    def _until(self, condition: Callable[[], bool]) -> bool:
-        deadline = time.monotonic() + RUN_TIMEOUT_S
-        while self.job.poll() is None:
-            if condition():
-                return True
-            assert time.monotonic() < deadline, f"nothing happened in {RUN_TIMEOUT_S} s"
-            time.sleep(0.002)
-        return False
-
-    def _saved(self) -> int:
-        """How many checkpoints the tracker says were made."""
-        tracker = self.save / checkpoint.TRACKER
-        return int(tracker.read_text()) // SAVE_INTERVAL if tracker.exists() else 0
-
-    def _is_saving(self) -> bool:
-        return any(self.save.glob(".iter_*.tmp"))
-
-
-# ---- what must hold
-
-
-def check_visible(save: Path) -> int:
-    """Load every checkpoint in sight and the one that the tracker names. Returns how many there are."""
-    seen = sorted(save.glob("iter_*"))
-    for path in seen:
-        for part in ("model", "optimizer", "rng"):
-            checkpoint.read_model_tensors(save, int(path.name.removeprefix("iter_")), part)
-    if (save / checkpoint.TRACKER).exists():
-        checkpoint.read_model_tensors(save)
-    return len(seen)
-
-
-def end_of(save: Path) -> dict:
-    """The last checkpoint's tensors, and the loss of every iteration."""
-    latest = checkpoint.latest_iteration(save)
-    assert latest == ITERATIONS, f"the run ended at iteration {latest}"
-    assert json.loads((save / "exit_reason.json").read_text())["reason"] == "completed"
-    parts = ("model", "optimizer", "rng")
-    tensors = {f"{p} {n}": t for p in parts for n, t in checkpoint.read_model_tensors(save, latest, p).items()}
-    lines = map(json.loads, (save / "metrics.jsonl").read_text().splitlines())
-    losses = {line["iteration"]: torch.tensor(line["lm_loss"]) for line in lines if "lm_loss" in line}
-    assert list(losses) == list(range(1, ITERATIONS + 1)), "every iteration is logged once"
-    return {**tensors, **{f"loss of iteration {number}": loss for number, loss in losses.items()}}
-
-
-def differences(actual: dict, expected: dict) -> list[str]:
-    """Names whose tensors are not equal bit for bit."""
-    names = sorted(actual.keys() | expected.keys())
-    return [n for n in names if n not in actual or n not in expected or not torch.equal(actual[n], expected[n])]
-
-
-def run_to_the_end(flags: list[str], save: Path, kills: int, rng: random.Random) -> Counter:
-    """One run with at most `kills` kills. Returns how many came at which moment."""
-    save.mkdir(parents=True)
-    log = save.parent / f"{save.name}.log"
-    try:
-        with torchrun([*flags, "--save", str(save), "--load", str(save)], kills, log) as job:
-            killer = Killer(job, save, rng)
-            while killer.moments.total() < kills and killer.strike():
-                check_visible(save)
-            assert job.wait(RUN_TIMEOUT_S) == 0, f"torchrun ended with {job.returncode}"
-    except BaseException:
-        print(log.read_text(errors="replace")[-4000:], file=sys.stderr)
-        raise
-    check_visible(save)
-    return killer.moments
-
-
-def kill_and_compare(layout: str, kills: int, folder: Path, seed: int) -> Counter:
-    """Runs of a layout until `kills` processes were killed, each run compared with an undisturbed one."""
-    flags = [*TINY, *make_corpus(folder), *LAYOUTS[layout]]
-    rng = random.Random(f"{seed} {layout}")
-    run_to_the_end(flags, folder / "undisturbed", 0, rng)
-    honest, moments = end_of(folder / "undisturbed"), Counter()
-    for number in range(10 * kills):
-        if moments.total() == kills:
-            break
-        save = folder / f"killed_{number}"
-        came = run_to_the_end(flags, save, min(KILLS_A_RUN, kills - moments.total()), rng)
-        different = differences(end_of(save), honest)
-        assert not different, f"{layout}: {len(different)} tensors differ, {different[:3]} among them"
-        moments += came
-        print(f"{layout}: killed {came.total()} times, equal bit for bit: {dict(came)}", flush=True)
-    return moments
-
-
-# ---- as a command
-
-
-def report(results: dict[str, Counter], seed: int, seconds: float) -> str:
-    """The table of benchmarks/results/kill_test.md."""
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
-    total = sum(results.values(), Counter())
-    moments = ("in a step", "in a save", "at the start")
-    rows = [f"| `{name}` | {c.total()} | {' | '.join(str(c[m]) for m in moments)} |" for name, c in results.items()]
-    lines = [
-        "# Processes killed, and what their runs ended with",
-        "",
-        f"{total.total()} SIGKILLs at random moments of runs of two processes under torchrun ({ITERATIONS} iterations, "
-        f"a checkpoint every {SAVE_INTERVAL}, dropout 0.1, fp32). After each, every visible checkpoint loaded; every "
-        "run ended with weights, Adam's moments, generators and losses equal bit for bit to an undisturbed one's.",
-        "",
-        "| layout | kills | in a step | in a save | at the start |",
-        "|---|---|---|---|---|",
-        *rows,
-        "",
-        f"`python tests/kill_harness.py --kills {total.total()} --seed {seed} --layouts {' '.join(results)}`, "
-        f"commit {commit.stdout.strip()}, {os.cpu_count()} CPUs, Python {sys.version.split()[0]}, "
-        f"torch {torch.__version__}, {seconds:.0f} s.",
-    ]
-    return "\n".join(lines) + "\n"
+def kill(name: str, kills: int, world, folder: Path, seed: int) -> dict:
+    """What was done to one command, as JSON has it."""
+    if name in UNDER_TORCHRUN:
+        moments = kill_torchrun.kill_and_compare(UNDER_TORCHRUN[name], kills, folder, seed)
+        return {"kills": moments.total(), "signals": {"SIGKILL": moments.total()}, "moments": dict(moments)}
+    tally = kill_commands.kill_and_compare(name, kills, world, folder, seed)
+    return {"kills": tally.kills} | {key: dict(sorted(value.items())) for key, value in vars(tally).items()}
 
 
 def main() -> None:
-    """Share the kills out over the layouts, and write the report where all went well."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--layouts", nargs="+", choices=LAYOUTS, default=list(LAYOUTS))
-    parser.add_argument("--report", type=Path, help="file for the table")
+    parser.add_argument("--only", nargs="+", choices=[*COMMANDS, *UNDER_TORCHRUN], metavar="COMMAND")
+    parser.add_argument("--no-disks", action="store_true", help="no full disks and silent peers")
+    parser.add_argument("--record", type=Path, help="file for what was done, as JSON")
     args = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that what was started is ended
-    began, results = time.monotonic(), {}
-    for number, layout in enumerate(args.layouts):
-        share = (args.kills + number) // len(args.layouts)
-        with tempfile.TemporaryDirectory() as folder:
-            results[layout] = kill_and_compare(layout, share, Path(folder), args.seed) if share else Counter()
-    text = report(results, args.seed, time.monotonic() - began)
-    print(text)
-    if args.report:
-        args.report.write_text(text)
+    torch.set_num_threads(1)
+    began, names = time.monotonic(), args.only or [*COMMANDS, *UNDER_TORCHRUN]
+    killed, starved, silent = {}, {}, {}
+    with tempfile.TemporaryDirectory() as folder:
+        folder = Path(folder)
+        preload()
+        jobs.subprocess = ForkedCommands
+        world = make_world(folder / "world")
+        for name, kills in deal(args.kills, names).items():
+            if kills:
+                killed[name] = kill(name, kills, world, folder / "killed" / name, args.seed)
+                print(f"{name}: {killed[name]}", flush=True)
+        disks = not args.no_disks and starve_commands.can_mount(folder)
+        for name in (name for name in names if name in COMMANDS and disks):
+            starved[name] = dict(starve_commands.starve(name, world, folder / "disks" / name))
+            print(f"{name}: {starved[name]}", flush=True)
+        for name in (f"pretrain_{layout}" for layout in LAYOUTS):
+            if name in names and not args.no_disks:
+                silent[name] = kill_commands.fall_silent(name, world, folder / "silent" / name)
+                print(f"{name}: a silent peer is told of after {silent[name]:.1f} s", flush=True)
+    total, seconds = sum(row["kills"] for row in killed.values()), round(time.monotonic() - began)
+    signals = sum((Counter(row["signals"]) for row in killed.values()), Counter())
+    print(f"{total} kills ({dict(signals)}), {len(starved)} commands on small disks, {seconds} s: as it should be")
+    if args.record:
+        about = machine("tests/kill_harness.py", torch.device("cpu")) | {"seconds": seconds, "kills": total}
+        rows = {"killed": killed, "disks": starved, "silent_peer_seconds": silent}
+        write_json(args.record, about | {"signals": dict(signals)} | rows)
 
 
 if __name__ == "__main__":

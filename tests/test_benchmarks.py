@@ -1,10 +1,13 @@
 """The comparisons run on tiny shapes and stop where two models disagree; gpu.sh runs on a CPU and refuses wrong use."""
 
 import json
+import os
 import runpy
 import sys
+import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -135,3 +138,32 @@ def test_gpu_sh_rehearses_the_ladder(tmp_path, run_command):
     assert max(losses) - min(losses) < 0.1
     assert {item["why"] for item in result["not_run"]} == {"needs a GPU"} and len(result["profile_2"]["kernels"]) == 25
     assert "| no recomputation |" in (tmp_path / "gpu.md").read_text()
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_a_leak_is_seen_and_flat_memory_is_flat(monkeypatch):
+    """Samples of this process before and after it takes memory, files and a thread; slopes of made-up series."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    soak = runpy.run_path(str(FOLDER / "soak/measure.py"))
+    before = soak["take_sample"](os.getpid(), 0.0)
+    held, files, stop = np.ones(1 << 21), [os.open(os.devnull, os.O_RDONLY) for _ in range(5)], threading.Event()
+    waiting = threading.Thread(target=stop.wait)
+    waiting.start()
+    after = soak["take_sample"](os.getpid(), 1.0)
+    stop.set()
+    waiting.join()
+    for file in files:
+        os.close(file)
+    assert held.all() and after.heap - before.heap == pytest.approx(16, abs=3) and after.memory >= after.heap
+    assert (after.files - before.files, after.threads - before.threads) == (5, 1)
+
+    noise, times = np.random.default_rng(0).normal(size=720), np.linspace(0, 120, 720)
+    series = {"flat": noise, "leak": noise + times / 60}  # MiB an hour
+    taken = {
+        name: [soak["Sample"](*pair, 0.0, 7, 1) for pair in zip(times, s, strict=True)] for name, s in series.items()
+    }
+    rows = {name: soak["summary"](samples)["memory"] for name, samples in taken.items()}
+    assert rows["flat"]["interval"][0] < 0 < rows["flat"]["interval"][1]
+    low, high = rows["leak"]["interval"]
+    assert 0.5 < low < 1 < high < 1.5
+    assert soak["summary"](taken["leak"])["files"]["interval"] == [0, 0]

@@ -27,7 +27,7 @@ from torch.distributed.tensor import DTensor
 
 from pretrain.torch_internals import flatten_state_dict
 from proteinlm.errors import InputError
-from proteinlm.files import fsync_path, write_json, write_text
+from proteinlm.files import fsync_path, write_json, write_text, writing
 from proteinlm.model_dir.files import check_finite, count_not_finite
 from proteinlm.untrusted.json_files import read_json
 from proteinlm.untrusted.safe_dcp import SafePlanner, SafeReader
@@ -66,16 +66,18 @@ def save_checkpoint(
     directory = Path(directory)
     final = directory / checkpoint_name(iteration)
     temporary = directory / f".{final.name}.tmp"
-    with _in_one_line(f"{final}: cannot write the checkpoint", newest_of=None):
-        try:
-            _on_first_rank(lambda: _make_room(directory, temporary), process_group)
+    with writing(final):
+        _on_first_rank(lambda: _make_room(directory, temporary), process_group)
+    try:
+        with writing(final, temporary), _first_cause():
             writer = dcp.FileSystemWriter(temporary, sync_files=True, thread_count=1)
             _quietly(dcp.save, state, storage_writer=writer, process_group=process_group, no_dist=_alone())
             _on_first_rank(lambda: _publish(temporary, final, iteration, meta), process_group)
-        except BaseException:
-            if _alone() or dist.get_rank(process_group) == 0:
-                shutil.rmtree(temporary, ignore_errors=True)
-            raise
+    except BaseException:
+        if _alone() or dist.get_rank(process_group) == 0:
+            shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    with writing(final):
         _on_first_rank(lambda: _prune(directory, iteration, keep_last), process_group)
     return final
 
@@ -349,14 +351,21 @@ def _quietly(function: Callable, *args, **kwargs) -> None:
 
 
 @contextlib.contextmanager
-def _in_one_line(what: str, newest_of: tuple[Path, int] | None) -> Iterator[None]:
-    """Turn DCP's collected failures and files' faults into one InputError; when loading, with `_offer`'s advice."""
+def _first_cause() -> Iterator[None]:
+    """In the place of the failures that DCP collects, the one that says most."""
     try:
         yield
-    except (CheckpointException, InputError, OSError) as error:
-        failures = [e for e, _ in error.failures.values()] if isinstance(error, CheckpointException) else [error]
-        cause = next((e for e in failures if isinstance(e, InputError)), failures[0])
-        if not isinstance(cause, (InputError, OSError)):
-            raise RuntimeError(f"{what}: {cause}") from error
-        message = str(cause) if isinstance(cause, InputError) else f"{what} ({cause})"
-        raise InputError(message + (_offer(*newest_of) if newest_of else "")) from None
+    except CheckpointException as error:
+        failures = [failure for failure, _ in error.failures.values()]
+        raise next((failure for failure in failures if isinstance(failure, InputError)), failures[0]) from None
+
+
+@contextlib.contextmanager
+def _in_one_line(what: str, newest_of: tuple[Path, int]) -> Iterator[None]:
+    """Turn a file's faults into one InputError with `_offer`'s advice."""
+    try:
+        with _first_cause():
+            yield
+    except (InputError, OSError) as error:
+        message = str(error) if isinstance(error, InputError) else f"{what} ({error})"
+        raise InputError(message + _offer(*newest_of)) from None

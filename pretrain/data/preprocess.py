@@ -220,7 +220,7 @@ def preprocess(args: argparse.Namespace, tokenizer: Tokenizer, started: float) -
         encode_chunk, tokenizer=tokenizer, strict=args.strict, max_length=args.max_length, rule=rule
     )
     progress = Progress("proteins", seconds=1.0, every=args.log_interval)
-    with progress, writing(prefix), IndexedWriter(prefix, tokenizer.dtype) as writer:
+    with progress, IndexedWriter(prefix, tokenizer.dtype) as writer:
         for part in map_in_order(encode, read_inputs(args), args.workers):
             writer.add(part.ids, part.lengths)
             summary.add(part)
@@ -232,11 +232,10 @@ def preprocess(args: argparse.Namespace, tokenizer: Tokenizer, started: float) -
             raise InputError(f"{', '.join(args.input)}: no proteins{empty}; nothing written")
     groups = cluster_shard(prefix, tokenizer) if args.cluster else numbers.groups() if rule else None
     result = summary.to_dict(tokenizer, time.monotonic() - started)
-    with writing(prefix):
-        if groups is not None:
-            write_groups(prefix, groups)
-            result["groups"] = describe_groups(groups, "k-mers" if args.cluster else args.group_by)
-        write_json(f"{prefix}.summary.json", result)
+    if groups is not None:
+        write_groups(prefix, groups)
+        result["groups"] = describe_groups(groups, "k-mers" if args.cluster else args.group_by)
+    write_json(f"{prefix}.summary.json", result)
     return result
 
 
@@ -309,15 +308,6 @@ def check_arguments(parser: ArgumentParser, args: argparse.Namespace) -> None:
             raise InputError(f"{path}: --group-by reads FASTA headers, this is {kind}; use --cluster")
     if args.group_by:
         compile_rule(args.group_by)
-
-
-@contextlib.contextmanager
-def writing(prefix: str) -> Iterator[None]:
-    """Name the output in an operating system's complaint about it (full disk, no permission, not a directory)."""
-    try:
-        yield
-    except OSError as error:
-        raise InputError(f"{prefix}: cannot write: {error.strerror or error}") from error
 
 
 def main(argv: Sequence[str] | None = None) -> int:

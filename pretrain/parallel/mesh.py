@@ -7,8 +7,10 @@ Ranks are laid out as Megatron-LM lays them: tp fastest, then the replicas, then
 within a node, and pp, which sends least, crosses most nodes. Each axis has a file here.
 """
 
+import contextlib
 import itertools
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -19,7 +21,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from pretrain.config.options import Config
 from pretrain.torch_internals import joined_axes, set_timeout
-from proteinlm.errors import InputError
+from proteinlm.errors import InputError, lost_peer
 
 AXES = ("pp", "dp_replicate", "dp_shard", "tp")
 
@@ -172,6 +174,19 @@ class World:
         return self.is_last_stage and self.tp_rank == 0
 
     # ---- collectives
+
+    @contextlib.contextmanager
+    def answering(self, minutes: float) -> Iterator[None]:
+        """InputError where another process ends, or does not answer for so many minutes (--distributed-timeout-minutes)
+        within. Checkpoints are whole then, for one that is not whole has no name."""
+        try:
+            yield
+        except RuntimeError as error:
+            what = None if self.alone else lost_peer(error)
+            if what is None:
+                raise
+            what += f" for {minutes:g} minutes (--distributed-timeout-minutes)" if "answer" in what else ""
+            raise InputError(f"process {self.rank}: {what}; the run goes on from its last checkpoint") from error
 
     def sum_over_all(self, values: Tensor) -> Tensor:
         """Element by element over every process, in place; the host does not wait."""

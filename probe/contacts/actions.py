@@ -101,11 +101,11 @@ def fit_and_score(args: argparse.Namespace, stem: str) -> None:
             for seed, regression in zip(args.seeds, regressions, strict=True):
                 written.append(f"{stem}.safetensors" if seed == args.seeds[0] else f"{stem}.seed{seed}.safetensors")
                 write_regression(written[-1], regression)
-            if args.export:
-                export_regression(args.words[0], regressions[0], args.export)
-                written.append(args.export)
         own = {"model": args.words[0], **settings}
         store.finish({Path(f"{stem}.json"): lambda path: write_json(path, plain(own | result))})
+    if args.export:  # last: where it is, the same command is refused
+        export_regression(args.words[0], regressions[0], args.export)
+        written.append(args.export)
     if test is not None:
         print(table_text(result["arms"]), table_text(result["differences"]), sep="\n\n")
         print(f"percent, means over {len(test):,} chains of {test.path.name}, 95% intervals over chains")

@@ -21,10 +21,11 @@ import torch
 
 from proteinlm.encoder import Encoder
 from proteinlm.errors import InputError
+from proteinlm.files import need_room
 from proteinlm.progress import Progress
 from tape.datasets import MIN_SEPARATION
 from tape.inference.fasta import Protein, Rules, Scan, read_windows, scan_fasta
-from tape.inference.files import id_key
+from tape.inference.files import HDF5_ROOM, id_key
 from tape.inference.parts import PartStore, cut_parts
 from tape.inference.predictors import draw_map, open_maps
 
@@ -45,6 +46,7 @@ def write_h5(path: Path, maps: Maps, top: int | None) -> None:
 
     with h5py.File(path, "w") as file:
         for protein, contacts in maps:
+            need_room(path, HDF5_ROOM + contacts.nbytes)
             data = file.create_dataset(id_key(protein.id), data=contacts, compression="gzip", shuffle=True)
             data.attrs["original_id"], data.attrs["sequence"] = protein.id, protein.residues
 

@@ -13,10 +13,9 @@ from pathlib import Path
 import torch
 
 from proteinlm.errors import InputError
-from proteinlm.files import atomic_path
+from proteinlm.files import atomic_directory, atomic_path
 from proteinlm.model_dir.contact_head import CONTACTS, contact_tensors
 from proteinlm.model_dir.esm.names import ESM_CONTACTS
-from proteinlm.model_dir.files import CONFIG_NAME
 from proteinlm.model_dir.load import recognise
 from proteinlm.model_dir.weights import SAFE_NAME, TORCH_NAME, WeightFiles, write_weights
 from proteinlm.network.contacts import ContactRegression
@@ -86,10 +85,10 @@ def export_regression(model: str | Path, regression: ContactRegression, output: 
     tensors = WeightFiles(source).get_all()
     whole = kind == "esm" and any(name.startswith(WHOLE) for name in tensors)
     prefix = ESM_CONTACTS if whole else CONTACTS
-    write_weights(output, tensors | contact_tensors(regression, prefix))
     files = [file for file in source.iterdir() if file.is_file() and not file.name.startswith((SAFE_NAME, TORCH_NAME))]
     weights = ".safetensors", ".bin"  # parts of a model in several files
-    for file in sorted(files, key=lambda file: file.name == CONFIG_NAME):  # the config last: then it is complete
-        if file.suffix not in weights:
-            with atomic_path(output / file.name) as temporary:
-                shutil.copyfile(file, temporary)
+    with atomic_directory(output) as temporary:
+        write_weights(temporary, tensors | contact_tensors(regression, prefix))
+        for file in files:
+            if file.suffix not in weights:
+                shutil.copyfile(file, temporary / file.name)

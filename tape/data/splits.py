@@ -5,7 +5,7 @@ was cut.
 """
 
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -167,7 +167,7 @@ def choose_splits(task: Task, data_dir: str | Path, names: Sequence[str]) -> tup
     return present, absent
 
 
-def batches(data: SplitData, plan: Sequence[Request], num_workers: int = 0) -> Iterator[TapeBatch]:
+def batches(data: SplitData, plan: Iterable[Request], num_workers: int = 0) -> Iterator[TapeBatch]:
     """The batches of the plan, in order; prepared by worker processes if num_workers > 0."""
     if num_workers == 0:
         return (data[request] for request in plan)

@@ -138,11 +138,9 @@ def _embed_parts(
 
 
 def _join(store: PartStore, output: str, shape: tuple[int, int], parts: int, path: Path) -> None:
-    """All parts as one .npy, one part in memory at a time."""
-    whole = np.lib.format.open_memmap(path, "w+", np.float32, shape)
-    at = 0
-    for part in range(parts):
-        values = store.load(part)[output]
-        whole[at : at + len(values)] = values
-        at += len(values)
-    whole.flush()
+    """All parts as one .npy, one part in memory at a time. Written, not mapped: a full disk ends a process that stores
+    to a mapped file without a word."""
+    with path.open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": shape})
+        for part in range(parts):
+            file.write(memoryview(np.ascontiguousarray(store.load(part)[output], "<f4")).cast("B"))

@@ -18,7 +18,7 @@ import itertools
 import math
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -245,23 +245,23 @@ class Trainer:
 
     def _loop(self, log: MetricsLog | NoLog) -> None:
         progress, options, first = self.progress, self.options, self.progress.step + 1
-        plan = self._plan()
-        steps = enumerate(plan, progress.step)
-        requests = [(step // self.steps_per_epoch, part) for step, share in steps for part in share.parts]
+        steps = enumerate(self._plan(), progress.step)
+        requests = ((step // self.steps_per_epoch, part) for step, share in steps for part in share.parts)
         prepared = batches(self.train, requests, options.num_workers)
         quiet = not (self.processes.is_main and sys.stderr.isatty())  # elsewhere evaluations print their own lines
-        losses, begin, pauses = [], time.perf_counter(), 0
+        begin, timed, pauses = time.perf_counter(), progress.step, 0
         self._train_mode()
         with Progress("steps", self.total_steps, progress.step, quiet=quiet) as bar:
-            for share in plan:
+            for share in self._plan():
                 loss, norm = self.train_step([next(prepared) for _ in share.parts], share)
-                losses.append(loss)
+                progress.losses.append(loss)
                 bar.add(1)
                 if progress.step == first:
                     self.on_first_step()
                 if progress.step % options.num_log_iter == 0 or progress.step == self.total_steps:
-                    log.write(self._log_line(losses, norm, time.perf_counter() - begin))
-                    losses, begin = [], time.perf_counter()
+                    seconds = (time.perf_counter() - begin) / (progress.step - timed)
+                    log.write(self._log_line(progress.losses, norm, seconds))
+                    progress.losses, timed, begin = [], progress.step, time.perf_counter()
                 if progress.step == self.total_steps:
                     progress.finished = "all steps done"
                 if progress.finished or progress.step % self.eval_every == 0:
@@ -272,12 +272,12 @@ class Trainer:
                 if progress.finished:
                     break
 
-    def _plan(self) -> list[Share]:
+    def _plan(self) -> Iterator[Share]:
         """This process's share of every step that is left."""
         options, first, last = self.options, self.progress.step, self.total_steps
         accumulation = options.gradient_accumulation_steps
         steps = training_steps(self.train.lengths, options.batch_size, accumulation, options.seed, first, last)
-        return [share_step(parts, self.processes.rank, self.processes.size) for parts in steps]
+        return (share_step(parts, self.processes.rank, self.processes.size) for parts in steps)
 
     def _pause(self, log: MetricsLog | NoLog, number: int) -> None:
         """Between two steps, for the `number`-th time: evaluate, and save the state if it is due."""
@@ -299,7 +299,7 @@ class Trainer:
             if self.processes.is_main:
                 save_state(self.output, self.model, self.optimizer, self.scaler, self.progress)
 
-    def _log_line(self, losses: list[float], norm: float, seconds: float) -> dict:
+    def _log_line(self, losses: list[float], norm: float, seconds_per_step: float) -> dict:
         step = self.progress.step
         return {
             "iteration": step,
@@ -309,5 +309,5 @@ class Trainer:
             "learning_rate": self.learning_rate(step),
             "loss_scale": float(self.scaler.scale) if self.scaler else 1.0,
             "skipped_steps": self.progress.skipped,
-            "seconds_per_step": seconds / len(losses),
+            "seconds_per_step": seconds_per_step,
         }

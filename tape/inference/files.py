@@ -27,6 +27,7 @@ from pathlib import Path
 import numpy as np
 
 from proteinlm.errors import InputError
+from proteinlm.files import need_room
 from tape.inference.fasta import Protein
 from tape.inference.parts import is_per_token, split_rows, unpack_names
 
@@ -35,6 +36,7 @@ PER_PROTEIN = "h5-per-protein"
 FORMATS = ("npz", "hdf5", "parquet", PER_PROTEIN)
 SUFFIXES = {".npz": "npz", ".h5": "hdf5", ".hdf5": "hdf5", ".parquet": "parquet", ".pq": "parquet"}
 NEEDS = {"hdf5": "h5py", "parquet": "pyarrow", PER_PROTEIN: "h5py"}
+HDF5_ROOM = 4 << 20  # for what HDF5 holds back until the file is closed
 ZIP_DATE = (1980, 1, 1, 0, 0, 0)  # the zip format's zero
 
 Part = Mapping[str, np.ndarray]  # ids (packed), length, and a row a protein (seq: a row a token) of each output
@@ -119,6 +121,7 @@ def _write_hdf5(path: Path, contents: Contents, parts: Iterator[Part]) -> None:
             offsets = file.create_dataset("offsets", contents.proteins + 1, np.int64)
         row = token = 0
         for part in parts:
+            need_room(path, HDF5_ROOM + sum(array.nbytes for array in part.values()))
             count, tokens = len(part["length"]), int(part["length"].sum()) + 2 * len(part["length"])
             ids[row : row + count] = unpack_names(part["ids"])
             lengths[row : row + count] = part["length"]
@@ -161,6 +164,7 @@ def _write_per_protein(path: Path, contents: Contents, parts: Iterator[Part]) ->
     with h5py.File(path, "w") as file:
         file.attrs.update({key: _plain(value) for key, value in contents.attributes.items()})
         for part in parts:
+            need_room(path, HDF5_ROOM + sum(array.nbytes for array in part.values()) + 4096 * len(part["length"]))
             keys, rows = unpack_names(part["keys"]), split_rows(part["length"])
             for i, (key, protein, tokens) in enumerate(zip(keys, unpack_names(part["ids"]), rows, strict=True)):
                 if key not in file:  # the same residues again have the same hash, and the same numbers

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from proteinlm.errors import InputError
-from proteinlm.files import atomic_path, check_writable, fsync_path, write_json
+from proteinlm.files import atomic_path, check_writable, fsync_path, write_json, writing
 from proteinlm.running.locks import locked
 from proteinlm.untrusted.array_files import read_npy, read_npz
 from proteinlm.untrusted.json_files import read_json
@@ -118,11 +118,14 @@ class PartStore:
         self._begin()
         written = {output: self.directory / f"whole_{number}" for number, output in enumerate(outputs)}
         for output, write in outputs.items():
-            with atomic_path(written[output]) as temporary:
+            with writing(output, written[output]), atomic_path(written[output]) as temporary:
                 write(temporary)
         for output, whole in written.items():
             whole.replace(output)
         fsync_path(self.output.parent)
+        for path in self.directory.iterdir():  # the manifest last: what a kill leaves here is still known by it
+            if path.name != MANIFEST:
+                path.unlink()
         shutil.rmtree(self.directory)
 
 
@@ -140,7 +143,8 @@ def check_room(directory: Path, needed: int, advice: str) -> None:
     check_writable(directory / "part")
     free = shutil.disk_usage(next(above for above in (directory, *directory.absolute().parents) if above.exists())).free
     if needed > free:
-        sizes = f"the encoder's states need {needed / 1e9:,.1f} GB and {free / 1e9:,.1f} GB are free"
+        size, unit = (1e9, "GB") if needed >= 1e9 else (1e6, "MB")
+        sizes = f"the encoder's states need {needed / size:,.1f} {unit} and {free / size:,.1f} {unit} are free"
         raise InputError(f"{directory}: {sizes}; {advice}")
 
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from proteinlm.errors import EXIT_INTERRUPTED, EXIT_USAGE, InputError
-from proteinlm.files import made_directory, write_json
+from proteinlm.files import made_directory, write_json, writing
 from proteinlm.untrusted.json_files import read_json
 from proteinlm.untrusted.shapes import NUMBER
 
@@ -37,8 +37,9 @@ def call(module: str, words: Sequence[str], log: Path) -> float:
     begin, first = time.perf_counter(), not log.exists()
     with made_directory(log.parent):
         with log.open("a", encoding="utf-8") as file:
-            file.write(f"$ python -m {module} {shlex.join(words)}\n")
-            file.flush()
+            with writing(log):
+                file.write(f"$ python -m {module} {shlex.join(words)}\n")
+                file.flush()
             status = _status([sys.executable, "-m", module, *words], file)
         if status == EXIT_INTERRUPTED:
             raise KeyboardInterrupt

@@ -12,7 +12,7 @@ import random
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -44,6 +44,7 @@ class RunProgress:
     bad_steps: int = 0
     skipped: int = 0
     finished: str = ""  # why the run ended
+    losses: list[float] = field(default_factory=list)  # of the steps since the last line of the log
 
 
 def run_directory(options: TrainOptions) -> str:

@@ -1,24 +1,131 @@
-"""Processes killed with SIGKILL at random moments, also during saving: `make test-kill KILLS=50` does more of it."""
+"""Kills, full disks and silent peers: a few of what `make test-kill KILLS=50` tries on every command that writes."""
 
+import os
 import sys
+from types import SimpleNamespace
 
+import kill_commands
 import kill_harness
+import kill_torchrun
+import numpy as np
 import pytest
+import starve_commands
 import torch
+from small_disk import SmallDisk
+from writing_commands import COMMANDS, ForkedCommands, end_of, make_world, preload
+
+from proteinlm.errors import InputError
+from tape.finetuning import frozen
+from tape.inference.parts import PartStore
+from tape.runs import jobs
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="finds processes in /proc")
 
 
+@pytest.fixture(scope="module")
+def world(tmp_path_factory) -> SimpleNamespace:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jobs, "subprocess", ForkedCommands)
+        preload()
+        yield make_world(tmp_path_factory.mktemp("faults") / "world")
+
+
+@pytest.fixture(scope="module")
+def may_mount(tmp_path_factory) -> None:
+    if not starve_commands.can_mount(tmp_path_factory.mktemp("mount")):
+        pytest.skip("no disk of one's own on this system")
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(("layout", "kills"), [("dp2", 3), ("fsdp2-async-keep3", 2)])
-def test_a_killed_run_ends_as_the_undisturbed_one(layout, kills, tmp_path):
-    moments = kill_harness.kill_and_compare(layout, kills, tmp_path, seed=1)
-    assert moments.total() == kills
+@pytest.mark.parametrize(
+    ("name", "kills"),
+    {
+        "preprocess": 3,
+        "convert_tape": 4,
+        "embed_h5": 4,
+        "contacts_fit": 4,
+        "tune": 3,
+        "pretrain_fsdp2_async": 2,
+    }.items(),
+)
+def test_a_killed_command_goes_on_and_ends_as_the_undisturbed_one(name, kills, world, tmp_path):
+    assert kill_commands.kill_and_compare(name, kills, world, tmp_path, seed=1).kills == kills
+
+
+@pytest.mark.slow
+def test_a_process_that_torchrun_starts_again(tmp_path):
+    assert kill_torchrun.kill_and_compare("dp2", 1, tmp_path, seed=1).total() == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name", ["preprocess", "convert_dcp", "embed_per_protein", "predict", "train_table", "pretrain_async", "variants"]
+)
+def test_a_full_disk_is_told_in_a_line_and_the_work_goes_on(name, world, tmp_path, may_mount):
+    outcomes = starve_commands.starve(name, world, tmp_path, shares=(0.6,))
+    assert outcomes == {starve_commands.FULL: 1, starve_commands.READ_ONLY: 1}
+
+
+@pytest.mark.slow
+def test_a_peer_that_stops_in_the_middle_of_a_save_is_not_waited_for(world, tmp_path):
+    kill_commands.fall_silent("pretrain_fsdp2_async", world, tmp_path)
+
+
+def test_states_on_a_full_disk_do_not_end_the_process(tmp_path, may_mount):
+    """Stored through a mapped file they did, by SIGBUS and without a word."""
+    pid = os.fork()
+    if not pid:
+        status = 1
+        try:
+            disk = SmallDisk(tmp_path / "disk", 1 << 20)
+            store = PartStore(disk.place / "states.npy", {})
+            store.save(0, {"seq": np.ones((1500, 100), np.float32)})
+            store.finish({store.output: lambda path: frozen._join(store, "seq", (1500, 100), 1, path)})
+        except InputError as error:
+            status = 0 if str(error) == f"{store.output}: cannot be written: no space left on device" else 2
+        finally:
+            os._exit(status)
+    assert end_of(pid) == 0
+
+
+def test_what_is_lost_or_left_is_seen(tmp_path):
+    """The negative controls of the checks after a kill."""
+    command, place = COMMANDS["table"], tmp_path / "cwd"
+    place.mkdir()
+    (place / "table.html").write_text("<html></html>\n")
+    honest = kill_commands.Undisturbed(kill_commands.values_of(place, command), 0.0, {})
+    kill_commands.check_visible(place, command, honest)
+    (place / "table.html").write_text("<html>\n")  # half of it under its final name
+    with pytest.raises(AssertionError, match="not what an undisturbed run has"):
+        kill_commands.check_visible(place, command, honest)
+    assert kill_commands.differences(kill_commands.values_of(place, command), honest.files, command) == ["table.html"]
+    (place / "table.html").rename(place / ".table.html.x.tmp")
+    assert kill_commands.differences(kill_commands.values_of(place, command), honest.files, command) == ["table.html"]
+    assert [name for name in kill_commands.files_of(place) if kill_commands.is_hidden(name)] == [".table.html.x.tmp"]
+    for text, wrong in (
+        ("error: out: cannot be written: no space left on device", ""),
+        ("error: .out.x.tmp/a: cannot be written: no space left on device", "a hidden file is named"),
+        ("error: out: cannot be written", "lines"),
+        ("Traceback (most recent call last):\nerror: out: no space left on device", "status 2"),
+    ):
+        assert starve_commands.complaint(2, text, starve_commands.FULL).startswith(wrong)
+        assert bool(wrong) == bool(starve_commands.complaint(2, text, starve_commands.FULL))
 
 
 def test_a_difference_of_one_bit_is_seen():
     weights = {"a": torch.ones(3), "b": torch.ones(3)}
     other = {**weights, "a": torch.nextafter(weights["a"], torch.tensor(2.0))}
-    assert kill_harness.differences(weights, weights) == []
-    assert kill_harness.differences(weights, other) == ["a"]
-    assert kill_harness.differences(weights, {"a": weights["a"]}) == ["b"]
+    assert kill_torchrun.differences(weights, weights) == []
+    assert kill_torchrun.differences(weights, other) == ["a"]
+    assert kill_torchrun.differences(weights, {"a": weights["a"]}) == ["b"]
+
+
+def test_kills_are_dealt_out():
+    names = [*COMMANDS, *kill_harness.UNDER_TORCHRUN]
+    for kills in (50, 1000):
+        shares = kill_harness.deal(kills, names)
+        assert sum(shares.values()) == kills and shares.keys() == set(names)
+        assert sum(shares[name] for name in kill_harness.UNDER_TORCHRUN) == round(
+            kills * kill_harness.SHARE_OF_TORCHRUN
+        )
+    assert kill_harness.deal(3, ["torchrun_dp2"]) == {"torchrun_dp2": 3}

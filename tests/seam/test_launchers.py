@@ -15,7 +15,7 @@ import sys
 import time
 from pathlib import Path
 
-import kill_harness
+import kill_torchrun
 import pytest
 
 from pretrain.checkpoint import files as checkpoint
@@ -60,12 +60,12 @@ def job(tmp_path, python):
 
     warm: by the `python` that starts at once, whose processes are in no group of the script's.
     """
-    corpus = kill_harness.make_corpus(tmp_path)
+    corpus = kill_torchrun.make_corpus(tmp_path)
     started = []
 
     def start(words: list[str], iterations: int, warm: bool = True, **variables: str) -> subprocess.Popen:
         flags = [
-            *kill_harness.TINY,
+            *kill_torchrun.TINY,
             "--pipeline-model-parallel-size",
             "2",
             "--train-iters",
@@ -87,12 +87,12 @@ def job(tmp_path, python):
         if process.poll() is None:
             process.kill()
         process.wait()
-        for pid in filter(kill_harness.is_alive, left):
+        for pid in filter(kill_torchrun.is_alive, left):
             os.kill(pid, signal.SIGKILL)
 
 
 def descendants(pid: int) -> list[int]:
-    below = kill_harness.children(pid)
+    below = kill_torchrun.children(pid)
     return [*below, *(further for child in below for further in descendants(child))]
 
 

@@ -326,7 +326,7 @@ def test_absent_parts_name_the_flag(tmp_path):
 
 def test_unwritable(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match="cannot write"):
+    with pytest.raises(InputError, match="iter_0000001: cannot be written"):
         save(tmp_path / "file", 1)
 
 

@@ -76,3 +76,17 @@ def test_nccl_is_bound_to_the_device_of_its_process(gpus, monkeypatch, device, b
     arguments, options = gpus.group
     assert arguments == (backends,) and options["device_id"] == (device if bound else None)
     assert gpus.current == (device if device.type == "cuda" else None)
+
+
+def test_a_lost_process_is_told_in_a_line():
+    alone, one_of_two = SimpleNamespace(alone=True), SimpleNamespace(alone=False, rank=1)
+    lost = RuntimeError("[gloo] Timed out waiting 6000ms for send operation to complete")
+    with (
+        pytest.raises(InputError, match=r"^process 1: .* does not answer for 0.1 minutes"),
+        World.answering(one_of_two, 0.1),
+    ):
+        raise lost
+    for world, error in ((alone, lost), (one_of_two, RuntimeError("shape mismatch"))):  # a defect keeps its traceback
+        with pytest.raises(RuntimeError) as raised, World.answering(world, 0.1):
+            raise error
+        assert raised.value is error

@@ -174,7 +174,7 @@ def test_mistakes_are_reported_in_one_line(name, call, tmp_path):
 def test_unwritable_output_names_the_output(call, tmp_path):
     (tmp_path / "x.fasta").write_text(FASTA)
     status, _, err = call("--input", tmp_path / "x.fasta", "--output-prefix", tmp_path / "x.fasta" / "out")
-    assert status == 2 and f"{tmp_path}/x.fasta/out_text_document: cannot write" in err
+    assert status == 2 and f"{tmp_path}/x.fasta/out_text_document.idx: cannot be written" in err
 
 
 def test_the_originals_launch_line(call, tmp_path):

@@ -99,6 +99,18 @@ def test_a_killed_run_goes_on_at_its_last_part(folder, monkeypatch):
         assert archive["P3"] == pytest.approx(whole[2], abs=1e-5)
 
 
+def test_an_export_that_was_cut_off_is_made_again(folder, tmp_path, monkeypatch):
+    """Killed between any two files: the same command still finds no copy that it would have to replace."""
+    words = (folder / "esm", "--fit", folder / "train.lmdb", "--proteins", 3, "--output", "own")
+    words += ("--export", tmp_path / "copy")
+    for name in ("proteinlm.model_dir.regression.shutil.copyfile", "tape.inference.parts.PartStore.finish"):
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(name, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+            run(*words)
+        assert not (tmp_path / "copy").exists()
+    assert run(*words) == 0 and (tmp_path / "copy/config.json").is_file()
+
+
 def test_fit_score_export_and_use(folder, tmp_path, capsys):
     data = ("--fit", folder / "train.lmdb", "--test", folder / "test.lmdb", "--proteins", 4)
     assert run(folder / "esm", *data, "--seeds", 0, 3, "--output", "own", "--export", "copy") == 0

@@ -2,6 +2,7 @@
 
 import hashlib
 import itertools
+import os
 import re
 from pathlib import Path
 
@@ -314,3 +315,27 @@ def test_parts_leave_nothing_before_the_first_and_name_what_was_damaged(tmp_path
     for output, message in (("file/out.h5", "file is not a directory"), ("new", "a directory; the output is a file")):
         with pytest.raises(InputError, match=message), PartStore(tmp_path / output, {}).open():
             pass
+
+
+def test_parts_that_are_being_removed_are_still_known(tmp_path, monkeypatch):
+    """A kill before any of the removals: the next run takes the directory for its own."""
+    for number in itertools.count():
+        store, removed, unlink = PartStore(tmp_path / f"out{number}.npz", {"a": 1}), [], os.unlink
+        for part in range(3):
+            store.save(part, {"ids": np.zeros(1)})
+
+        def killed(path, *more, at=number, counted=removed, unlink=unlink, **named):
+            if len(counted) == at:
+                raise KeyboardInterrupt
+            counted.append(path)
+            unlink(path, *more, **named)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "unlink", killed)
+            try:
+                store.finish({store.output: lambda path: path.write_text("whole")})
+                break
+            except KeyboardInterrupt:
+                pass
+        assert PartStore(tmp_path / f"out{number}.npz", {"a": 1}).open() == store.directory.exists()
+    assert number >= 4 and not store.directory.exists()
