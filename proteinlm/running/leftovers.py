@@ -1,16 +1,19 @@
-"""Temporary files that say whose they are, so that the next process which writes the same removes a killed one's.
+"""Temporary files that say whose they are, so that the next process which writes there removes a killed one's.
 
     temporary_beside(Path("out.h5"))        # .out.h5.<machine>-<process>-<when it was started>.<random>.tmp
 
 What must hold: what a living process of this machine is writing, or one of another machine, is left alone.
 """
 
+import functools
 import os
 import re
 import shutil
 import tempfile
 import zlib
 from pathlib import Path
+
+NAME = re.compile(r"\..*\.([0-9a-f]{8})-([0-9]+)-([0-9]+)\.\w+\.tmp")  # machine, process, start
 
 
 def _process() -> str:
@@ -35,16 +38,20 @@ def _started(pid: int) -> str | None:
     return "0"
 
 
+@functools.cache
+def sweep(directory: Path) -> None:
+    """Remove what killed processes were writing in a directory. Once a process: those that die later leave it to the
+    next one."""
+    for name in os.listdir(directory):
+        left = NAME.fullmatch(name)
+        if left and left[1] == _process().partition("-")[0] and _started(int(left[2])) != left[3]:
+            remove(directory / name)
+
+
 def temporary_beside(final: Path, directory: bool = False) -> Path:
-    """Make an empty hidden file (or directory) beside `final`, and remove those that killed processes left there."""
-    beginning, own = f".{final.name[:50]}.", _process()
-    machine = own.partition("-")[0]
-    for name in os.listdir(final.parent):
-        if name.startswith(beginning + machine):
-            left = re.fullmatch(r"-([0-9]+)-([0-9]+)\.\w+\.tmp", name.removeprefix(beginning + machine))
-            if left and _started(int(left[1])) != left[2]:
-                remove(final.parent / name)
-    options = {"prefix": f"{beginning}{own}.", "suffix": ".tmp", "dir": final.parent}
+    """Make an empty hidden file (or directory) beside `final`."""
+    sweep(final.parent.absolute())
+    options = {"prefix": f".{final.name[:50]}.{_process()}.", "suffix": ".tmp", "dir": final.parent}
     if directory:
         return Path(tempfile.mkdtemp(**options))
     handle, name = tempfile.mkstemp(**options)

@@ -13,9 +13,10 @@ import torch
 
 from proteinlm import errors, files
 from proteinlm.errors import InputError, lost_peer
-from proteinlm.files import atomic_directory, atomic_path, need_room, temporary_beside, write_text, writing
+from proteinlm.files import atomic_directory, atomic_path, need_room, write_text, writing
 from proteinlm.metrics_log import MetricsLog
 from proteinlm.model_dir.weights import write_weights
+from proteinlm.running.leftovers import sweep, temporary_beside
 
 ROOM = 1 << 16  # bytes that a file may have
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the reasons are Linux's, and /proc is read")
@@ -119,35 +120,31 @@ def test_a_disk_is_asked_before_hdf5_writes(tmp_path, monkeypatch):
 @linux
 @pytest.mark.parametrize("name", ["out.csv", "x" * 250])
 def test_what_a_killed_process_left_goes_and_what_is_being_written_stays(name, tmp_path):
-    final, other = tmp_path / name, tmp_path / "other"
+    final, pids = tmp_path / name, {}
 
-    def leave(path, directory, number):
+    def leave(directory, number):
         pid = os.fork()
         if not pid:
-            temporary_beside(path, directory)
+            temporary_beside(final, directory)
             os.kill(os.getpid(), number)
-        os.waitpid(pid, os.WUNTRACED)
-        return pid
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WSTOPPED | os.WNOWAIT)  # a zombie: nobody has asked for its status yet
+        pids[pid] = number
 
-    living = leave(final, False, signal.SIGSTOP)
     try:
-        leave(other, False, signal.SIGKILL)
+        leave(False, signal.SIGSTOP)
         for directory in (True, False):
-            leave(final, directory, signal.SIGKILL)
-            assert len(list(tmp_path.iterdir())) == 3
+            leave(directory, signal.SIGKILL)
+        (tmp_path / ".mine.tmp").touch()
+        sweep.cache_clear()
         write_text(final, "whole")
-        left = sorted(path.name for path in tmp_path.iterdir() if path != final)
-        assert len(left) == 2 and left[0].startswith(".other.") and f"-{living}-" in left[1]
+        (left,) = {path.name for path in tmp_path.iterdir()} - {name, ".mine.tmp"}
+        assert f"-{next(iter(pids))}-" in left and final.read_text() == "whole"
     finally:
-        os.kill(living, signal.SIGKILL)
-        os.waitpid(living, 0)
-    zombie = os.fork()
-    if not zombie:
-        temporary_beside(final)
-        os._exit(0)
-    os.waitid(os.P_PID, zombie, os.WEXITED | os.WNOWAIT)  # dead, and its parent has not asked
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+    sweep.cache_clear()
     write_text(final, "again")
-    os.waitpid(zombie, 0)
     assert final.read_text() == "again" and len(list(tmp_path.iterdir())) == 2
 
 
@@ -157,9 +154,12 @@ def test_a_number_that_another_process_has_now_is_told_by_when_it_was_started(tm
     left = temporary_beside(tmp_path / "out")
     process, started = left.name.split(".")[2].rsplit("-", 1)
     earlier = left.with_name(f".out.{process}-{int(started) - 1}.abc.tmp")
-    left.rename(earlier)
+    elsewhere = left.with_name(f".out.{'0' * 8}{process[8:]}-1.abc.tmp")  # of another machine, on a disk of both
+    for path in (earlier, elsewhere):
+        path.touch()
+    sweep.cache_clear()
     write_text(tmp_path / "out", "")
-    assert not earlier.exists()
+    assert not earlier.exists() and elsewhere.exists() and left.exists()
 
 
 def test_words_for_a_lost_peer():
