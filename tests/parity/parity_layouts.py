@@ -58,8 +58,8 @@ SHAPES = {
 
 
 def marks(layout: str) -> list[pytest.MarkDecorator]:
-    """The fast tier has every axis alone; tensor parallelism by test_shapes' cheaper case."""
-    return [] if layout in ("dp2", "fsdp2", "pp2") else [pytest.mark.slow]
+    """The fast tier has every axis alone."""
+    return [] if layout in ("dp2", "fsdp2", "pp2", "tp2-sp") else [pytest.mark.slow]
 
 
 def differences(actual: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> dict[str, float]:

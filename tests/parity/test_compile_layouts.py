@@ -2,14 +2,14 @@
 
 import compile_jobs
 import pytest
-from parity_layouts import FSDP, PP, RECOMPUTE, SP
+from parity_layouts import FSDP, PP, RECOMPUTE, SP, TWO
 
 pytestmark = pytest.mark.slow
 FULL = "--use-torch-fsdp2"
 
 
 @pytest.mark.parametrize(
-    ("size", "flags"), [(2, [*FSDP, "--bf16"]), (2, [FULL, *RECOMPUTE]), (2, SP), (4, [*PP, *FSDP])]
+    ("size", "flags"), [(2, [*FSDP, "--bf16"]), (2, [FULL, *RECOMPUTE]), (2, [*SP, *TWO]), (4, [*PP, *FSDP])]
 )
 def test_a_layer_is_one_graph_in_a_layout(size, flags, ranks, corpus):
     graphs, losses = ranks.run(size, compile_jobs.losses, [*corpus, *flags], True)[0]

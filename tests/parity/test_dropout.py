@@ -3,12 +3,10 @@
 import parity_jobs as jobs
 import pytest
 import torch
+from parity_layouts import PP, SP, TP, TWO, ZERO_BUBBLE
 
 pytestmark = pytest.mark.slow
 
-TP = ["--tensor-model-parallel-size", "2"]
-SP = [*TP, "--sequence-parallel"]
-PP = ["--pipeline-model-parallel-size", "2"]
 DROPOUT = ["--hidden-dropout", "0.2", "--attention-dropout", "0.2"]
 
 
@@ -17,7 +15,7 @@ def masks(ranks, corpus, size: int, flags: list[str]) -> list[dict[str, torch.Te
 
 
 def test_replicated_activations_drop_the_same_units_and_heads_their_own(ranks, corpus):
-    first, second = masks(ranks, corpus, 2, TP)
+    first, second = masks(ranks, corpus, 2, [*TP, *TWO])
     for region in ("embedding", "layers.0 after attention", "layers.3 after MLP"):
         assert torch.equal(first[region], second[region]), region
         assert 0.1 < float((first[region] == 0).double().mean()) < 0.3
@@ -26,7 +24,7 @@ def test_replicated_activations_drop_the_same_units_and_heads_their_own(ranks, c
 
 
 def test_sharded_activations_drop_their_own_units(ranks, corpus):
-    first, second = masks(ranks, corpus, 2, SP)
+    first, second = masks(ranks, corpus, 2, [*SP, *TWO])
     for region in ("embedding", "layers.0 after attention", "layers.3 after MLP", "layers.0 attention"):
         assert first[region].shape == second[region].shape
         assert not torch.equal(first[region], second[region]), region
@@ -39,7 +37,7 @@ def test_replicas_and_stages_drop_their_own_units(ranks, corpus):
     assert not torch.equal(first["layers.0 after attention"], second["layers.2 after attention"])
 
 
-@pytest.mark.parametrize("flags", [TP, SP, PP, [*PP, "--pipeline-schedule", "zero-bubble"], ["--use-torch-fsdp2"]])
+@pytest.mark.parametrize("flags", [[*TP, *TWO], [*SP, *TWO], PP, ZERO_BUBBLE, ["--use-torch-fsdp2"]])
 def test_recomputation_repeats_the_masks(flags, ranks, corpus):
     """The same gradients with dropout, layers recomputed or not."""
     flags = [*corpus, *DROPOUT, *flags]

@@ -4,24 +4,20 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import parity_jobs as jobs
 import pytest
+from parity_layouts import FSDP, PP, TP, TWO
 
 from pretrain.checkpoint import files as checkpoint
 
 pytestmark = pytest.mark.slow
 
-TP = ["--tensor-model-parallel-size", "2"]
-PP = ["--pipeline-model-parallel-size", "2"]
-FSDP = ["--use-distributed-optimizer"]
 
-
-def torchrun(processes: int, flags: list[str], **options) -> subprocess.Popen:
-    start = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--master-port", "0"]
+def torchrun(python: Path, processes: int, flags: list[str], **options) -> subprocess.Popen:
+    start = [str(python), "-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--master-port", "0"]
     environment = dict(os.environ, OMP_NUM_THREADS="1")
     words = [*start, "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", "-m", "pretrain", *jobs.TINY, *flags]
     return subprocess.Popen(words, env=environment, start_new_session=True, **options)
@@ -34,7 +30,7 @@ def lines(folder: Path) -> list[dict]:
 
 def test_the_history_is_the_same_in_every_layout(ranks, corpus, tmp_path):
     """fp32, 6 iterations: losses, norms and counters of metrics.jsonl; only one process writes."""
-    layouts = {"one": (1, []), "fsdp2-pp2": (4, [*PP, *FSDP]), "dp2-tp2": (4, TP)}
+    layouts = {"one": (1, []), "fsdp2-pp2": (4, [*PP, *FSDP]), "dp2-tp2": (4, [*TP, *TWO])}
     histories = {}
     for name, (size, flags) in layouts.items():
         flags = [*corpus, "--save", str(tmp_path / name), "--train-iters", "6", "--eval-interval", "3", *flags]
@@ -49,7 +45,7 @@ def test_the_history_is_the_same_in_every_layout(ranks, corpus, tmp_path):
                 assert actual.get(key) == expected.get(key), name
 
 
-@pytest.mark.parametrize("flags", [[*PP, *FSDP], [*PP, *TP]])
+@pytest.mark.parametrize("flags", [[*PP, *FSDP], [*PP, *TP, *TWO]])
 def test_one_overflow_skips_the_step_everywhere(flags, ranks, corpus, tmp_path):
     """The last process alone gets a gradient that is not finite: no process steps, all halve the loss scale."""
     answers = ranks.run(4, jobs.overflow_in_one_process, [*corpus, "--save", str(tmp_path), "--fp16", *flags])
@@ -60,7 +56,7 @@ def test_one_overflow_skips_the_step_everywhere(flags, ranks, corpus, tmp_path):
 
 def test_bf16_follows_fp32_in_a_pipeline_with_tensor_parallelism(ranks, corpus, tmp_path):
     plain = ranks.run(1, jobs.losses_in_fp32, [*corpus, "--save", str(tmp_path)])[0]
-    half = ranks.run(4, jobs.losses_in_fp32, [*corpus, "--save", str(tmp_path), "--bf16", *PP, *TP])[0]
+    half = ranks.run(4, jobs.losses_in_fp32, [*corpus, "--save", str(tmp_path), "--bf16", *PP, *TP, *TWO])[0]
     assert half == pytest.approx(plain, abs=5e-2) and half != plain
 
 
@@ -72,10 +68,10 @@ def test_gradients_can_travel_in_bf16(ranks, corpus, tmp_path):
         assert half == pytest.approx(plain, abs=2e-2) and half[0] == pytest.approx(plain[0], abs=1e-6) and half != plain
 
 
-def test_sigterm_saves_on_every_process_and_says_so(corpus, tmp_path):
+def test_sigterm_saves_on_every_process_and_says_so(corpus, tmp_path, python):
     """Sent to torchrun, which passes it on; the run goes on from there in one process."""
     flags = [*corpus, "--save", str(tmp_path), "--train-iters", "100000", *PP]
-    job = torchrun(2, flags, stdout=subprocess.DEVNULL)
+    job = torchrun(python, 2, flags, stdout=subprocess.DEVNULL)
     try:
         deadline = time.monotonic() + 120
         while len(lines(tmp_path)) < 2:

@@ -7,7 +7,7 @@ controls break one thing each and must be seen by the same comparison.
 import parity_jobs as jobs
 import pytest
 import torch
-from parity_layouts import FSDP, LAYOUTS, PP, TOLERANCE, TP, ZERO_BUBBLE, differences, marks
+from parity_layouts import FSDP, LAYOUTS, PP, TOLERANCE, TP, TWO, ZERO_BUBBLE, differences, marks
 from parity_plan import planned, train_counted
 
 from pretrain.train_step import SUMS
@@ -58,7 +58,7 @@ def test_a_broken_layout_is_seen(sabotage, size, flags, shows_in, ranks, corpus,
     assert differences(actual, one_process)[shows_in] > 1e-4
 
 
-@pytest.mark.parametrize("flags", [PP, pytest.param(TP, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("flags", [PP, pytest.param([*TP, *TWO], marks=pytest.mark.slow)])
 def test_a_norm_of_one_process_is_seen(flags, ranks, corpus, one_process):
     """Not clipped here: each process would clip by a norm of its own, and the tied copies drift apart."""
     results = ranks.run(2, jobs.train, [*corpus, *flags, "--clip-grad", "0"], jobs.norm_of_one_process)

@@ -4,7 +4,7 @@ import parity_jobs as jobs
 import precision_jobs as precision
 import pytest
 import torch
-from parity_layouts import FSDP, SHAPES, TP, ZERO_BUBBLE
+from parity_layouts import FSDP, SHAPES, SP, TP, TWO, ZERO_BUBBLE
 
 pytestmark = pytest.mark.slow
 
@@ -40,7 +40,7 @@ def test_sharded_weights_are_gathered_in_half_precision(shape, ranks, esm_corpus
         (1, []),
         (2, FULL),
         (4, [*FSDP, *ZERO_BUBBLE]),
-        (4, [*FSDP, *TP, "--sequence-parallel"]),
+        (4, [*FSDP, *SP, *TWO]),
     ],
 )
 def test_half_precision_follows_fp32(size, flags, ranks, corpus, tmp_path):

@@ -5,10 +5,12 @@ As test_layouts.py, with shapes that use many options at once.
 
 import parity_jobs as jobs
 import pytest
-from parity_layouts import LAYOUTS, PP, SHAPES, SP, TOLERANCE, TP, differences
+from parity_layouts import LAYOUTS, PP, SHAPES, SP, TOLERANCE, TP, TWO, differences
+
+pytestmark = pytest.mark.slow
 
 CASES = {
-    "esm2": ("dp2", "fsdp2", "tp2", "tp2-sp", "pp2", "dp2-pp2-tp2", "fsdp2-pp2-tp2-sp"),
+    "esm2": ("dp2", "fsdp2", "tp2", "tp2-sp", "pp2", "fsdp2-pp2-tp2-sp"),
     "esmc": (
         *("dp2", "fsdp2", "tp2", "tp2-sp", "pp2", "dp2-pp2-tp2", "fsdp2-pp2-tp2-sp", "fsdp2-full-recompute"),
         *("tp2-sp-recompute", "fsdp2-pp2-interleaved", "pp2-tp2-sp-zero-bubble"),
@@ -17,12 +19,6 @@ CASES = {
     "muon": ("dp2", "fsdp2", "fsdp2-full", "hybrid-2x2", "tp2", "pp2", "fsdp2-pp2-tp2-sp"),
     "amplify": ("tp2-sp", "pp2"),
 }
-FAST = [("esmc", "tp2-sp")]
-
-
-def cases() -> list:
-    pairs = [(shape, layout) for shape, layouts in CASES.items() for layout in layouts]
-    return [pytest.param(*pair, marks=[] if pair in FAST else pytest.mark.slow) for pair in pairs]
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +34,7 @@ def one_process(ranks, flags_of):
     return trained
 
 
-@pytest.mark.parametrize(("shape", "layout"), cases())
+@pytest.mark.parametrize(("shape", "layout"), [(shape, layout) for shape in CASES for layout in CASES[shape]])
 def test_a_layout_trains_the_same_model(shape, layout, ranks, flags_of, one_process):
     size, flags = LAYOUTS[layout]
     for actual in ranks.run(size, jobs.train, [*flags_of(shape), *flags]):
@@ -46,7 +42,6 @@ def test_a_layout_trains_the_same_model(shape, layout, ranks, flags_of, one_proc
         assert not wrong, wrong
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("shape", SHAPES)
 def test_the_shapes_are_worth_comparing(shape, one_process):
     """Every weight has a gradient and moves, gradients are clipped, and no two shapes are one model."""
@@ -61,12 +56,11 @@ def test_the_shapes_are_worth_comparing(shape, one_process):
     [
         (jobs.without_rotation, "esm2", PP),
         (jobs.one_matrix, "muon", PP),
-        pytest.param(jobs.scale_by_the_first_tokens, "esmc", SP, marks=pytest.mark.slow),
-        pytest.param(jobs.swap_the_gate, "esmc", TP, marks=pytest.mark.slow),
-        pytest.param(jobs.normalise_own_heads, "esmc", TP, marks=pytest.mark.slow),
+        (jobs.scale_by_the_first_tokens, "esmc", [*SP, *TWO]),
+        (jobs.swap_the_gate, "esmc", [*TP, *TWO]),
+        (jobs.normalise_own_heads, "esmc", [*TP, *TWO]),
     ],
 )
-@pytest.mark.slow
 def test_a_broken_layout_is_seen(sabotage, shape, flags, ranks, flags_of, one_process):
     actual = ranks.run(2, jobs.train, [*flags_of(shape), *flags], sabotage)[0]
     assert abs(actual["loss"] - one_process(shape)["loss"]).max() > 1e-4
