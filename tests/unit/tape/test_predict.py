@@ -139,7 +139,7 @@ def test_pictures(root):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["stability", "in.fasta.gz", "out.xlsx"], "stability is written as .tsv or .csv"),
+        (["stability", "in.fasta.gz", "out.xlsx"], "out.xlsx: should end in .tsv or .csv, or in .npz"),
         (["contact_prediction", "in.fasta.gz", "out.tsv"], "contact_prediction is written as .npz"),
         (["stability", "in.fasta.gz", "out.tsv", "--png"], "--png: draws contact maps"),
         (["stability", "in.fasta.gz", "out.tsv", "--masked"], "--masked: is for masked_language_modeling"),
