@@ -152,7 +152,7 @@ WRONG = {
     "cached": (["--input", "{0}/x.fasta", "--dataset-impl", "cached"], "--dataset-impl cached: only mmap"),
     "unknown tokenizer": (["--input", "{0}/x.fasta", "--tokenizer-type", "GPT2"], "--tokenizer-type GPT2: unknown"),
     "tape ids": (["--input", "{0}/x.fasta", "--tokenizer-type", "tape"], "use iupac"),
-    "missing vocabulary": (["--input", "{0}/x.fasta", "--vocab-file", "{0}/v.txt"], "v.txt: No such file"),
+    "missing vocabulary": (["--input", "{0}/x.fasta", "--vocab-file", "{0}/v.txt"], "v.txt: no such file"),
     "vocabulary is FASTA": (["--input", "{0}/x.fasta", "--vocab-file", "{0}/x.fasta"], "line 1: token '>a'"),
     "no model": (["--input", "{0}/x.fasta", "--tokenizer-type", "SentencePiece"], "needs --vocab-file"),
     "train iupac": (["--input", "{0}/x.fasta", "--train-tokenizer", "--vocab-size", "50"], "needs --tokenizer-type"),
