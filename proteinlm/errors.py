@@ -17,7 +17,7 @@ import traceback
 from collections.abc import Callable, Iterable, Sequence
 
 EXIT_USAGE, EXIT_INTERRUPTED = 2, 130  # 128 + SIGINT, as a shell has it
-LONGEST = 480  # letters of a message
+LONGEST = 720  # letters of a message: three long paths and what would be right
 FIRST_SPEAKS_SECONDS = 10.0  # in which the first process, which may have started later, has told a mistake of all
 
 

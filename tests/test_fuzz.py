@@ -76,7 +76,7 @@ TOYS = {
     ],
     "traceback": [lambda: {}["x"], lambda: say("Traceback (most recent call last):\nValueError: x", 0)],
     "hang": [spin, lambda: time.sleep(60)],
-    "memory": [lambda: bytearray(8 << 30), lambda: write(b"honest") * len(b"x" * 200_000_000)],
+    "memory": [lambda: bytearray(8 << 30), lambda: write(b"honest") * len(b"x" * 600_000_000)],
     "crash": [lambda: os.kill(os.getpid(), signal.SIGSEGV), os.abort],
     "leftover": [
         lambda: call(lambda: write(b"part"), lambda: say(CLEAR)),

@@ -163,6 +163,8 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     inputs.warm_up()
     adopt_orphans()
+    sys.dont_write_bytecode = True  # of a user's plugin, whose directory is looked through for leftovers
+    os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
     shared = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
     with tempfile.TemporaryDirectory(prefix="fuzz_", dir=shared) as folder:
         fuzzer = Fuzzer(Path(folder), args.workers)

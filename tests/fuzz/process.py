@@ -227,6 +227,7 @@ def run_jobs(jobs: Iterable[Job], workers: int = 1, beside: set[int] | None = No
     """Outcomes as they come; at most `workers` children at a time. beside: the children of all callers, kept here."""
     waiting, running, base = iter(jobs), {}, resident()
     beside = set() if beside is None else beside
+    beside |= set(children(os.getpid()))  # of whoever calls: not a case's
     looked, job = time.monotonic(), next(waiting, None)
     try:
         while job or running:
