@@ -34,9 +34,9 @@ TELLS_LATE = """
 import time
 from proteinlm import errors
 tell = errors.tell
-def late(message):
+def late(*message):
     time.sleep(1.5)
-    return tell(message)
+    return tell(*message)
 errors.tell = late
 """
 
