@@ -70,7 +70,7 @@ TOYS = {
         lambda: say("error: something"),
         lambda: say(f"{CLEAR}\n{CLEAR}"),
         lambda: say(f"x.py:3: UserWarning: y\n{CLEAR}"),
-        lambda: say(CLEAR + "x" * 600),
+        lambda: say(CLEAR + "x" * 900),
         lambda: say(CLEAR, 1),
         lambda: say("", 2),
     ],
@@ -256,4 +256,4 @@ def test_a_short_run_is_clean(tmp_path):
     done = subprocess.run(words, env=environment, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-3000:]
     record = json.loads((tmp_path / "r.json").read_text())
-    assert record["cases"] == 40 and record["classes"]["clear"] > 20, "most damage is refused in one line"
+    assert record["cases"] == 100 and record["classes"]["clear"] > 20, "most damage is refused in one line"
