@@ -36,10 +36,9 @@ def call(module: str, words: Sequence[str], log: Path) -> float:
     was refused no log stays. KeyboardInterrupt if it was interrupted."""
     begin, first = time.perf_counter(), not log.exists()
     with made_directory(log.parent):
+        with writing(log), log.open("a", encoding="utf-8") as file:
+            file.write(f"$ python -m {module} {shlex.join(words)}\n")
         with log.open("a", encoding="utf-8") as file:
-            with writing(log):
-                file.write(f"$ python -m {module} {shlex.join(words)}\n")
-                file.flush()
             status = _status([sys.executable, "-m", module, *words], file)
         if status == EXIT_INTERRUPTED:
             raise KeyboardInterrupt
