@@ -6,6 +6,7 @@ with that shape, no other is, all are floating-point numbers, and the padding ro
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -80,10 +81,10 @@ class PortableModel:
         tensors = {name: tensor.to(stored_dtype(name, tensor, dtype)) for name, tensor in self.tensors.items()}
         return replace(self, tensors=tensors, contact_head=rounded_contacts(self.contact_head, dtype))
 
-    def checked(self, not_finite: Mapping[str, int] | None = None) -> "PortableModel":
+    def checked(self, not_finite: Mapping[str, int] | None = None, source: str | Path = "") -> "PortableModel":
         """Self, after comparing names and shapes with what the config asks for; numbers that are none are noted.
 
-        not_finite: how many each tensor holds, where its reader has counted them.
+        not_finite: how many each tensor holds, where its reader has counted them; source: in which file.
         """
         if self.config.num_layers > len(self.tensors):  # before anything is made for each that a config claims
             layers = self.config.num_layers
@@ -95,14 +96,14 @@ class PortableModel:
             if tensor.dtype not in (torch.float32, torch.float16, torch.bfloat16, torch.float64):
                 kind = str(tensor.dtype).removeprefix("torch.")
                 raise InputError(f"{self.origin}: {name} holds {kind}, not floating-point numbers")
-        return self._counted(count_not_finite(tensors) if not_finite is None else not_finite)
+        not_finite = count_not_finite(tensors) if not_finite is None else not_finite
+        return self._counted(not_finite, source or self.origin) if not_finite else self
 
-    def _counted(self, not_finite: Mapping[str, int]) -> "PortableModel":
-        if not not_finite:
-            return self
+    def _counted(self, not_finite: Mapping[str, int], source: str | Path) -> "PortableModel":
         count, first = sum(not_finite.values()), next(iter(not_finite))
-        note = f"{count:,} numbers of {len(not_finite)} tensors are NaN or infinity, first in {first}; kept as they are"
-        return replace(self, not_finite=count).noted(note)
+        what = f"{count:,} numbers of {len(not_finite)} tensors are NaN or infinity"
+        fault = f"{what}, first in {first}: a diverged run or a damaged file; kept as they are"
+        return replace(self, not_finite=count).noted(f"{source}: {fault}")
 
 
 def without_sharing(model: PortableModel) -> PortableModel:
@@ -124,7 +125,7 @@ def rounded_contacts(head: ContactRegression | None, dtype: torch.dtype | None) 
 def portable(files: ModelFiles, origin: str) -> PortableModel:
     """What one of proteinlm's readers made of a path, checked."""
     model = PortableModel(files.config, files.tokenizer, files.state, origin, files.notes)
-    return replace(model, contact_head=files.contact_head).checked(files.not_finite)
+    return replace(model, contact_head=files.contact_head).checked(files.not_finite, files.source)
 
 
 def same_tensor(one: Tensor | None, other: Tensor | None) -> bool:

@@ -27,6 +27,7 @@ from proteinlm.untrusted.text_files import unzipped
 
 # 1 MiB: a chunk and its copies stay in the processor's cache; 16 MiB takes half as long again.
 CHUNK_BYTES = 1 << 20
+LONGEST = 1 << 28  # bytes of a record, which is in memory as a whole
 SPACE = b"\n\t\v\f "
 REMOVED = SPACE + b"*-."
 KNOWN = RESIDUES.encode() + RESIDUES.lower().encode()
@@ -126,7 +127,7 @@ def read_chunks(path: str, json_key: str = "text", chunk_bytes: int = CHUNK_BYTE
         yield from (Chunk(path, kind, records=(i, min(i + step, count))) for i in range(0, count, step))
         return
     offset = 0
-    for text in _cut(_blocks(path, chunk_bytes), b"\n>" if kind == "fasta" else b"\n"):
+    for text in _cut(path, _blocks(path, chunk_bytes), b"\n>" if kind == "fasta" else b"\n"):
         yield Chunk(path, kind, text, offset, json_key)
         offset += len(text)
 
@@ -152,17 +153,20 @@ def _blocks(path: str, size: int) -> Iterator[bytes]:
         raise InputError(f"{path}: cannot read: {error.strerror or error}") from error
 
 
-def _cut(blocks: Iterator[bytes], boundary: bytes) -> Iterator[bytes]:
+def _cut(path: str, blocks: Iterator[bytes], boundary: bytes) -> Iterator[bytes]:
     """Join blocks and cut them again just before a boundary (the last one in a block): whole records each."""
-    parts = []
+    parts, size = [], 0
     for block in blocks:
         cut = block.rfind(boundary)
         if cut < 0:
             parts.append(block)
+            size += len(block)
+            if size > LONGEST:
+                raise InputError(f"{path}: a record of more than {LONGEST:,} bytes; is this a protein?")
             continue
         if text := b"".join([*parts, memoryview(block)[:cut]]):
             yield text
-        parts = [block[cut:]]
+        parts, size = [block[cut:]], len(block) - cut
     if text := b"".join(parts):
         yield text
 
@@ -272,7 +276,7 @@ def read_fasta(path: str) -> Iterator[tuple[str, str]]:
     if not os.path.isfile(path):
         raise InputError(f"{path}: no such file")
     offset = 0
-    for text in _cut(_blocks(path, CHUNK_BYTES), b"\n>"):
+    for text in _cut(path, _blocks(path, CHUNK_BYTES), b"\n>"):
         _mark_fasta(Chunk(path, "fasta", text, offset))  # refuses text before the first header
         offset += len(text)
         for record in (b"\n" + text).split(b"\n>")[1:]:

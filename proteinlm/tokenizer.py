@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from proteinlm.errors import InputError
-from proteinlm.untrusted.text_files import read_text
+from proteinlm.untrusted.text_files import read_bytes, read_text
 
 RESIDUES = "ABCDEFGHIKLMNOPQRSTUVWXYZ"  # every IUPAC letter but J
 PRETRAIN_SPECIALS = ("[PAD]", "[MASK]", "[CLS]", "[SEP]", "[UNK]")
@@ -173,7 +173,7 @@ def build_tokenizer(tokenizer_type: str = "iupac", vocab_file: str | None = None
     if kind == "SentencePiece":
         if not vocab_file:
             raise InputError("--tokenizer-type SentencePiece needs --vocab-file x.model (--train-tokenizer makes one)")
-        return _from_model(Path(vocab_file).read_bytes(), vocab_file)
+        return _from_model(read_bytes(vocab_file, "should be a SentencePiece model"), vocab_file)
     name = "iupac" if kind in IUPAC_TYPES else kind
     tokenizer = Tokenizer(name, FIXED_VOCABULARIES[name][0])
     if vocab_file:

@@ -33,6 +33,7 @@ from proteinlm.model_dir.weights import WeightFiles
 
 LOADING = {"output_loading_info": True, "ignore_mismatched_sizes": True}  # reported, and an InputError here
 NUMBER = re.compile(r"\.\d+\.")  # of a layer, in a tensor's name
+LARGEST = 1 << 28  # bytes of a file that is no weights
 LEFT_BEHIND = "decoder."  # of an encoder-decoder's file; never read
 TRUNK, LM_HEAD = "trunk.encoder.", "mlm."  # how names of the encoder and its masked-LM head begin in a run's file
 
@@ -170,6 +171,9 @@ def _tokens(directory: Path, config: object) -> TokenTable:
     """The table of a directory's tokenizer. do_lower_case: some do not say in their files that letters are capital."""
     transformers = import_transformers()
     options = {"do_lower_case": False, "trust_remote_code": False, "local_files_only": True}
+    for file in directory.iterdir():  # before a library makes room for it, at whose failure it ends the process
+        if file.suffix in (".json", ".txt", ".model") and file.stat().st_size > LARGEST:
+            raise InputError(f"{file}: more than {LARGEST:,} bytes; should be a tokenizer's or a configuration's")
     try:
         with quietly():
             tokenizer = transformers.AutoTokenizer.from_pretrained(directory, config=config, **options)

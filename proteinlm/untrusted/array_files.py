@@ -4,6 +4,7 @@ What must hold: a damaged file is an InputError that names it and ends with `adv
 """
 
 import contextlib
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -18,7 +19,9 @@ MADE_AGAIN = "remove it, and it is made again"  # of what a command of ours keep
 def _whole(path: str | Path, advice: str) -> Iterator[None]:
     """Libraries raise errors of all kinds at a damaged file; those of the file system have its name."""
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of an old Python's header, which the error says better
+            yield
     except Exception as error:
         if isinstance(error, OSError) and error.filename is not None:
             raise

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from proteinlm.errors import InputError
 from proteinlm.untrusted.shapes import Shape, misfits
-from proteinlm.untrusted.text_files import read_text
+from proteinlm.untrusted.text_files import read_bytes, read_text
 
 DEEPEST = 64  # brackets within brackets
 LARGEST_INTEGER = 1 << 64
@@ -66,7 +66,7 @@ def read_json_lines(path: str | Path) -> Iterator[tuple[int, str, dict | None]]:
 
     NUL bytes and spaces around a line, which a power cut may leave, are no part of it.
     """
-    for number, line in enumerate(Path(path).read_bytes().split(b"\n"), 1):
+    for number, line in enumerate(read_bytes(path).split(b"\n"), 1):
         line = line.strip(b"\0 \t\r")
         if not line:
             continue

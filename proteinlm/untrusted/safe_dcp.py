@@ -16,6 +16,7 @@ from torch.distributed.checkpoint import metadata as kinds
 
 from proteinlm.untrusted.pickles import Admitted, Unpickler, named, require
 from proteinlm.untrusted.safe_load import find, map_file, safe_torch_load
+from proteinlm.untrusted.text_files import read_bytes
 
 ENCODING = kinds._MEM_FORMAT_ENCODING
 CLASSES = [kinds.Metadata, kinds.MetadataIndex, kinds.TensorStorageMetadata, kinds.BytesStorageMetadata]
@@ -47,7 +48,7 @@ class SafeReader(dcp.FileSystemReader):
     def read_metadata(self, *args, **kwargs) -> kinds.Metadata:
         path = Path(self._get_metadata_path(kwargs.get("rank")))
         require(path.is_file(), f"{path}: missing; the directory is not a complete checkpoint")
-        data = path.read_bytes()
+        data = read_bytes(path)
         with named(path):
             metadata = Unpickler(find_dcp, io.BytesIO(data), len(data)).load()
             check_metadata(metadata)

@@ -13,7 +13,7 @@ from typing import BinaryIO
 
 from proteinlm.errors import InputError
 
-LARGEST, BLOCK = 1 << 31, 1 << 20  # a table or a list of records in memory needs several times as much
+LARGEST, BLOCK = 1 << 30, 1 << 20  # bytes; a table or a list of records in memory needs several times as much
 GZIP = b"\x1f\x8b"
 BAD_STARTS = {
     b"PK\x03\x04": "an Excel workbook (or another zip)",
@@ -39,13 +39,26 @@ def read_text(path: str | Path, advice: str = "should be UTF-8 text") -> str:
     """The whole file. advice: ends the InputError for what is no text."""
     if not Path(path).exists() or Path(path).is_dir():
         raise InputError(f"{path}: {'a directory; should be a file' if Path(path).is_dir() else 'no such file'}")
-    data = bytearray()
     with unzipped(path) as file:
-        while block := file.read(BLOCK):
-            data += block
-            if len(data) > LARGEST:
-                raise InputError(f"{path}: more than {LARGEST >> 30} GiB of text; {advice}")
-    return _decoded(data, path, advice)
+        return _decoded(_read(file, path, advice, until=b"\0"), path, advice)
+
+
+def read_bytes(path: str | Path, advice: str = "should be a smaller file") -> bytes:
+    """The whole file, as it is. InputError where it is too large to be what its reader expects."""
+    with open(path, "rb") as file:
+        return bytes(_read(file, path, advice))
+
+
+def _read(file: BinaryIO, path: str | Path, advice: str, until: bytes | None = None) -> bytearray:
+    """All there is, or no more than a block behind `until`: a sparse file has zeros without end."""
+    data = bytearray()
+    while block := file.read(BLOCK):
+        data += block
+        if len(data) > LARGEST:
+            raise InputError(f"{path}: more than {LARGEST:,} bytes; {advice}")
+        if until is not None and until in block:
+            break
+    return data
 
 
 def _decoded(data: bytes | bytearray, path: str | Path, advice: str) -> str:

@@ -52,12 +52,32 @@ def test_text_is_utf_8(tmp_path, content):
         (b"a\n\n\0", ", line 3: a NUL byte; should be"),
         (gzip.compress(b"text " * 99, mtime=0)[:-9], ": truncated gzip file"),
         (gzip.compress(b"text " * 99, mtime=0)[:-8] + bytes(8), ": broken gzip file"),
-        (gzip.compress(b"text " * 9999, mtime=0), ": more than 0 GiB of text; should be"),
+        (gzip.compress(b"text " * 9999, mtime=0), ": more than 1,000 bytes; should be"),
     ],
 )
 def test_what_is_no_text(tmp_path, monkeypatch, content, message):
     monkeypatch.setattr(text_files, "LARGEST", 1000)
     assert line_of(read_text, write(tmp_path / "a", content)).startswith(message)
+
+
+def test_a_file_of_zeros_without_end(tmp_path):
+    """A sparse file, of 64 GiB."""
+    path = write(tmp_path / "a", b"text\n")
+    with path.open("r+b") as file:
+        file.truncate(1 << 36)
+    assert line_of(read_text, path).startswith(", line 2: a NUL byte")
+    for read in (read_json, read_json_records, read_yaml):
+        assert ", line 2: a NUL byte" in line_of(read, path)
+
+
+def test_a_file_too_large_to_be_what_is_expected(tmp_path, monkeypatch):
+    monkeypatch.setattr(text_files, "LARGEST", 1000)
+    path = write(tmp_path / "metrics.jsonl", b'{"a": 1}\n' * 111)
+    assert len(list(read_json_lines(path))) == 111
+    write(path, b'{"a": 1}\n' * 112)
+    assert (
+        line_of(lambda path: list(read_json_lines(path)), path) == ": more than 1,000 bytes; should be a smaller file"
+    )
 
 
 def test_no_file_of_text(tmp_path):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from tape_lmdb import put_lmdb
 
+from proteinlm import sequences
 from proteinlm.errors import InputError
 from proteinlm.sequences import find_unknown, input_kind, parse_chunk, read_chunks, read_fasta
 
@@ -214,6 +215,17 @@ def test_plain_text_is_one_protein_a_line(tmp_path):
     for size in SIZES:
         assert read(path, chunk_bytes=size) == (["MKV", "MKV", "JAC"], 0, {"*": 1}, {"J": 1})
     assert find_unknown(list(read_chunks(str(path)))[-1]) == f"{path}, line 5: letter 'J'"
+
+
+@pytest.mark.parametrize(("name", "text"), [("x.fasta", ">a\nMK\n>b\n{}"), ("x.txt", "MK\n{}"), ("x.jsonl", "{}")])
+def test_a_record_without_end_is_refused(name, text, tmp_path, monkeypatch):
+    """Before the whole of it is in memory."""
+    monkeypatch.setattr(sequences, "LONGEST", 2 << 20)
+    (tmp_path / name).write_text(text.replace("{}", "M" * (4 << 20)))
+    with pytest.raises(InputError, match=rf"{name}: a record of more than 2,097,152 bytes; is this a protein\?$"):
+        list(read_chunks(str(tmp_path / name)))
+    (tmp_path / name).write_text(text.replace("{}", "M" * (1 << 20)))
+    assert sum(len(chunk.text) for chunk in read_chunks(str(tmp_path / name))) >= 1 << 20
 
 
 # ---- which kind of file
