@@ -21,7 +21,7 @@ def run(python: str, place: str, words: list[str]) -> None:
         os.execv(python, [python, *words])
     with socket.socket(socket.AF_UNIX) as link:
         link.connect(place)
-        request = json.dumps([command, os.getcwd(), dict(os.environ)]).encode()
+        request = json.dumps([words, os.getcwd(), dict(os.environ)]).encode()
         socket.send_fds(link, [NUMBER.pack(len(request))], [0, 1, 2])
         link.sendall(request)
         (pid,) = NUMBER.unpack(link.recv(NUMBER.size))

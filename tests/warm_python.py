@@ -40,7 +40,8 @@ def warm_python(folder: Path) -> Iterator[Path]:
     path.write_text(f'#!/bin/sh\nexec "{sys.executable}" -IS "{client}" "{sys.executable}" "{place}" "$@"\n')
     path.chmod(0o755)
     words = [sys.executable, __file__, str(place), str(path)]
-    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as server:
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment) as server:
         assert server.stdout.readline() == b"ready\n"
         yield path
         server.stdin.close()  # at which it ends
@@ -121,7 +122,11 @@ def main(place: str, executable: str) -> None:
     server = Server(place)
     os.write(1, b"ready\n")
     first, *words = server.serve()
+    unbuffered = first == "-u" or "PYTHONUNBUFFERED" in os.environ
+    if first == "-u":
+        first, *words = words
     sys.executable = executable
+    sys.stdout.reconfigure(line_buffering=unbuffered or os.isatty(1))
     if first == "-m":
         sys.argv, sys.path[0] = words, os.getcwd()
         runpy.run_module(words[0], run_name="__main__", alter_sys=True)
