@@ -97,6 +97,8 @@ def test_a_run_whose_process_dies_resumes_bit_by_bit(run, tmp_path):
 @pytest.mark.slow
 def test_a_mistake_of_all_processes_is_reported_once(run, tmp_path):
     (tmp_path / "slow.py").write_text(TELLS_LATE)  # torchrun ends the others when the first has failed
+    (tmp_path / "fluorescence/fluorescence_train.lmdb").mkdir(parents=True)
+    (tmp_path / "fluorescence/fluorescence_train.lmdb/data.mdb").write_bytes(b"what only the processes open")
     flags = ("--data_dir", tmp_path, "--plugin", tmp_path / "slow.py")
     done = run("fluorescence", tmp_path / "run", 2, *flags)
     assert done.returncode == 2
