@@ -1,5 +1,10 @@
-"""For tools that still look for a setup.py. Everything is said in pyproject.toml."""
+"""What pyproject.toml cannot say: models/, which lies at the top of the repository, is installed inside proteinlm."""
 
-from setuptools import setup
+from setuptools import find_namespace_packages, setup
 
-setup()
+PACKAGES = ("proteinlm*", "pretrain*", "converter*", "tape*", "probe*")
+
+setup(
+    packages=[*find_namespace_packages(include=PACKAGES), "proteinlm._models"],
+    package_dir={"proteinlm._models": "models"},
+)

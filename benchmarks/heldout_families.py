@@ -66,9 +66,10 @@ def family_losses(checkpoint: str, fasta: str, mask_prob: float, seed: int, devi
 
     from converter.sources import read
     from proteinlm.masking import mask_tokens, sample_rng
+    from proteinlm.model_dir.find import find_model
     from proteinlm.sequences import read_fasta
 
-    source = read(Path(checkpoint))
+    source = read(find_model(checkpoint))
     tokenizer, model = source.tokenizer, source.build().to(device)
     longest = source.config.max_position_embeddings  # rope's, too: what was cropped in training
     end = [tokenizer.sep_id] if tokenizer.ends_proteins else []

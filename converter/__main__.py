@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from proteinlm.errors import ArgumentParser, InputError, run
+from proteinlm.model_dir.find import find_model
 from proteinlm.network.config import ACTIVATIONS
 from tape.runs.flags import count, positive
 
@@ -26,7 +27,7 @@ def format_name(text: str) -> str:
 
 def parser() -> ArgumentParser:
     p = ArgumentParser(prog="python -m converter", description=DESCRIPTION)
-    p.add_argument("--load", required=True, type=Path, help="a checkpoint, a model directory, or a .pt file")
+    p.add_argument("--load", required=True, type=Path, help="a checkpoint, a model directory, its name, or a .pt file")
     p.add_argument("--save", required=True, type=Path, help="directory to write; must be absent or empty")
     formats = {"type": format_name, "choices": FORMATS}
     p.add_argument("--target", default="tape", **formats, help="format to write (default: tape)")
@@ -52,8 +53,7 @@ def parser() -> ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Convert; returns 0, or 1 when --verify finds a difference. Nothing is under --save then."""
     args = parser().parse_args(argv)
-    if not args.load.exists():
-        raise InputError(f"{args.load}: no such checkpoint")
+    args.load = find_model(args.load)
     if args.save.exists() and (not args.save.is_dir() or any(args.save.iterdir())):
         raise InputError(f"{args.save}: already exists and is not an empty directory; give --save a new name")
     parallel = (args.tensor_model_parallel_size, args.pipeline_model_parallel_size)

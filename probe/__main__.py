@@ -4,6 +4,7 @@ proteinlm probe MODEL DATA                              small heads on frozen em
 proteinlm contacts MODEL IN.fasta OUT.npz               contacts from attention maps
 proteinlm project MODEL PROTEINS.csv                    a map of proteins with numbers; labels from neighbours
 proteinlm variants MODEL WT.fasta MUTATIONS.csv         mutations scored by the language model itself
+proteinlm models                                        what MODEL may be by name
 """
 
 import importlib
@@ -19,6 +20,7 @@ VERBS = {  # verb -> (module whose `main(argv)` runs it, its line in --help)
     "contacts": ("probe.contacts.command", "contacts from attention maps, and what heads attend to"),
     "project": ("probe.projection.command", "draw proteins in two dimensions; labels from nearest neighbours"),
     "variants": ("probe.variants.command", "score the mutations of a protein, or scan all of them"),
+    "models": ("probe.models", "list the models that can be had by name"),
 }
 
 

@@ -40,6 +40,7 @@ _MODULES = {
     "Tokenizer": "proteinlm.tokenizer",
     "build_tokenizer": "proteinlm.tokenizer",
     "load": "proteinlm.model_dir.load",
+    "models": "proteinlm.model_dir.find",
 }
 __all__ = sorted(_MODULES)
 __getattr__, __dir__ = late(__name__, _MODULES)

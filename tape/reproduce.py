@@ -3,7 +3,7 @@
     python -m tape.reproduce MODEL_DIR DATA_DIR [OUT] [--preset cpu] [--tasks ...] [--arms ...] [--seeds ...] [--jobs N]
 
 Arms: `pretrained` (MODEL_DIR), `random` (weights of its shape), `onehot` or another model type (its default shape), and
-NAME=DIR (a model directory more). Every run is tape-train and tape-eval in processes of their own, in
+NAME=DIR (a model more). Every run is tape-train and tape-eval in processes of their own, in
 OUT/runs/<arm>/<task>/seed<n> (tape.runs.jobs). Called again it skips what is done and goes on with what was cut off.
 Then OUT/table.md, table.html and results.json.
 
@@ -21,7 +21,7 @@ from pathlib import Path
 from proteinlm import errors
 from proteinlm.errors import InputError
 from proteinlm.files import require_file, write_json
-from proteinlm.model_dir.find import read_config
+from proteinlm.model_dir.find import find_model, read_config
 from proteinlm.running.locks import locked
 from tape.reporting.published import PUBLISHED
 from tape.runs.flags import positive
@@ -35,7 +35,7 @@ ARMS = ("pretrained", "random", "onehot")
 
 def build_parser() -> errors.ArgumentParser:
     parser = errors.ArgumentParser("reproduce_table", description="Five TAPE tasks, arms, seeds and splits: a table.")
-    parser.add_argument("model_dir", metavar="MODEL_DIR", help="a directory of TAPE's or ESM's: the pretrained encoder")
+    parser.add_argument("model_dir", metavar="MODEL_DIR", help="the pretrained encoder, TAPE's or ESM's (its name too)")
     parser.add_argument("data_dir", metavar="DATA_DIR", help="holds the tasks' folders")
     parser.add_argument("out", metavar="OUT", nargs="?", default="table", help="where everything goes (default: table)")
     parser.add_argument("--preset", default="full", help="full, cpu, or a YAML file like tape/recipes/tables/cpu.yaml")
@@ -54,8 +54,9 @@ def build_parser() -> errors.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     args = build_parser().parse_args(words)
-    require_directory(Path(args.model_dir))
-    read_config(args.model_dir)
+    model = find_model(args.model_dir)
+    require_directory(model)
+    read_config(model)
     require_file(args.data_dir)
     from tape.reporting import pages
     from tape.runs.plan import plan

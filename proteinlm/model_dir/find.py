@@ -1,12 +1,16 @@
-"""Which directory a pretrained model's name means: songlab's code asks for "bert-base", and nothing is downloaded here.
+"""Which directory a pretrained model's name means, at every door. Nothing is downloaded here.
 
+    proteinlm.models()                              {name: directory}, those of models/ and the user's own
     export TAPE_MODELS=/data/tape_models            holds bert-base/config.json, bert-base/pytorch_model.bin
-    ProteinBertModel.from_pretrained("bert-base")
+    ProteinBertModel.from_pretrained("bert-base")   as songlab's code asks for it
 
-What must hold: a directory of that very path comes first; then $TAPE_MODELS/<name>; then ~/.cache/tape/<name>. This is
-the one place of the package, beside the commands' entry points, that reads the environment.
+What must hold: a directory of that very path comes first; then $TAPE_MODELS/<name>; then ~/.cache/tape/<name>; then
+the model that comes with this project: what is the user's own is never passed over, and where it hides one of ours a
+warning says so. This is the one place of the package, beside the commands' entry points, that reads the environment.
 """
 
+import functools
+import logging
 import os
 import shlex
 from collections.abc import Mapping
@@ -14,6 +18,12 @@ from pathlib import Path
 
 from proteinlm.errors import InputError
 from proteinlm.untrusted.json_files import read_json
+
+logger = logging.getLogger(__name__)
+
+PACKAGE = Path(__file__).parent.parent
+CHECKOUT = (PACKAGE.parent / "pyproject.toml").is_file()
+SHIPPED = PACKAGE.parent / "models" if CHECKOUT else PACKAGE / "_models"  # where a wheel has models/ (setup.py)
 
 CONFIG_NAME, SAFE_NAME, TORCH_NAME = "config.json", "model.safetensors", "pytorch_model.bin"
 MEGATRON_NAME = "model_optim_rng.pt"
@@ -26,30 +36,57 @@ LEFT_OUT = dict.fromkeys(("babbler-1900", "unirep"), "UniRep")
 LEFT_OUT |= dict.fromkeys(("trrosetta", "xaa", "xab", "xac", "xad", "xae"), "trRosetta")
 
 
-def find_model(name: str | Path) -> Path:
-    """The directory of a model: a path, or a name such as "bert-base" below $TAPE_MODELS or ~/.cache/tape.
+def shelves() -> list[Path]:
+    """The directories in which a name is looked for, in this order."""
+    own = os.environ.get("TAPE_MODELS")
+    return [*([Path(own)] if own else []), Path.home() / ".cache" / "tape", SHIPPED]
 
-    InputError if there is none, with the place where it should be.
+
+def models() -> dict[str, Path]:
+    """Every model that can be had by its name, with its directory."""
+    directories = {}
+    for shelf in reversed(shelves()):
+        directories |= {file.parent.name: file.parent for file in shelf.glob(f"*/{CONFIG_NAME}")}
+    return dict(sorted(directories.items()))
+
+
+def find_model(name: str | Path) -> Path:
+    """The directory of a model: a path, or a name of `models`.
+
+    InputError if there is none, with the names that there are, and the place where it should be.
     """
     if not isinstance(name, str | os.PathLike):
         raise InputError(f"model {name!r}: should be the path of a model directory, or its name")
     path = Path(name)
     if path.exists():
-        return path
-    if str(name) in LEFT_OUT:
+        place = path
+    elif str(name) in LEFT_OUT:
         raise InputError(f"{name}: songlab's {LEFT_OUT[str(name)]} model is left out here")
-    if len(path.parts) != 1 or path.suffix:
+    elif len(path.parts) != 1 or path.suffix:
         raise InputError(f"{path}: no such directory; a TAPE model directory holds config.json and model.safetensors")
-    models_dir = os.environ.get("TAPE_MODELS")
-    places = [Path(models_dir) / name] if models_dir else []
-    places.append(Path.home() / ".cache" / "tape" / name)
-    for place in places:
-        if place.is_dir():
-            return place
-    hint = "" if models_dir else ", or set TAPE_MODELS to the directory that holds it"
-    raise InputError(
-        f"{name}: no such directory; a model of that name should be at {places[0]} (config.json and its weights){hint}"
+    else:
+        place = next((shelf / name for shelf in shelves() if (shelf / name).is_dir()), None)
+    if place is None:
+        raise _no_model(name)
+    ours = SHIPPED / name
+    if len(path.parts) == 1 and (ours / CONFIG_NAME).is_file() and not place.samefile(ours):
+        _warn_hidden(place, ours)
+    return place
+
+
+def _no_model(name: str | Path) -> InputError:
+    """The error for a name of no model: those that there are, and where it should be."""
+    names, (place, *others) = ", ".join(models()), shelves()
+    others = "" if len(others) > 1 else ", or set TAPE_MODELS to the directory that holds it"
+    return InputError(
+        f"{name}: no such directory; {f'names at hand: {names}; ' if names else ''}a model of that name should be at "
+        f"{place / name} (config.json and its weights){others}"
     )
+
+
+@functools.cache  # once a process, however often a command asks
+def _warn_hidden(place: Path, ours: Path) -> None:
+    logger.warning("%s: opened instead of the model of that name that comes with proteinlm (%s)", place, ours)
 
 
 def fair_esm_file(path: Path) -> Path | None:

@@ -16,6 +16,7 @@ from proteinlm.errors import InputError
 from proteinlm.files import atomic_directory, atomic_path
 from proteinlm.model_dir.contact_head import CONTACTS, contact_tensors
 from proteinlm.model_dir.esm.names import ESM_CONTACTS
+from proteinlm.model_dir.find import find_model
 from proteinlm.model_dir.load import recognise
 from proteinlm.model_dir.weights import SAFE_NAME, TORCH_NAME, WeightFiles, write_weights
 from proteinlm.network.contacts import ContactRegression
@@ -66,8 +67,8 @@ def _tensors(path: Path) -> dict[str, torch.Tensor]:
 
 
 def check_export(model: str | Path, output: str | Path) -> str:
-    """The kind of the model directory; InputError for one that has no place for a regression, or where `output` is."""
-    source, output = Path(model), Path(output)
+    """The kind of the model; InputError for one that has no place for a regression, or where `output` is."""
+    source, output = find_model(model), Path(output)
     kind = recognise(source)
     if kind not in ("tape", "esm"):
         text = f"a {kind} model has no place for a contact regression; keep it as a file and give --regression FILE"
@@ -78,9 +79,9 @@ def check_export(model: str | Path, output: str | Path) -> str:
 
 
 def export_regression(model: str | Path, regression: ContactRegression, output: str | Path) -> None:
-    """A copy of the model directory with the regression at its place: contact_head.regression of a TAPE-format
-    directory, esm.contact_head.regression of Hugging Face's ESM. InputError for a form without such a place."""
-    source, output = Path(model), Path(output)
+    """A copy of the model (a directory, or its name) with the regression at its place: contact_head.regression of a
+    TAPE-format directory, esm.contact_head.regression of Hugging Face's ESM. InputError for a form without a place."""
+    source, output = find_model(model), Path(output)
     kind = check_export(source, output)
     tensors = WeightFiles(source).get_all()
     whole = kind == "esm" and any(name.startswith(WHOLE) for name in tensors)

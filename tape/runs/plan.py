@@ -12,7 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from proteinlm.errors import InputError
-from proteinlm.model_dir.find import model_type_of, read_config
+from proteinlm.model_dir.find import find_model, model_type_of, read_config
 from proteinlm.untrusted.shapes import misfits
 from proteinlm.untrusted.yaml_files import read_yaml
 from tape.data.lengths import residue_limit
@@ -49,16 +49,18 @@ def recipe_of(preset: Mapping, task: str, arm: str) -> dict:
 
 
 def parse_arm(word: str, model: Path) -> Arm:
-    """An arm by its name on the command line."""
-    name, _, directory = word.partition("=")
+    """An arm by its word on the command line. model: the pretrained one, a directory or a name."""
+    name, _, other = word.partition("=")
     if word == "random":
-        shape = {key: value for key, value in read_config(model).items() if key != "converted_from"}
+        directory = find_model(model)
+        shape = {key: value for key, value in read_config(directory).items() if key != "converted_from"}
         digest = hashlib.sha256(json.dumps(shape, sort_keys=True).encode()).hexdigest()
-        return Arm(word, _model_type(model), ("--model_config_file", str(model / "config.json")), digest)
-    if word == "pretrained" or directory:
-        source = Path(directory) if directory else model
-        model_type, weights = _model_type(source), weights_identity(source)["weights_sha256"]
-        return Arm(name, model_type, ("--from_pretrained", str(source)), weights)
+        return Arm(word, _model_type(directory), ("--model_config_file", str(directory / "config.json")), digest)
+    if word == "pretrained" or other:
+        source = Path(other) if other else model
+        directory = find_model(source)
+        weights = weights_identity(directory)["weights_sha256"]
+        return Arm(name, _model_type(directory), ("--from_pretrained", str(source)), weights)
     if word not in model_types():
         raise InputError(f"--arms {word}: should be pretrained, random, NAME=DIR or one of {', '.join(model_types())}")
     return Arm(word, word, ())
@@ -81,7 +83,7 @@ def plan(args: argparse.Namespace) -> list[Job]:
         for arm in arms:
             recipe = recipe_of(preset, task, arm.name)
             if recipe.get("max_length"):  # no more than the encoder has positions for, and the same for every arm
-                limit = residue_limit(SimpleNamespace(**read_keys(model)), None)
+                limit = residue_limit(SimpleNamespace(**read_keys(find_model(model))), None)
                 recipe["max_length"] = min(recipe["max_length"], limit or recipe["max_length"])
             seeds = args.seeds or recipe.get("seeds") or [0]
             jobs += [(place, _job(args, arm, task, int(seed), recipe, splits)) for place, seed in enumerate(seeds)]
