@@ -88,11 +88,11 @@ def _without_folders(value: object) -> object:
 
 
 def synthetic_proteins() -> list[str]:
-    """50 proteins of the demo's world, one a family: nobody's data, and no protein that a model was trained on."""
+    """50 proteins of five families of the demo's world: nobody's data, and none that a model was trained on."""
     from demo.synthetic import WorldSize, build_world, sample_proteins
 
-    world = build_world(WorldSize(folds=5, superfamilies=5, families=2), seed=0)
-    family, sequences = sample_proteins(world, 1, seed=0)
+    world = build_world(WorldSize(folds=5, superfamilies=1, families=1), seed=0)
+    family, sequences = sample_proteins(world, 10, seed=0)
     return world.text(sequences, family)
 
 

@@ -35,7 +35,7 @@ ARROWS = {
 COMMANDS = {
     *("pretrain.__main__", "pretrain.preprocess", "pretrain.plan.__main__", "converter.__main__", "demo.run"),
     *(f"tape.{name}" for name in ("train", "evaluate", "embed", "predict", "table", "reproduce", "tune")),
-    *("tape.train_distributed", "tape.main", "probe.__main__"),
+    *("tape.train_distributed", "tape.main", "probe.__main__", "probe.models"),
     *(f"probe.{folder}.command" for folder in ("probes", "projection", "contacts", "variants")),
     *("probe.tables.__main__", "probe.tables.fluorescence"),
 }

@@ -37,6 +37,7 @@ ABSENT = {
     "probe.contacts.command": "absent/model absent/in.fasta out.npz",
     "probe.projection.command": "absent/model absent/data.csv",
     "probe.variants.command": "absent/model absent/in.fasta absent/mutants.csv",
+    "probe.models": "absent",
     "probe.tables.__main__": "absent/results",
     "probe.tables.fluorescence": "absent/data out",
     "probe.__main__": "absent",

@@ -13,10 +13,12 @@ import venv
 from pathlib import Path
 
 import pytest
+from toy_model import write_model
 
 pytestmark = pytest.mark.slow
 
-SOURCES = ("proteinlm", "pretrain", "tape", "probe", "converter", "pyproject.toml", "setup.py", "README.md", "LICENSE")
+SOURCES = ("proteinlm", "pretrain", "tape", "probe", "converter", "models", "pyproject.toml", "setup.py", "README.md")
+SOURCES += ("LICENSE",)
 SCRIPTS = {"tape-train", "tape-train-distributed", "tape-eval", "tape-embed", "tape-predict", "tape-table", "proteinlm"}
 MODEL = [
     "--num-layers",
@@ -45,8 +47,9 @@ for kind, name, *words in lines:
     except SystemExit as end:
         status = end.code
     assert not isinstance(status, int) or status == 0, (name, words)
-vectors = proteinlm.load(model, device="cpu").embed(["MKV", "MKVLA"])
-print(json.dumps({"homes": sorted(homes), "scripts": sorted(scripts), "vectors": vectors.shape}))
+vectors = [proteinlm.load(name, device="cpu").embed(["MKV", "MKVLA"]).shape for name in (model, "shipped")]
+models = {name: str(place) for name, place in proteinlm.models().items()}
+print(json.dumps({"homes": sorted(homes), "scripts": sorted(scripts), "vectors": vectors, "models": models}))
 """
 
 
@@ -57,6 +60,8 @@ def python(tmp_path_factory, root) -> Path:
     (place / "source").mkdir()
     for name in SOURCES:  # a copy, so that the build leaves nothing in the checkout
         (shutil.copytree if (root / name).is_dir() else shutil.copy)(root / name, place / "source" / name)
+    (place / "source/models/shipped").mkdir()
+    write_model(place / "source/models/shipped")
     venv.create(place / "fresh")
     python = place / "fresh/bin/python"
     site = next((place / "fresh").glob("lib/python*/site-packages"))
@@ -97,6 +102,8 @@ def test_every_command_of_the_wheel(python, tmp_path, tiny_fasta, tiny_tape_data
         ["script", "tape-train", "transformer", "stability", *train, "--output_dir", finetuned],
         ["script", "tape-eval", "transformer", "stability", finetuned, *common, "--split", "test"],
         ["script", "tape-embed", "transformer", proteins, "few.npz", model],
+        ["script", "tape-embed", "transformer", proteins, "by_name.npz", "shipped"],
+        ["script", "proteinlm", "models"],
         ["script", "tape-predict", finetuned, proteins, "few.tsv"],
         ["script", "tape-train-distributed", "transformer", "stability", *train, "--output_dir", "runs/two"],
         ["script", "tape-table", "runs", "--output", "table.txt"],
@@ -109,11 +116,13 @@ def test_every_command_of_the_wheel(python, tmp_path, tiny_fasta, tiny_tape_data
     facts = json.loads(output.splitlines()[-1])
     assert facts["homes"] == [str(site)], "a package came from elsewhere than the wheel"
     assert set(facts["scripts"]) == SCRIPTS and all((python.parent / name).exists() for name in SCRIPTS)
-    assert facts["vectors"] == [2, 16]
+    assert facts["vectors"] == [[2, 16], [2, 16]]
+    assert facts["models"]["shipped"] == str(site / "proteinlm/_models/shipped")
     assert "Spearman" in (tmp_path / "table.txt").read_text()
     for name in (
         "few.npz",
         "few.tsv",
+        "by_name.npz",
         "tuned/recipe.yaml",
         "all/table.html",
         "scan.dark.svg",

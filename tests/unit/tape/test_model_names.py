@@ -5,6 +5,7 @@ import json
 import pytest
 
 from proteinlm.errors import InputError
+from proteinlm.model_dir import find
 from proteinlm.model_dir.find import find_model
 from tape.models.modeling_bert import ProteinBertConfig, ProteinBertForValuePrediction, ProteinBertModel
 from tape.models.modeling_tape import TapeTransformerConfig, TapeTransformerModel
@@ -17,7 +18,8 @@ SHAPE = {
 
 @pytest.fixture(autouse=True)
 def nowhere(monkeypatch, tmp_path):
-    """An empty home and no shelf, whatever this machine has."""
+    """An empty home and no shelf, whatever this machine has, and no model of the project's."""
+    monkeypatch.setattr(find, "SHIPPED", tmp_path / "none")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.delenv("TAPE_MODELS", raising=False)
     (tmp_path / "here").mkdir()
