@@ -53,6 +53,8 @@ def parser() -> ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Convert; returns 0, or 1 when --verify finds a difference. Nothing is under --save then."""
     args = parser().parse_args(argv)
+    if not args.load.exists() and (args.load.suffix or len(args.load.parts) > 1):  # nor a model's name
+        raise InputError(f"{args.load}: no such checkpoint")
     args.load = find_model(args.load)
     if args.save.exists() and (not args.save.is_dir() or any(args.save.iterdir())):
         raise InputError(f"{args.save}: already exists and is not an empty directory; give --save a new name")
