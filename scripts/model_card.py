@@ -7,6 +7,7 @@ it was measured:
 
     perplexity_*.json   of benchmarks/heldout_families.py     layers_*.json   results.json of proteinlm probe
     prottrans.json      of scripts/reproduce_prottrans.sh     table.json      results.json of scripts/reproduce_table.sh
+    commands.txt        a line each of the first two: the file's name, a space, the command that made it
 
 What must hold: beside every number stands what is published of ESM-2 8M, or that nothing is; under it the command.
 """
@@ -28,7 +29,8 @@ from tape.reporting.tables import markdown_table
 BEGIN, END = "<!-- numbers -->", "<!-- /numbers -->"
 UNWRITTEN = "(to be written)"
 SECTIONS = {  # of a card, what each has to say
-    "What it is not": "what should not be concluded from it or done with it",
+    "What it is not": "what should not be concluded from it or done with it; a test fixture, where its probes do not "
+    "clear random weights",
     "Data": "sources with their licences (Pfam CC0, UniProt CC BY 4.0) and dates; balancing; what was held out and how "
     "proteins near a judged set were taken out, with the identity; licence of these weights",
     "Training": "recipe and seed with their commands, hardware, hours; training.json has every option",
@@ -79,8 +81,7 @@ def prottrans_lines(content: Mapping) -> Iterator[str]:
         values = cell(pretrained, digits), cell(random, digits), cell(gap, digits, "+")
         rows.append((row["measure"], row["of"], f"{row['count']:,}", *values, beside, esm))
     yield from markdown(rows)
-    yield from ("", *(f"- {note}" for notes in content["notes"].values() for note in notes), "")
-    yield from fenced(content["commands"])
+    yield from ("", *(f"- {note}" for notes in content["notes"].values() for note in notes))
 
 
 def layer_lines(content: Mapping) -> Iterator[str]:
@@ -94,21 +95,16 @@ def layer_lines(content: Mapping) -> Iterator[str]:
         values = cell(row["metrics"]["accuracy"]), cell(twins.get(tuple(row[k] for k in keys))), cell(gap, sign="+")
         rows.append((row["target"], row["split"], row["head"], row["layer"], *values))
     yield f"Accuracy of a head on each layer (0: the embedding). ESM-2 8M: {NONE_PUBLISHED}."
-    yield from ("", *markdown(rows), "")
-    options = content["settings"]["options"]
-    seeds, heads = (" ".join(map(str, options[key])) for key in ("seeds", "heads"))
-    model, data = Path(content["settings"]["model"]).name, content["settings"]["data"]
-    yield from fenced([f"proteinlm probe {model} {data} --layers all --heads {heads} --seeds {seeds}"])
+    yield from ("", *markdown(rows))
 
 
 def perplexity_lines(content: Mapping) -> Iterator[str]:
     """Held-out families, or another FASTA."""
     value, (low, high) = content["perplexity"], content["interval_95"]
-    yield f"- **{value:.2f} [{low:.2f}, {high:.2f}]** over {content['families']:,} families, whose letters alone give "
+    yield f"- **{value:.2f} [{low:.2f}, {high:.2f}]** over {content['families']:,} families, whose letters alone give"
     yield f"  {content['unigram_of_these_residues']:.2f} ({content['masked_residues']:,} masked residues)."
     yield "- ESM-2 8M, published, each on a set of its own and not to be compared: 13.13 (README of Synthyra's"
     yield "  SpeedrunningPLMs), 10.26 (its shape trained anew: documentation of NVIDIA/bionemo-framework)."
-    yield from ("", *fenced([f"python benchmarks/heldout_families.py evaluate {content['checkpoint']} THE.fasta"]))
 
 
 def task_lines(content: Mapping) -> Iterator[str]:
@@ -121,15 +117,22 @@ def task_lines(content: Mapping) -> Iterator[str]:
         own = [values.get((*key, arm)) for arm in arms]
         cells = [cell(row and {"value": row["value"], **row["interval"]}) for row in own]
         rows.append((*key, *cells, cell(gaps.get(key), sign="+"), NONE_PUBLISHED))
-    yield from (*markdown(rows), "", *fenced([content["command"]]))
+    yield from markdown(rows)
 
 
 def markdown(rows: Sequence[Sequence[object]]) -> list[str]:
     return markdown_table([list(map(str, row)) for row in rows]).splitlines()
 
 
-def fenced(commands: Sequence[str]) -> list[str]:
-    return ["```bash", *commands, "```", ""] if commands else []
+def commands_of(path: Path, content: Mapping) -> list[str]:
+    """The commands that made a file, as it says itself, or else commands.txt beside it; InputError without one."""
+    beside = path.with_name("commands.txt")
+    lines = beside.read_text(encoding="utf-8").splitlines() if beside.is_file() else []
+    own = [command for name, _, command in (line.partition(" ") for line in lines) if name == path.name]
+    commands = content.get("commands") or ([content["command"]] if "command" in content else own)
+    if not commands:
+        raise InputError(f"{beside}: no line of {path.name}; should be its name, a space, the command that made it")
+    return commands
 
 
 KINDS = {  # file -> its heading and its lines
@@ -147,7 +150,8 @@ def numbers(results: Path) -> str:
         for path in sorted(results.glob(pattern)):
             detail = path.stem.partition("_")[2].replace("_", " ")
             lines += [f"## {title}{f': {detail}' if detail else ''}", "", f"From {path.name}.", ""]
-            lines += lines_of(read_json(path))
+            content = read_json(path)
+            lines += [*lines_of(content), "", "```bash", *commands_of(path, content), "```", ""]
     if not lines:
         raise InputError(f"{results}: holds none of {', '.join(KINDS)}")
     return "\n".join([BEGIN, *lines, END])
@@ -158,8 +162,12 @@ def skeleton(name: str, directory: Path) -> str:
     config = proteinlm.load(directory, device="cpu").config
     shape = f"{config.num_layers} layers, hidden size {config.hidden_size}, {config.num_attention_heads} heads"
     weights = f"{(directory / SAFE_NAME).stat().st_size / 1e6:.1f} MB in half precision"
-    lines = [f"# {name}", "", f"A masked language model of proteins with {config.num_parameters(True):,} parameters "]
-    lines[-1] += f"({shape}), {weights}, in the format of ESM-2: Hugging Face's `EsmForMaskedLM`."
+    lines = [f"# {name}", "", f"A masked language model of proteins with {config.num_parameters(True):,} parameters"]
+    lines += [f"({shape}), {weights}, in the format of ESM-2: Hugging Face's `EsmForMaskedLM`."]
+    if (directory / "training.json").is_file():
+        run = read_json(directory / "training.json")
+        cost = f"{run['consumed_tokens']:,} tokens, {run['seconds_of_steps'] / 3600:.1f} hours of steps"
+        lines += [f"Trained for {run['iteration']:,} steps: {cost} (training.json)."]
     lines += ["", "```python", "import proteinlm", "", f'encoder = proteinlm.load("{name}")', "```", ""]
     for title, content in SECTIONS.items():
         lines += [f"## {title}", "", f"{UNWRITTEN}: {content}.", ""]

@@ -342,6 +342,7 @@ def results_of(place: Path) -> Path:
     heldout = {"checkpoint": TOY, "families": 20, "masked_residues": 9000, "perplexity": 13.5}
     heldout |= {"interval_95": [13.1, 13.9], "unigram_of_these_residues": 17.46}
     (place / "perplexity_held_out.json").write_text(json.dumps(heldout))
+    (place / "commands.txt").write_text("perplexity_held_out.json command two\n")
     return place
 
 
@@ -356,7 +357,7 @@ def test_a_card_keeps_its_words_and_takes_its_numbers_from_the_files(shelf, tmp_
     assert f"| P@L, % | long, 24 and more apart | 81 | {floor} | {esm} |" in text
     assert "| gfp | 81 | 0.500 [0.400, 0.600] | - | - | distance 0.100 | 0.078 (GFP_AEQVI_Sarkisyan_2016) |" in text
     assert re.search(r"test, fnn \|.*\| not published \|", text) and "99" not in text.split(model_card.BEGIN)[1]
-    assert "13.50 [13.10, 13.90]" in text and "```bash\ncommand one\n```" in text
+    assert "13.50 [13.10, 13.90]" in text and all(f"```bash\ncommand {n}\n```" in text for n in ("one", "two"))
     assert wrong_sums(directory) == set()  # the card's words may change
     path.write_text(text.replace(model_card.UNWRITTEN, "Said by hand"))
     (results / "prottrans.json").unlink()
@@ -368,6 +369,9 @@ def test_a_card_keeps_its_words_and_takes_its_numbers_from_the_files(shelf, tmp_
 def test_a_card_without_results_or_marks_is_refused(shelf, tmp_path):
     with pytest.raises(InputError, match="holds none of perplexity_"):
         model_card.numbers(tmp_path)
+    (results_of(tmp_path / "results") / "commands.txt").unlink()
+    with pytest.raises(InputError, match=r"commands.txt: no line of perplexity_held_out.json; should be"):
+        model_card.numbers(tmp_path / "results")
     (tmp_path / "README.md").write_text("words")
     with pytest.raises(InputError, match="should have one <!-- numbers -->"):
         model_card.card(tmp_path, tmp_path)
