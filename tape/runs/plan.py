@@ -59,8 +59,8 @@ def parse_arm(word: str, model: Path) -> Arm:
     if word == "pretrained" or other:
         source = Path(other) if other else model
         directory = find_model(source)
-        weights = weights_identity(directory)["weights_sha256"]
-        return Arm(name, _model_type(directory), ("--from_pretrained", str(source)), weights)
+        model_type, weights = _model_type(directory), weights_identity(directory)["weights_sha256"]
+        return Arm(name, model_type, ("--from_pretrained", str(source)), weights)
     if word not in model_types():
         raise InputError(f"--arms {word}: should be pretrained, random, NAME=DIR or one of {', '.join(model_types())}")
     return Arm(word, word, ())
