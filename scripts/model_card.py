@@ -19,6 +19,7 @@ from pathlib import Path
 
 import proteinlm
 from probe.tables.published import PUBLISHED
+from probe.tables.rows import SECTIONS as SECTIONS_MEASURED
 from proteinlm import errors
 from proteinlm.errors import InputError
 from proteinlm.files import write_text
@@ -81,7 +82,11 @@ def prottrans_lines(content: Mapping) -> Iterator[str]:
         values = cell(pretrained, digits), cell(random, digits), cell(gap, digits, "+")
         rows.append((row["measure"], row["of"], f"{row['count']:,}", *values, beside, esm))
     yield from markdown(rows)
-    yield from ("", *(f"- {note}" for notes in content["notes"].values() for note in notes))
+    yield ""
+    for section, title in SECTIONS_MEASURED.items():
+        yield from (f"- {title}: {note}" for note in content["notes"].get(section, ()))
+    for table in (table for table in PUBLISHED if any(row[0] == "ESM-2 8M" for row in table.rows)):
+        yield f"- ESM-2 8M, {SECTIONS_MEASURED[table.section].lower()}: {table.source}; {'; '.join(table.why)}"
 
 
 def layer_lines(content: Mapping) -> Iterator[str]:

@@ -356,7 +356,8 @@ def test_a_card_keeps_its_words_and_takes_its_numbers_from_the_files(shelf, tmp_
     esm = "15.9 (large valid); 9.8 (CASP14); 15.7 (CAMEO)"
     assert f"| P@L, % | long, 24 and more apart | 81 | {floor} | {esm} |" in text
     assert "| gfp | 81 | 0.500 [0.400, 0.600] | - | - | distance 0.100 | 0.078 (GFP_AEQVI_Sarkisyan_2016) |" in text
-    assert re.search(r"test, fnn \|.*\| not published \|", text) and "99" not in text.split(model_card.BEGIN)[1]
+    assert re.search(r"test, fnn \|.*\| not published \|", text) and "| 99 |" not in text
+    assert "- Contacts from attention: 81 chains\n- ESM-2 8M, contacts from attention: README of facebook" in text
     assert "13.50 [13.10, 13.90]" in text and all(f"```bash\ncommand {n}\n```" in text for n in ("one", "two"))
     assert wrong_sums(directory) == set()  # the card's words may change
     path.write_text(text.replace(model_card.UNWRITTEN, "Said by hand"))
