@@ -6,22 +6,30 @@ CORPUS is what benchmarks/learning/corpus.sh made. Every run trains on the same 
 falling to 0 at their end, and is judged on families and proteins that no run trained on, and by linear probes of its
 frozen embeddings (secondary structure, location; on parts of the tasks' train splits). It is written as
 OUT/NAME-SEED/{ckpt,model,run.json}; a run that is there is not run again, one that was stopped goes on.
-OUT/ablation.json has all of them, and is the place for `benchmarks/learning/table.py`.
+OUT/ablation.json has all of them; benchmarks/learning/table.py makes a table of it.
 """
 
 import argparse
 import json
 import resource
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import TextIO
 
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
+
+from benchmarks.comparison import machine
 from proteinlm.files import write_json
 
 RECIPE = Path(__file__).parent / "recipe.yaml"
 ROW = 512  # tokens
 ROWS = 4  # of a step, in the recipe
 SETS = ("choose_families", "choose_diverse")
+SAME_TIME = 0.05
 PROBES = {"structure": "per_residue", "location": "classification"}
 
 # name -> flags after the recipe's; {N} stands for N percent of the run's rows
@@ -67,24 +75,34 @@ def command(arm: str, seed: int, corpus: Path, out: Path, rows: int) -> list[str
         *(sys.executable, "-m", "pretrain", "--config", str(RECIPE), "--device", "cpu", "--seed", str(1234 + seed)),
         *("--data-path", str(corpus / "train_text_document")),
         *("--valid-data-path", *(f"{name}={corpus}/{name}_text_document" for name in SETS)),
-        *("--train-samples", str(rows), "--eval-interval", str(max(1, steps // 4)), "--log-interval", str(max(1, steps // 40))),
+        *(
+            "--train-samples",
+            str(rows),
+            "--eval-interval",
+            str(max(1, steps // 4)),
+            "--log-interval",
+            str(max(1, steps // 40)),
+        ),
         *("--save-interval", str(max(1, steps // 4)), "--keep-last", "1"),
         *("--save", str(out / "ckpt"), "--load", str(out / "ckpt"), *flags),
     ]
 
 
-def probe(model: Path, corpus: Path, name: str, arms: str, log) -> dict[str, float]:
-    """A linear probe of a part of a task's train split: accuracy of what was held out of it, by arm."""
+def probe(model: Path, corpus: Path, name: str, arms: tuple[str, ...], log: TextIO) -> dict[str, float]:
+    """Linear probes of choose/NAME.csv: the accuracy of each arm (pretrained, random)."""
     out = model.parent / f"probe_{name}"
     words = ["-m", "probe", "probe", str(model), str(corpus / "choose" / f"{name}.csv"), "--target", "label"]
-    words += ["--id", "none", "--kind", PROBES[name], "--heads", "logistic", "--seeds", "0", "--split_column", "none"]
-    words += ["--arms", *arms.split(), "--device", "cpu", "--output", str(out), "--embeddings_dir", str(out / "cache")]
+    words += ["--id", "none", "--kind", PROBES[name], "--heads", "logistic", "--seeds", "0", "--split_column", "split"]
+    words += ["--arms", *arms, "--device", "cpu", "--output", str(out), "--embeddings_dir", str(out / "cache")]
     subprocess.run([sys.executable, *words], check=True, stdout=log, stderr=log)
-    return json.loads((out / "results.json").read_text())
+    shutil.rmtree(out / "cache")
+    rows = json.loads((out / "results.json").read_text())["rows"]
+    return {row["arm"]: row["metrics"]["accuracy"]["value"] for row in rows if row["split"] == "test"}
 
 
-def run(arm: str, seed: int, corpus: Path, root: Path, rows: int) -> dict:
-    out = root / f"{arm}-{seed}"
+def run(arm: str, seed: int, corpus: Path, root: Path, rows: int, minutes: str = "") -> dict:
+    """One run and its answer, as it is in OUT/NAME-SEED/run.json. minutes: a suffix of the name, at equal minutes."""
+    out = root / f"{arm}-{seed}{minutes}"
     result = out / "run.json"
     if result.exists():
         return json.loads(result.read_text())
@@ -96,12 +114,14 @@ def run(arm: str, seed: int, corpus: Path, root: Path, rows: int) -> dict:
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         convert = ["-m", "converter", "--load", str(out / "ckpt"), "--save", str(out / "model"), "--target", "tape"]
         subprocess.run([sys.executable, *convert], check=True, stdout=log, stderr=log)
-        probes = {name: probe(out / "model", corpus, name, "pretrained", log) for name in PROBES}
+        arms = ("pretrained", "random") if arm == "recipe" else ("pretrained",)
+        probes = {name: probe(out / "model", corpus, name, arms, log) for name in PROBES}
     lines = [json.loads(line) for line in (out / "ckpt" / "metrics.jsonl").read_text().splitlines()]
     last = {line["dataset"]: line for line in lines if "dataset" in line}
     answer = {
         "arm": arm,
         "seed": seed,
+        "equal": "minutes" if minutes else "residues",
         "flags": " ".join(words[words.index("--load") + 2 :]),
         "tokens": max(line["consumed_tokens"] for line in lines),
         "cpu_seconds": round(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime),
@@ -119,6 +139,12 @@ def run(arm: str, seed: int, corpus: Path, root: Path, rows: int) -> dict:
     return answer
 
 
+def rows_in_equal_minutes(arm: dict, recipe: dict, rows: int) -> int | None:
+    """How many rows an arm takes in the recipe's processor time; None where the two differ by less than SAME_TIME."""
+    ratio = recipe["cpu_seconds"] / arm["cpu_seconds"]
+    return None if abs(ratio - 1) < SAME_TIME else round(rows * ratio) // 16 * 16
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("corpus", type=Path)
@@ -126,14 +152,23 @@ def main() -> None:
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
     parser.add_argument("--residues", type=float, default=2.0, help="millions of tokens a run (2)")
+    parser.add_argument(
+        "--equal-minutes", action="store_true", help="afterwards, arms of another speed at equal minutes"
+    )
     args = parser.parse_args()
-    rows = round(args.residues * 1e6) // ROW // 16 * 16
+    rows = round(args.residues * 1e6 / ROW) // 16 * 16
     for seed in args.seeds:
         for arm in args.arms:
             answer = run(arm, seed, args.corpus, args.out, rows)
-            print(arm, seed, answer["cpu_seconds"], {name: round(answer[name]["below_unigram"], 4) for name in SETS}, flush=True)
-    runs = [json.loads(path.read_text()) for path in sorted(args.out.glob("*/run.json"))]
-    write_json(args.out / "ablation.json", {"rows_of": ROW, "rows": rows, "runs": runs})
+            if args.equal_minutes:
+                recipe = run("recipe", seed, args.corpus, args.out, rows)
+                if other := rows_in_equal_minutes(answer, recipe, rows):
+                    answer = run(arm, seed, args.corpus, args.out, other, "-minutes")
+            gains = {name: round(answer[name]["below_unigram"], 4) for name in SETS}
+            print(arm, seed, answer["cpu_seconds"], gains, flush=True)
+            runs = [json.loads(path.read_text()) for path in sorted(args.out.glob("*/run.json"))]
+            origin = machine("benchmarks/learning/ablation.py", torch.device("cpu"))
+            write_json(args.out / "ablation.json", {"row": ROW, "rows": rows, "origin": origin, "runs": runs})
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
     python benchmarks/learning/choosing.py TAPE DEEPLOC_TRAIN.csv.gz OUT    (writes structure.csv, location.csv)
 
-A fixed draw of PROTEINS of each, of at most LONGEST residues; `proteinlm probe` divides such a table by cluster.
+A fixed draw of PROTEINS of each, of at most LONGEST residues; a share of SCORED, in whole clusters, is for scoring.
 """
 
 import argparse
@@ -15,8 +15,10 @@ import numpy as np
 from proteinlm.files import atomic_path
 from proteinlm.tables import read_table
 from proteinlm.untrusted.lmdb_files import LMDB
+from tape.data.holdout import hold_out
 
-PROTEINS, LONGEST = {"structure": 1_000, "location": 3_000}, 500
+PROTEINS, LONGEST = {"structure": 800, "location": 2_000}, 400
+SCORED = 0.45
 STATES = "HEC"
 
 
@@ -42,11 +44,12 @@ def main() -> None:
     args = parser.parse_args()
     for name, records in (("structure", structures(args.tape)), ("location", locations(args.deeploc))):
         short = [record for record in records if len(record[0]) <= LONGEST]
-        chosen = np.random.default_rng(0).permutation(len(short))[: PROTEINS[name]]
+        chosen = [short[i] for i in np.random.default_rng(0).permutation(len(short))[: PROTEINS[name]]]
+        scored = set(hold_out([residues for residues, _ in chosen], SCORED).held_out.tolist())
         with atomic_path(args.out / f"{name}.csv") as path, open(path, "w", newline="") as file:
             writer = csv.writer(file)
-            writer.writerow(("sequence", "label"))
-            writer.writerows(short[i] for i in sorted(chosen))
+            writer.writerow(("sequence", "label", "split"))
+            writer.writerows((*record, "test" if i in scored else "train") for i, record in enumerate(chosen))
 
 
 if __name__ == "__main__":
