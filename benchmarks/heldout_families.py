@@ -141,6 +141,7 @@ def main() -> None:
     splitting.add_argument("train_fasta")
     splitting.add_argument("out", type=Path)
     splitting.add_argument("--families", type=int, default=NUM_FAMILIES, help="held out (20)")
+    splitting.add_argument("--seed", type=int, default=0, help="of the draw (0)")
     evaluating = commands.add_parser("evaluate")
     evaluating.add_argument("checkpoint")
     evaluating.add_argument("fasta")
@@ -148,7 +149,7 @@ def main() -> None:
     evaluating.add_argument("--device", default="cpu", help="where the model runs (cpu)")
     args = parser.parse_args()
     if args.command == "split":
-        split(args.train_fasta, args.out, args.families)
+        split(args.train_fasta, args.out, args.families, args.seed)
     else:
         evaluate(args.checkpoint, args.fasta, args.result, args.device)
 
