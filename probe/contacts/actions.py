@@ -10,7 +10,9 @@ from pathlib import Path
 import torch
 
 from probe.arms import identity_of, open_encoder
-from probe.contacts.chains import Chains
+from probe.contacts.chains import DEFINITION, Chains
+from probe.contacts.coevolution.evaluation import evaluate_families, unfitted
+from probe.contacts.coevolution.pictures import chosen, draw_maps, families_page
 from probe.contacts.heads import attention_on_contacts
 from probe.contacts.output import write_contacts
 from probe.contacts.pictures import draw_heads
@@ -113,6 +115,46 @@ def fit_and_score(args: argparse.Namespace, stem: str) -> None:
         used = f"{report['maps_used']} of {report['maps']} maps used"
         print(f"seed {report['seed']}: {report['pairs']:,} pairs, {report['contacts']:,} in contact; {used}")
     print(f"wrote {', '.join([f'{stem}.json', *written])}")
+
+
+def families(args: argparse.Namespace, stem: str) -> None:
+    """STEM.families.json, the page and the pictures."""
+    for ending in ("json", "html", "png"):
+        check_writable(Path(f"{stem}.families.{ending}"))
+    encoder = open_model(args)
+    train = open_chains(args.fit, "train", encoder, args) if args.fit else None
+    test = open_chains(args.test, "test", encoder, args, args.limit)
+    twin = open_model(args, args.random_seed) if train is not None and RANDOM in args.arms else None
+    settings = {
+        "model sha256": identity_of(encoder),
+        "regression": args.regression and regression_digest(encoder),
+        "random_seed": None if twin is None else args.random_seed,
+        "train": train and train.identity(),
+        "test": test.identity(),
+        "seeds": train and args.seeds,
+        "proteins": args.proteins,
+        "corpus": [Path(args.families).name, Path(args.families).stat().st_size],
+        "members": args.members,
+        "device": encoder.device.type,
+    }
+    store = PartStore(f"{stem}.families.json", settings)
+    with store.open():
+        chains = unfitted(train, test, args.seeds, args.proteins)
+        result, rows = evaluate_families(
+            encoder, chains, args.families, store, train=train, twin=twin, seeds=args.seeds, number=args.proteins,
+            least=args.members,
+        )  # fmt: skip
+        model, corpus = Path(encoder.source).name, Path(args.families).name
+        written = [*draw_maps(f"{stem}.families", chosen(rows), model, corpus), Path(f"{stem}.families.html")]
+        many = f"{len(rows):,} chains of {result['families']:,} families of {corpus}"
+        seeds = f"regressions of seeds {', '.join(map(str, args.seeds))}" if train else "one regression"
+        caption = f"{many}; model {model}, {seeds}; contact: {DEFINITION}"
+        write_text(written[-1], families_page(rows, written, caption))
+        report = {"model": args.words[0], **settings, **result, "chains": [row.report() for row in rows]}
+        store.finish({Path(f"{stem}.families.json"): lambda path: write_json(path, plain(report))})
+    print(table_text(result["arms"]), table_text(result["differences"]), sep="\n\n")
+    print(f"percent, means over {many}, 95% intervals over families")
+    print(f"wrote {', '.join([f'{stem}.families.json', *map(str, written)])}")
 
 
 def heads(args: argparse.Namespace, stem: str) -> None:
