@@ -124,6 +124,8 @@ def families(args: argparse.Namespace, stem: str) -> None:
     encoder = open_model(args)
     train = open_chains(args.fit, "train", encoder, args) if args.fit else None
     test = open_chains(args.test, "test", encoder, args, args.limit)
+    if train is not None:
+        train.check()
     twin = open_model(args, args.random_seed) if train is not None and RANDOM in args.arms else None
     settings = {
         "model sha256": identity_of(encoder),

@@ -104,6 +104,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = build_parser()
     args = parser.parse_args(argv)
     args.view = args.view and reread(args.view, ".fasta")
+    args.families = args.families and reread(args.families, ".fasta")  # it is read twice
     check_words(parser, args)
     stem = args.output or f"{Path(args.words[0]).resolve().name}_contacts"
     find_model(args.words[0])

@@ -1,6 +1,6 @@
 """Contacts of chains of large families: an encoder beside what its own corpus says without a language model.
 
-    result, maps = evaluate_families(encoder, chains, "corpus.fasta", store, train=train, twin=twin, least=200)
+    result, rows = evaluate_families(encoder, chains, "corpus.fasta", store, train=train, twin=twin, least=200)
     result["arms"]["coevolution_dca"]["precision_at_l_long"]["value"]
 
 Scored is a chain's domain (probe.contacts.coevolution.families) with L its length, of every arm alike: what of the
@@ -85,9 +85,10 @@ def evaluate_families(
     least: int,
     quiet: bool = False,
 ) -> tuple[dict, list[FamilyChain]]:
-    """(the table, its chains). store: opened. train, twin, seeds, number: as probe.contacts.scoring.evaluate has them.
+    """(the table, a row a chain of a family). store: opened.
 
-    InputError where no chain has `least` members of a family.
+    train, twin, seeds, number: as of probe.contacts.scoring.evaluate. InputError where no chain has `least` members of a
+    family.
     """
     if not store.has(0):
         near, sizes = find_near([data.sequence(place) for data, place in chains], corpus, quiet)
@@ -108,16 +109,15 @@ def evaluate_families(
                 chain = data[index]
                 own = align_family(chain.sequence, members[families[place]], least)
                 store.save(part, {} if own is None else _measure(chain, own, maps))
-            rows.append((data, index, families[place], store.load(part)))
+            if measured := store.load(part):
+                rows.append(_row(data, index, families[place], measured))
             progress.add(1)
-    kept = [_row(*row) for row in rows if row[-1]]
-    if not kept:
+    if not rows:
         raise InputError(f"{corpus}: none of {len(chains)} chains has {least} members of a family in it (--members)")
-    values = {arm: np.stack([row.precisions[arm] for row in kept]) for arm in kept[0].precisions}
-    groups = np.unique([row.family for row in kept], return_inverse=True)[1]
-    table = summarise(values, groups)
-    chosen = {"contact": DEFINITION, "searched_chains": len(chains), "test_chains": len(kept)}
-    return chosen | {"families": int(groups.max()) + 1, "fits": fits, **table}, kept
+    values = {arm: np.stack([row.precisions[arm] for row in rows]) for arm in rows[0].precisions}
+    groups = np.unique([row.family for row in rows], return_inverse=True)[1]
+    sizes = {"searched_chains": len(chains), "test_chains": len(rows), "families": int(groups.max()) + 1}
+    return {"contact": DEFINITION, **sizes, "fits": fits, **summarise(values, groups)}, rows
 
 
 def _measure(chain: Chain, own: Alignment, attention: Mapping[str, Callable]) -> dict[str, np.ndarray]:

@@ -6,7 +6,7 @@ import itertools
 import numpy as np
 import pytest
 from sklearn.metrics import mutual_info_score
-from toy_chains import mutants
+from toy_chains import relatives
 
 from probe.contacts.coevolution import alignment, couplings, families
 from probe.contacts.coevolution.alignment import GAP, SUBSTITUTION, align, codes_of, expectation
@@ -208,9 +208,9 @@ def corpus(tmp_path_factory):
     """(path, the chain): 40 members like its residues 31 to 110, 30 of another family, some of none."""
     rng = np.random.default_rng(5)
     chain, other = ("".join(rng.choice(list(AMINO_ACIDS), 140)) for _ in range(2))
-    lines = [f">m{n} PF00001\n{own}\n" for n, own in enumerate(mutants(chain[30:110], 40, rng))]
-    lines += [f">o{n} PF00002 other\n{own}\n" for n, own in enumerate(mutants(other, 30, rng))]
-    lines += [f">n{n}\n{own}\n" for n, own in enumerate(mutants(chain, 5, rng))]
+    lines = [f">m{n} PF00001\n{own}\n" for n, own in enumerate(relatives(chain[30:110], 40, rng))]
+    lines += [f">o{n} PF00002 other\n{own}\n" for n, own in enumerate(relatives(other, 30, rng))]
+    lines += [f">n{n}\n{own}\n" for n, own in enumerate(relatives(chain, 5, rng))]
     path = tmp_path_factory.mktemp("families") / "corpus.fasta"
     path.write_text("".join(rng.permutation(lines)))
     return str(path), chain

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from browser import click_through
 from matplotlib import image
-from toy_chains import mutants, write_chains
+from toy_chains import relatives, write_chains
 from toy_esm import esm_model
 
 from probe import __main__ as command
@@ -32,7 +32,7 @@ def root(tmp_path_factory):
     free = [place for place in range(10) if place not in choose(10, 3, 0)]
     related = [(train, free[0], 40), (train, free[1], 40), (train, free[2], 10), (test, 1, 40)]
     for number, (data, place, members) in enumerate(related):
-        lines += [f">m PF0000{number}\n{own}\n" for own in mutants(data.sequence(place), members, rng)]
+        lines += [f">m PF0000{number}\n{own}\n" for own in relatives(data.sequence(place), members, rng)]
     (root / "corpus.fasta").write_text("".join(lines))
     (root / "plain.fasta").write_text(">P1\nMKV\n")
     (root / "names.txt").write_text("\n".join([train[free[0]].name, train[free[1]].name, test[1].name]))
@@ -61,6 +61,7 @@ def test_the_table_the_page_and_a_run_that_was_killed(folder, tmp_path, capsys, 
         return measure(chain, *rest)
 
     monkeypatch.setattr(evaluation, "_measure", counted)
+    monkeypatch.setattr(pictures, "SHOWN", 1)
     assert run(folder) != 0
     calls.append("killed")
     assert run(folder) == 0

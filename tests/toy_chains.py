@@ -1,5 +1,5 @@
 """Chains of known structure for tests: random walks, in TAPE's records, with residues that were not resolved; and
-mutants of proteins."""
+relatives of proteins."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,7 +28,7 @@ def write_chains(path: Path, count: int, seed: int = 0, length: int = 30) -> Pat
     return write_lmdb(path, records)
 
 
-def mutants(sequence: str, number: int, rng: np.random.Generator, rate: float = 0.35) -> Iterator[str]:
+def relatives(sequence: str, number: int, rng: np.random.Generator, rate: float = 0.35) -> Iterator[str]:
     """`number` proteins in which each residue was drawn anew with that probability."""
     for _ in range(number):
         drawn = rng.choice(RESIDUES, len(sequence))
