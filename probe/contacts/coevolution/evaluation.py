@@ -87,8 +87,8 @@ def evaluate_families(
 ) -> tuple[dict, list[FamilyChain]]:
     """(the table, a row a chain of a family). store: opened.
 
-    train, twin, seeds, number: as of probe.contacts.scoring.evaluate. InputError where no chain has `least` members of a
-    family.
+    train, twin, seeds, number: as of probe.contacts.scoring.evaluate. InputError where no chain has `least` members of
+    a family.
     """
     if not store.has(0):
         near, sizes = find_near([data.sequence(place) for data, place in chains], corpus, quiet)
