@@ -70,10 +70,8 @@ def maps(args: argparse.Namespace) -> None:
     print(f"wrote {output}: contacts of {len(scan):,} proteins{scan.summary()}")
 
 
-def fit_and_score(args: argparse.Namespace, stem: str) -> None:
-    """STEM.json and its table; of --fit also STEM.safetensors, a file a seed."""
-    if args.export:
-        check_export(args.words[0], args.export)
+def open_arms(args: argparse.Namespace) -> tuple[Encoder, Chains | None, Chains | None, Encoder | None, dict]:
+    """(the encoder, chains of --fit and --test, its twin where both are there, what decides the numbers)."""
     encoder = open_model(args)
     train = open_chains(args.fit, "train", encoder, args) if args.fit else None
     test = open_chains(args.test, "test", encoder, args, args.limit) if args.test else None
@@ -90,6 +88,14 @@ def fit_and_score(args: argparse.Namespace, stem: str) -> None:
         "proteins": args.proteins,
         "device": encoder.device.type,
     }
+    return encoder, train, test, twin, settings
+
+
+def fit_and_score(args: argparse.Namespace, stem: str) -> None:
+    """STEM.json and its table; of --fit also STEM.safetensors, a file a seed."""
+    if args.export:
+        check_export(args.words[0], args.export)
+    encoder, train, test, twin, settings = open_arms(args)
     store, written = PartStore(f"{stem}.json", settings), []
     with store.open():
         if test is None:
@@ -121,24 +127,11 @@ def families(args: argparse.Namespace, stem: str) -> None:
     """STEM.families.json, the page and the pictures."""
     for ending in ("json", "html", "png"):
         check_writable(Path(f"{stem}.families.{ending}"))
-    encoder = open_model(args)
-    train = open_chains(args.fit, "train", encoder, args) if args.fit else None
-    test = open_chains(args.test, "test", encoder, args, args.limit)
+    encoder, train, test, twin, settings = open_arms(args)
     if train is not None:
         train.check()
-    twin = open_model(args, args.random_seed) if train is not None and RANDOM in args.arms else None
-    settings = {
-        "model sha256": identity_of(encoder),
-        "regression": args.regression and regression_digest(encoder),
-        "random_seed": None if twin is None else args.random_seed,
-        "train": train and train.identity(),
-        "test": test.identity(),
-        "seeds": train and args.seeds,
-        "proteins": args.proteins,
-        "corpus": [Path(args.families).name, Path(args.families).stat().st_size],
-        "members": args.members,
-        "device": encoder.device.type,
-    }
+    corpus = Path(args.families)
+    settings |= {"corpus": [corpus.name, corpus.stat().st_size], "members": args.members}
     store = PartStore(f"{stem}.families.json", settings)
     with store.open():
         chains = unfitted(train, test, args.seeds, args.proteins)
@@ -146,12 +139,13 @@ def families(args: argparse.Namespace, stem: str) -> None:
             encoder, chains, args.families, store, train=train, twin=twin, seeds=args.seeds, number=args.proteins,
             least=args.members,
         )  # fmt: skip
-        model, corpus = Path(encoder.source).name, Path(args.families).name
-        written = [*draw_maps(f"{stem}.families", chosen(rows), model, corpus), Path(f"{stem}.families.html")]
-        many = f"{len(rows):,} chains of {result['families']:,} families of {corpus}"
-        seeds = f"regressions of seeds {', '.join(map(str, args.seeds))}" if train else "one regression"
-        caption = f"{many}; model {model}, {seeds}; contact: {DEFINITION}"
-        write_text(written[-1], families_page(rows, written, caption))
+        model = Path(encoder.source).name
+        seeds = [f"regression of seed {seed}" for seed in args.seeds] if train else ["its own regression"]
+        pictures = draw_maps(f"{stem}.families", chosen(rows), f"{model}, {seeds[0]}", corpus.name)
+        written = [*pictures, Path(f"{stem}.families.html")]
+        many = f"{len(rows):,} chains of {result['families']:,} families of {corpus.name}"
+        caption = f"{many}; model {model}, {', '.join(seeds)}; contact: {DEFINITION}"
+        write_text(written[-1], families_page(rows, pictures, caption))
         report = {"model": args.words[0], **settings, **result, "chains": [row.report() for row in rows]}
         store.finish({Path(f"{stem}.families.json"): lambda path: write_json(path, plain(report))})
     print(table_text(result["arms"]), table_text(result["differences"]), sep="\n\n")

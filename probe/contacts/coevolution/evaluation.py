@@ -50,9 +50,9 @@ class FamilyChain:
     precisions: Mapping[str, np.ndarray]
     maps: Mapping[str, np.ndarray]
 
-    def percent(self, arm: str) -> float:
-        """P@L of an arm, the mean over seeds."""
-        return 100 * float(self.precisions[arm][:, HEADLINE].mean())
+    def percent(self, arm: str, seeds: int | None = None) -> float:
+        """P@L of an arm, the mean over the first so many seeds, or all."""
+        return 100 * float(self.precisions[arm][:seeds, HEADLINE].mean())
 
     def report(self) -> dict:
         """For JSON."""

@@ -1,6 +1,6 @@
 """Contact maps of an encoder, DCA and mutual information beside the true one: PNG and SVG, light and dark, and a page.
 
-paths = draw_maps("out.families", chosen(chains), "esm2_2m", "corpus.fasta")
+paths = draw_maps("out.families", chosen(chains), "esm2_2m, regression of seed 0", "corpus.fasta")
 Path("out.families.html").write_text(families_page(chains, paths, caption))
 """
 
@@ -17,6 +17,7 @@ from probe.themes import draw_all
 from tape.metrics import BANDS, IGNORE
 
 SHOWN = 6  # chains of a picture
+PANEL = 165  # points of a map's side
 TITLES = {PRETRAINED: "encoder", DCA: "co-evolution, DCA", MI: "co-evolution, mutual information"}
 STYLE = """img { max-width: 100% } img.dark { display: none }
 @media (prefers-color-scheme: dark) { :root:not([data-theme="light"]) img.dark { display: block }
@@ -45,7 +46,7 @@ def likeliest(scores: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.nd
 
 
 def draw_maps(stem: str | Path, chains: Sequence[FamilyChain], model: str, corpus: str) -> list[Path]:
-    """STEM.png, .svg, .dark.png and .dark.svg. model, corpus: for the caption."""
+    """STEM.png, .svg, .dark.png and .dark.svg. model (and seed), corpus: for the caption."""
 
     def draw(figure, theme: Mapping[str, str]) -> None:
         grid = figure.subplots(len(chains), len(DRAWN), squeeze=False)
@@ -66,7 +67,7 @@ def _wrapped(text: str) -> str:
 def _panel(axes, row: FamilyChain, arm: str, theme: Mapping[str, str]) -> None:
     low, high = row.begin + 1, row.end
     first, second = np.nonzero(np.triu(row.labels == 1, BANDS[""][0]))
-    size = max(1.0, 5 * 60 / (high - low + 1))
+    size = max(0.8, (PANEL / (high - low + 1)) ** 2)
     axes.scatter(second + low, first + low, s=size, c=theme["soft"], marker="s", linewidths=0, label="true contact")
     first, second, right = likeliest(row.maps[arm], row.labels)
     dots = {"s": size * 1.6, "linewidths": 0.8}
@@ -77,7 +78,7 @@ def _panel(axes, row: FamilyChain, arm: str, theme: Mapping[str, str]) -> None:
     axes.plot([low, high], [low, high], color=theme["line"], linewidth=0.8)
     axes.set(xlim=(low, high), ylim=(high, low), aspect="equal", xlabel="residue", ylabel="residue")
     what = f"{row.name}, {row.family}, {row.members:,} members, Neff {row.neff:,.0f}"
-    axes.set_title(f"{TITLES[arm]}: P@L {row.percent(arm):.0f}%\n{what}", fontsize=7.5)
+    axes.set_title(f"{TITLES[arm]}: P@L {row.percent(arm, 1):.0f}%\n{what}", fontsize=7.5)
 
 
 def families_page(chains: Sequence[FamilyChain], pictures: Sequence[Path], caption: str) -> str:
