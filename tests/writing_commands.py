@@ -99,7 +99,7 @@ def make_world(folder: Path) -> SimpleNamespace:
     fit = ("contacts", world.model, "--fit", world.data, "--test", world.data, "--proteins", 4)
     _run(world, folder, "probe.__main__", *fit, "--output", "page/contacts", *CPU)
     world.regression = folder / "page/contacts.safetensors"
-    world.chains = write_chains(folder / "chains.lmdb", 6, length=60)
+    world.chains = write_chains(folder / "chains.lmdb", 6, length=57)
     world.corpus = folder / "corpus.fasta"
     chains, rng = Chains(world.chains, "test"), np.random.default_rng(0)
     members = [(place, own) for place in range(6) for own in relatives(chains.sequence(place), 12, rng)]
