@@ -15,4 +15,5 @@ SCORES += ("pppl", "pppl-esm", "pll-difference")
 ENSEMBLE = "ensemble"  # the mean of several models
 WINDOW = 1024  # tokens: ESM-1b's and ESM-1v's limit, and ProteinGym's for all models
 CHAINS = 20  # that ESM's contact regression was fitted on
+MEMBERS = 200  # of a family, that co-evolution is counted on
 THRESHOLD = 0.3  # of attention that counts; provis' --min-attn

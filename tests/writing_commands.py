@@ -25,6 +25,7 @@ from typing import NoReturn
 
 import numpy as np
 from tape_lmdb import labels, random_protein, write_lmdb
+from toy_chains import relatives, write_chains
 from toy_model import write_model
 
 import converter
@@ -32,6 +33,7 @@ import pretrain
 import probe
 import proteinlm
 import tape
+from probe.contacts.chains import Chains
 from proteinlm import errors
 
 CPU = ("--device", "cpu")
@@ -97,6 +99,11 @@ def make_world(folder: Path) -> SimpleNamespace:
     fit = ("contacts", world.model, "--fit", world.data, "--test", world.data, "--proteins", 4)
     _run(world, folder, "probe.__main__", *fit, "--output", "page/contacts", *CPU)
     world.regression = folder / "page/contacts.safetensors"
+    world.chains = write_chains(folder / "chains.lmdb", 6, length=57)
+    world.corpus = folder / "corpus.fasta"
+    chains, rng = Chains(world.chains, "test"), np.random.default_rng(0)
+    members = [(place, own) for place in range(6) for own in relatives(chains.sequence(place), 12, rng)]
+    world.corpus.write_text("".join(f">m PF0000{place}\n{own}\n" for place, own in members))
     return world
 
 
@@ -226,6 +233,11 @@ COMMANDS: dict[str, Command] = {
         "probe.__main__",
         lambda w: ("contacts", w.model, "--fit", w.data, "--test", w.data, "--proteins", 4, "--output", "out",
                    "--export", "exported", *CPU),
+    ),
+    "contacts_families": Command(
+        "probe.__main__",
+        lambda w: ("contacts", w.model, "--fit", w.chains, "--test", w.chains, "--proteins", 2, "--output", "out",
+                   "--families", w.corpus, "--members", 10, *CPU),
     ),
     "contacts_heads": Command(
         "probe.__main__", lambda w: ("contacts", w.model, "--heads", w.data, "--output", "out", *CPU)

@@ -5,6 +5,7 @@ from proteinlm import late
 _MODULES = {
     "attention_on_contacts": "probe.contacts.heads",
     "evaluate": "probe.contacts.scoring",
+    "evaluate_families": "probe.contacts.coevolution.evaluation",
     "fit": "probe.contacts.fitting",
     "head_view": "probe.contacts.view",
     "write_contacts": "probe.contacts.output",

@@ -10,7 +10,9 @@ from pathlib import Path
 import torch
 
 from probe.arms import identity_of, open_encoder
-from probe.contacts.chains import Chains
+from probe.contacts.chains import DEFINITION, Chains
+from probe.contacts.coevolution.evaluation import evaluate_families, unfitted
+from probe.contacts.coevolution.pictures import chosen, draw_maps, families_page
 from probe.contacts.heads import attention_on_contacts
 from probe.contacts.output import write_contacts
 from probe.contacts.pictures import draw_heads
@@ -68,10 +70,8 @@ def maps(args: argparse.Namespace) -> None:
     print(f"wrote {output}: contacts of {len(scan):,} proteins{scan.summary()}")
 
 
-def fit_and_score(args: argparse.Namespace, stem: str) -> None:
-    """STEM.json and its table; of --fit also STEM.safetensors, a file a seed."""
-    if args.export:
-        check_export(args.words[0], args.export)
+def open_arms(args: argparse.Namespace) -> tuple[Encoder, Chains | None, Chains | None, Encoder | None, dict]:
+    """(the encoder, chains of --fit and --test, its twin where both are there, what decides the numbers)."""
     encoder = open_model(args)
     train = open_chains(args.fit, "train", encoder, args) if args.fit else None
     test = open_chains(args.test, "test", encoder, args, args.limit) if args.test else None
@@ -88,6 +88,14 @@ def fit_and_score(args: argparse.Namespace, stem: str) -> None:
         "proteins": args.proteins,
         "device": encoder.device.type,
     }
+    return encoder, train, test, twin, settings
+
+
+def fit_and_score(args: argparse.Namespace, stem: str) -> None:
+    """STEM.json and its table; of --fit also STEM.safetensors, a file a seed."""
+    if args.export:
+        check_export(args.words[0], args.export)
+    encoder, train, test, twin, settings = open_arms(args)
     store, written = PartStore(f"{stem}.json", settings), []
     with store.open():
         if test is None:
@@ -113,6 +121,36 @@ def fit_and_score(args: argparse.Namespace, stem: str) -> None:
         used = f"{report['maps_used']} of {report['maps']} maps used"
         print(f"seed {report['seed']}: {report['pairs']:,} pairs, {report['contacts']:,} in contact; {used}")
     print(f"wrote {', '.join([f'{stem}.json', *written])}")
+
+
+def families(args: argparse.Namespace, stem: str) -> None:
+    """STEM.families.json, the page and the pictures."""
+    for ending in ("json", "html", "png"):
+        check_writable(Path(f"{stem}.families.{ending}"))
+    encoder, train, test, twin, settings = open_arms(args)
+    if train is not None:
+        train.check()
+    corpus = Path(args.families)
+    settings |= {"corpus": [corpus.name, corpus.stat().st_size], "members": args.members}
+    store = PartStore(f"{stem}.families.json", settings)
+    with store.open():
+        chains = unfitted(train, test, args.seeds, args.proteins)
+        result, rows = evaluate_families(
+            encoder, chains, args.families, store, train=train, twin=twin, seeds=args.seeds, number=args.proteins,
+            least=args.members,
+        )  # fmt: skip
+        model = Path(encoder.source).name
+        seeds = [f"regression of seed {seed}" for seed in args.seeds] if train else ["its own regression"]
+        pictures = draw_maps(f"{stem}.families", chosen(rows), f"{model}, {seeds[0]}", corpus.name)
+        written = [*pictures, Path(f"{stem}.families.html")]
+        many = f"{len(rows):,} chains of {result['families']:,} families of {corpus.name}"
+        caption = f"{many}; model {model}, {', '.join(seeds)}; contact: {DEFINITION}"
+        write_text(written[-1], families_page(rows, pictures, caption))
+        report = {"model": args.words[0], **settings, **result, "chains": [row.report() for row in rows]}
+        store.finish({Path(f"{stem}.families.json"): lambda path: write_json(path, plain(report))})
+    print(table_text(result["arms"]), table_text(result["differences"]), sep="\n\n")
+    print(f"percent, means over {many}, 95% intervals over families")
+    print(f"wrote {', '.join([f'{stem}.families.json', *map(str, written)])}")
 
 
 def heads(args: argparse.Namespace, stem: str) -> None:

@@ -73,6 +73,11 @@ class Chains:
         labels, length = example[2].astype(np.int8), example[3]
         return Chain(example.id, self.data.record(place)["primary"][:length], labels)
 
+    def sequence(self, index: int) -> str:
+        """Of a chain, without its contacts."""
+        place = int(self.places[index])
+        return self.data.record(place)["primary"][: self.data.max_length]
+
     def named(self, name: str) -> Chain:
         """The chain of that id; InputError without one."""
         for index, place in enumerate(self.places):

@@ -3,6 +3,8 @@
 proteinlm contacts MODEL IN.fasta OUT.npz                     a map a protein, by the model's own regression
 proteinlm contacts MODEL IN.fasta OUT.csv --regression FILE   the likeliest pairs, by one that was fitted
 proteinlm contacts MODEL --fit TRAIN --test TEST              the regression fitted on 20 chains and scored on TEST
+proteinlm contacts MODEL --fit TRAIN --test TEST --families FASTA    on chains of its large families, beside their
+                                                              co-evolution
 proteinlm contacts MODEL --heads DATA                         what share of each head's attention lands on contacts
 proteinlm contacts MODEL --view PROTEIN                       a page of one protein's attention
 
@@ -17,7 +19,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from probe.names import CHAINS, PRETRAINED, RANDOM, THRESHOLD
+from probe.names import CHAINS, MEMBERS, PRETRAINED, RANDOM, THRESHOLD
 from proteinlm import errors
 from proteinlm.errors import InputError
 from proteinlm.files import require_file, reread
@@ -27,11 +29,13 @@ from tape.runs.flags import DEVICE_FLAGS, add_flags, positive, precision_name, r
 
 ARMS = (PRETRAINED, RANDOM)  # what needs no encoder always stands beside
 
-WORDS = {"maps": "IN and OUT", "fit": "--fit and --test", "heads": "--heads", "view": "--view"}  # what a run does
+WORDS = {"maps": "IN and OUT", "fit": "--fit and --test"}  # what a run does
+WORDS |= {name: f"--{name}" for name in ("families", "heads", "view")}
 
 FLAGS = {  # of one of them, or of several, but not of all
     "maps": ("regression", "png", "top", "duplicates", "tokens_per_batch"),
     "fit": ("output", "regression", "export", "seeds", "proteins", "arms", "random_seed", "limit"),
+    "families": ("output", "regression", "seeds", "proteins", "arms", "random_seed", "limit", "members"),
     "heads": ("output", "arms", "random_seed", "limit", "threshold"),
     "view": ("output", "id"),
 }
@@ -44,6 +48,9 @@ def build_parser() -> errors.ArgumentParser:
     parser.add_argument("words", nargs="+", metavar="MODEL [IN OUT]", help="a model; proteins; .npz, .h5 or .csv")
     parser.add_argument("--fit", metavar="TRAIN", help="chains of known structure to fit the regression on")
     parser.add_argument("--test", metavar="TEST", help="chains to score contacts on")
+    parser.add_argument(
+        "--families", metavar="FASTA", help="with Pfam accessions: chains of its large families, beside co-evolution"
+    )
     parser.add_argument("--heads", metavar="DATA", help="chains on which each head's attention is counted")
     parser.add_argument("--view", metavar="PROTEIN", help="FASTA (its first protein, or --id), or DATA.lmdb with --id")
     parser.add_argument("--output", metavar="STEM", help="of the files of these four (default: MODEL_contacts)")
@@ -56,6 +63,9 @@ def build_parser() -> errors.ArgumentParser:
     parser.add_argument("--limit", type=positive, metavar="N", help="only N chains of --test and --heads, at random")
     parser.add_argument(
         "--threshold", type=within(float, 0, 1), default=THRESHOLD, help="of --heads: weights that count (%(default)s)"
+    )
+    parser.add_argument(
+        "--members", type=positive, default=MEMBERS, help="of --families: the least of a chain (%(default)s)"
     )
     parser.add_argument("--id", help="of --view: the protein's name")
     parser.add_argument("--png", action="store_true", help="a picture of each map, in OUT_png")
@@ -70,10 +80,14 @@ def build_parser() -> errors.ArgumentParser:
 def check_words(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     """One thing to do a run, and only its flags."""
     asked = [name for name in ("heads", "view") if getattr(args, name)] + ["fit"] * bool(args.fit or args.test)
+    if args.families:
+        asked = ["families" if name == "fit" else name for name in asked]
     asked += ["maps"] * (len(args.words) > 1)
     if len(args.words) not in (1, 3) or len(asked) != 1:
         text = "MODEL with IN.fasta and OUT, or with one of --fit (and --test), --test, --heads, --view"
         raise InputError(f"{' '.join(args.words)}: should be {text}")
+    if args.families and not args.test:
+        raise InputError(f"--families {args.families}: should be with --test, whose chains are looked for in it")
     if args.fit and args.regression:
         raise InputError("--fit makes a regression and --regression gives one; give one of them")
     if args.export and not args.fit:
@@ -90,17 +104,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = build_parser()
     args = parser.parse_args(argv)
     args.view = args.view and reread(args.view, ".fasta")
+    args.families = args.families and reread(args.families, ".fasta")  # it is read twice
     check_words(parser, args)
     stem = args.output or f"{Path(args.words[0]).resolve().name}_contacts"
     find_model(args.words[0])
     precision_name(args.fp16, args.bf16)
-    for path in (*args.words[1:2], args.fit, args.test, args.heads, args.view, args.regression):
+    for path in (*args.words[1:2], args.fit, args.test, args.families, args.heads, args.view, args.regression):
         if path is not None:
             require_file(path)
     from probe.contacts import actions
 
     if len(args.words) == 3:
         actions.maps(args)
+    elif args.families:
+        actions.families(args, stem)
     elif args.heads:
         actions.heads(args, stem)
     elif args.view:

@@ -14,6 +14,7 @@ What must hold: a killed run goes on where it was; no number depends on how it w
 Legend: N proteins, S seeds, K precisions, M maps, L residues.
 """
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -82,6 +83,30 @@ def count_pairs(train: Chains, quiet: bool) -> PairTable:
         return PairTable.count(each())
 
 
+def arms_of_attention(
+    encoder: Encoder,
+    store: PartStore,
+    train: Chains | None,
+    twin: Encoder | None,
+    seeds: Sequence[int],
+    number: int,
+    begin: int,
+    quiet: bool,
+) -> tuple[dict[str, Callable[[str], np.ndarray]], list[ContactRegression], dict[str, list[dict]], int]:
+    """(arm -> a sequence's log-odds [S, L, L], the encoder's regressions, what was fitted, the store's next part)."""
+    if train is None:
+        encoder.need_contacts()
+        own = [encoder.contact_head]
+        return {PRETRAINED: lambda sequence: logits_of(encoder, own, sequence)}, own, {}, begin
+    maps, fits, regressions = {}, {}, {}
+    for arm, network in ((PRETRAINED, encoder), (RANDOM, twin)):
+        if network is not None:
+            regressions[arm], fits[arm] = stored_fits(store, network, train, seeds, number, begin, quiet)
+            maps[arm] = functools.partial(logits_of, network, regressions[arm])
+            begin += len(seeds)
+    return maps, regressions[PRETRAINED], fits, begin
+
+
 def evaluate(
     encoder: Encoder,
     test: Chains,
@@ -98,18 +123,7 @@ def evaluate(
     train: chains for a fit a seed on `number` of them, and for the residue pairs; without, the encoder's own regression
     is scored. twin: the network with random weights, which is fitted alike.
     """
-    if train is None:
-        encoder.need_contacts()
-    fits, own, begin = {}, [encoder.contact_head], 0
-    maps: dict[str, Callable[[str], np.ndarray]] = {}
-    if train is not None:
-        own, fits[PRETRAINED] = stored_fits(store, encoder, train, seeds, number, 0, quiet)
-        begin = len(seeds)
-    maps[PRETRAINED] = lambda sequence: logits_of(encoder, own, sequence)
-    if train is not None and twin is not None:
-        others, fits[RANDOM] = stored_fits(store, twin, train, seeds, number, begin, quiet)
-        maps[RANDOM] = lambda sequence: logits_of(twin, others, sequence)
-        begin += len(seeds)
+    maps, own, fits, begin = arms_of_attention(encoder, store, train, twin, seeds, number, 0, quiet)
     maps[SEPARATION] = lambda sequence: separation_scores(len(sequence))[None]
     table = None if train is None else count_pairs(train, quiet)
     if table is not None:
@@ -128,20 +142,23 @@ def evaluate(
     return result, own
 
 
-def summarise(values: Mapping[str, np.ndarray]) -> dict:
-    """Means over proteins with 95% intervals, and each arm against the others; values[arm] [N, S, K]."""
+def summarise(values: Mapping[str, np.ndarray], groups: np.ndarray | None = None) -> dict:
+    """Means over proteins with 95% intervals, and each arm against the others; values[arm] [N, S, K]. groups [N]: an
+    interval draws these (numbered from 0), each with all its proteins, where proteins are alike."""
     means = {arm: own.mean(1) for arm, own in values.items()}  # a protein leaves a mean whatever the seed is
     rivals = [arm for arm in means if arm != PRETRAINED]
     known = {arm: ~np.isnan(own) for arm, own in means.items()}
     filled = {arm: np.where(known[arm], own, 0.0) for arm, own in means.items()}
 
     def statistics(counts: np.ndarray) -> dict[tuple[str, str], float]:
+        counts = counts if groups is None else counts[groups]
         with np.errstate(invalid="ignore", divide="ignore"):
             own = {arm: (counts @ filled[arm]) / (counts @ known[arm]) for arm in means}
         gaps = {f"minus_{rival}": own[PRETRAINED] - own[rival] for rival in rivals}
         return {(arm, name): float(row[k]) for arm, row in (own | gaps).items() for k, name in enumerate(NAMES)}
 
-    spreads = several_intervals(statistics, len(next(iter(means.values()))), RESAMPLES)
+    drawn = len(next(iter(means.values()))) if groups is None else int(groups.max()) + 1
+    spreads = several_intervals(statistics, drawn, RESAMPLES)
     table: dict[str, dict] = {}
     for (arm, name), interval in spreads.items():
         table.setdefault(arm, {})[name] = {key: interval[key] for key in ("value", "low", "high", "resamples", "seed")}

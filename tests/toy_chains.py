@@ -1,5 +1,7 @@
-"""Chains of known structure for tests: random walks, in TAPE's records, with residues that were not resolved."""
+"""Chains of known structure for tests: random walks, in TAPE's records, with residues that were not resolved; and
+relatives of proteins."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -24,3 +26,10 @@ def write_chains(path: Path, count: int, seed: int = 0, length: int = 30) -> Pat
     """`count` chains of about `length` residues, the first with three that were not resolved."""
     records = [record(f"c{n}", length + n % 5, seed + n, (3, 4, 20) if n == 0 else ()) for n in range(count)]
     return write_lmdb(path, records)
+
+
+def relatives(sequence: str, number: int, rng: np.random.Generator, rate: float = 0.35) -> Iterator[str]:
+    """`number` proteins in which each residue was drawn anew with that probability."""
+    for _ in range(number):
+        drawn = rng.choice(RESIDUES, len(sequence))
+        yield "".join(np.where(rng.random(len(sequence)) < rate, drawn, list(sequence)))
