@@ -1,18 +1,24 @@
 """Arrays in files: .npz, .npy, .h5 and parquet, none of which may hold a pickle here.
 
+    write_kept("part_000003.npz", {"mean": vectors})        # read_kept takes these arrays, and no others, from there
+
 What must hold: a damaged file is an InputError that names it and ends with `advice`.
 """
 
 import contextlib
+import json
 import warnings
-from collections.abc import Callable, Iterator
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 
 from proteinlm.errors import InputError
+from proteinlm.files import atomic_path
 
 MADE_AGAIN = "remove it, and it is made again"  # of what a command of ours keeps
+SEAL = "seal"  # entry of a kept .npz: its own name, and the checksums that zip has of the others
 
 
 @contextlib.contextmanager
@@ -37,12 +43,37 @@ def read_npz(
         return {name: file[name] for name in file.files if chosen is None or chosen(name)}
 
 
-def read_npy(path: str | Path, mapped: bool = False, advice: str = MADE_AGAIN) -> np.ndarray:
-    """The array. mapped: read as it is looked at."""
+def write_kept(path: str | Path, arrays: Mapping[str, np.ndarray], compressed: bool = False) -> None:
+    """Keep arrays for `read_kept`."""
+    with atomic_path(path) as temporary:
+        with temporary.open("wb") as file:
+            (np.savez_compressed if compressed else np.savez)(file, **arrays)
+        with zipfile.ZipFile(temporary, "a") as archive:
+            archive.writestr(SEAL, json.dumps(_seal(path, archive)))
+
+
+def read_kept(path: str | Path, chosen: Callable[[str], object] | None = None) -> dict[str, np.ndarray]:
+    """What `write_kept` wrote there: every array is there, with its bytes. chosen: which of them are read."""
+    with _whole(path, MADE_AGAIN), zipfile.ZipFile(path) as archive:
+        if SEAL not in archive.namelist() or json.loads(archive.read(SEAL)) != _seal(path, archive):
+            raise ValueError("its arrays are not those that were kept under this name")
+    return read_npz(path, lambda name: name != SEAL and (chosen is None or chosen(name)))
+
+
+def _seal(path: str | Path, archive: zipfile.ZipFile) -> dict:
+    return {"name": Path(path).name, "of": {own.filename: own.CRC for own in archive.infolist() if own.filename != SEAL}}
+
+
+def read_npy(path: str | Path, shape: tuple, dtype: str, mapped: bool = False, advice: str = MADE_AGAIN) -> np.ndarray:
+    """The array, of that shape and of numbers like "<f4", row by row. mapped: read as it is looked at."""
     with _whole(path, advice):
         array = np.load(path, mmap_mode="r" if mapped else None, allow_pickle=False)
         if not isinstance(array, np.ndarray):
             raise ValueError("several arrays")
+        own = (array.shape, array.dtype, array.flags.c_contiguous)
+        if own != (shape, np.dtype(dtype), True):
+            order = "" if own[2] else ", by columns"
+            raise ValueError(f"{array.dtype} {list(array.shape)}{order}; {np.dtype(dtype)} {list(shape)} was expected")
         return array
 
 

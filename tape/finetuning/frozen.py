@@ -24,7 +24,7 @@ from torch import nn
 from proteinlm.encoder import default_batch_tokens
 from proteinlm.errors import InputError
 from proteinlm.progress import Progress
-from proteinlm.untrusted.array_files import read_npy
+from proteinlm.untrusted.array_files import MADE_AGAIN, read_npy
 from tape.data.examples import pad_sequences
 from tape.data.splits import SplitData
 from tape.inference.encoding import TrunkEncoder, model_digest
@@ -40,13 +40,16 @@ OF_THE_TASK = ("finetuning_task", "num_labels", "head", "contact_dropout_prob") 
 class States:
     """The states of a data set's proteins: rows of a file, one a protein (pooled) or one a token (seq)."""
 
-    def __init__(self, array: np.ndarray, rows: Sequence[slice], a_token: bool):
-        self.array, self.rows, self.a_token = array, rows, a_token  # rows[i]: of protein i of the data set
+    def __init__(self, array: np.ndarray, path: Path, rows: Sequence[slice], a_token: bool):
+        self.array, self.path, self.rows, self.a_token = array, path, rows, a_token  # rows[i]: of protein i
 
     def of(self, proteins: Sequence[int]) -> torch.Tensor:
         """[B, p], or [B, N, h] with 0 at padding."""
         parts = [np.asarray(self.array[self.rows[i]]) for i in proteins]
-        return torch.from_numpy(pad_sequences(parts) if self.a_token else np.concatenate(parts))
+        states = torch.from_numpy(pad_sequences(parts) if self.a_token else np.concatenate(parts))
+        if not states.isfinite().all():
+            raise InputError(f"{self.path}: holds numbers that are not finite; {MADE_AGAIN}")
+        return states
 
 
 def attach_states(
@@ -75,24 +78,27 @@ def attach_states(
     }
     key = hashlib.sha256(json.dumps(manifest).encode()).hexdigest()[:16]
     store = PartStore(directory / f"{key}.npy", manifest)
-    if not store.output.is_file():
-        _compute(encoder, output, sequences, store, processes)
-    array = read_npy(store.output, mapped=output == "seq")
     lengths = np.array([len(sequence) for sequence in sequences], np.int64)
+    count = int((lengths + 2).sum()) if output == "seq" else len(sequences)
+    shape = (count, encoder.widths((output,))[output])
+    if not store.output.is_file():
+        _compute(encoder, output, sequences, shape, store, processes)
+    array = read_npy(store.output, shape, "<f4", mapped=output == "seq")
     rows = list(split_rows(lengths)) if output == "seq" else [slice(i, i + 1) for i in range(len(sequences))]
     place = dict(zip(sequences, rows, strict=True))
     for split in splits:
         own = (split.dataset.record(i)["primary"][:longest] for i in range(len(split.dataset)))
-        split.states = States(array, [place[sequence] for sequence in own], output == "seq")
+        split.states = States(array, store.output, [place[sequence] for sequence in own], output == "seq")
     return store.output
 
 
-def _compute(encoder: TrunkEncoder, output: str, sequences: list[str], store: PartStore, processes: Processes) -> None:
+def _compute(
+    encoder: TrunkEncoder, output: str, sequences: list[str], shape: tuple, store: PartStore, processes: Processes
+) -> None:
     """Embed what is missing, each process its share of the parts, then join the parts. Of several runs over one table
     the others wait, and find the file."""
     lengths = np.array([len(sequence) for sequence in sequences], np.int64)
-    width = encoder.widths((output,))[output]
-    rows = int((lengths + 2).sum()) if output == "seq" else len(sequences)
+    rows, width = shape
     advice = "--embeddings_dir DIR names another place, --embeddings_dir none keeps nothing"
     check_room(store.output.parent, 8 * rows * width, advice)  # the parts and the whole
     bounds = plan_parts(lengths, PART_PROTEINS, 4 * width if output == "seq" else 0)
@@ -101,7 +107,7 @@ def _compute(encoder: TrunkEncoder, output: str, sequences: list[str], store: Pa
         if not processes.broadcast(store.output.is_file()):
             processes.together(lambda: _embed_parts(encoder, output, sequences, bounds, store, processes))
             if processes.is_main:
-                store.finish({store.output: lambda path: _join(store, output, (rows, width), len(bounds) - 1, path)})
+                store.finish({store.output: lambda path: _join(store, output, shape, len(bounds) - 1, path)})
         processes.barrier()
 
 

@@ -21,7 +21,7 @@ import numpy as np
 from proteinlm.errors import InputError
 from proteinlm.files import atomic_path, check_writable, fsync_path, write_json, writing
 from proteinlm.running.locks import locked
-from proteinlm.untrusted.array_files import read_npy, read_npz
+from proteinlm.untrusted.array_files import read_kept, write_kept
 from proteinlm.untrusted.json_files import read_json
 
 MANIFEST = "manifest.json"
@@ -103,15 +103,14 @@ class PartStore:
 
     def save(self, part: int, arrays: Mapping[str, np.ndarray]) -> None:
         self._begin()
-        with atomic_path(self.path(part)) as temporary, temporary.open("wb") as file:
-            np.savez(file, **arrays)
+        write_kept(self.path(part), arrays)
 
     def load(self, part: int) -> dict[str, np.ndarray]:
-        return read_npz(self.path(part))
+        return read_kept(self.path(part))
 
     def load_one(self, part: int, name: str) -> np.ndarray | None:
         """One array of a part; None where the part has none of that name."""
-        return read_npz(self.path(part), name.__eq__).get(name)
+        return read_kept(self.path(part), name.__eq__).get(name)
 
     def finish(self, outputs: Mapping[Path, Callable[[Path], None]]) -> None:
         """Have each output written inside the directory, then move all to their names, and remove the directory."""
@@ -130,12 +129,10 @@ class PartStore:
 
 
 def kept_array(path: Path, compute: Callable[[], np.ndarray]) -> np.ndarray:
-    """What `compute` makes, from the file `path` (.npy) if it is there, else kept there."""
+    """What `compute` makes, from the file `path` (.npz) if it is there, else kept there."""
     if not path.is_file():
-        array = compute()
-        with atomic_path(path) as temporary, temporary.open("wb") as file:
-            np.save(file, array)
-    return read_npy(path)
+        write_kept(path, {"array": compute()})
+    return read_kept(path)["array"]
 
 
 def check_room(directory: Path, needed: int, advice: str) -> None:

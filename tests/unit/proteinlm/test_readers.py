@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import zipfile
 from pathlib import Path
 
 import h5py
@@ -11,7 +12,7 @@ import pytest
 from proteinlm.errors import LONGEST, InputError
 from proteinlm.files import write_json
 from proteinlm.untrusted import text_files
-from proteinlm.untrusted.array_files import H5, read_npy, read_npz
+from proteinlm.untrusted.array_files import H5, read_kept, read_npy, read_npz, write_kept
 from proteinlm.untrusted.csv_files import read_rows
 from proteinlm.untrusted.json_files import DEEPEST, read_json, read_json_lines, read_json_records
 from proteinlm.untrusted.shapes import NUMBER, misfits
@@ -249,12 +250,41 @@ def test_damaged_npz(tmp_path):
 
 @pytest.mark.parametrize("mapped", [False, True])
 def test_damaged_npy(tmp_path, mapped):
-    np.save(tmp_path / "a.npy", np.arange(1000.0))
-    assert read_npy(tmp_path / "a.npy", mapped).sum() == 499_500
+    array = np.arange(1000.0).reshape(20, 50)
+
+    def read(path):
+        return read_npy(path, (20, 50), "<f8", mapped, "preprocess again")
+
+    np.save(tmp_path / "a.npy", array)
+    assert read(tmp_path / "a.npy").sum() == 499_500
     np.savez(tmp_path / "a.npz", x=np.ones(3))
     for content in (*damaged((tmp_path / "a.npy").read_bytes()), (tmp_path / "a.npz").read_bytes()):
-        path = write(tmp_path / "b.npy", content)
-        assert line_of(lambda path: read_npy(path, mapped, "preprocess again"), path).endswith("; preprocess again")
+        assert line_of(read, write(tmp_path / "b.npy", content)).endswith("; preprocess again")
+    for other in (array[:19], array[0, 0], array.astype(">f8"), array.astype("<f4"), np.asfortranarray(array)):
+        np.save(tmp_path / "b.npy", other)
+        assert "float64 [20, 50] was expected" in line_of(read, tmp_path / "b.npy")
+
+
+def test_kept_arrays_are_those_that_were_kept_and_no_others(tmp_path):
+    """Of another name, shape, place or content: what reads them need not look."""
+    arrays = {"length": np.arange(5), "mean": np.ones((5, 2), np.float32)}
+    path, whole = tmp_path / "part_1.npz", {}
+    write_kept(path, arrays)
+    assert read_kept(path).keys() == arrays.keys() and read_kept(path, "mean".__eq__)["mean"].shape == (5, 2)
+    content = path.read_bytes()
+    with np.load(path) as file:
+        whole = {name: file[name] for name in file.files}
+    changes = ({"length": np.float64(1)}, {"mean": np.zeros((5, 2), np.float32)}, {"more": np.ones(1)})
+    for others in (*({**arrays, **change} for change in changes), {"mean": arrays["mean"]}):
+        np.savez(path, **others)
+        assert "not those that were kept" in line_of(read_kept, path)  # no seal
+        with zipfile.ZipFile(path, "a") as archive:
+            archive.writestr("seal", whole["seal"])
+        assert "not those that were kept" in line_of(read_kept, path)
+    (tmp_path / "part_2.npz").write_bytes(content)
+    assert "not those that were kept" in line_of(read_kept, tmp_path / "part_2.npz")
+    for broken in damaged(content):
+        assert line_of(read_kept, write(path, broken)).endswith("; remove it, and it is made again")
 
 
 def test_damaged_h5(tmp_path):
