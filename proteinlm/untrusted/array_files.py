@@ -61,7 +61,8 @@ def read_kept(path: str | Path, chosen: Callable[[str], object] | None = None) -
 
 
 def _seal(path: str | Path, archive: zipfile.ZipFile) -> dict:
-    return {"name": Path(path).name, "of": {own.filename: own.CRC for own in archive.infolist() if own.filename != SEAL}}
+    sums = {own.filename: own.CRC for own in archive.infolist() if own.filename != SEAL}
+    return {"name": Path(path).name, "of": sums}
 
 
 def read_npy(path: str | Path, shape: tuple, dtype: str, mapped: bool = False, advice: str = MADE_AGAIN) -> np.ndarray:
