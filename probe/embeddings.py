@@ -230,10 +230,13 @@ def _embed(
     check_room(directory, needed, "should be a directory on a larger disk, or fewer layers")
     bounds = plan_parts(lengths, PART_PROTEINS, token_bytes)
     settings = {"layers": layers, "per_residue": per_residue, "torch": torch.__version__}
-    store = PartStore(directory / f"embedding-{_name(identity, layers, per_residue)}", {**identity, **settings})
+    files = {layer: directory / _name(identity, [layer], per_residue) for layer in layers}
+    name = f"embedding-{_name(identity, layers, per_residue)}"
+    store = PartStore(directory / name, {**identity, **settings}, files.values())
     with store.open() as resumed:
         _embed_parts(pooler, store, sequences, bounds, outputs, budget, resumed, quiet)
-        return _join(store, len(bounds) - 1, directory, identity, layers, per_residue, widths)
+        _join(store, len(bounds) - 1, files, identity, widths)
+    return files
 
 
 def _embed_parts(
@@ -268,9 +271,7 @@ def _done(bounds: np.ndarray, todo: Sequence[int]) -> int:
     return int(bounds[-1]) - sum(int(bounds[part + 1] - bounds[part]) for part in todo)
 
 
-def _join(
-    store: PartStore, parts: int, directory: Path, identity: Mapping, layers: list[int], per_residue: bool, widths: dict
-) -> dict[int, Path]:
+def _join(store: PartStore, parts: int, files: Mapping[int, Path], identity: Mapping, widths: Mapping) -> None:
     lengths = np.concatenate([store.load_one(part, "length") for part in range(parts)])
     tokens = int(lengths.sum(dtype=np.int64)) + 2 * len(lengths)
 
@@ -280,6 +281,4 @@ def _join(
         columns = ({name: store.load_one(part, name) for name in ("ids", "length", *own)} for part in range(parts))
         return lambda path: WRITERS["hdf5"](path, contents, columns)
 
-    files = {layer: directory / _name(identity, [layer], per_residue) for layer in layers}
     store.finish({path: writer(layer) for layer, path in files.items()})
-    return files

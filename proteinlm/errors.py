@@ -10,6 +10,7 @@ says what it has to say only when the first has had the time to say the same, wh
 import argparse
 import difflib
 import errno
+import io
 import os
 import sys
 import time
@@ -91,6 +92,7 @@ def run(
 
 def _run(main: Callable[[Sequence[str] | None], int | None], argv: Sequence[str] | None) -> int:
     try:
+        _check_text(sys.argv[1:] if argv is None else argv)
         return main(argv) or 0
     except InputError as error:
         return tell(str(error), error if debugging(argv) else None)
@@ -106,6 +108,15 @@ def _run(main: Callable[[Sequence[str] | None], int | None], argv: Sequence[str]
             return tell(f"{path}: a symbolic link that leads back to itself", error if debugging(argv) else None)
         time.sleep(0)  # an interrupt that came while a library waited for a process, now gone, is raised here
         raise
+
+
+def _check_text(words: Sequence[str]) -> None:
+    """InputError for a word that no log, record or page could hold; what is printed of other names may be no text."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+    for word in words:
+        if not str(word).isascii() and any("\ud800" <= letter <= "\udfff" for letter in str(word)):
+            raise InputError(f"{word!a}: is not UTF-8 text; should be a name that is (a link to the file will do)")
 
 
 def debugging(argv: Sequence[str] | None) -> bool:

@@ -13,7 +13,7 @@ fails before its first part leaves no directory.
 import contextlib
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -59,10 +59,11 @@ def split_rows(lengths: np.ndarray) -> Iterator[slice]:
 
 
 class PartStore:
-    """The part files of one output. manifest: everything that decides their contents, in JSON's types."""
+    """The part files of one output. manifest: everything that decides their contents, in JSON's types; others: files
+    that are written in its place or beside it."""
 
-    def __init__(self, output: str | Path, manifest: Mapping):
-        self.output = Path(output)
+    def __init__(self, output: str | Path, manifest: Mapping, others: Iterable[Path] = ()):
+        self.output, self.others = Path(output), list(others)
         self.directory = self.output.with_name(self.output.name + ".parts")
         self.manifest = json.loads(json.dumps(manifest))
 
@@ -71,7 +72,8 @@ class PartStore:
         """Hold the directory, by one process of a run: True if parts of this run may be there. InputError if it is
         another's, cannot be made, or is in use (wait: until it is not)."""
         path = self.directory / MANIFEST
-        check_writable(self.output)
+        for file in (self.output, *self.others):
+            check_writable(file)
         with locked(self.directory, "output name", wait):
             if path.is_file():
                 self._compare(read_json(path, f"a run's manifest (or remove {self.directory})"))

@@ -53,6 +53,7 @@ def test_text_is_utf_8(tmp_path, content):
         (b"a\n\n\0", ", line 3: a NUL byte; should be"),
         (gzip.compress(b"text " * 99, mtime=0)[:-9], ": truncated gzip file"),
         (gzip.compress(b"text " * 99, mtime=0)[:-8] + bytes(8), ": broken gzip file"),
+        (gzip.compress(b"text ", mtime=0) + bytes(1 << 17), ": ends in zeros, so it was not written to its end; "),
         (gzip.compress(b"text " * 9999, mtime=0), ": more than 1,000 bytes; should be"),
     ],
 )
