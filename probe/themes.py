@@ -14,6 +14,11 @@ THEMES: dict[str, Mapping[str, str]] = {"": LIGHT, ".dark": DARK}  # what a file
 INKED = ("text.color", "axes.labelcolor", "axes.titlecolor", "axes.edgecolor", "xtick.color", "ytick.color")
 
 
+def short(name: str) -> str:
+    """A user's name as there is room for it."""
+    return name if len(name) <= 60 else f"{name[:59]}…"
+
+
 def draw_all(stem: str | Path, size: tuple[float, float], draw: Callable, **style: object) -> list[Path]:
     """The files of draw(figure, theme), which are returned. size: in inches; style: more of matplotlib's rcParams, with
     `_` for `.`, a colour of the page by its name."""
@@ -22,7 +27,8 @@ def draw_all(stem: str | Path, size: tuple[float, float], draw: Callable, **styl
 
     paths = []
     for ending, theme in THEMES.items():
-        own = {"svg.hashsalt": "proteinlm", "svg.fonttype": "none", "font.size": 8, "axes.facecolor": theme["paper"]}
+        own = {"svg.hashsalt": "proteinlm", "svg.fonttype": "none", "font.size": 8}
+        own |= {"text.parse_math": False, "axes.facecolor": theme["paper"]}
         own |= dict.fromkeys(INKED, theme["ink"])
         own |= {name.replace("_", "."): theme.get(value, value) for name, value in style.items()}
         with matplotlib.rc_context(own):

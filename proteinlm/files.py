@@ -30,8 +30,11 @@ def fsync_path(path: Path) -> None:
         os.close(descriptor)
 
 
-def check_writable(path: Path) -> None:
-    """InputError where a file `path`, and the directories above it that are not there yet, could not be made."""
+def check_writable(path: str | Path, *inputs: str | Path) -> None:
+    """InputError where a file `path`, and the directories above it that are not there yet, could not be made, and where
+    it is one of the inputs, which it would replace."""
+    if any(Path(path).resolve() == Path(own).resolve() for own in inputs):
+        raise InputError(f"{path}: is the input; give the output a name of its own")
     if Path(path).is_dir():
         raise InputError(f"{path}: a directory; the output is a file")
     require_plain(Path(path))

@@ -7,8 +7,8 @@ command line that starts it. No GPU is needed.
 import shlex
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
+from pretrain.config.flags import read_flags
 from pretrain.config.read import parse_config
 from pretrain.plan.cluster import make_cluster
 from pretrain.plan.lengths import lengths_of_rows
@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if (value := getattr(own, name)) is not None and not 0 < value < float("inf"):
             raise InputError(f"--{name.replace('_', '-')} {value} must be more than 0")
     for path in filter(None, (own.json, own.html)):
-        check_writable(Path(path))
+        check_writable(path, *filter(None, (own.calibration, read_flags(flags).config)))
     cluster = make_cluster(
         own.gpu, own.gpus_per_node, own.nodes, own.gpu_memory, own.bandwidth, own.price_per_gpu_hour, own.calibration
     )

@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Mapping
 from typing import NamedTuple
 
 from proteinlm.errors import InputError
-from proteinlm.network.config import ACTIVATIONS, NORMALIZATIONS, POSITION_EMBEDDING_TYPES, ModelConfig
+from proteinlm.network.config import ACTIVATIONS, MOST_LAYERS, NORMALIZATIONS, POSITION_EMBEDDING_TYPES, ModelConfig
 
 LARGEST_SIZE = 2**28  # beyond any model, and a matrix of this by this still has a size that torch can compute
 
@@ -28,6 +28,10 @@ def one_of(choices: Collection) -> Rule:
 SIZE: Rule = (
     lambda v: type(v) is int and 0 < v < LARGEST_SIZE,
     "is {!r}; a positive whole number is needed (below 2**28)",
+)
+LAYERS: Rule = (
+    lambda v: type(v) is int and 0 < v <= MOST_LAYERS,
+    f"is {{!r}}; a positive whole number is needed ({MOST_LAYERS:,} at most)",
 )
 SIZE_OR_NONE: Rule = (lambda v: v is None or SIZE[0](v), SIZE[1])
 POSITIVE: Rule = (lambda v: _number(v) and 0 < v < LARGEST_SIZE, "is {!r}; a positive number is needed")
@@ -51,7 +55,7 @@ class Key(NamedTuple):
 MODEL_KEYS = {
     "vocab_size": Key("vocab_size", 30, SIZE),
     "hidden_size": Key("hidden_size", 768, SIZE),
-    "num_hidden_layers": Key("num_layers", 12, SIZE),
+    "num_hidden_layers": Key("num_layers", 12, LAYERS),
     "num_attention_heads": Key("num_attention_heads", 12, SIZE),
     "intermediate_size": Key("ffn_hidden_size", 3072, SIZE),
     "hidden_act": Key("hidden_act", "gelu", ACTIVATION),  # in the MLP: "gelu" = erf, "gelu_new" = tanh
@@ -84,7 +88,7 @@ OPTIONAL_KEYS = list(MODEL_KEYS)[list(MODEL_KEYS).index("position_embedding_type
 MODEL_DEFAULTS = {name: key.default for name, key in MODEL_KEYS.items()}
 CONFIG_KEYS = {key.field: name for name, key in MODEL_KEYS.items()}
 RULES = {name: key.rule for name, key in MODEL_KEYS.items()}
-SHAPE_KEYS = [name for name, key in MODEL_KEYS.items() if key.rule is SIZE]
+SHAPE_KEYS = [name for name, key in MODEL_KEYS.items() if key.rule in (SIZE, LAYERS)]
 # What TAPE's own config.json holds beyond these: its default, its rule.
 TEXT: Rule = (lambda v: v is None or isinstance(v, str), "is {!r}; a text or null is needed")
 LABELS: Rule = (

@@ -34,22 +34,20 @@ from tape.runs.processes import Processes
 
 PART_PROTEINS = 256  # what a killed run may have to do again
 BATCH_PROTEINS = 1024
+ROWS = 4096  # looked through at once
 OF_THE_TASK = ("finetuning_task", "num_labels", "head", "contact_dropout_prob")  # keys that say nothing of the encoder
 
 
 class States:
     """The states of a data set's proteins: rows of a file, one a protein (pooled) or one a token (seq)."""
 
-    def __init__(self, array: np.ndarray, path: Path, rows: Sequence[slice], a_token: bool):
-        self.array, self.path, self.rows, self.a_token = array, path, rows, a_token  # rows[i]: of protein i
+    def __init__(self, array: np.ndarray, rows: Sequence[slice], a_token: bool):
+        self.array, self.rows, self.a_token = array, rows, a_token  # rows[i]: of protein i of the data set
 
     def of(self, proteins: Sequence[int]) -> torch.Tensor:
         """[B, p], or [B, N, h] with 0 at padding."""
         parts = [np.asarray(self.array[self.rows[i]]) for i in proteins]
-        states = torch.from_numpy(pad_sequences(parts) if self.a_token else np.concatenate(parts))
-        if not states.isfinite().all():
-            raise InputError(f"{self.path}: holds numbers that are not finite; {MADE_AGAIN}")
-        return states
+        return torch.from_numpy(pad_sequences(parts) if self.a_token else np.concatenate(parts))
 
 
 def attach_states(
@@ -84,11 +82,13 @@ def attach_states(
     if not store.output.is_file():
         _compute(encoder, output, sequences, shape, store, processes)
     array = read_npy(store.output, shape, "<f4", mapped=output == "seq")
+    if not all(np.isfinite(array[begin : begin + ROWS]).all() for begin in range(0, count, ROWS)):
+        raise InputError(f"{store.output}: holds numbers that are not finite; {MADE_AGAIN}")
     rows = list(split_rows(lengths)) if output == "seq" else [slice(i, i + 1) for i in range(len(sequences))]
     place = dict(zip(sequences, rows, strict=True))
     for split in splits:
         own = (split.dataset.record(i)["primary"][:longest] for i in range(len(split.dataset)))
-        split.states = States(array, store.output, [place[sequence] for sequence in own], output == "seq")
+        split.states = States(array, [place[sequence] for sequence in own], output == "seq")
     return store.output
 
 

@@ -124,6 +124,27 @@ def test_a_start_that_fails_leaves_nothing(call, tmp_path, line, message):
     assert list(tmp_path.iterdir()) == []
 
 
+OVER_INPUTS = {
+    "a plan": (f"pretrain.plan.__main__ {TINY} --calibration own.json --json own.json", "own.json: is the input"),
+    "a page": ("pretrain.curves own --output own/metrics.jsonl", "own/metrics.jsonl: is the input"),
+    "a map": ("probe.__main__ project {0}/m own.csv --column location --output own --device cpu", "own.csv: is the in"),
+    "a result": ("tape.table own.json --output own.json", "own.json: a table is text"),
+    "a file": ("tape.train transformer stability --data_dir {0}/tape --output_dir own.csv", "own.csv: a file; should"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("line", "message"), OVER_INPUTS.values(), ids=OVER_INPUTS)
+def test_an_output_does_not_replace_an_input(call, data, tmp_path, line, message):
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own/metrics.jsonl").write_text('{"consumed_tokens": 9, "consumed_proteins": 1, "seconds": 1.0}\n')
+    (tmp_path / "own.csv").write_bytes((data / "t.csv").read_bytes())
+    (tmp_path / "own.json").write_text("{}")
+    before = {path: path.is_file() and path.read_bytes() for path in tmp_path.rglob("*")}
+    status, stderr = call(line)
+    assert status == 2 and message in stderr.splitlines()[-1], stderr
+    assert {path: path.is_file() and path.read_bytes() for path in tmp_path.rglob("*")} == before
+
+
 STARTS_OTHERS = {
     "tune": (f"tape.tune out/t --grid learning_rate 1e-3 1e-4 -- {TRAIN} --data_dir {{0}}/no", "no such"),
     "reproduce": ("tape.reproduce {0}/m {0}/bad_tape out --tasks stability --arms pretrained --seeds 0 --device cpu",
