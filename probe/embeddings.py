@@ -37,7 +37,7 @@ from proteinlm.encoder import (
 )
 from proteinlm.errors import InputError
 from proteinlm.progress import Progress
-from proteinlm.untrusted.array_files import H5
+from proteinlm.untrusted.array_files import H5, MADE_AGAIN
 from tape.inference.encoding import TrunkEncoder
 from tape.inference.fasta import Protein
 from tape.inference.files import WRITERS, Contents
@@ -76,14 +76,25 @@ class Embeddings:
     numbers, depth the last one that the encoder has; identity: a digest of weights, sequences and precision."""
 
     def __init__(
-        self, files: Mapping[int, Path], depth: int, place: np.ndarray, lengths: np.ndarray, source: str, identity: str
+        self,
+        files: Mapping[int, Path],
+        depth: int,
+        width: int,
+        place: np.ndarray,
+        lengths: np.ndarray,
+        source: str,
+        identity: str,
     ):
-        self.layers, self.depth, self.lengths = tuple(files), depth, lengths
+        self.layers, self.depth, self.width, self.lengths = tuple(files), depth, width, lengths
         self.source, self.identity = source, identity
         self._place = place  # of each protein among the U
+        sizes = np.zeros(int(place.max()) + 1, np.int64)
+        sizes[place] = lengths
+        self._ends = np.cumsum(sizes + 2)
         self._files = {layer: H5(path) for layer, path in files.items()}
-        self._ends = np.cumsum(self._files[self.layers[0]].read("length").astype(np.int64) + 2)
-        self.width = self._rows("mean", self.layers[0], slice(0)).shape[1]
+        for file in self._files.values():
+            if not np.array_equal(file.read("length"), sizes):
+                raise InputError(f"{file.path}: its lengths are not those of the proteins; {MADE_AGAIN}")
 
     def __len__(self) -> int:
         return len(self._place)
@@ -107,7 +118,8 @@ class Embeddings:
         file, name = self._files[number], f"{name}_layer_{number}"
         if name not in file:
             raise InputError(f"{file.path}: has no {name}; embed_once(..., per_residue=True)")
-        return file.read(name, rows)
+        count = self._ends[-1] if is_per_token(name) else len(self._ends)
+        return file.read(name, rows, (int(count), self.width))
 
 
 class _Pooler(TrunkEncoder):
@@ -175,7 +187,8 @@ def embed_once(
     files = {layer: _existing(Path(directory), identity, layer, per_residue) for layer in layers}
     if None in files.values():
         files = _embed(encoder, list(number), Path(directory), identity, layers, per_residue, batch_tokens, quiet)
-    return Embeddings(files, depth, place, lengths, encoder.source, _name(identity, [], False)[:16])
+    name = _name(identity, [], False)[:16]
+    return Embeddings(files, depth, encoder.config.hidden_size, place, lengths, encoder.source, name)
 
 
 def _cut(sequences: list[str], limit: int | None, too_long: str, where: Sequence[str] | None) -> list[str]:

@@ -163,7 +163,7 @@ class _Work:
                     per_residue=any(recipe.reads_residues for recipe in self.recipes.values()),
                     random_seed=options.random_seed if arm == RANDOM else None, device=options.device,
                     dtype=options.dtype, max_length=options.max_length, too_long=options.too_long,
-                    where=[f"{self.data.name}, protein {name}" for name in self.data.ids],
+                    where=self.data.where,
                     batch_tokens=options.batch_tokens,
                 )  # fmt: skip
             self.notes[f"seconds to embed: {arm}"] = round(time.monotonic() - started, 1)

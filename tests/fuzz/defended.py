@@ -64,6 +64,7 @@ PASSES = [
     Rule(
         "", "^curves", r"metrics\.jsonl content line \d+ /\w+: (dropped|renamed \S+)$", "logs older than a key lack it"
     ),
+    Rule("", "^reproduce", r"reproduce\.json content /\w+_commands?(/\d+)? ?:? ?(str )?'", "a text that is shown"),
     Rule("", "", r"args\.json file (missing|dangling)$", "a model directory without a run's record is TAPE's own form"),
     Rule(
         "^plugin$", "", r"^\S+\.py (content|bytes)", "the plugin's own code: what it gives in the right form is taken"

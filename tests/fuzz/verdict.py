@@ -104,8 +104,8 @@ def passed(outcome: Outcome, surface: str, line: str, damage: str, honest: Hones
 
 def excuse(outcome: Outcome, damage: str, different: list[str], expected: dict[str, str]) -> str:
     """Why it may pass, as its outputs show: what is wrong was told, or it touches no result."""
-    if all(Path(name).name == "config.json" for name in different):
-        return "a key that nothing reads is handed on; the weights are the same"
+    if all(Path(name).name in ("config.json", "conversion_report.txt") for name in different):
+        return "a key that nothing reads is handed on, or recorded; the weights are the same"
     victim, usual = Path(damage.split(" ", 1)[0]), set(expected[SAID].splitlines())
     new = [text for text in said(outcome).splitlines() if text not in usual]
     if any(victim.name in text and TOLD.search(text) for text in new):

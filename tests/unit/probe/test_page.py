@@ -21,9 +21,9 @@ def test_whatever_the_data_hold_they_stay_data():
 
 
 def test_a_picture_draws_names_as_they_are(tmp_path):
-    names = "a $x^$ and {b}", short("n" * 999)
+    names = "a $x^$ and {b}", short("n" * 999), short("a\x01b"), "名"
     (_, drawn, *_) = draw_all(tmp_path / "a", (9, 1), lambda figure, theme: figure.suptitle("\n".join(names)))
-    assert "$x^$" in drawn.read_text() and "n" * 59 + "…" in drawn.read_text()
+    assert all(name in drawn.read_text() for name in ("$x^$", "n" * 59 + "…", "a?b"))
 
 
 def themed(page):
