@@ -56,7 +56,7 @@ PASSES = [
     Rule("", "", rf"^\S+ content (tensor )?\S+ ?tensor b?float\S+ {NO_NUMBER}", "finite weights of the right shape"),
     Rule("", "", rf"^\S+\.mdb (content record|{INSIDE}) {NO_NUMBER}", "other labels or residues of a protein"),
     Rule(
-        *("", "", rf"^(kept|frozen|parts)/\S+ (content array (\S+ )?array float(16|32)|{INSIDE}) {NO_NUMBER}"),
+        *("", "", rf"^(kept|frozen)/\S+ (content array (\S+ )?array float(16|32)|{INSIDE}) {NO_NUMBER}"),
         "kept embeddings have no checksum: other finite numbers of the right shape are others",
     ),
     Rule("", "", r"^dms\.csv content (cell|label) \d+:2", "a column that is not read is handed on"),
@@ -65,7 +65,7 @@ PASSES = [
         "", "^curves", r"metrics\.jsonl content line \d+ /\w+: (dropped|renamed \S+)$", "logs older than a key lack it"
     ),
     Rule("", "^reproduce", r"reproduce\.json content /\w+_commands?(/\d+)? ?:? ?(str )?'", "a text that is shown"),
-    Rule("", "", r"args\.json file (missing|dangling)$", "a model directory without a run's record is TAPE's own form"),
+    Rule("", "", r"args\.json file missing$", "a model directory without a run's record is TAPE's own form"),
     Rule(
         "^plugin$", "", r"^\S+\.py (content|bytes)", "the plugin's own code: what it gives in the right form is taken"
     ),
@@ -75,7 +75,10 @@ LEFT = [
         *("", "^(tape-train|tune)", r"^new \S+/(metrics\.jsonl|args\.json|last/\S+|model\.safetensors|config\.json)$"),
         "a run that has taken steps goes on from there with the same line and --resume",
     ),
-    Rule("", "", r"^new \S+/\S+\.(h5|npy)$", "whole files of embeddings or maps, which the next run finds"),
+    Rule(
+        *("", "", r"^new \S+/(\S+\.h5|\S+\.npy|(clusters|map)\S+\.npz|heads/\S+\.(npz|pt))$"),
+        "whole files of embeddings, maps and fitted heads, which the next run finds",
+    ),
     Rule("", "tape-embed", r"^new \S+\.parts/\S+", "whole parts of embeddings; the next run goes on from them"),
     Rule(
         "", "pretrain", r"^new \S+/(metrics\.jsonl|iter_\S+|exit_reason\.json|latest_\S+)$", "checkpoints of steps done"
