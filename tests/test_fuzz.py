@@ -20,6 +20,7 @@ from fuzz import defended, inputs, mutate, process, verdict
 from fuzz import texts as texts_of
 from fuzz.cases import damage, draw
 from fuzz.process import Job, run_jobs
+from fuzz.record import Record, merged
 from fuzz.surfaces import PROGRAMS, SURFACES, named_inputs, words_of
 
 ROOT = Path(__file__).parent.parent
@@ -235,6 +236,21 @@ def test_raws_stand_in_the_text_as_they_are(tmp_path):
     tree = {"a": texts_of.Raw("9" * 5000, "digits"), "b": [1], "twice b": texts_of.Raw("twice b", "twice")}
     assert texts_of.write_tree(tree, json.dumps) == '{"a": ' + "9" * 5000 + ', "b": [1], "b": 0}'
     assert damage.__module__ == "fuzz.cases"
+
+
+def test_records_of_several_runs_add_up():
+    case, records = draw(3, 5), []
+    for seed, kinds in ((3, ["ok", "silent", "defended"]), (4, ["defended"])):
+        record = Record(seed, 5)
+        for kind in kinds:
+            record.add(case, process.Outcome(0), "what", verdict.Verdict(kind, f"why {kind}", ""))
+        records.append(record.as_dict())
+    both = merged(records)
+    assert both["cases"] == 4 and both["seeds"] == {"3": 3, "4": 1} and both["defended"] == {"why defended": 2}
+    assert {kind: n for kind, n in both["classes"].items() if n} == {"ok": 1, "silent": 1, "defended": 2}
+    assert both["surfaces"] == {**both["surfaces"], case.surface.name: {"ok": 1, "silent": 1, "defended": 2}}
+    assert [defect["cause"] for defect in both["defects"]] == ["why silent"] and both["defects"][0]["cases"] == ["3:5"]
+    assert [(run["seed"], run["first"], run["cases"]) for run in both["runs"]] == [(3, 5, 3), (4, 5, 1)]
 
 
 @pytest.mark.slow
