@@ -17,7 +17,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterable, Sequence
 
-EXIT_USAGE, EXIT_INTERRUPTED = 2, 130  # 128 + SIGINT, as a shell has it
+EXIT_USAGE, EXIT_INTERRUPTED, EXIT_UNREAD = 2, 130, 141  # 128 + SIGINT, + SIGPIPE, as a shell has them
 LONGEST = 720  # letters of a message: three long paths and what would be right
 FIRST_SPEAKS_SECONDS = 10.0  # in which the first process, which may have started later, has told a mistake of all
 
@@ -92,11 +92,16 @@ def run(
 
 def _run(main: Callable[[Sequence[str] | None], int | None], argv: Sequence[str] | None) -> int:
     try:
-        _check_text(sys.argv[1:] if argv is None else argv)
-        return main(argv) or 0
+        _check_surroundings(sys.argv[1:] if argv is None else argv)
+        status = main(argv) or 0
+        if sys.stdout is not None:
+            sys.stdout.flush()  # what is wrong with it is told here
+        return status
     except InputError as error:
         return tell(str(error), error if debugging(argv) else None)
     except OSError as error:
+        if error.errno == errno.EPIPE and _nobody_reads():
+            return EXIT_UNREAD
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # where standard output goes
         if error.filename is None and not full:
             raise
@@ -110,8 +115,28 @@ def _run(main: Callable[[Sequence[str] | None], int | None], argv: Sequence[str]
         raise
 
 
-def _check_text(words: Sequence[str]) -> None:
-    """InputError for a word that no log, record or page could hold; what is printed of other names may be no text."""
+def _nobody_reads() -> bool:
+    """Whether standard output is a pipe that was closed (`| head`); what else is printed then goes nowhere."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False
+
+
+def _check_surroundings(words: Sequence[str]) -> None:
+    """InputError for a word that no log, record or page could hold, a directory that is gone, and what no launcher
+    sets. What is printed of other names may be no text."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        raise InputError("the current directory is gone; should be one that is there (cd)") from None
+    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_PORT"):
+        if not os.environ.get(name, "0").isdecimal():
+            raise InputError(
+                f"{name} is {os.environ[name]!r} in the environment; should be a number, as torchrun's, or unset"
+            )
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
     for word in words:
@@ -150,9 +175,11 @@ def _say(line: str) -> None:
 
 def process_count() -> int:
     """How many processes torchrun (or a script that sets its variables) has started."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    size = os.environ.get("WORLD_SIZE", "1")
+    return int(size) if size.isdecimal() else 1
 
 
 def process_number() -> int:
     """Which of them this is; 0 for one that is alone."""
-    return int(os.environ.get("RANK", "0")) if process_count() > 1 else 0
+    rank = os.environ.get("RANK", "0")
+    return int(rank) if rank.isdecimal() and process_count() > 1 else 0

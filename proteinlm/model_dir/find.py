@@ -42,7 +42,7 @@ def find_model(name: str | Path) -> Path:
         raise InputError(f"{path}: no such directory; a TAPE model directory holds config.json and model.safetensors")
     models_dir = os.environ.get("TAPE_MODELS")
     places = [Path(models_dir) / name] if models_dir else []
-    places.append(Path.home() / ".cache" / "tape" / name)
+    places.append(Path(os.path.expanduser("~")) / ".cache" / "tape" / name)
     for place in places:
         if place.is_dir():
             return place

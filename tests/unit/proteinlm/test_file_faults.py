@@ -102,6 +102,46 @@ def test_output_that_goes_to_a_full_disk(capsys):
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_output_that_is_found_wanting_at_the_end(capsys, monkeypatch):
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr("sys.stdout", full)
+        assert errors.run(lambda argv: print("a line in a buffer")) == 2
+        monkeypatch.undo()
+        with contextlib.suppress(OSError):
+            full.flush()
+        assert capsys.readouterr().err == "error: the output cannot be written: No space left on device\n"
+        os.dup2(os.open(os.devnull, os.O_WRONLY), full.fileno())
+
+
+def test_output_that_nobody_reads(capsys, monkeypatch):
+    here, there = os.pipe()
+    os.close(here)
+    with os.fdopen(there, "w") as pipe:
+        monkeypatch.setattr("sys.stdout", pipe)
+        assert errors.run(lambda argv: print("a line", flush=True)) == errors.EXIT_UNREAD
+        print("and another", flush=True)
+        monkeypatch.undo()
+    assert capsys.readouterr().err == ""
+    with pytest.raises(BrokenPipeError):  # of something else
+        errors.run(lambda argv: (_ for _ in ()).throw(BrokenPipeError(32, "Broken pipe")))
+
+
+@pytest.mark.parametrize("name", ["WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_PORT"])
+def test_what_no_launcher_sets(capsys, monkeypatch, name):
+    monkeypatch.setenv(name, "two")
+    assert errors.run(print) == 2
+    assert capsys.readouterr().err.startswith(f"error: {name} is 'two' in the environment; should be a number")
+
+
+def test_a_directory_that_is_gone(capsys, monkeypatch, tmp_path):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert errors.run(print) == 2
+    assert capsys.readouterr().err.startswith("error: the current directory is gone")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
 def test_a_log_on_a_full_disk(tmp_path):
     message = f"{tmp_path}/metrics.jsonl: cannot be written: no space left on device"
     with pytest.raises(InputError, match=f"^{re.escape(message)}$"), contextlib.closing(MetricsLog(tmp_path)) as log:

@@ -143,7 +143,7 @@ def test_a_report_shows_no_numbers_of_other_weights(world, commands, monkeypatch
 
     def collect(jobs, failed, about):
         reported.update(failed)
-        return {"not_run": list(failed)}
+        return {"not_run": [{"why": why} for why in failed.values()]}
 
     monkeypatch.setattr("tape.reporting.collect.collect", collect)
     monkeypatch.setattr("tape.reporting.pages.write_pages", lambda results, out: None)
@@ -245,6 +245,8 @@ def test_a_damaged_record_is_named_with_its_key(world, commands, monkeypatch, ca
     assert errors.run(reproduce.main, words) == 2
     reason = json.loads((world / "out/results.json").read_text())["not_run"][0]["why"]
     assert reason.startswith(f"{job.directory / RECORD}: {message}") and "\n" not in reason
+    line = f"error: {reason} (1 of 1 runs are not done; {world}/out/table.md names them)"
+    assert capsys.readouterr().err.splitlines()[-1] == line
 
 
 @pytest.mark.parametrize("arm", ["pretrained", "random"])
