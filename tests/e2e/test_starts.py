@@ -107,7 +107,7 @@ FAILED = {
     "a protein": ("tape.embed transformer {0}/long.fasta out/e/x.npz {0}/m --device cpu", "1 of 2 proteins exceed 62"),
     "a run": ("tape.predict {0}/m {0}/x.fasta out/e/x.tsv --task stability --device cpu", "no weights of a task head"),
     "a result": ("tape.table {0}/no --markdown --output out/t.md", "no such file"),
-    "a row": ("probe.__main__ probe {0}/m {0}/long.csv --target location --output out/p --device cpu", "protein L"),
+    "a row": ("probe.__main__ probe {0}/m {0}/long.csv --target location --output out/p --device cpu", "(L)"),
     "a fraction": ("probe.__main__ probe {0}/m {0}/t.csv --output out/p --device cpu --holdout 0.7", "--holdout 0.7"),
     "points": ("probe.__main__ project {0}/m {0}/long.csv --column location --output out/p --device cpu", "residues"),
     "a regression": ("probe.__main__ contacts {0}/m {0}/x.fasta out/c.npz --device cpu", "no contact regression"),

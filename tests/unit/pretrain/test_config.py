@@ -262,6 +262,13 @@ def test_what_is_needed():
     assert parse("--train-iters", 1, needed=False, required=()).data.data_path == ()
 
 
+def test_options_that_do_not_fit_name_the_file(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text("max_position_embeddings: 31\ntrain_iters: 1\n")
+    with pytest.raises(InputError, match=rf"seq-length 64 is more .* 31 \(options of {path} and the flags\)$"):
+        parse("--config", path, "--seq-length", 64)
+
+
 def test_samples_instead_of_iterations():
     words = "--data-path d --save s --train-samples 1000 --lr-warmup-samples 10 --rampup-batch-size 4 4 100"
     config = parse(*words.split(), "--global-batch-size", 16, needed=False)
