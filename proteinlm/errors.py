@@ -12,6 +12,7 @@ import difflib
 import errno
 import io
 import os
+import select
 import sys
 import time
 import traceback
@@ -94,8 +95,7 @@ def _run(main: Callable[[Sequence[str] | None], int | None], argv: Sequence[str]
     try:
         _check_surroundings(sys.argv[1:] if argv is None else argv)
         status = main(argv) or 0
-        if sys.stdout is not None:
-            sys.stdout.flush()  # what is wrong with it is told here
+        sys.stdout.flush()  # what is wrong with it is told here
         return status
     except InputError as error:
         return tell(str(error), error if debugging(argv) else None)
@@ -117,12 +117,15 @@ def _run(main: Callable[[Sequence[str] | None], int | None], argv: Sequence[str]
 
 def _nobody_reads() -> bool:
     """Whether standard output is a pipe that was closed (`| head`); what else is printed then goes nowhere."""
+    watch = select.poll()
     try:
-        sys.stdout.flush()
-    except BrokenPipeError:
+        watch.register(sys.stdout.fileno(), 0)
+    except OSError:  # it is no file
+        return False
+    closed = any(what & select.POLLERR for _, what in watch.poll(0))
+    if closed:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return True
-    return False
+    return closed
 
 
 def _check_surroundings(words: Sequence[str]) -> None:
@@ -137,6 +140,9 @@ def _check_surroundings(words: Sequence[str]) -> None:
             raise InputError(
                 f"{name} is {os.environ[name]!r} in the environment; should be a number, as torchrun's, or unset"
             )
+    for name in ("stdin", "stdout", "stderr"):  # a file that is opened must not get a closed one's number
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w"))  # noqa: SIM115
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
     for word in words:

@@ -5,7 +5,9 @@ import os
 import re
 import resource
 import signal
+import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -124,6 +126,16 @@ def test_output_that_nobody_reads(capsys, monkeypatch):
     assert capsys.readouterr().err == ""
     with pytest.raises(BrokenPipeError):  # of something else
         errors.run(lambda argv: (_ for _ in ()).throw(BrokenPipeError(32, "Broken pipe")))
+
+
+ROOT = Path(errors.__file__).parents[1]
+
+
+def test_output_that_is_closed():
+    line = "import sys; from proteinlm import errors; sys.exit(errors.run(lambda argv: sys.stdout.write('a') and 0))"
+    shell = f'exec "{sys.executable}" -c "{line}" >&-'
+    done = subprocess.run(["sh", "-c", shell], stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 @pytest.mark.parametrize("name", ["WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_PORT"])
