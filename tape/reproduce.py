@@ -81,7 +81,8 @@ def run(args: argparse.Namespace, jobs: Sequence[Job], out: Path, words: Sequenc
     print(f"wrote {out}/table.md, {out}/table.html and {out}/results.json", flush=True)
     if results["not_run"]:
         why, number = results["not_run"][0]["why"], len(results["not_run"])
-        raise InputError(f"{why} ({number} of {len(jobs)} runs are not done; {out}/table.md names them)")
+        number = f"{number} of {len(jobs)} runs of preset {args.preset}"
+        raise InputError(f"{why} ({number} are not done; {out}/table.md names them)")
     return 0
 
 

@@ -147,6 +147,18 @@ def test_a_message_may_name_the_key():
         assert verdict.what_is_unclear([text], "pretrain --config run.yaml", damage, []) == problem
 
 
+def test_the_launchers_report_is_not_the_commands():
+    report = "Traceback (most recent call last):\n  File x\nChildFailedError: \nRoot Cause (first):\n  exitcode  : {}\n"
+    log = "E1128 06:16:40.142000 1 torch/distributed/elastic] failed\n"
+    told = process.Outcome(1, stderr="error: run.yaml: wrong\n" + log + report.format("2 (pid: 5)"))
+    own = verdict.without_launcher(told, "torchrun -m pretrain")
+    assert (own.status, own.stderr) == (2, "error: run.yaml: wrong")
+    assert verdict.without_launcher(told, "tape-train x") == told
+    raised = process.Outcome(1, stderr="Traceback (most recent call last):\nValueError: x\n" + log + report.format(1))
+    own = verdict.without_launcher(raised, "torchrun -m pretrain")
+    assert own.status == 1 and own.stderr.startswith("Traceback") and "ChildFailedError" not in own.stderr
+
+
 def test_a_cause_has_no_numbers_of_its_case():
     first, second = (f"error: a/{n}.csv: line {n}: 'x{n}' is not one of {n}, {n + 1}" for n in (3, 17))
     assert verdict.shape(first) == verdict.shape(second)
