@@ -102,14 +102,14 @@ class Embeddings:
     def pooled(self, pooling: str = "mean", layer: int = -1) -> np.ndarray:
         """float32 [B, h]; [B, k h] of k poolings. InputError for a layer that was not embedded."""
         parts = [self._rows(part, layer) for part in pooling_parts(pooling)]
-        return np.concatenate(parts, 1)[self._place].astype(np.float32)
+        return np.concatenate(parts, 1)[self._place]
 
     def residues(self, i: int, layer: int = -1) -> np.ndarray:
         """float32 [L, h] of protein i."""
         row = self._place[i]
         end = int(self._ends[row])
         begin = int(self._ends[row - 1]) if row else 0
-        return self._rows("seq", layer, slice(begin + 1, end - 1)).astype(np.float32)
+        return self._rows("seq", layer, slice(begin + 1, end - 1))
 
     def _rows(self, name: str, layer: int, rows: slice = slice(None)) -> np.ndarray:
         number = layer_number(layer, self.depth)
@@ -119,7 +119,7 @@ class Embeddings:
         if name not in file:
             raise InputError(f"{file.path}: has no {name}; embed_once(..., per_residue=True)")
         count = self._ends[-1] if is_per_token(name) else len(self._ends)
-        return file.read(name, rows, (int(count), self.width))
+        return file.read_half(name, rows, (int(count), self.width))
 
 
 class _Pooler(TrunkEncoder):

@@ -308,7 +308,7 @@ def test_kept_vectors_are_half_precision_of_one_shape(tmp_path):
             file.create_dataset("mean", data=values)
 
         def read(path):
-            return H5(path).read("mean", slice(2), (4, 2))
+            return H5(path).read_half("mean", slice(2), (4, 2))
 
         if number == 0:
             assert read(path).tolist() == [[0, 1], [2, 3]]
