@@ -166,8 +166,18 @@ def tell(message: str, error: BaseException | None = None) -> int:
     return EXIT_USAGE
 
 
+_copies: dict[str, str] = {}  # of what a pipe gave, and how the user calls it (proteinlm.files.reread)
+
+
+def name_copy(copy: str, name: str) -> None:
+    """Let messages say `name` for the path of a copy, which nobody has given."""
+    _copies[copy] = name
+
+
 def one_line(message: str) -> str:
     """Its words, within a line."""
+    for copy, name in _copies.items():
+        message = message.replace(copy, name)
     return shortened(" ".join(message.split()))
 
 

@@ -17,7 +17,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from proteinlm.errors import InputError
+from proteinlm.errors import InputError, name_copy
 from proteinlm.running.leftovers import remove, temporary_beside
 
 
@@ -85,6 +85,7 @@ def reread(path: str, suffix: str = "") -> str:
             shutil.copyfileobj(source, file, 1 << 20)
     except OSError as error:
         raise InputError(f"{path}: cannot be copied to {copy}, to be read twice ({error.strerror or error})") from error
+    name_copy(str(copy), "standard input" if path == "-" else path)
     return str(copy)
 
 

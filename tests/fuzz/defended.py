@@ -56,7 +56,7 @@ PASSES = [
     Rule("", "", rf"^\S+ content (tensor )?\S+ ?tensor b?float\S+ {NO_NUMBER}", "finite weights of the right shape"),
     Rule("", "", rf"^\S+\.mdb (content record|{INSIDE}) {NO_NUMBER}", "other labels or residues of a protein"),
     Rule(
-        *("", "", rf"^(kept|frozen)/\S+ (content array (\S+ )?array float(16|32)|{INSIDE}) {NO_NUMBER}"),
+        *("", "", rf"^(kept|frozen)/\S+ (content (array \S+ )?array float(16|32)|{INSIDE}) {NO_NUMBER}"),
         "kept embeddings have no checksum: other finite numbers of the right shape are others",
     ),
     Rule("", "", r"^dms\.csv content (cell|label) \d+:2", "a column that is not read is handed on"),

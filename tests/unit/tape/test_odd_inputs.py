@@ -144,7 +144,7 @@ def test_a_pipe_is_preprocessed_as_the_file_is(tmp_path, stdin, complaint):
     assert one == two
     odd = fifo(tmp_path / "odd", b">a\nMKV\n>b\nMKJ\n")
     line = complaint(preprocess.main, "--strict", "--input", odd, "--output-prefix", tmp_path / "odd_out")
-    assert "pipe, line 4: letter 'J'" in line
+    assert f"{odd}, line 4: letter 'J'" in line
 
 
 def test_a_piped_table_trains(tmp_path, stdin):
