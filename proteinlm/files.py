@@ -69,7 +69,8 @@ def require_file(path: str) -> str:
 def reread(path: str, suffix: str = "") -> str:
     """A path that can be read any number of times: `path`, or a copy of what a pipe gave, which goes with the process.
 
-    A pipe is standard input, written as "-", or what a shell makes of <(command). suffix: of the copy's name.
+    A pipe is standard input, written as "-", or what a shell makes of <(command). suffix: of the copy's name, but a
+    pipe may be named as a table.
     """
     try:
         again = path != "-" and (stat.S_ISREG(mode := os.stat(path).st_mode) or stat.S_ISDIR(mode))
@@ -79,6 +80,7 @@ def reread(path: str, suffix: str = "") -> str:
         return path
     directory = Path(tempfile.mkdtemp(prefix=COPIES))
     atexit.register(shutil.rmtree, directory, ignore_errors=True)
+    suffix = next((own for own in Path(path).suffixes if own in (".csv", ".tsv", ".tab")), suffix)
     copy = directory / f"{'stdin' if path == '-' else 'pipe'}{suffix}"
     try:
         with open(0 if path == "-" else path, "rb", closefd=path != "-") as source, copy.open("wb") as file:
