@@ -40,7 +40,10 @@ PASSES = [
     ),
     Rule("", "", r"^\S+\.fasta\.gz content (inside|members)", "as of FASTA; gzip's members may follow each other"),
     Rule("", "", rf"^\S+\.(csv|tsv)(\.gz)? content {NO_NUMBER}", "a table of other cells is another table"),
-    Rule("", "", r"^\w+\.(csv|tsv) content cell \d+:[01] ", "names and residues: nan and inf are proteins of three"),
+    Rule(
+        *("", "", r"^(table|values|residues|labels)\.(csv|tsv) content cell \d+:[01] "),
+        "names and residues: nan and inf are proteins of three",
+    ),
     Rule(
         "", "", rf"^\S+\.(csv|tsv) {INSIDE}", "a table has no checksum: other letters are other names, labels, residues"
     ),
