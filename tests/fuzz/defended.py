@@ -59,12 +59,18 @@ PASSES = [
     ),
     Rule("", "", rf"^\S+ content (tensor )?\S+ ?tensor b?float\S+ {NO_NUMBER}", "finite weights of the right shape"),
     Rule("", "", rf"^\S+\.mdb (content record|{INSIDE}) {NO_NUMBER}", "other labels or residues of a protein"),
+    Rule("", "", rf"^data_json/\S+ content /\d+/(stability_score|primary)\S*: {NO_NUMBER}", "other labels or residues"),
+    Rule("", "", r"^data\S*\.mdb file other data\.mdb$", "the other split of the same data is whole data"),
+    Rule(
+        *("", "^tape-eval", r"^run\S*/args\.json content /(steps|minutes|residues|processes|\w*parameters): "),
+        "what a record says of the training is shown, and nothing is computed with it",
+    ),
     Rule(
         *("", "", rf"^(kept|frozen)/\S+ (content (array \S+ )?array float(16|32)|{INSIDE}) {NO_NUMBER}"),
         "kept embeddings have no checksum: other finite numbers of the right shape are others",
     ),
     Rule("", "", r"^dms\.csv content (cell|label) \d+:2", "a column that is not read is handed on"),
-    Rule("", "", r"config\.json content /\w+: (dropped|renamed \S+)$", "a key that is absent has its format's default"),
+    Rule("", "", r"config\.json content /\w+: (dropped|renamed .+)$", "a key that is absent has its format's default"),
     Rule(
         "", "^curves", r"metrics\.jsonl content line \d+ /\w+: (dropped|renamed \S+)$", "logs older than a key lack it"
     ),
