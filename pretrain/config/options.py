@@ -34,7 +34,7 @@ class Model:
     position_offset: int = opt(0, "learned positions: rows before the first token's (ESM-1b: 2)", low=0)
     rotary_base: float = opt(10000.0, "rope: base of the inverse frequencies of a new model", above=0)
     normalization: str = opt("LayerNorm", "the norm before attention and MLP, and last", choices=NORMALIZATIONS)
-    layernorm_epsilon: float = opt(1e-12, "added to the variance in every norm", above=0)
+    layernorm_epsilon: float = opt(1e-12, "added to the variance in every norm", above=0, below=0.1)
     embedding_layernorm: bool = opt(False, "a norm on the embedding, before the first layer (ESM-1b)")
     qk_layernorm: bool = opt(False, "a LayerNorm without bias over all heads' queries, and over their keys (ESM C)")
     add_bias_linear: bool = opt(True, "biases in attention and MLP; --disable-bias-linear: none")

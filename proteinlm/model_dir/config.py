@@ -36,6 +36,7 @@ LAYERS: Rule = (
 SIZE_OR_NONE: Rule = (lambda v: v is None or SIZE[0](v), SIZE[1])
 POSITIVE: Rule = (lambda v: _number(v) and 0 < v < LARGEST_SIZE, "is {!r}; a positive number is needed")
 NOT_NEGATIVE: Rule = (lambda v: _number(v) and 0 <= v < LARGEST_SIZE, "is {!r}; a number of 0 or more is needed")
+SMALL: Rule = (lambda v: _number(v) and 0 <= v < 0.1, "is {!r}; a small positive number is needed, such as 1e-12")
 COUNT: Rule = (lambda v: type(v) is int and 0 <= v < LARGEST_SIZE, "is {!r}; a whole number of 0 or more is needed")
 ID: Rule = (lambda v: v is None or (type(v) is int and 0 <= v < LARGEST_SIZE), "is {!r}; a token's number is needed")
 PROBABILITY: Rule = (lambda v: _number(v) and 0 <= v < 1, "{!r} must be at least 0 and below 1")
@@ -63,7 +64,7 @@ MODEL_KEYS = {
     "attention_probs_dropout_prob": Key("attention_dropout", 0.1, PROBABILITY),
     "max_position_embeddings": Key("max_position_embeddings", 8096, SIZE),
     "initializer_range": Key("init_method_std", 0.02, NOT_NEGATIVE),
-    "layer_norm_eps": Key("layernorm_epsilon", 1e-12, NOT_NEGATIVE),
+    "layer_norm_eps": Key("layernorm_epsilon", 1e-12, SMALL),
     "lm_head_act": Key("lm_head_act", "gelu", ACTIVATION),
     # false: as the original project's finetuned runs, which threw it away
     "final_layernorm": Key("final_layernorm", True, FLAG),

@@ -68,6 +68,7 @@ def data(tmp_path_factory) -> Path:
     (root / "t.csv").write_text("\n".join(["id,sequence,location", *rows]) + "\n")
     (root / "long.csv").write_text("\n".join(["id,sequence,location", *rows, f"L,{PROTEIN * 9},a"]) + "\n")
     (root / "mutants.csv").write_text("mutant\nK2A\nT3A\n")
+    (root / "huge.yaml").write_text("ffn_hidden_size: 2147483648\n")
     (root / "wild.fasta").write_text(f">w\n{PROTEIN}\n")
     return root
 
@@ -100,6 +101,8 @@ FAILED = {
     "a letter": ("pretrain.preprocess --strict --input {0}/x.fasta --output-prefix out/p/x", "letter 'J'"),
     "a page": ("pretrain.curves {0}/m --output out/c.html --png out/c.png", "no such file"),
     "a plan": (f"pretrain.plan.__main__ {TINY} --json out/p.json --html {{0}}", "a directory; the output is a file"),
+    "a size": (f"pretrain.plan.__main__ {TINY} --config {{0}}/huge.yaml --gpu H100 --gpus-per-node 1 --json out/p.json",
+               "huge.yaml: no layout fits 80 GB a GPU"),
     "a source": ("converter.__main__ --load {0}/broken --save out/c/d", "vocab_size"),
     "data that is not there": (f"tape.train {TRAIN} --data_dir {{0}}/no --output_dir out/r --log_dir out/l", "no such"),
     "a record": (f"tape.train {TRAIN} --data_dir {{0}}/bad_tape --output_dir out/r", "record 11: stability_score"),

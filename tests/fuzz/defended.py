@@ -41,8 +41,8 @@ PASSES = [
     Rule("", "", r"^\S+\.fasta\.gz content (inside|members)", "as of FASTA; gzip's members may follow each other"),
     Rule("", "", rf"^\S+\.(csv|tsv)(\.gz)? content {NO_NUMBER}", "a table of other cells is another table"),
     Rule(
-        *("", "", r"^(table|values|residues|labels)\.(csv|tsv) content cell \d+:[01] "),
-        "names and residues: nan and inf are proteins of three",
+        *("", "", r"^(table|values|residues|labels)\.(csv|tsv) content cell (0:\d+|\d+:[01]) "),
+        "names and residues: nan is a name, and with inf a protein of three",
     ),
     Rule(
         "", "", rf"^\S+\.(csv|tsv) {INSIDE}", "a table has no checksum: other letters are other names, labels, residues"
@@ -74,7 +74,9 @@ PASSES = [
     Rule(
         "", "^curves", r"metrics\.jsonl content line \d+ /\w+: (dropped|renamed \S+)$", "logs older than a key lack it"
     ),
-    Rule("", "^reproduce", r"reproduce\.json content /\w+_commands?(/\d+)? ?:? ?(str )?'", "a text that is shown"),
+    Rule("", "^reproduce", r"reproduce\.json content /(recipe|\w+_commands?)\b", "a record that is shown as it stands"),
+    Rule("", "", r"^(table|values|residues|labels)\.(csv|tsv) file fifo$", "a pipe's table is called pipe in its run"),
+    Rule("", "", r"^\S+\.(pt|bin) content \S+: reordered$", "the order of names in a state dict says nothing"),
     Rule("", "", r"args\.json file missing$", "a model directory without a run's record is TAPE's own form"),
     Rule(
         "^plugin$", "", r"^\S+\.py (content|bytes)", "the plugin's own code: what it gives in the right form is taken"
