@@ -101,7 +101,7 @@ FAILED = {
     "a letter": ("pretrain.preprocess --strict --input {0}/x.fasta --output-prefix out/p/x", "letter 'J'"),
     "a page": ("pretrain.curves {0}/m --output out/c.html --png out/c.png", "no such file"),
     "a plan": (f"pretrain.plan.__main__ {TINY} --json out/p.json --html {{0}}", "a directory; the output is a file"),
-    "a size": (f"pretrain.plan.__main__ {TINY} --config {{0}}/huge.yaml --gpu H100 --gpus-per-node 1 --json out/p.json",
+    "a size": (f"pretrain.plan.__main__ {TINY} --config {{0}}/huge.yaml --train-iters 1 --gpu H100 --gpus-per-node 1",
                "huge.yaml: no layout fits 80 GB a GPU"),
     "a source": ("converter.__main__ --load {0}/broken --save out/c/d", "vocab_size"),
     "data that is not there": (f"tape.train {TRAIN} --data_dir {{0}}/no --output_dir out/r --log_dir out/l", "no such"),
