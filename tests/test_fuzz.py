@@ -20,7 +20,7 @@ from fuzz import defended, inputs, mutate, process, verdict
 from fuzz import texts as texts_of
 from fuzz.cases import damage, draw
 from fuzz.process import Job, run_jobs
-from fuzz.record import Record, merged
+from fuzz.record import Record, merged, places_of_defects
 from fuzz.surfaces import PROGRAMS, SURFACES, named_inputs, words_of
 
 ROOT = Path(__file__).parent.parent
@@ -257,7 +257,9 @@ def test_records_of_several_runs_add_up():
         for kind in kinds:
             record.add(case, process.Outcome(0), "what", verdict.Verdict(kind, f"why {kind}", ""))
         records.append(record.as_dict())
-    both = merged(records)
+    both = merged([*records, Record(3, None).as_dict()])
+    assert [sum(again["classes"].values()) for again in both["defects_again"]] == [0]
+    assert places_of_defects(records[0]) == places_of_defects(both) == [(3, 5)]
     assert both["cases"] == 4 and both["seeds"] == {"3": 3, "4": 1} and both["defended"] == {"why defended": 2}
     assert {kind: n for kind, n in both["classes"].items() if n} == {"ok": 1, "silent": 1, "defended": 2}
     assert both["surfaces"] == {**both["surfaces"], case.surface.name: {"ok": 1, "silent": 1, "defended": 2}}

@@ -1,8 +1,8 @@
 """`python -m fuzz --minutes 10 --seed 0`, with tests/ on the path; `make fuzz` calls it.
 
 Exit status 1 where anything was seen that is neither ok, clear nor defended. --case SEED:NUMBER runs one and keeps its
-directory, with the command line that repeats it by hand. `--json results/fuzz.json --merge A.json B.json` makes one
-record of those of several runs.
+directory, with the command line that repeats it by hand. `--json all.json --merge A.json B.json` makes one record of
+those of several runs, `--repeat all.json` runs again what was no good in them.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from pathlib import Path
 from fuzz import inputs
 from fuzz.cases import Case, draw
 from fuzz.process import Job, Outcome, adopt_orphans, run_jobs
-from fuzz.record import Record, merged
+from fuzz.record import Record, merged, places_of_defects
 from fuzz.surfaces import SURFACES
 from fuzz.verdict import DEFECTS, SAID, Verdict, judge, outputs, said
 from proteinlm.files import write_json
@@ -105,6 +105,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--surface", nargs="+", choices=[surface.name for surface in SURFACES])
     parser.add_argument("--case", metavar="SEED:NUMBER", help="one case, shown in full")
     parser.add_argument("--json", type=Path, help="file of the record")
+    parser.add_argument("--repeat", type=Path, metavar="JSON", help="a record: the cases of its defects, again")
     parser.add_argument("--merge", type=Path, nargs="+", metavar="JSON", help="records, of which --json gets the sum")
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
     args = parser.parse_args(argv)
@@ -120,8 +121,10 @@ def main(argv: list[str] | None = None) -> int:
         fuzzer = Fuzzer(Path(folder), args.workers)
         if args.case:
             return show_one(fuzzer, draw(*map(int, args.case.split(":"))))
-        record = Record(args.seed, args.first)
+        record = Record(args.seed, None if args.repeat else args.first)
         cases = (draw(args.seed, number) for number in numbers(args.minutes, args.cases, args.first))
+        if args.repeat:
+            cases = (draw(*place) for place in places_of_defects(json.loads(args.repeat.read_text())))
         cases = (case for case in cases if not args.surface or case.surface.name in args.surface)
         for case, outcome, damage, verdict in fuzzer.run(cases):
             if record.add(case, outcome, damage, verdict) and verdict.kind in DEFECTS:

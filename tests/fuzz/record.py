@@ -17,7 +17,7 @@ from fuzz.verdict import DEFECTS, GOOD, Verdict
 class Record:
     """Counts and causes."""
 
-    def __init__(self, seed: int, first: int = 0):
+    def __init__(self, seed: int, first: int | None = 0):
         self.seed, self.first, self.counts, self.causes = seed, first, Counter(), {}
         self.began = time.monotonic()
         self.about = machine("-m fuzz", torch.device("cpu"))  # now: what stands at the end may be another commit
@@ -72,8 +72,17 @@ class Record:
         return "\n".join(lines)
 
 
+def places_of_defects(record: dict) -> list[tuple[int, int]]:
+    """(seed, number) of the cases of a record's defects."""
+    causes = record.get("defects", record.get("causes"))
+    names = (name for cause in causes if cause["kind"] in DEFECTS for name in cause["cases"])
+    return sorted(tuple(map(int, name.split(":"))) for name in names)
+
+
 def merged(records: Sequence[dict]) -> dict:
-    """The sum of several runs' records, with what each of them was."""
+    """The sum of several runs' records, with what each of them was. One of repeated cases is shown, and not counted."""
+    again = [{name: record[name] for name in ("commit", "classes")} for record in records if record["first"] is None]
+    records = [record for record in records if record["first"] is not None]
     seeds, classes, surfaces, defended, defects = Counter(), Counter(), {}, Counter(), []
     for record in records:
         seeds[str(record["seed"])] += record["cases"]
@@ -91,6 +100,6 @@ def merged(records: Sequence[dict]) -> dict:
         **{name: records[-1][name] for name in ("commit", "machine", "threads", "python", "torch", "transformers")},
         **{"command": "python -m fuzz --seed SEED --first FIRST --cases CASES", "cases": total, "seeds": dict(seeds)},
         **{"cases_per_minute": round(total / minutes, 1), "classes": dict(classes), "surfaces": surfaces},
-        **{"defended": dict(defended.most_common()), "defects": defects},
+        **{"defended": dict(defended.most_common()), "defects": defects, "defects_again": again},
         "runs": [{name: record[name] for name in own} for record in records],
     }
