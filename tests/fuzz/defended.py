@@ -13,6 +13,7 @@ INSIDE = r"bytes (flip|overwrite|insert|block|truncate)"
 NAMES = (
     "save|output|output_dir|output-prefix|json|html|png|embeddings_dir|log_dir|exp_name|time_or_name|id|ignore|target"
 )
+USED = "task|model_type|max_length|too_long|plugin|csv|head"  # of a run's flags, by who scores it
 
 
 @dataclass(frozen=True)
@@ -62,8 +63,8 @@ PASSES = [
     Rule("", "", rf"^data_json/\S+ content /\d+/(stability_score|primary)\S*: {NO_NUMBER}", "other labels or residues"),
     Rule("", "", r"^data\S*\.mdb file other data\.mdb$", "the other split of the same data is whole data"),
     Rule(
-        *("", "^tape-eval", r"^run\S*/args\.json content /(steps|minutes|residues|processes|\w*parameters): "),
-        "what a record says of the training is shown, and nothing is computed with it",
+        *("", "^tape-eval", rf"^run\S*/args\.json content /(args/(?!{USED})|(?!args\b))\w+\S*: {NO_NUMBER}"),
+        "what a record says of the training is handed on, and nothing is computed with it",
     ),
     Rule(
         *("", "", rf"^(kept|frozen)/\S+ (content (array \S+ )?array float(16|32)|{INSIDE}) {NO_NUMBER}"),
