@@ -196,9 +196,10 @@ def _named_at_the_end(final: Path, directory: bool) -> Iterator[Path]:
 
 
 def write_text(final: str | Path, text: str) -> None:
-    """Replace `final` with `text` (UTF-8) in one step."""
+    """Replace `final` with `text` (UTF-8) in one step. What is no text (a byte in a file's name) is written as JSON and
+    Python escape it."""
     with atomic_path(final) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def plain(value: object) -> object:

@@ -1,6 +1,7 @@
 """Files where there is no room, and what killed processes leave: each reason in one line, with the file's own name."""
 
 import contextlib
+import json
 import os
 import re
 import resource
@@ -15,7 +16,7 @@ import torch
 
 from proteinlm import errors, files
 from proteinlm.errors import InputError, lost_peer
-from proteinlm.files import atomic_directory, atomic_path, need_room, write_text, writing
+from proteinlm.files import atomic_directory, atomic_path, need_room, write_json, write_text, writing
 from proteinlm.metrics_log import MetricsLog
 from proteinlm.model_dir.weights import write_weights
 from proteinlm.running.leftovers import sweep, temporary_beside
@@ -126,6 +127,11 @@ def test_output_that_nobody_reads(capsys, monkeypatch):
     assert capsys.readouterr().err == ""
     with pytest.raises(BrokenPipeError):  # of something else
         errors.run(lambda argv: (_ for _ in ()).throw(BrokenPipeError(32, "Broken pipe")))
+
+
+def test_a_name_that_is_no_text_is_written(tmp_path):
+    write_json(tmp_path / "a.json", {"caf\udce9": "é"})
+    assert json.loads((tmp_path / "a.json").read_bytes()) == {"caf\udce9": "é"}
 
 
 ROOT = Path(errors.__file__).parents[1]
