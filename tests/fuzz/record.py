@@ -11,7 +11,7 @@ from benchmarks.comparison import machine
 from fuzz.cases import Case
 from fuzz.process import Outcome
 from fuzz.surfaces import SURFACES
-from fuzz.verdict import DEFECTS, GOOD, Verdict
+from fuzz.verdict import DEFECTS, GOOD, Verdict, shape
 
 
 class Record:
@@ -93,7 +93,8 @@ def merged(records: Sequence[dict]) -> dict:
             if cause["kind"] == "defended":
                 defended[cause["cause"]] += cause["count"]
             elif cause["kind"] in DEFECTS:
-                defects.append({"commit": record["commit"][:7], **{k: cause[k] for k in ("kind", "cause", "cases")}})
+                own = {"kind": cause["kind"], "cause": shape(cause["cause"]), "cases": cause["cases"]}
+                defects.append({"commit": record["commit"][:7], **own})
     total, minutes = sum(seeds.values()), max(1e-3, sum(record["seconds"] for record in records) / 60)
     own = ("commit", "seed", "first", "cases", "seconds", "classes")
     return {

@@ -228,7 +228,8 @@ def frame_of(stderr: str) -> str:
 
 
 def shape(text: str) -> str:
-    """A message without what differs from case to case: numbers, quoted words, long words."""
+    """A message without what differs from case to case: numbers, quoted words, long words, names of temporary files."""
+    text = re.sub(r"/(tmp|dev/shm)/\S+", "...", text)
     text = re.sub(r"'[^']*'|\"[^\"]*\"", "'...'", text)
     text = re.sub(r"-?\d[\d,.:e+-]*", "N", text)
     return re.sub(r"\S{50,}", "...", text)[:160]
