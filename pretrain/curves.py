@@ -42,6 +42,7 @@ class Curves:
     """One run: per data set its points in order."""
 
     name: str
+    path: Path
     sets: dict[str, list[Point]] = field(default_factory=dict)
 
 
@@ -53,7 +54,7 @@ def read_run(argument: str) -> Curves:
     path = Path(directory) / "metrics.jsonl"
     if not path.is_file():
         raise InputError(f"{path}: no such file; give a directory of --save, or NAME=DIRECTORY")
-    curves, sums = Curves(name), {"flops": 0.0, "minutes": 0.0}
+    curves, sums = Curves(name, path), {"flops": 0.0, "minutes": 0.0}
     damaged = []
     for number, _, values in read_json_lines(path):
         shape = LINE if "dataset" in (values or {}) else LINE | {"seconds": NUMBER}
@@ -206,7 +207,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     runs = [read_run(argument) for argument in args.runs]
     for path in filter(None, (args.output, args.png)):
-        check_writable(Path(path))
+        check_writable(path, *(one.path for one in runs))
     try:
         write_text(Path(args.output), page(runs))
         if args.png:

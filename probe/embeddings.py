@@ -37,7 +37,7 @@ from proteinlm.encoder import (
 )
 from proteinlm.errors import InputError
 from proteinlm.progress import Progress
-from proteinlm.untrusted.array_files import H5
+from proteinlm.untrusted.array_files import H5, MADE_AGAIN
 from tape.inference.encoding import TrunkEncoder
 from tape.inference.fasta import Protein
 from tape.inference.files import WRITERS, Contents
@@ -76,14 +76,25 @@ class Embeddings:
     numbers, depth the last one that the encoder has; identity: a digest of weights, sequences and precision."""
 
     def __init__(
-        self, files: Mapping[int, Path], depth: int, place: np.ndarray, lengths: np.ndarray, source: str, identity: str
+        self,
+        files: Mapping[int, Path],
+        depth: int,
+        width: int,
+        place: np.ndarray,
+        lengths: np.ndarray,
+        source: str,
+        identity: str,
     ):
-        self.layers, self.depth, self.lengths = tuple(files), depth, lengths
+        self.layers, self.depth, self.width, self.lengths = tuple(files), depth, width, lengths
         self.source, self.identity = source, identity
         self._place = place  # of each protein among the U
+        sizes = np.zeros(int(place.max()) + 1, np.int64)
+        sizes[place] = lengths
+        self._ends = np.cumsum(sizes + 2)
         self._files = {layer: H5(path) for layer, path in files.items()}
-        self._ends = np.cumsum(self._files[self.layers[0]].read("length").astype(np.int64) + 2)
-        self.width = self._rows("mean", self.layers[0], slice(0)).shape[1]
+        for file in self._files.values():
+            if not np.array_equal(file.read("length"), sizes):
+                raise InputError(f"{file.path}: its lengths are not those of the proteins; {MADE_AGAIN}")
 
     def __len__(self) -> int:
         return len(self._place)
@@ -91,14 +102,14 @@ class Embeddings:
     def pooled(self, pooling: str = "mean", layer: int = -1) -> np.ndarray:
         """float32 [B, h]; [B, k h] of k poolings. InputError for a layer that was not embedded."""
         parts = [self._rows(part, layer) for part in pooling_parts(pooling)]
-        return np.concatenate(parts, 1)[self._place].astype(np.float32)
+        return np.concatenate(parts, 1)[self._place]
 
     def residues(self, i: int, layer: int = -1) -> np.ndarray:
         """float32 [L, h] of protein i."""
         row = self._place[i]
         end = int(self._ends[row])
         begin = int(self._ends[row - 1]) if row else 0
-        return self._rows("seq", layer, slice(begin + 1, end - 1)).astype(np.float32)
+        return self._rows("seq", layer, slice(begin + 1, end - 1))
 
     def _rows(self, name: str, layer: int, rows: slice = slice(None)) -> np.ndarray:
         number = layer_number(layer, self.depth)
@@ -107,7 +118,8 @@ class Embeddings:
         file, name = self._files[number], f"{name}_layer_{number}"
         if name not in file:
             raise InputError(f"{file.path}: has no {name}; embed_once(..., per_residue=True)")
-        return file.read(name, rows)
+        count = self._ends[-1] if is_per_token(name) else len(self._ends)
+        return file.read_half(name, rows, (int(count), self.width))
 
 
 class _Pooler(TrunkEncoder):
@@ -175,7 +187,8 @@ def embed_once(
     files = {layer: _existing(Path(directory), identity, layer, per_residue) for layer in layers}
     if None in files.values():
         files = _embed(encoder, list(number), Path(directory), identity, layers, per_residue, batch_tokens, quiet)
-    return Embeddings(files, depth, place, lengths, encoder.source, _name(identity, [], False)[:16])
+    name = _name(identity, [], False)[:16]
+    return Embeddings(files, depth, encoder.config.hidden_size, place, lengths, encoder.source, name)
 
 
 def _cut(sequences: list[str], limit: int | None, too_long: str, where: Sequence[str] | None) -> list[str]:
@@ -230,10 +243,13 @@ def _embed(
     check_room(directory, needed, "should be a directory on a larger disk, or fewer layers")
     bounds = plan_parts(lengths, PART_PROTEINS, token_bytes)
     settings = {"layers": layers, "per_residue": per_residue, "torch": torch.__version__}
-    store = PartStore(directory / f"embedding-{_name(identity, layers, per_residue)}", {**identity, **settings})
+    files = {layer: directory / _name(identity, [layer], per_residue) for layer in layers}
+    name = f"embedding-{_name(identity, layers, per_residue)}"
+    store = PartStore(directory / name, {**identity, **settings}, files.values())
     with store.open() as resumed:
         _embed_parts(pooler, store, sequences, bounds, outputs, budget, resumed, quiet)
-        return _join(store, len(bounds) - 1, directory, identity, layers, per_residue, widths)
+        _join(store, len(bounds) - 1, files, identity, widths)
+    return files
 
 
 def _embed_parts(
@@ -268,9 +284,7 @@ def _done(bounds: np.ndarray, todo: Sequence[int]) -> int:
     return int(bounds[-1]) - sum(int(bounds[part + 1] - bounds[part]) for part in todo)
 
 
-def _join(
-    store: PartStore, parts: int, directory: Path, identity: Mapping, layers: list[int], per_residue: bool, widths: dict
-) -> dict[int, Path]:
+def _join(store: PartStore, parts: int, files: Mapping[int, Path], identity: Mapping, widths: Mapping) -> None:
     lengths = np.concatenate([store.load_one(part, "length") for part in range(parts)])
     tokens = int(lengths.sum(dtype=np.int64)) + 2 * len(lengths)
 
@@ -280,6 +294,4 @@ def _join(
         columns = ({name: store.load_one(part, name) for name in ("ids", "length", *own)} for part in range(parts))
         return lambda path: WRITERS["hdf5"](path, contents, columns)
 
-    files = {layer: directory / _name(identity, [layer], per_residue) for layer in layers}
     store.finish({path: writer(layer) for layer, path in files.items()})
-    return files

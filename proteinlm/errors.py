@@ -10,13 +10,15 @@ says what it has to say only when the first has had the time to say the same, wh
 import argparse
 import difflib
 import errno
+import io
 import os
+import select
 import sys
 import time
 import traceback
 from collections.abc import Callable, Iterable, Sequence
 
-EXIT_USAGE, EXIT_INTERRUPTED = 2, 130  # 128 + SIGINT, as a shell has it
+EXIT_USAGE, EXIT_INTERRUPTED, EXIT_UNREAD = 2, 130, 141  # 128 + SIGINT, + SIGPIPE, as a shell has them
 LONGEST = 720  # letters of a message: three long paths and what would be right
 FIRST_SPEAKS_SECONDS = 10.0  # in which the first process, which may have started later, has told a mistake of all
 
@@ -91,10 +93,15 @@ def run(
 
 def _run(main: Callable[[Sequence[str] | None], int | None], argv: Sequence[str] | None) -> int:
     try:
-        return main(argv) or 0
+        _check_surroundings(sys.argv[1:] if argv is None else argv)
+        status = main(argv) or 0
+        sys.stdout.flush()  # what is wrong with it is told here
+        return status
     except InputError as error:
         return tell(str(error), error if debugging(argv) else None)
     except OSError as error:
+        if error.errno == errno.EPIPE and _nobody_reads():
+            return EXIT_UNREAD
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # where standard output goes
         if error.filename is None and not full:
             raise
@@ -106,6 +113,41 @@ def _run(main: Callable[[Sequence[str] | None], int | None], argv: Sequence[str]
             return tell(f"{path}: a symbolic link that leads back to itself", error if debugging(argv) else None)
         time.sleep(0)  # an interrupt that came while a library waited for a process, now gone, is raised here
         raise
+
+
+def _nobody_reads() -> bool:
+    """Whether standard output is a pipe that was closed (`| head`); what else is printed then goes nowhere."""
+    watch = select.poll()
+    try:
+        watch.register(sys.stdout.fileno(), 0)
+    except OSError:  # it is no file
+        return False
+    closed = any(what & select.POLLERR for _, what in watch.poll(0))
+    if closed:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return closed
+
+
+def _check_surroundings(words: Sequence[str]) -> None:
+    """InputError for a word that no log, record or page could hold, a directory that is gone, and what no launcher
+    sets. What is printed of other names may be no text."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        raise InputError("the current directory is gone; should be one that is there (cd)") from None
+    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_PORT"):
+        if not os.environ.get(name, "0").isdecimal():
+            raise InputError(
+                f"{name} is {os.environ[name]!r} in the environment; should be a number, as torchrun's, or unset"
+            )
+    for name in ("stdin", "stdout", "stderr"):  # a file that is opened must not get a closed one's number
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w"))  # noqa: SIM115
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+    for word in words:
+        if not str(word).isascii() and any("\ud800" <= letter <= "\udfff" for letter in str(word)):
+            raise InputError(f"{word!a}: is not UTF-8 text; should be a name that is (a link to the file will do)")
 
 
 def debugging(argv: Sequence[str] | None) -> bool:
@@ -124,8 +166,18 @@ def tell(message: str, error: BaseException | None = None) -> int:
     return EXIT_USAGE
 
 
+_copies: dict[str, str] = {}  # of what a pipe gave, and how the user calls it (proteinlm.files.reread)
+
+
+def name_copy(copy: str, name: str) -> None:
+    """Let messages say `name` for the path of a copy, which nobody has given."""
+    _copies[copy] = name
+
+
 def one_line(message: str) -> str:
     """Its words, within a line."""
+    for copy, name in _copies.items():
+        message = message.replace(copy, name)
     return shortened(" ".join(message.split()))
 
 
@@ -139,9 +191,11 @@ def _say(line: str) -> None:
 
 def process_count() -> int:
     """How many processes torchrun (or a script that sets its variables) has started."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    size = os.environ.get("WORLD_SIZE", "1")
+    return int(size) if size.isdecimal() else 1
 
 
 def process_number() -> int:
     """Which of them this is; 0 for one that is alone."""
-    return int(os.environ.get("RANK", "0")) if process_count() > 1 else 0
+    rank = os.environ.get("RANK", "0")
+    return int(rank) if rank.isdecimal() and process_count() > 1 else 0

@@ -17,7 +17,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from proteinlm.errors import InputError
+from proteinlm.errors import InputError, name_copy
 from proteinlm.running.leftovers import remove, temporary_beside
 
 
@@ -30,8 +30,11 @@ def fsync_path(path: Path) -> None:
         os.close(descriptor)
 
 
-def check_writable(path: Path) -> None:
-    """InputError where a file `path`, and the directories above it that are not there yet, could not be made."""
+def check_writable(path: str | Path, *inputs: str | Path) -> None:
+    """InputError where a file `path`, and the directories above it that are not there yet, could not be made, and where
+    it is one of the inputs, which it would replace."""
+    if any(Path(path).resolve() == Path(own).resolve() for own in inputs):
+        raise InputError(f"{path}: is the input; give the output a name of its own")
     if Path(path).is_dir():
         raise InputError(f"{path}: a directory; the output is a file")
     require_plain(Path(path))
@@ -66,7 +69,8 @@ def require_file(path: str) -> str:
 def reread(path: str, suffix: str = "") -> str:
     """A path that can be read any number of times: `path`, or a copy of what a pipe gave, which goes with the process.
 
-    A pipe is standard input, written as "-", or what a shell makes of <(command). suffix: of the copy's name.
+    A pipe is standard input, written as "-", or what a shell makes of <(command). suffix: of the copy's name, but a
+    pipe may be named as a table.
     """
     try:
         again = path != "-" and (stat.S_ISREG(mode := os.stat(path).st_mode) or stat.S_ISDIR(mode))
@@ -76,12 +80,14 @@ def reread(path: str, suffix: str = "") -> str:
         return path
     directory = Path(tempfile.mkdtemp(prefix=COPIES))
     atexit.register(shutil.rmtree, directory, ignore_errors=True)
+    suffix = next((own for own in Path(path).suffixes if own in (".csv", ".tsv", ".tab")), suffix)
     copy = directory / f"{'stdin' if path == '-' else 'pipe'}{suffix}"
     try:
         with open(0 if path == "-" else path, "rb", closefd=path != "-") as source, copy.open("wb") as file:
             shutil.copyfileobj(source, file, 1 << 20)
     except OSError as error:
         raise InputError(f"{path}: cannot be copied to {copy}, to be read twice ({error.strerror or error})") from error
+    name_copy(str(copy), "standard input" if path == "-" else path)
     return str(copy)
 
 
@@ -190,9 +196,10 @@ def _named_at_the_end(final: Path, directory: bool) -> Iterator[Path]:
 
 
 def write_text(final: str | Path, text: str) -> None:
-    """Replace `final` with `text` (UTF-8) in one step."""
+    """Replace `final` with `text` (UTF-8) in one step. What is no text (a byte in a file's name) is written as JSON and
+    Python escape it."""
     with atomic_path(final) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def plain(value: object) -> object:

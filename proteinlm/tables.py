@@ -23,6 +23,7 @@ from proteinlm.untrusted.text_files import read_text
 DELIMITERS = {".csv": ",", ".tsv": "\t", ".tab": "\t"}
 EXCEL = (".xlsx", ".xls")  # named so that they can be refused for what they are
 KEY = re.compile(r"(\S+?)=(.*?)(?=\s+\S+=|$)")
+LONGEST_NAME = 1000  # letters; those of the Gene Ontology have up to 250
 SAVE_AS = "save it as CSV (UTF-8, separated by commas) or as .tsv"
 
 
@@ -63,6 +64,14 @@ class Table:
     def where(self, row: int, column: str | None = None) -> str:
         """File, line and column, for messages."""
         return f"{self.path}, line {self.lines[row]}" + (f", column {column}" if column else "")
+
+
+def check_name(name: str, where: str) -> str:
+    """The name of a protein, a class or a column; InputError for one that no log and no picture could show."""
+    if len(name) > LONGEST_NAME:
+        text = f"a name with {len(name):,} letters ({name[:20]!r} ...), more than {LONGEST_NAME:,}"
+        raise InputError(f"{where}: {text}; is it one?")
+    return name
 
 
 def read_table(path: str | Path) -> Table:
@@ -107,6 +116,7 @@ def _column_names(path: str, line: int, cells: list[str]) -> tuple[str, ...]:
             raise InputError(f"{path}, line {line}: two columns are named {cell!r}; each needs a name of its own")
         if re.fullmatch("[A-Z]{25,}", cell):
             raise InputError(f"{path}, line {line}: {cell[:20]}... names no column; the first line should name them")
+        check_name(cell, f"{path}, line {line}")
     return tuple(cells)
 
 

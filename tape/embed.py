@@ -20,11 +20,10 @@ import argparse
 import sys
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 
 from proteinlm import errors
 from proteinlm.errors import InputError
-from proteinlm.files import require_file
+from proteinlm.files import check_writable, require_file
 from proteinlm.model_dir.find import require_model
 from tape.inference.fasta import add_fasta_flags
 from tape.inference.files import FORMATS, KEYS, NAME_KEYS, OUTPUTS, PER_PROTEIN, choose_format
@@ -94,8 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.duplicates == "keep" and (args.format == "npz" or args.h5_keys in NAME_KEYS):
         file = "an .npz" if args.format == "npz" else f"an {PER_PROTEIN}"
         raise InputError(f"--duplicates keep: the names are the keys of {file} file; write .h5 or .parquet")
-    if Path(args.out_file).resolve() == Path(args.data_file).resolve():
-        raise InputError(f"{args.out_file}: is the input; give the output a name of its own")
+    check_writable(args.out_file, args.data_file)
     check_flags(args, IGNORED)
     precision_name(args.fp16, args.bf16)
     args.outputs = choose_outputs(args)

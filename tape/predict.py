@@ -19,7 +19,7 @@ from pathlib import Path
 
 from proteinlm import errors
 from proteinlm.errors import InputError
-from proteinlm.files import require_file
+from proteinlm.files import check_writable, require_file
 from tape.inference.fasta import add_fasta_flags
 from tape.runs.flags import DEVICE_FLAGS, add_flags, positive, precision_name
 from tape.runs.plugins import load_plugins
@@ -46,8 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     directory, output = Path(args.run_dir), Path(args.out_file)
     if not directory.exists():
         raise InputError(f"{directory}: no such directory; should be one that tape-train wrote")
-    if output.resolve() == Path(require_file(args.data_file)).resolve():
-        raise InputError(f"{output}: is the input; give the output a name of its own")
+    check_writable(output, require_file(args.data_file))
     if output.suffix not in (".npz", ".tsv", ".csv", ".txt"):
         raise InputError(f"{output}: should end in .tsv or .csv, or in .npz for contacts")
     precision_name(args.fp16, args.bf16)

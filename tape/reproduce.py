@@ -81,7 +81,9 @@ def run(args: argparse.Namespace, jobs: Sequence[Job], out: Path, words: Sequenc
     pages.write_pages(results, out)
     print(f"wrote {out}/table.md, {out}/table.html and {out}/results.json", flush=True)
     if results["not_run"]:
-        raise InputError(f"{out}: {len(results['not_run'])} of {len(jobs)} runs are not done; table.md names them")
+        why, number = results["not_run"][0]["why"], len(results["not_run"])
+        number = f"{number} of {len(jobs)} runs of preset {args.preset}"
+        raise InputError(f"{why} ({number} are not done; {out}/table.md names them)")
     return 0
 
 

@@ -11,8 +11,10 @@ note of a line says what differs (split, head, metric, proteins left out).
 import sys
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 
 from proteinlm import errors
+from proteinlm.errors import InputError
 from proteinlm.files import write_text
 from tape.reporting.results_table import build_table, to_html, to_markdown, to_text
 
@@ -26,6 +28,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.set_defaults(form=to_text)
     parser.add_argument("--output", help="write here instead of to the terminal")
     args = parser.parse_args(argv)
+    if args.output and Path(args.output).suffix == ".json":
+        raise InputError(f"{args.output}: a table is text; give a name that does not end in .json, as results do")
     rows = build_table(args.results)
     text = args.form(rows)
     if args.output:

@@ -20,6 +20,7 @@ from fuzz import defended, inputs, mutate, process, verdict
 from fuzz import texts as texts_of
 from fuzz.cases import damage, draw
 from fuzz.process import Job, run_jobs
+from fuzz.record import Record, merged, places_of_defects
 from fuzz.surfaces import PROGRAMS, SURFACES, named_inputs, words_of
 
 ROOT = Path(__file__).parent.parent
@@ -146,6 +147,18 @@ def test_a_message_may_name_the_key():
         assert verdict.what_is_unclear([text], "pretrain --config run.yaml", damage, []) == problem
 
 
+def test_the_launchers_report_is_not_the_commands():
+    report = "Traceback (most recent call last):\n  File x\nChildFailedError: \nRoot Cause (first):\n  exitcode  : {}\n"
+    log = "E1128 06:16:40.142000 1 torch/distributed/elastic] failed\n"
+    told = process.Outcome(1, stderr="error: run.yaml: wrong\n" + log + report.format("2 (pid: 5)"))
+    own = verdict.without_launcher(told, "torchrun -m pretrain")
+    assert (own.status, own.stderr) == (2, "error: run.yaml: wrong")
+    assert verdict.without_launcher(told, "tape-train x") == told
+    raised = process.Outcome(1, stderr="Traceback (most recent call last):\nValueError: x\n" + log + report.format(1))
+    own = verdict.without_launcher(raised, "torchrun -m pretrain")
+    assert own.status == 1 and own.stderr.startswith("Traceback") and "ChildFailedError" not in own.stderr
+
+
 def test_a_cause_has_no_numbers_of_its_case():
     first, second = (f"error: a/{n}.csv: line {n}: 'x{n}' is not one of {n}, {n + 1}" for n in (3, 17))
     assert verdict.shape(first) == verdict.shape(second)
@@ -235,6 +248,23 @@ def test_raws_stand_in_the_text_as_they_are(tmp_path):
     tree = {"a": texts_of.Raw("9" * 5000, "digits"), "b": [1], "twice b": texts_of.Raw("twice b", "twice")}
     assert texts_of.write_tree(tree, json.dumps) == '{"a": ' + "9" * 5000 + ', "b": [1], "b": 0}'
     assert damage.__module__ == "fuzz.cases"
+
+
+def test_records_of_several_runs_add_up():
+    case, records = draw(3, 5), []
+    for seed, kinds in ((3, ["ok", "silent", "defended"]), (4, ["defended"])):
+        record = Record(seed, 5)
+        for kind in kinds:
+            record.add(case, process.Outcome(0), "what", verdict.Verdict(kind, f"why {kind}", ""))
+        records.append(record.as_dict())
+    both = merged([*records, Record(3, None).as_dict()])
+    assert [sum(again["classes"].values()) for again in both["defects_again"]] == [0]
+    assert places_of_defects(records[0]) == places_of_defects(both) == [(3, 5)]
+    assert both["cases"] == 4 and both["seeds"] == {"3": 3, "4": 1} and both["defended"] == {"why defended": 2}
+    assert {kind: n for kind, n in both["classes"].items() if n} == {"ok": 1, "silent": 1, "defended": 2}
+    assert both["surfaces"] == {**both["surfaces"], case.surface.name: {"ok": 1, "silent": 1, "defended": 2}}
+    assert [defect["cause"] for defect in both["defects"]] == ["why silent"] and both["defects"][0]["cases"] == ["3:5"]
+    assert [(run["seed"], run["first"], run["cases"]) for run in both["runs"]] == [(3, 5, 3), (4, 5, 1)]
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ published ProteinLM-200M recipe where one exists. `pretrain.config.read` makes a
 from dataclasses import asdict, dataclass, field, fields
 
 from proteinlm.network.config import ACTIVATIONS as ACTS
-from proteinlm.network.config import NORMALIZATIONS, POSITION_EMBEDDING_TYPES, ModelConfig
+from proteinlm.network.config import MOST_LAYERS, NORMALIZATIONS, POSITION_EMBEDDING_TYPES, ModelConfig
 from proteinlm.tokenizer import TOKENIZER_TYPES, Tokenizer
 
 SCHEDULES = ("1f1b", "interleaved", "zero-bubble")
@@ -25,7 +25,7 @@ def opt(default: object, doc: str, *, choices: tuple = (), **bounds: float):
 class Model:
     """The encoder's shape and maths."""
 
-    num_layers: int = opt(16, "transformer layers", low=1)
+    num_layers: int = opt(16, "transformer layers", low=1, high=MOST_LAYERS)
     hidden_size: int = opt(1024, "width of the hidden states", low=1)
     num_attention_heads: int = opt(16, "attention heads; must divide hidden-size", low=1)
     ffn_hidden_size: int | None = opt(None, "width inside the MLP (4 x hidden-size unless given)", low=1)
@@ -34,7 +34,7 @@ class Model:
     position_offset: int = opt(0, "learned positions: rows before the first token's (ESM-1b: 2)", low=0)
     rotary_base: float = opt(10000.0, "rope: base of the inverse frequencies of a new model", above=0)
     normalization: str = opt("LayerNorm", "the norm before attention and MLP, and last", choices=NORMALIZATIONS)
-    layernorm_epsilon: float = opt(1e-12, "added to the variance in every norm", above=0)
+    layernorm_epsilon: float = opt(1e-12, "added to the variance in every norm", above=0, below=0.1)
     embedding_layernorm: bool = opt(False, "a norm on the embedding, before the first layer (ESM-1b)")
     qk_layernorm: bool = opt(False, "a LayerNorm without bias over all heads' queries, and over their keys (ESM C)")
     add_bias_linear: bool = opt(True, "biases in attention and MLP; --disable-bias-linear: none")

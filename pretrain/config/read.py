@@ -55,8 +55,13 @@ def parse_config(
     for name, value in options.items():
         by_section[OPTIONS[name][0]][name] = value
     config = Config(**{name: section(**by_section[name]) for name, section in SECTIONS.items()})
-    check(config, required)
-    config = with_global_batch(config) if world_size is None else for_world(config, world_size)
+    try:
+        check(config, required)
+        config = with_global_batch(config) if world_size is None else for_world(config, world_size)
+    except InputError as error:  # of values that may be the file's or a flag's
+        if not line.config or str(line.config) in str(error):
+            raise
+        raise InputError(f"{error} (options of {line.config} and the flags)") from None
     for notice in line.notices:
         (notify or print)(f"notice: {notice}")
     return config

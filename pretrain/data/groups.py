@@ -102,12 +102,8 @@ def read_groups(prefix: str, num_sequences: int) -> np.ndarray:
             f"{path}: no such file, and --group-temperature and --group-cap need it; preprocess with --group-by or "
             "--cluster"
         )
-    groups = read_npy(path, mapped=True, advice="preprocess again")
-    if groups.shape != (num_sequences,) or groups.dtype != np.dtype("<i4"):
-        raise InputError(
-            f"{path}: {groups.dtype} {list(groups.shape)}; the shard needs one int32 for each of its {num_sequences} "
-            "sequences: preprocess again"
-        )
+    advice = f"preprocess again, for the shard's {num_sequences} sequences"
+    groups = read_npy(path, (num_sequences,), "<i4", mapped=True, advice=advice)
     if num_sequences and groups.min() < 0:
         raise InputError(f"{path}: group {int(groups.min())} is below 0; preprocess again")
     return groups

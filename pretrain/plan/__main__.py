@@ -7,8 +7,8 @@ command line that starts it. No GPU is needed.
 import shlex
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
+from pretrain.config.flags import read_flags
 from pretrain.config.read import parse_config
 from pretrain.plan.cluster import make_cluster
 from pretrain.plan.lengths import lengths_of_rows
@@ -45,8 +45,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name in POSITIVE:
         if (value := getattr(own, name)) is not None and not 0 < value < float("inf"):
             raise InputError(f"--{name.replace('_', '-')} {value} must be more than 0")
+    source = read_flags(flags).config
     for path in filter(None, (own.json, own.html)):
-        check_writable(Path(path))
+        check_writable(path, *filter(None, (own.calibration, source)))
     cluster = make_cluster(
         own.gpu, own.gpus_per_node, own.nodes, own.gpu_memory, own.bandwidth, own.price_per_gpu_hour, own.calibration
     )
@@ -62,7 +63,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     tokens = own.tokens or rows * lengths.real_tokens
     candidates = Search(config, model, cluster, lengths).all()
     command = shlex.join(["python", "-m", "pretrain.plan", *words])
-    plan = make_plan(command, config, model, cluster, lengths, tokens, candidates)
+    try:
+        plan = make_plan(command, config, model, cluster, lengths, tokens, candidates)
+    except InputError as error:
+        raise InputError(f"{source}: {error}" if source else str(error)) from None
     values = to_dict(plan, flags)
     if own.json:
         write_json(own.json, values)

@@ -96,7 +96,9 @@ def fit_and_score(args: argparse.Namespace, stem: str) -> None:
     if args.export:
         check_export(args.words[0], args.export)
     encoder, train, test, twin, settings = open_arms(args)
-    store, written = PartStore(f"{stem}.json", settings), []
+    seeds = () if train is None else args.seeds
+    written = [f"{stem}.safetensors" if seed == seeds[0] else f"{stem}.seed{seed}.safetensors" for seed in seeds]
+    store = PartStore(f"{stem}.json", settings, map(Path, written))
     with store.open():
         if test is None:
             regressions, reports = stored_fits(store, encoder, train, args.seeds, args.proteins, 0, False)
@@ -105,10 +107,8 @@ def fit_and_score(args: argparse.Namespace, stem: str) -> None:
             result, regressions = evaluate(
                 encoder, test, store, train=train, twin=twin, seeds=args.seeds, number=args.proteins
             )
-        if train is not None:
-            for seed, regression in zip(args.seeds, regressions, strict=True):
-                written.append(f"{stem}.safetensors" if seed == args.seeds[0] else f"{stem}.seed{seed}.safetensors")
-                write_regression(written[-1], regression)
+        for path, regression in zip(written, regressions if written else (), strict=True):
+            write_regression(path, regression)
         own = {"model": args.words[0], **settings}
         store.finish({Path(f"{stem}.json"): lambda path: write_json(path, plain(own | result))})
     if args.export:  # last: where it is, the same command is refused

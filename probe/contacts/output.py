@@ -21,7 +21,7 @@ import torch
 
 from proteinlm.encoder import Encoder
 from proteinlm.errors import InputError
-from proteinlm.files import need_room
+from proteinlm.files import check_writable, need_room
 from proteinlm.progress import Progress
 from tape.datasets import MIN_SEPARATION
 from tape.inference.fasta import Protein, Rules, Scan, read_windows, scan_fasta
@@ -77,8 +77,7 @@ def check_output(output: str | Path, source: str | Path) -> Path:
     output = Path(output)
     if output.suffix not in WRITERS:
         raise InputError(f"{output}: should end in {', '.join(WRITERS)}")
-    if output.resolve() == Path(source).resolve():
-        raise InputError(f"{output}: is the input; give the output a name of its own")
+    check_writable(output, source)
     return output
 
 

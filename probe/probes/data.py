@@ -58,6 +58,7 @@ class ProbeData:
     name: str
     per_residue: bool
     ids: list[str]
+    where: list[str]  # file and place of each, for messages
     sequences: list[str]
     splits: dict[str, np.ndarray]
     targets: dict[str, Target]
@@ -86,7 +87,8 @@ def limited(data: ProbeData, number: int) -> ProbeData:
         return values[places] if isinstance(values, np.ndarray) else [values[i] for i in places]
 
     targets = {name: replace(target, labels=taken(target.labels)) for name, target in data.targets.items()}
-    return replace(data, ids=taken(data.ids), sequences=taken(data.sequences), splits=splits, targets=targets)
+    ids, where, sequences = map(taken, (data.ids, data.where, data.sequences))
+    return replace(data, ids=ids, where=where, sequences=sequences, splits=splits, targets=targets)
 
 
 def without_unlearned(data: ProbeData) -> ProbeData:
@@ -118,7 +120,7 @@ def read_structure(directory: str | Path, splits: Sequence[str] = SecondaryStruc
     The places that valid_mask leaves out are unresolved: their structure is not known, their disorder is. `disorder`
     is NetSurfP-2.0's column, 1 where a residue is ordered; ProtTrans' class 1 is the disordered one.
     """
-    ids, sequences, places, missing = [], [], {}, []
+    ids, lines, sequences, places, missing = [], [], [], {}, []
     labels: dict[str, list] = {name: [] for name in RESIDUE_CLASSES}
     folder = SecondaryStructureDataset.folder
     for split in splits:
@@ -134,13 +136,14 @@ def read_structure(directory: str | Path, splits: Sequence[str] = SecondaryStruc
         for number in range(len(records)):
             record, where = records[number], f"{path} record {number}"
             ids.append(record["id"])
+            lines.append(where)
             sequences.append(record["primary"])
             for name, values in _structure(record, where).items():
                 labels[name].append(values)
     targets = {name: Target(name, KNOWN[name][0], own) for name, own in labels.items()}
     targets = {name: t for name, t in targets.items() if known_labels(t, range(len(ids)))}
     notices = tuple(f"{directory} has no {split}" for split in missing)
-    return _with_repeats(ProbeData(folder, True, ids, sequences, places, targets, notices))
+    return _with_repeats(ProbeData(folder, True, ids, lines, sequences, places, targets, notices))
 
 
 def _structure(record: dict, where: str) -> dict[str, np.ndarray]:
@@ -187,13 +190,15 @@ def read_columns(
     if len(set(names)) < len(names) or "train" in names[1:]:
         raise InputError(f"tables {', '.join(names)}: each should have a name of its own, the ones to score not train")
     proteins: list[OwnProtein] = []
+    where: list[str] = []
     labels: dict[str, dict[int, object]] = {target: {} for target in targets}
     of_table: dict[str, np.ndarray] = {}
-    for number, name in enumerate(names):
+    for number, (name, table) in enumerate(zip(names, (path, *tests), strict=True)):
         rows = {protein.line: protein for tables in columns.values() for protein in tables[number].proteins}
         place = {line: len(proteins) + i for i, line in enumerate(sorted(rows))}
         of_table[name] = np.fromiter(place.values(), np.int64)
         proteins += [rows[line] for line in place]
+        where += [f"{table}, line {line} ({rows[line].id})" for line in place]
         for target, tables in columns.items():
             labels[target] |= {place[protein.line]: protein.target for protein in tables[number].proteins}
     sequences = [protein.sequence for protein in proteins]
@@ -208,7 +213,7 @@ def read_columns(
         notices += how
     ids, notices = [protein.id for protein in proteins], tuple(dict.fromkeys(notices))
     name = f"{Path(path).resolve().parent.name}/{names[0]}" if tests else names[0]
-    return _with_repeats(ProbeData(name, kinds == {"per_residue"}, ids, sequences, places, made, notices))
+    return _with_repeats(ProbeData(name, kinds == {"per_residue"}, ids, where, sequences, places, made, notices))
 
 
 def _read_target(paths: Sequence[str], target: str, choice: Choice) -> list[OwnData]:

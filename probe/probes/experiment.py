@@ -32,7 +32,7 @@ from proteinlm.devices import choose_device
 from proteinlm.errors import InputError, did_you_mean
 from proteinlm.files import atomic_path, check_writable
 from proteinlm.running.locks import locked
-from proteinlm.untrusted.array_files import MADE_AGAIN, read_npz
+from proteinlm.untrusted.array_files import MADE_AGAIN, read_kept, write_kept
 from proteinlm.untrusted.safe_load import safe_torch_load
 from tape.data.holdout import check_holdout, cluster_sequences, hold_out
 from tape.inference.parts import kept_array
@@ -163,7 +163,7 @@ class _Work:
                     per_residue=any(recipe.reads_residues for recipe in self.recipes.values()),
                     random_seed=options.random_seed if arm == RANDOM else None, device=options.device,
                     dtype=options.dtype, max_length=options.max_length, too_long=options.too_long,
-                    where=[f"{self.data.name}, protein {name}" for name in self.data.ids],
+                    where=self.data.where,
                     batch_tokens=options.batch_tokens,
                 )  # fmt: skip
             self.notes[f"seconds to embed: {arm}"] = round(time.monotonic() - started, 1)
@@ -178,7 +178,7 @@ class _Work:
         target = next(iter(self.data.targets.values()))
         labels = None if self.data.per_residue else target.labels[train].astype(np.int64) + 1  # 0: not known
         digest = hashlib.sha256("\n".join(sequences).encode()).hexdigest()[:16]
-        clusters = kept_array(self.directory / f"clusters-{digest}.npy", lambda: cluster_sequences(sequences))
+        clusters = kept_array(self.directory / f"clusters-{digest}.npz", lambda: cluster_sequences(sequences))
         parts = hold_out(sequences, self.options.holdout, 0, labels, clusters)
         self.notes["held out of train"] = parts.summary()
         return train[parts.train], train[parts.held_out]
@@ -244,8 +244,7 @@ class _Work:
             weights = {key: value.cpu() for key, value in head.state_dict().items()}
             scale = {} if inputs.scale is None else {"scale": vars(inputs.scale)}
             torch.save({"state_dict": weights, **scale}, temporary)
-        with atomic_path(path) as temporary, temporary.open("wb") as file:
-            np.savez_compressed(file, **arrays)
+        write_kept(path, arrays, compressed=True)
         saved.unlink(missing_ok=True)
 
 
@@ -263,7 +262,7 @@ def _recipes(data: ProbeData, options: Options) -> dict[str, Recipe]:
 
 
 def _read_fit(path: Path, data: ProbeData) -> tuple[Outcome, dict[tuple[str, str], Counted]]:
-    file = read_npz(path)
+    file = read_kept(path)
     try:
         epochs, best, loss, seconds = file["outcome"].tolist()
         counted = {

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from probe.page import LIGHT
-from probe.themes import draw_all
+from probe.themes import draw_all, short
 
 MARKERS = "os^D"
 MOST_NAMED = 24  # classes whose cells have room for a number
@@ -18,7 +18,7 @@ def draw_confusion(
     """panels: title -> K [C, C], labels down, predictions across. Colours: the share of each label's row."""
     from matplotlib.colors import LinearSegmentedColormap
 
-    side = max(2.6, 0.36 * len(classes))
+    side, classes = max(2.6, 0.36 * len(classes)), [short(name) for name in classes]
     longest = max(map(len, classes))
     size = (1.6 + 0.055 * longest + len(panels) * (side + 0.3), side + 1.3 + 0.055 * longest)
 

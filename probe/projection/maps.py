@@ -101,4 +101,4 @@ def _once(compute, vectors: np.ndarray, settings: dict, directory: Path | None) 
     if directory is None:
         return compute()
     digest = hashlib.sha256(np.ascontiguousarray(vectors).tobytes() + json.dumps(settings).encode()).hexdigest()
-    return kept_array(directory / f"map_{digest[:16]}.npy", compute)
+    return kept_array(directory / f"map_{digest[:16]}.npz", compute)

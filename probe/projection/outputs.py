@@ -73,7 +73,7 @@ def project(
     neighbors = neighbors or (NEIGHBORS_OF_AMINO_ACIDS if few else NEIGHBORS)
     _check(points, methods, perplexity, neighbors)
     for ending in (".html", ".csv", ".json"):
-        check_writable(Path(f"{output}{ending}"))
+        check_writable(f"{output}{ending}", *([] if few else [table]))
     directory = None if few else Path(embeddings_dir or Path(output).parent / "embeddings")
     spaces = {}
     for arm in arms:

@@ -11,7 +11,7 @@ import numpy as np
 
 from probe.projection.maps import NAMES, Map
 from probe.projection.points import Column, Points
-from probe.themes import draw_all
+from probe.themes import draw_all, short
 
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 SHAPES = ("circle", "square", "triangle")
@@ -61,7 +61,7 @@ def _legend(column: Column, theme: Mapping[str, str]) -> list:
 
     def mark(name: str, count: int, color: str, shape: str, face: str | None = None) -> Line2D:
         look = {"marker": shape, "color": color, "markerfacecolor": face or color, "markersize": 5, "linestyle": "none"}
-        return Line2D([], [], label=f"{name} ({count:,})", markeredgewidth=0.7 if face else 0, **look)
+        return Line2D([], [], label=f"{short(name)} ({count:,})", markeredgewidth=0.7 if face else 0, **look)
 
     marks, counts = [], column.counts
     for place, name in enumerate(column.classes[:STYLES]):
@@ -93,14 +93,14 @@ def draw_column(
                 scale = _panel(axes, points, column, maps[arm][method], theme)
                 axes.set_title(f"{arm}, {NAMES[method]}", fontsize=9)
         if not column.classes:
-            figure.colorbar(scale, ax=panels, label=column.name, aspect=40, pad=0.01)
+            figure.colorbar(scale, ax=panels, label=short(column.name), aspect=40, pad=0.01)
         if marks := _legend(column, theme):
             look = {"loc": "outside right center", "fontsize": 7, "frameon": False}
-            figure.legend(handles=marks, title=column.name if column.classes else None, **look)
+            figure.legend(handles=marks, title=short(column.name) if column.classes else None, **look)
         figure.suptitle(caption, fontsize=9)
         figure.supxlabel("\n".join(numbers), fontsize=8)
 
-    name = "".join(letter if letter.isalnum() else "_" for letter in column.name)
+    name = "".join(letter if letter.isalnum() else "_" for letter in column.name[:100])
     size = (2.2 + 3.5 * len(methods), 1.2 + 3.3 * len(arms))
     return draw_all(f"{stem}_{name}", size, draw, axes_linewidth=0.5, axes_edgecolor="line")
 
@@ -111,7 +111,7 @@ def _panel(axes, points: Points, column: Column, own: Map, theme: Mapping[str, s
     scale = draw_one(axes, own.xy, column, _size(len(points)), theme, len(points) > RASTER)
     if len(points) < NAMED:
         for name, place in zip(points.ids, own.xy, strict=True):
-            axes.annotate(name, place, (4, 3), textcoords="offset points", fontsize=7)
+            axes.annotate(short(name), place, (4, 3), textcoords="offset points", fontsize=7)
     axes.set_xlabel(own.axes[0], fontsize=7)
     axes.set_ylabel(own.axes[1], fontsize=7)
     axes.tick_params(labelsize=6, length=2)

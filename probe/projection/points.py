@@ -12,7 +12,7 @@ import numpy as np
 
 from probe.names import AMINO_ACIDS
 from proteinlm.errors import InputError
-from proteinlm.tables import Table, read_table
+from proteinlm.tables import Table, check_name, read_table
 from tape.own_data.columns import find_id, find_sequence
 from tape.own_data.kinds import MISSING
 from tape.own_data.read import read_sequence
@@ -133,11 +133,14 @@ def _check_ids(table: Table, ids: Sequence[str], name: str | None) -> None:
     for row, own in enumerate(ids):
         if not own:
             raise InputError(f"{table.where(row, name)}: no name; every protein needs one")
+        check_name(own, table.where(row, name))
         if first.setdefault(own, row) != row:
             raise InputError(f"{table.where(row, name)}: {own} again, as on line {table.lines[first[own]]}; once each")
 
 
 def _check_column(table: Table, column: Column) -> None:
+    for name in column.classes:
+        check_name(name, f"{table.path}, column {column.name}")
     if len(column.classes) == 1 or not column.known.any():
         only = f"only {column.classes[0]!r}" if column.classes else "no values"
         raise InputError(f"{table.path}, column {column.name}: {only} in it; should have two classes, or numbers")

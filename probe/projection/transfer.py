@@ -137,7 +137,7 @@ def annotate(
     own = reference.columns[0]
     if not own.classes:
         raise InputError(f"{table}, column {column}: numbers; labels of neighbours should be classes")
-    check_writable(Path(output))
+    check_writable(output, table, query)
     known = np.flatnonzero(own.known)
     if neighbors >= len(known):
         raise InputError(f"{table}, column {column}: {len(known)} have a label, not more than --neighbors {neighbors}")

@@ -7,6 +7,7 @@ What must hold: a number is taken as its verb wrote it; a file that is not what 
 directory has results of one model.
 """
 
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -229,16 +230,20 @@ def _sources(output: Path) -> Iterator[tuple[Path, str, str, Callable, Callable]
         yield path, "variants", "variants", variant_rows, _variant_note
 
 
-def _read(path: Path, verb: str, use: Callable[[dict], object]) -> object:
-    """use(the file's JSON); InputError where that is not what the verb writes."""
+def _read(path: Path, verb: str, *uses: Callable[[dict], object]) -> list:
+    """use(the file's JSON) of each; InputError where that is not what the verb writes."""
     own = f"what proteinlm {verb} wrote"
     should, content = f"should be {own}", read_json(path, own)
     try:
-        return use(content)
+        return [use(content) for use in uses]
     except KeyError as error:
         raise InputError(f"{path}: {error} is missing; {should}") from None
     except (TypeError, ValueError, AttributeError, IndexError) as error:
         raise InputError(f"{path}: {str(error)[:100]}; {should}") from None
+
+
+def _rows_of(rows_of: Callable, section: str, content: Mapping) -> list:
+    return list(rows_of(content, section))
 
 
 def _model_of(content: Mapping) -> str:
@@ -253,13 +258,14 @@ def collect(output: str | Path) -> Results:
     notes: dict[str, list[str]] = {}
     models: dict[Path, str] = {}
     for path, verb, section, rows_of, note in _sources(output):
-        if path.is_file():
-            rows += _read(path, verb, lambda content: list(rows_of(content, section)))  # noqa: B023 - called at once
-            notes.setdefault(section, []).extend(_read(path, verb, note))
-            models[path] = _read(path, verb, _model_of)
+        if os.path.lexists(path):
+            made = partial(_rows_of, rows_of, section)
+            own, told, models[path] = _read(path, verb, made, note, _model_of)
+            rows += own
+            notes.setdefault(section, []).extend(told)
     path, verb = output / "contacts.heads.json", "contacts --heads"
-    if path.is_file():
-        heads, models[path] = _read(path, verb, head_shares), _read(path, verb, _model_of)
+    if os.path.lexists(path):
+        heads, models[path] = _read(path, verb, head_shares, _model_of)
     if not rows:
         raise InputError(f"{output}: no results; should be OUT of scripts/reproduce_prottrans.sh")
     first, model = next(iter(models.items()))
@@ -270,7 +276,7 @@ def collect(output: str | Path) -> Results:
 
 
 def _lines(path: Path) -> Sequence[str]:
-    return path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else ()
+    return path.read_text(encoding="utf-8", errors="replace").splitlines() if os.path.lexists(path) else ()
 
 
 def _not_run(output: Path) -> dict[str, str]:

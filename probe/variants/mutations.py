@@ -26,6 +26,7 @@ MUTATION = re.compile(r"([A-Za-z])(-?\d{1,9})([A-Za-z*])")
 MUTANT_COLUMNS = ("mutant", "mutation", "mutations", "variant")
 SEQUENCE_COLUMN = "mutated_sequence"
 SCORE_COLUMNS = ("DMS_score", "score")
+LONGEST = 100_000  # residues of a wild type; twice the longest protein known, PKZILLA-1
 UNMUTATED = ("WT", "WILDTYPE", "WILD_TYPE")
 
 
@@ -64,6 +65,8 @@ def check_protein(sequence: str, where: str) -> str:
     sequence = sequence.upper().removesuffix("*")
     if not sequence:
         raise InputError(f"{where}: no residues; a wild type needs one or more")
+    if len(sequence) > LONGEST:
+        raise InputError(f"{where}: {len(sequence):,} residues, more than {LONGEST:,}; is this a protein?")
     bad = next((i for i, letter in enumerate(sequence) if letter not in RESIDUES), None)
     if bad is not None:
         raise InputError(f"{where}: {sequence[bad]!r} at position {bad + 1} is no residue; should be a letter but J")

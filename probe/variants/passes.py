@@ -22,10 +22,9 @@ import torch
 from probe.names import WINDOW
 from proteinlm.encoder import Encoder, Stream, default_batch_tokens, make_stream
 from proteinlm.errors import InputError
-from proteinlm.files import atomic_path
 from proteinlm.progress import Progress
 from proteinlm.tokenizer import RESIDUES
-from proteinlm.untrusted.array_files import read_npz
+from proteinlm.untrusted.array_files import read_kept, write_kept
 
 SAVE_SECONDS = 30.0
 
@@ -108,7 +107,7 @@ class Saved:
         if self.path is None or not self.path.is_file():
             return 0
         try:
-            stored = read_npz(self.path)
+            stored = read_kept(self.path)
         except InputError:
             return 0
         same = str(stored.get("identity")) == self.identity and stored.keys() >= {"values", "done"}
@@ -121,8 +120,7 @@ class Saved:
         """At most every SAVE_SECONDS."""
         if self.path is None or time.monotonic() - self._last < SAVE_SECONDS:
             return
-        with atomic_path(self.path) as temporary, temporary.open("wb") as file:
-            np.savez(file, identity=self.identity, done=done, values=values)
+        write_kept(self.path, {"identity": np.array(self.identity), "done": np.array(done), "values": values})
         self._last = time.monotonic()
 
 

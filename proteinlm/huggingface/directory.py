@@ -253,7 +253,8 @@ def _load_once(
 
 
 def _check_claims(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], prefix: str, path: Path) -> None:
-    """InputError for other sizes than the file's, before memory is taken for them, and for a layer too many in it.
+    """InputError for other sizes or kinds of number than the file's, before memory is taken for them, and for a layer
+    too many in it.
 
     Names that transformers spells otherwise today are passed over: their sizes are compared when it has loaded them.
     """
@@ -265,6 +266,8 @@ def _check_claims(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], p
             raise InputError(f"{path}: {name} is of a layer that {CONFIG_NAME} does not give")
         if own is not None and own.shape != tensor.shape:
             raise _wrong_shape(path, name, tensor.shape, own.shape)
+        if own is not None and own.is_floating_point() != tensor.is_floating_point():
+            raise InputError(f"{path}: {name} holds {tensor.dtype}, but {CONFIG_NAME} gives {own.dtype}")
 
 
 def _wrong_shape(path: Path, name: str, actual: Sequence[int], right: Sequence[int]) -> InputError:

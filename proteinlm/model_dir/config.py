@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Mapping
 from typing import NamedTuple
 
 from proteinlm.errors import InputError
-from proteinlm.network.config import ACTIVATIONS, NORMALIZATIONS, POSITION_EMBEDDING_TYPES, ModelConfig
+from proteinlm.network.config import ACTIVATIONS, MOST_LAYERS, NORMALIZATIONS, POSITION_EMBEDDING_TYPES, ModelConfig
 
 LARGEST_SIZE = 2**28  # beyond any model, and a matrix of this by this still has a size that torch can compute
 
@@ -29,9 +29,14 @@ SIZE: Rule = (
     lambda v: type(v) is int and 0 < v < LARGEST_SIZE,
     "is {!r}; a positive whole number is needed (below 2**28)",
 )
+LAYERS: Rule = (
+    lambda v: type(v) is int and 0 < v <= MOST_LAYERS,
+    f"is {{!r}}; a positive whole number is needed ({MOST_LAYERS:,} at most)",
+)
 SIZE_OR_NONE: Rule = (lambda v: v is None or SIZE[0](v), SIZE[1])
 POSITIVE: Rule = (lambda v: _number(v) and 0 < v < LARGEST_SIZE, "is {!r}; a positive number is needed")
 NOT_NEGATIVE: Rule = (lambda v: _number(v) and 0 <= v < LARGEST_SIZE, "is {!r}; a number of 0 or more is needed")
+SMALL: Rule = (lambda v: _number(v) and 0 <= v < 0.1, "is {!r}; a small positive number is needed, such as 1e-12")
 COUNT: Rule = (lambda v: type(v) is int and 0 <= v < LARGEST_SIZE, "is {!r}; a whole number of 0 or more is needed")
 ID: Rule = (lambda v: v is None or (type(v) is int and 0 <= v < LARGEST_SIZE), "is {!r}; a token's number is needed")
 PROBABILITY: Rule = (lambda v: _number(v) and 0 <= v < 1, "{!r} must be at least 0 and below 1")
@@ -51,7 +56,7 @@ class Key(NamedTuple):
 MODEL_KEYS = {
     "vocab_size": Key("vocab_size", 30, SIZE),
     "hidden_size": Key("hidden_size", 768, SIZE),
-    "num_hidden_layers": Key("num_layers", 12, SIZE),
+    "num_hidden_layers": Key("num_layers", 12, LAYERS),
     "num_attention_heads": Key("num_attention_heads", 12, SIZE),
     "intermediate_size": Key("ffn_hidden_size", 3072, SIZE),
     "hidden_act": Key("hidden_act", "gelu", ACTIVATION),  # in the MLP: "gelu" = erf, "gelu_new" = tanh
@@ -59,7 +64,7 @@ MODEL_KEYS = {
     "attention_probs_dropout_prob": Key("attention_dropout", 0.1, PROBABILITY),
     "max_position_embeddings": Key("max_position_embeddings", 8096, SIZE),
     "initializer_range": Key("init_method_std", 0.02, NOT_NEGATIVE),
-    "layer_norm_eps": Key("layernorm_epsilon", 1e-12, NOT_NEGATIVE),
+    "layer_norm_eps": Key("layernorm_epsilon", 1e-12, SMALL),
     "lm_head_act": Key("lm_head_act", "gelu", ACTIVATION),
     # false: as the original project's finetuned runs, which threw it away
     "final_layernorm": Key("final_layernorm", True, FLAG),
@@ -84,7 +89,7 @@ OPTIONAL_KEYS = list(MODEL_KEYS)[list(MODEL_KEYS).index("position_embedding_type
 MODEL_DEFAULTS = {name: key.default for name, key in MODEL_KEYS.items()}
 CONFIG_KEYS = {key.field: name for name, key in MODEL_KEYS.items()}
 RULES = {name: key.rule for name, key in MODEL_KEYS.items()}
-SHAPE_KEYS = [name for name, key in MODEL_KEYS.items() if key.rule is SIZE]
+SHAPE_KEYS = [name for name, key in MODEL_KEYS.items() if key.rule in (SIZE, LAYERS)]
 # What TAPE's own config.json holds beyond these: its default, its rule.
 TEXT: Rule = (lambda v: v is None or isinstance(v, str), "is {!r}; a text or null is needed")
 LABELS: Rule = (

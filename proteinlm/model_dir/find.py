@@ -39,7 +39,7 @@ LEFT_OUT |= dict.fromkeys(("trrosetta", "xaa", "xab", "xac", "xad", "xae"), "trR
 def shelves() -> list[Path]:
     """The directories in which a name is looked for, in this order."""
     own = os.environ.get("TAPE_MODELS")
-    return [*([Path(own)] if own else []), Path.home() / ".cache" / "tape", SHIPPED]
+    return [*([Path(own)] if own else []), Path(os.path.expanduser("~")) / ".cache" / "tape", SHIPPED]
 
 
 def models() -> dict[str, Path]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 ACTIVATIONS = ("gelu", "gelu_new", "relu", "swish")
 POSITION_EMBEDDING_TYPES = ("learned_absolute", "rope", "none")  # Megatron's names
 NORMALIZATIONS = ("LayerNorm", "RMSNorm")
+MOST_LAYERS = 1000  # DeepNet's (Wang 2022), the deepest there is; a larger number is a slip
 CHOICES = {
     "hidden_act": ACTIVATIONS,
     "lm_head_act": ACTIVATIONS,

@@ -35,6 +35,8 @@ def locked(directory: str | Path, flag: str, wait: bool = False) -> Iterator[Pat
     """A `made_directory` that no other process of this machine has locked; InputError, which offers `flag`, where one
     has, or with `wait` its end is waited for. A file system without locks is taken as it is."""
     directory = Path(directory)
+    if directory.exists() and not directory.is_dir():
+        raise InputError(f"{directory}: a file; should be a directory")
     missing = missing_directories(directory)
     descriptor = _lock(directory, time.monotonic() + LOCK_SECONDS)
     if descriptor is None and not wait:

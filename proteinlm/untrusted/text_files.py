@@ -13,6 +13,7 @@ from typing import BinaryIO
 
 from proteinlm.errors import InputError
 
+ZEROS = 1 << 16  # bytes
 LARGEST, BLOCK = 1 << 30, 1 << 20  # bytes; a table or a list of records in memory needs several times as much
 GZIP = b"\x1f\x8b"
 BAD_STARTS = {
@@ -28,11 +29,23 @@ def unzipped(path: str | Path) -> Iterator[BinaryIO]:
     """A file's bytes, of a gzip file what it holds; InputError where that is broken."""
     try:
         with open(path, "rb") as raw:
+            _refuse_zeros(raw, path)
             yield gzip.GzipFile(fileobj=raw) if raw.peek(2)[:2] == GZIP else raw
     except EOFError:
         raise InputError(f"{path}: truncated gzip file") from None
     except (gzip.BadGzipFile, zlib.error) as error:
         raise InputError(f"{path}: broken gzip file ({error})") from None
+
+
+def _refuse_zeros(raw: BinaryIO, path: str | Path) -> None:
+    """InputError for a file that ends in a block of zeros: its disk was full, or nobody wrote the end; gzip would read
+    zeros without end. (A tape's padding is shorter.)"""
+    if raw.seekable() and raw.seek(0, 2) > ZEROS:
+        raw.seek(-ZEROS, 2)
+        if not raw.read(ZEROS).strip(b"\0"):
+            raise InputError(f"{path}: ends in zeros, so it was not written to its end; should be copied or made again")
+    if raw.seekable():
+        raw.seek(0)
 
 
 def read_text(path: str | Path, advice: str = "should be UTF-8 text") -> str:

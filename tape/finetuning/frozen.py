@@ -24,7 +24,7 @@ from torch import nn
 from proteinlm.encoder import default_batch_tokens
 from proteinlm.errors import InputError
 from proteinlm.progress import Progress
-from proteinlm.untrusted.array_files import read_npy
+from proteinlm.untrusted.array_files import MADE_AGAIN, read_npy
 from tape.data.examples import pad_sequences
 from tape.data.splits import SplitData
 from tape.inference.encoding import TrunkEncoder, model_digest
@@ -34,6 +34,7 @@ from tape.runs.processes import Processes
 
 PART_PROTEINS = 256  # what a killed run may have to do again
 BATCH_PROTEINS = 1024
+ROWS = 4096  # looked through at once
 OF_THE_TASK = ("finetuning_task", "num_labels", "head", "contact_dropout_prob")  # keys that say nothing of the encoder
 
 
@@ -75,10 +76,14 @@ def attach_states(
     }
     key = hashlib.sha256(json.dumps(manifest).encode()).hexdigest()[:16]
     store = PartStore(directory / f"{key}.npy", manifest)
-    if not store.output.is_file():
-        _compute(encoder, output, sequences, store, processes)
-    array = read_npy(store.output, mapped=output == "seq")
     lengths = np.array([len(sequence) for sequence in sequences], np.int64)
+    count = int((lengths + 2).sum()) if output == "seq" else len(sequences)
+    shape = (count, encoder.widths((output,))[output])
+    if not store.output.is_file():
+        _compute(encoder, output, sequences, shape, store, processes)
+    array = read_npy(store.output, shape, "<f4", mapped=output == "seq")
+    if not all(np.isfinite(array[begin : begin + ROWS]).all() for begin in range(0, count, ROWS)):
+        raise InputError(f"{store.output}: holds numbers that are not finite; {MADE_AGAIN}")
     rows = list(split_rows(lengths)) if output == "seq" else [slice(i, i + 1) for i in range(len(sequences))]
     place = dict(zip(sequences, rows, strict=True))
     for split in splits:
@@ -87,12 +92,13 @@ def attach_states(
     return store.output
 
 
-def _compute(encoder: TrunkEncoder, output: str, sequences: list[str], store: PartStore, processes: Processes) -> None:
+def _compute(
+    encoder: TrunkEncoder, output: str, sequences: list[str], shape: tuple, store: PartStore, processes: Processes
+) -> None:
     """Embed what is missing, each process its share of the parts, then join the parts. Of several runs over one table
     the others wait, and find the file."""
     lengths = np.array([len(sequence) for sequence in sequences], np.int64)
-    width = encoder.widths((output,))[output]
-    rows = int((lengths + 2).sum()) if output == "seq" else len(sequences)
+    rows, width = shape
     advice = "--embeddings_dir DIR names another place, --embeddings_dir none keeps nothing"
     check_room(store.output.parent, 8 * rows * width, advice)  # the parts and the whole
     bounds = plan_parts(lengths, PART_PROTEINS, 4 * width if output == "seq" else 0)
@@ -101,7 +107,7 @@ def _compute(encoder: TrunkEncoder, output: str, sequences: list[str], store: Pa
         if not processes.broadcast(store.output.is_file()):
             processes.together(lambda: _embed_parts(encoder, output, sequences, bounds, store, processes))
             if processes.is_main:
-                store.finish({store.output: lambda path: _join(store, output, (rows, width), len(bounds) - 1, path)})
+                store.finish({store.output: lambda path: _join(store, output, shape, len(bounds) - 1, path)})
         processes.barrier()
 
 

@@ -115,7 +115,7 @@ def run(args: argparse.Namespace, processes: Processes, device: torch.device) ->
     # a part of several layers is no larger than one of one
     part_proteins = max(1, args.part_proteins * len(outputs) // len(widths))
     bounds = plan_parts(scan.selected_lengths, part_proteins, token_bytes)
-    store = PartStore(args.out_file, manifest)
+    store = PartStore(args.out_file, manifest, [*output_files(args, widths), failed_path(args)])
     with contextlib.ExitStack() as stack:
         processes.together(lambda: begin(stack, store, scan, len(bounds) - 1, args.format) if processes.is_main else 0)
         started = time.monotonic()

@@ -13,7 +13,7 @@ fails before its first part leaves no directory.
 import contextlib
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +21,7 @@ import numpy as np
 from proteinlm.errors import InputError
 from proteinlm.files import atomic_path, check_writable, fsync_path, write_json, writing
 from proteinlm.running.locks import locked
-from proteinlm.untrusted.array_files import read_npy, read_npz
+from proteinlm.untrusted.array_files import read_kept, write_kept
 from proteinlm.untrusted.json_files import read_json
 
 MANIFEST = "manifest.json"
@@ -59,10 +59,11 @@ def split_rows(lengths: np.ndarray) -> Iterator[slice]:
 
 
 class PartStore:
-    """The part files of one output. manifest: everything that decides their contents, in JSON's types."""
+    """The part files of one output. manifest: everything that decides their contents, in JSON's types; others: files
+    that are written in its place or beside it."""
 
-    def __init__(self, output: str | Path, manifest: Mapping):
-        self.output = Path(output)
+    def __init__(self, output: str | Path, manifest: Mapping, others: Iterable[Path] = ()):
+        self.output, self.others = Path(output), list(others)
         self.directory = self.output.with_name(self.output.name + ".parts")
         self.manifest = json.loads(json.dumps(manifest))
 
@@ -71,7 +72,8 @@ class PartStore:
         """Hold the directory, by one process of a run: True if parts of this run may be there. InputError if it is
         another's, cannot be made, or is in use (wait: until it is not)."""
         path = self.directory / MANIFEST
-        check_writable(self.output)
+        for file in (self.output, *self.others):
+            check_writable(file)
         with locked(self.directory, "output name", wait):
             if path.is_file():
                 self._compare(read_json(path, f"a run's manifest (or remove {self.directory})"))
@@ -103,15 +105,14 @@ class PartStore:
 
     def save(self, part: int, arrays: Mapping[str, np.ndarray]) -> None:
         self._begin()
-        with atomic_path(self.path(part)) as temporary, temporary.open("wb") as file:
-            np.savez(file, **arrays)
+        write_kept(self.path(part), arrays)
 
     def load(self, part: int) -> dict[str, np.ndarray]:
-        return read_npz(self.path(part))
+        return read_kept(self.path(part))
 
     def load_one(self, part: int, name: str) -> np.ndarray | None:
         """One array of a part; None where the part has none of that name."""
-        return read_npz(self.path(part), name.__eq__).get(name)
+        return read_kept(self.path(part), name.__eq__).get(name)
 
     def finish(self, outputs: Mapping[Path, Callable[[Path], None]]) -> None:
         """Have each output written inside the directory, then move all to their names, and remove the directory."""
@@ -130,12 +131,10 @@ class PartStore:
 
 
 def kept_array(path: Path, compute: Callable[[], np.ndarray]) -> np.ndarray:
-    """What `compute` makes, from the file `path` (.npy) if it is there, else kept there."""
+    """What `compute` makes, from the file `path` (.npz) if it is there, else kept there."""
     if not path.is_file():
-        array = compute()
-        with atomic_path(path) as temporary, temporary.open("wb") as file:
-            np.save(file, array)
-    return read_npy(path)
+        write_kept(path, {"array": compute()})
+    return read_kept(path)["array"]
 
 
 def check_room(directory: Path, needed: int, advice: str) -> None:

@@ -23,7 +23,7 @@ from proteinlm.files import write_json, write_text
 from proteinlm.model_dir.files import CONFIG_NAME, check_finite, check_tensors, count_not_finite, read_config, same
 from proteinlm.model_dir.find import find_model
 from proteinlm.model_dir.weights import WeightFiles, write_weights
-from tape.data.users_code import calling
+from tape.data.users_code import calling, refuse
 
 logger = logging.getLogger(__name__)
 
@@ -154,7 +154,10 @@ class ProteinModel(nn.Module):
     @classmethod
     def _made(cls, values: Mapping) -> "ProteinModel":
         with calling(cls, "__init__"):
-            return cls(cls.config_class.from_dict(values))
+            model = cls(cls.config_class.from_dict(values))
+        if not hasattr(model, "_modules"):
+            refuse(cls, "__init__ should call super().__init__(config)")
+        return model
 
     @classmethod
     def _read(cls, directory: Path, values: dict, overrides: dict) -> WeightFile:

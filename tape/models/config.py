@@ -27,7 +27,8 @@ CONFIG_DEFAULTS = {
 }
 RULES = ground.RULES | {
     **dict.fromkeys(("input_size", "type_vocab_size"), SIZE),
-    **dict.fromkeys(("initializer_range", "layer_norm_eps"), POSITIVE),
+    "initializer_range": POSITIVE,
+    "layer_norm_eps": (lambda value: ground.SMALL[0](value) and value > 0, ground.SMALL[1]),
     "contact_dropout_prob": PROBABILITY,
     "head": one_of(HEADS),
     "use_evolutionary": ground.FLAG,

@@ -13,7 +13,7 @@ import numpy as np
 
 from proteinlm.errors import InputError
 from proteinlm.sequences import residues_of
-from proteinlm.tables import Table, fasta_records, is_fasta, read_table
+from proteinlm.tables import Table, check_name, fasta_records, is_fasta, read_table
 from proteinlm.tokenizer import RESIDUES
 from tape.own_data import kinds
 from tape.own_data.columns import MASK, NONE, VALIDATION, Columns, choose_columns
@@ -120,6 +120,7 @@ def _rows(table: Table, columns: Columns, choice: Choice, notices: Counter) -> I
             name = row[place[columns.id]] if columns.id else f"line{table.lines[number]}"
             if not name:
                 raise InputError(f"{table.where(number, columns.id)}: empty; each protein needs a name (or --id none)")
+            check_name(name, table.where(number, columns.id))
             yield Row(number, name, sequence, cells, split, row[place[MASK]] if MASK in place else "")
     if letters and letters <= NUCLEOTIDES:
         notices[f"letters alone ({', '.join(sorted(letters))}) in all sequences; are they nucleotides?"] = len(letters)
@@ -180,6 +181,8 @@ def _targets(
     if classes is None and kind != "regression":
         occurring = {name for own in names for name in own}
         classes = columns.target if len(columns.target) > 1 else tuple(_sorted(occurring))
+        for name in occurring:
+            check_name(name, f"{table.path}, column {columns.target[0]}")
         if len(occurring) < 2 and kind != "multilabel":
             raise InputError(f"{table.path}, column {columns.target[0]}: one class only ({', '.join(classes)})")
     targets = []

@@ -204,5 +204,5 @@ def _missing(job: Job, failed: Mapping[str, str]) -> dict | None:
     missing = list(job.splits) if job.name in failed else job.missing()
     if not missing:
         return None
-    why = failed.get(job.name, "not run yet")
+    why = failed.get(job.name, f"{job.directory}: not run yet")
     return {"task": job.task, "arm": job.arm.name, "seed": job.seed, "splits": missing, "why": why}

@@ -7,6 +7,7 @@ Numbers are those of the files; nothing is recomputed. What must hold: different
 a note names how each published number was measured differently.
 """
 
+import contextlib
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -54,10 +55,10 @@ def _is_result(file: Path) -> bool:
     """Whether a JSON file has the keys of a result; a plugin's task may have any name."""
     if "-" not in file.name:
         return False
-    try:
-        return {"task", "split", "metric"} <= read_json(file).keys()
-    except (OSError, InputError):
-        return any(file.name.startswith(f"{task}-") for task in PUBLISHED)  # read_result names the fault
+    with contextlib.suppress(OSError, InputError):
+        if file.is_file():  # what a pipe gives can be read once
+            return {"task", "split", "metric"} <= read_json(file).keys()
+    return any(file.name.startswith(f"{task}-") for task in PUBLISHED)  # read_result names the fault
 
 
 def recipe_of(result: dict) -> str:

@@ -128,7 +128,8 @@ class Job:
 
 
 def _identity(command: str, arm: Arm) -> list[str]:
-    """A command's words but for those that change nothing in a run: where it reads, writes and computes.
+    """A command's words but for those that change nothing in a run: where it reads, writes and computes, and in which
+    order its flags stand.
 
     Nor does it matter where the arm's weights or shape lie: `source` says which they are.
     """
@@ -137,7 +138,7 @@ def _identity(command: str, arm: Arm) -> list[str]:
         if flag in words:
             place = words.index(flag)
             del words[place : place + 2]
-    return words
+    return sorted("\0".join(words).split("\0--"))
 
 
 def run_job(job: Job) -> str:

@@ -6,6 +6,7 @@ are null in a file.
 
 import hashlib
 import math
+import os
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
@@ -38,7 +39,7 @@ RESULT = {
 def read_run(directory: Path) -> dict:
     """What tape-train left in the run's directory (args.json); {} for a model directory from elsewhere."""
     path = directory / "args.json"
-    return read_json(path, "what tape-train wrote", RUN) if path.is_file() else {}
+    return read_json(path, "what tape-train wrote", RUN) if os.path.lexists(path) else {}
 
 
 def read_result(path: Path, more: Mapping = MappingProxyType({})) -> dict:

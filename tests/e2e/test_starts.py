@@ -68,6 +68,7 @@ def data(tmp_path_factory) -> Path:
     (root / "t.csv").write_text("\n".join(["id,sequence,location", *rows]) + "\n")
     (root / "long.csv").write_text("\n".join(["id,sequence,location", *rows, f"L,{PROTEIN * 9},a"]) + "\n")
     (root / "mutants.csv").write_text("mutant\nK2A\nT3A\n")
+    (root / "huge.yaml").write_text("ffn_hidden_size: 2147483648\n")
     (root / "wild.fasta").write_text(f">w\n{PROTEIN}\n")
     return root
 
@@ -100,6 +101,8 @@ FAILED = {
     "a letter": ("pretrain.preprocess --strict --input {0}/x.fasta --output-prefix out/p/x", "letter 'J'"),
     "a page": ("pretrain.curves {0}/m --output out/c.html --png out/c.png", "no such file"),
     "a plan": (f"pretrain.plan.__main__ {TINY} --json out/p.json --html {{0}}", "a directory; the output is a file"),
+    "a size": (f"pretrain.plan.__main__ {TINY} --config {{0}}/huge.yaml --train-iters 1 --gpu H100 --gpus-per-node 1",
+               "huge.yaml: no layout fits 80 GB a GPU"),
     "a source": ("converter.__main__ --load {0}/broken --save out/c/d", "vocab_size"),
     "data that is not there": (f"tape.train {TRAIN} --data_dir {{0}}/no --output_dir out/r --log_dir out/l", "no such"),
     "a record": (f"tape.train {TRAIN} --data_dir {{0}}/bad_tape --output_dir out/r", "record 11: stability_score"),
@@ -107,7 +110,7 @@ FAILED = {
     "a protein": ("tape.embed transformer {0}/long.fasta out/e/x.npz {0}/m --device cpu", "1 of 2 proteins exceed 62"),
     "a run": ("tape.predict {0}/m {0}/x.fasta out/e/x.tsv --task stability --device cpu", "no weights of a task head"),
     "a result": ("tape.table {0}/no --markdown --output out/t.md", "no such file"),
-    "a row": ("probe.__main__ probe {0}/m {0}/long.csv --target location --output out/p --device cpu", "protein L"),
+    "a row": ("probe.__main__ probe {0}/m {0}/long.csv --target location --output out/p --device cpu", "(L)"),
     "a fraction": ("probe.__main__ probe {0}/m {0}/t.csv --output out/p --device cpu --holdout 0.7", "--holdout 0.7"),
     "points": ("probe.__main__ project {0}/m {0}/long.csv --column location --output out/p --device cpu", "residues"),
     "a regression": ("probe.__main__ contacts {0}/m {0}/x.fasta out/c.npz --device cpu", "no contact regression"),
@@ -122,6 +125,27 @@ def test_a_start_that_fails_leaves_nothing(call, tmp_path, line, message):
     status, stderr = call(line)
     assert status == 2 and message in stderr.splitlines()[-1] and stderr.count("error: ") == 1, stderr
     assert list(tmp_path.iterdir()) == []
+
+
+OVER_INPUTS = {
+    "a plan": (f"pretrain.plan.__main__ {TINY} --calibration own.json --json own.json", "own.json: is the input"),
+    "a page": ("pretrain.curves own --output own/metrics.jsonl", "own/metrics.jsonl: is the input"),
+    "a map": ("probe.__main__ project {0}/m own.csv --column location --output own --device cpu", "own.csv: is the in"),
+    "a result": ("tape.table own.json --output own.json", "own.json: a table is text"),
+    "a file": ("tape.train transformer stability --data_dir {0}/tape --output_dir own.csv", "own.csv: a file; should"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("line", "message"), OVER_INPUTS.values(), ids=OVER_INPUTS)
+def test_an_output_does_not_replace_an_input(call, data, tmp_path, line, message):
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own/metrics.jsonl").write_text('{"consumed_tokens": 9, "consumed_proteins": 1, "seconds": 1.0}\n')
+    (tmp_path / "own.csv").write_bytes((data / "t.csv").read_bytes())
+    (tmp_path / "own.json").write_text("{}")
+    before = {path: path.is_file() and path.read_bytes() for path in tmp_path.rglob("*")}
+    status, stderr = call(line)
+    assert status == 2 and message in stderr.splitlines()[-1], stderr
+    assert {path: path.is_file() and path.read_bytes() for path in tmp_path.rglob("*")} == before
 
 
 STARTS_OTHERS = {

@@ -9,6 +9,7 @@
     cases.py      case n of seed s: surface, command, damage; a pure function of both numbers
     process.py    a command in a forked child of a warm parent, with limits on time, memory and file size
     verdict.py    what came of it: ok, clear, or one of the classes that are defects; causes
+    record.py     what was seen, and the sum of several runs
     defended.py   what may pass or stay although something was damaged, each with its reason
 
 What must hold: a case is repeated by its two numbers (`make fuzz CASE=seed:number`); the inputs are never written to,

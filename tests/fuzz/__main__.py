@@ -1,7 +1,8 @@
 """`python -m fuzz --minutes 10 --seed 0`, with tests/ on the path; `make fuzz` calls it.
 
 Exit status 1 where anything was seen that is neither ok, clear nor defended. --case SEED:NUMBER runs one and keeps its
-directory, with the command line that repeats it by hand.
+directory, with the command line that repeats it by hand. `--json all.json --merge A.json B.json` makes one record of
+those of several runs, `--repeat all.json` runs again what was no good in them.
 """
 
 import argparse
@@ -13,7 +14,6 @@ import shutil
 import sys
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -21,8 +21,10 @@ from pathlib import Path
 from fuzz import inputs
 from fuzz.cases import Case, draw
 from fuzz.process import Job, Outcome, adopt_orphans, run_jobs
+from fuzz.record import Record, merged, places_of_defects
 from fuzz.surfaces import SURFACES
-from fuzz.verdict import DEFECTS, GOOD, SAID, Verdict, judge, outputs, said
+from fuzz.verdict import DEFECTS, SAID, Verdict, judge, outputs, said
+from proteinlm.files import write_json
 
 
 class Fuzzer:
@@ -68,62 +70,6 @@ class Fuzzer:
         return self.honest.setdefault(case.line, same | {SAID: both[0][SAID]})
 
 
-class Record:
-    """Counts and causes."""
-
-    def __init__(self, seed: int):
-        self.seed, self.counts, self.causes = seed, Counter(), {}
-        self.began = time.monotonic()
-
-    def add(self, case: Case, outcome: Outcome, damage: str, verdict: Verdict) -> bool:
-        """Whether the cause is new."""
-        self.counts[case.surface.name, verdict.kind] += 1
-        key = f"{verdict.kind} {verdict.cause}"
-        new = key not in self.causes
-        entry = {"kind": verdict.kind, "cause": verdict.cause, "text": verdict.text[:600], "count": 0, "cases": []}
-        entry |= {"damage": damage[:300], "command": f"{case.line.split()[0]} {shlex.join(outcome.words)}"[:600]}
-        entry = self.causes.setdefault(key, entry)
-        entry["count"] += 1
-        entry["cases"] = [*entry["cases"], case.name][:5]
-        if verdict.kind == "defended":  # to be read by a person now and then
-            entry["examples"] = [*entry.get("examples", []), f"{case.line.split()[0]}: {damage[:100]}"][:40]
-        return new
-
-    @property
-    def defects(self) -> int:
-        return sum(count for (_, kind), count in self.counts.items() if kind in DEFECTS)
-
-    def as_dict(self) -> dict:
-        total = sum(self.counts.values())
-        seconds = time.monotonic() - self.began
-        return {
-            "seed": self.seed, "cases": total, "seconds": round(seconds, 1), "per_second": round(total / seconds, 2),
-            "classes": {kind: self._of(kind) for kind in (*GOOD, *DEFECTS)},
-            "surfaces": {s.name: {k: c for (n, k), c in sorted(self.counts.items()) if n == s.name} for s in SURFACES},
-            "causes": sorted(self.causes.values(), key=lambda entry: (entry["kind"], -entry["count"])),
-        }  # fmt: skip
-
-    def _of(self, kind: str) -> int:
-        return sum(count for (_, own), count in self.counts.items() if own == kind)
-
-    def summary(self) -> str:
-        values = self.as_dict()
-        lines = [f"{'surface':18s}" + "".join(kind.rjust(10) for kind in (*GOOD, *DEFECTS))]
-        rows = [*values["surfaces"].items(), ("all", values["classes"])]
-        lines += [
-            f"{name:18s}" + "".join(str(own.get(k, 0) or ".").rjust(10) for k in (*GOOD, *DEFECTS))
-            for name, own in rows
-        ]
-        lines.append(f"{values['cases']} cases in {values['seconds']} s, {values['per_second']} a second")
-        for entry in values["causes"]:
-            if entry["kind"] in DEFECTS:
-                lines.append(f"{entry['kind']} x{entry['count']}: {entry['cause']}")
-                lines.append(f"    {entry['text'][:300]}")
-                lines.append(f"    {entry['damage'][:120]} | {entry['command'][:200]}")
-                lines.append(f"    make fuzz CASE={entry['cases'][0]}")
-        return "\n".join(lines)
-
-
 def numbers(minutes: float | None, count: int | None, first: int) -> Iterator[int]:
     """first, first + 1 ... until the time or the count is up."""
     end = time.monotonic() + 60 * (minutes if minutes is not None else 1e9)
@@ -159,8 +105,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--surface", nargs="+", choices=[surface.name for surface in SURFACES])
     parser.add_argument("--case", metavar="SEED:NUMBER", help="one case, shown in full")
     parser.add_argument("--json", type=Path, help="file of the record")
+    parser.add_argument("--repeat", type=Path, metavar="JSON", help="a record: the cases of its defects, again")
+    parser.add_argument("--merge", type=Path, nargs="+", metavar="JSON", help="records, of which --json gets the sum")
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
     args = parser.parse_args(argv)
+    if args.merge:
+        write_json(args.json, merged([json.loads(path.read_text()) for path in args.merge]))
+        return 0
     inputs.warm_up()
     adopt_orphans()
     sys.dont_write_bytecode = True  # of a user's plugin, whose directory is looked through for leftovers
@@ -170,17 +121,19 @@ def main(argv: list[str] | None = None) -> int:
         fuzzer = Fuzzer(Path(folder), args.workers)
         if args.case:
             return show_one(fuzzer, draw(*map(int, args.case.split(":"))))
-        record = Record(args.seed)
+        record = Record(args.seed, None if args.repeat else args.first)
         cases = (draw(args.seed, number) for number in numbers(args.minutes, args.cases, args.first))
+        if args.repeat:
+            cases = (draw(*place) for place in places_of_defects(json.loads(args.repeat.read_text())))
         cases = (case for case in cases if not args.surface or case.surface.name in args.surface)
         for case, outcome, damage, verdict in fuzzer.run(cases):
             if record.add(case, outcome, damage, verdict) and verdict.kind in DEFECTS:
                 print(f"{case.name} {verdict.kind}: {verdict.cause}", flush=True)
             if args.json and sum(record.counts.values()) % 100 == 0:
-                args.json.write_text(json.dumps(record.as_dict(), indent=1))
+                write_json(args.json, record.as_dict())
     print(record.summary())
     if args.json:
-        args.json.write_text(json.dumps(record.as_dict(), indent=1) + "\n")
+        write_json(args.json, record.as_dict())
     return 1 if record.defects else 0
 
 

@@ -13,6 +13,7 @@ INSIDE = r"bytes (flip|overwrite|insert|block|truncate)"
 NAMES = (
     "save|output|output_dir|output-prefix|json|html|png|embeddings_dir|log_dir|exp_name|time_or_name|id|ignore|target"
 )
+USED = "task|model_type|max_length|too_long|plugin|csv|head"  # of a run's flags, by who scores it
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,10 @@ PASSES = [
     Rule("", "", r"^\S+\.fasta\.gz content (inside|members)", "as of FASTA; gzip's members may follow each other"),
     Rule("", "", rf"^\S+\.(csv|tsv)(\.gz)? content {NO_NUMBER}", "a table of other cells is another table"),
     Rule(
+        *("", "", r"^(table|values|residues|labels)\.(csv|tsv) content cell (0:\d+|\d+:[01]) "),
+        "names and residues: nan is a name, and with inf a protein of three",
+    ),
+    Rule(
         "", "", rf"^\S+\.(csv|tsv) {INSIDE}", "a table has no checksum: other letters are other names, labels, residues"
     ),
     Rule("", "", r"^\S+\.jsonl? bytes (flip|overwrite|insert|block)", "JSON of another value has no checksum"),
@@ -55,16 +60,25 @@ PASSES = [
     ),
     Rule("", "", rf"^\S+ content (tensor )?\S+ ?tensor b?float\S+ {NO_NUMBER}", "finite weights of the right shape"),
     Rule("", "", rf"^\S+\.mdb (content record|{INSIDE}) {NO_NUMBER}", "other labels or residues of a protein"),
+    Rule("", "", rf"^data_json/\S+ content /\d+/(stability_score|primary)\S*: {NO_NUMBER}", "other labels or residues"),
+    Rule("", "", r"^data\S*\.mdb file other data\.mdb$", "the other split of the same data is whole data"),
     Rule(
-        *("", "", rf"^(kept|frozen|parts)/\S+ (content array (\S+ )?array float(16|32)|{INSIDE}) {NO_NUMBER}"),
+        *("", "^tape-eval", rf"^run\S*/args\.json content /(args/(?!{USED})|(?!args\b))\w+\S*: {NO_NUMBER}"),
+        "what a record says of the training is handed on, and nothing is computed with it",
+    ),
+    Rule(
+        *("", "", rf"^(kept|frozen)/\S+ (content (array \S+ )?array float(16|32)|{INSIDE}) {NO_NUMBER}"),
         "kept embeddings have no checksum: other finite numbers of the right shape are others",
     ),
     Rule("", "", r"^dms\.csv content (cell|label) \d+:2", "a column that is not read is handed on"),
-    Rule("", "", r"config\.json content /\w+: (dropped|renamed \S+)$", "a key that is absent has its format's default"),
+    Rule("", "", r"config\.json content /\w+: (dropped|renamed .+)$", "a key that is absent has its format's default"),
     Rule(
         "", "^curves", r"metrics\.jsonl content line \d+ /\w+: (dropped|renamed \S+)$", "logs older than a key lack it"
     ),
-    Rule("", "", r"args\.json file (missing|dangling)$", "a model directory without a run's record is TAPE's own form"),
+    Rule("", "^reproduce", r"reproduce\.json content /(recipe|\w+_commands?)\b", "a record that is shown as it stands"),
+    Rule("", "", r"^(table|values|residues|labels)\.(csv|tsv) file fifo$", "a pipe's table is called pipe in its run"),
+    Rule("", "", r"^\S+\.(pt|bin) content \S+: reordered$", "the order of names in a state dict says nothing"),
+    Rule("", "", r"args\.json file missing$", "a model directory without a run's record is TAPE's own form"),
     Rule(
         "^plugin$", "", r"^\S+\.py (content|bytes)", "the plugin's own code: what it gives in the right form is taken"
     ),
@@ -74,7 +88,10 @@ LEFT = [
         *("", "^(tape-train|tune)", r"^new \S+/(metrics\.jsonl|args\.json|last/\S+|model\.safetensors|config\.json)$"),
         "a run that has taken steps goes on from there with the same line and --resume",
     ),
-    Rule("", "", r"^new \S+/\S+\.(h5|npy)$", "whole files of embeddings or maps, which the next run finds"),
+    Rule(
+        *("", "", r"^new \S+/(\S+\.h5|\S+\.npy|(clusters|map)\S+\.npz|heads/\S+\.(npz|pt))$"),
+        "whole files of embeddings, maps and fitted heads, which the next run finds",
+    ),
     Rule("", "tape-embed", r"^new \S+\.parts/\S+", "whole parts of embeddings; the next run goes on from them"),
     Rule(
         "", "pretrain", r"^new \S+/(metrics\.jsonl|iter_\S+|exit_reason\.json|latest_\S+)$", "checkpoints of steps done"

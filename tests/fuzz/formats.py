@@ -26,6 +26,7 @@ from tape_lmdb import put_lmdb
 from fuzz.process import MARKER
 from fuzz.texts import json_file, json_lines, lines_of, python_file, table, write_tree, yaml_file
 from fuzz.trees import TWICE, Raw, array, damage, name_of, odd, tensor
+from proteinlm.untrusted.array_files import SEAL
 
 
 def plain(value: Any) -> Any:
@@ -149,6 +150,7 @@ def npy_file(rng: random.Random, path: Path) -> str:
 def npz_file(rng: random.Random, path: Path) -> str:
     with np.load(path, allow_pickle=True) as file:
         arrays = dict(file)
+    seal = arrays.pop(SEAL, None)
     key = rng.choice(sorted(arrays))
     how = rng.choice(["array", "array", "drop", "rename", "stored"])
     what = f"{how} {key}"
@@ -160,6 +162,9 @@ def npz_file(rng: random.Random, path: Path) -> str:
     elif how == "rename":
         arrays[key + "x"] = arrays.pop(key)
     np.savez(path, **arrays)
+    if seal is not None:
+        with zipfile.ZipFile(path, "a") as file:
+            file.writestr(SEAL, seal)
     if how == "stored":
         with zipfile.ZipFile(path, "w") as file:
             file.writestr(

@@ -231,7 +231,8 @@ SURFACES = [
     Surface("processes", ("run.yaml", "shard_text_document.*", "ckpt/*", "ckpt/*/*", "data/*/*/data.mdb", "model/*"), (
         f"torchrun {RANKS} --save out/ckpt",
         f"torchrun {RANKS} --save ckpt --load ckpt --train-iters 4 --tensor-model-parallel-size 2",
-        f"torchrun {RANKS} --save out/ckpt --load ckpt --train-iters 4 --pipeline-model-parallel-size 2",
+        f"torchrun {RANKS} --save out/ckpt --load ckpt --train-iters 4 --pipeline-model-parallel-size 2"
+        " --global-batch-size 4",
         f"tape-train-distributed transformer stability --data_dir data {TRAIN} --nproc_per_node 2",
         "tune out/tune --grid learning_rate 1e-3 -- transformer stability --data_dir data --from_pretrained model "
         + SHORT,

@@ -170,6 +170,7 @@ def odd(rng: random.Random, value: Any) -> Any:
 
 
 def array(rng: random.Random, value: np.ndarray) -> np.ndarray:
+    value = np.atleast_1d(value)
     if value.size and rng.random() < 0.5:
         if value.dtype.kind not in "f":
             value = value.astype(np.float32)

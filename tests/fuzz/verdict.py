@@ -15,7 +15,7 @@ All but the first three are defects.
 import json
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import h5py
@@ -29,6 +29,7 @@ GOOD = ("ok", "clear", "defended")
 DEFECTS = ("silent", "unclear", "traceback", "hang", "memory", "crash", "leftover", "foreign")
 MESSAGE = re.compile(r"^(\S.{0,60}: )?error: ")
 STRANGE = re.compile(r"^\s|Warning: |Error\b|warnings\.warn")  # beside the message: what a library prints, not a notice
+LAUNCHER = re.compile(r"[EWI]\d{4} \d\d:\d\d:\d\d")  # a line of torchrun's log
 LONGEST = LONGEST_MESSAGE + 20  # the name of a process before it
 RESIDENT = 3 << 29  # bytes that no command needs beyond what it starts with
 EXHAUSTED = re.compile(r"MemoryError|bad_alloc|can't allocate memory|Cannot allocate memory|Unable to allocate")
@@ -55,6 +56,7 @@ class Verdict:
 def judge(outcome: Outcome, surface: str, line: str, damage: str, honest: Honest | None, out: Path) -> Verdict:
     """honest: what the undamaged input gives, where it is always the same; None: this is that input. out: the working
     directory."""
+    outcome = without_launcher(outcome, line)
     if MARKER in outcome.after:
         return Verdict("foreign", f"{line.split()[0]} {damage}", "an input's code was run")
     errors = outcome.stderr.rstrip().splitlines()
@@ -85,6 +87,16 @@ def judge(outcome: Outcome, surface: str, line: str, damage: str, honest: Honest
     return passed(outcome, surface, line, damage, honest, out)
 
 
+def without_launcher(outcome: Outcome, line: str) -> Outcome:
+    """What the processes of torchrun said, and the status of the first that failed: its own report is PyTorch's."""
+    if not line.startswith("torchrun ") or "ChildFailedError" not in outcome.stderr:
+        return outcome
+    own, _, report = outcome.stderr.rpartition("Traceback (most recent call last)")
+    own = "\n".join(text for text in own.splitlines() if not LAUNCHER.match(text))
+    code = re.search(r"Root Cause.*?exitcode\s*: (\d+)", report, re.DOTALL)
+    return replace(outcome, stderr=own, status=int(code[1]) if code else 1)
+
+
 def passed(outcome: Outcome, surface: str, line: str, damage: str, honest: Honest | None, out: Path) -> Verdict:
     if honest is None:
         return Verdict("ok", "undamaged", "")
@@ -104,8 +116,8 @@ def passed(outcome: Outcome, surface: str, line: str, damage: str, honest: Hones
 
 def excuse(outcome: Outcome, damage: str, different: list[str], expected: dict[str, str]) -> str:
     """Why it may pass, as its outputs show: what is wrong was told, or it touches no result."""
-    if all(Path(name).name == "config.json" for name in different):
-        return "a key that nothing reads is handed on; the weights are the same"
+    if all(Path(name).name in ("config.json", "conversion_report.txt") for name in different):
+        return "a key that nothing reads is handed on, or recorded; the weights are the same"
     victim, usual = Path(damage.split(" ", 1)[0]), set(expected[SAID].splitlines())
     new = [text for text in said(outcome).splitlines() if text not in usual]
     if any(victim.name in text and TOLD.search(text) for text in new):
@@ -216,7 +228,8 @@ def frame_of(stderr: str) -> str:
 
 
 def shape(text: str) -> str:
-    """A message without what differs from case to case: numbers, quoted words, long words."""
+    """A message without what differs from case to case: numbers, quoted words, long words, names of temporary files."""
+    text = re.sub(r"/(tmp|dev/shm)/\S+", "...", text)
     text = re.sub(r"'[^']*'|\"[^\"]*\"", "'...'", text)
     text = re.sub(r"-?\d[\d,.:e+-]*", "N", text)
     return re.sub(r"\S{50,}", "...", text)[:160]

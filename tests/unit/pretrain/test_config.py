@@ -252,13 +252,13 @@ def test_wrong_values_are_reported_with_both_numbers(words, message):
     assert message in str(error.value) and "\n" not in str(error.value)
 
 
-def test_what_is_needed():
-    with pytest.raises(InputError, match="--data-path is needed"):
-        parse("--save", "s", "--train-iters", 1, needed=False)
-    with pytest.raises(InputError, match="--save is needed"):
-        parse("--data-path", "d", "--train-iters", 1, needed=False)
-    with pytest.raises(InputError, match="give --train-iters or --train-samples"):
-        parse("--data-path", "d", "--save", "s", needed=False)
+def test_what_is_needed(tmp_path):
+    needs = {"--save s --train-iters 1": "--data-path is needed", "--data-path d --train-iters 1": "--save is needed"}
+    for words, message in {**needs, "--data-path d --save s": "give --train-iters or --train-samples"}.items():
+        with pytest.raises(InputError, match=message):
+            parse(*words.split(), needed=False)
+    with pytest.raises(InputError, match=r"is more than .* 31 \(options of \S+c\.yaml and the flags\)$"):
+        parse(*yaml_file(tmp_path, "max_position_embeddings: 31"), "--seq-length", 64)
     assert parse("--train-iters", 1, needed=False, required=()).data.data_path == ()
 
 

@@ -135,7 +135,7 @@ def test_a_shard_without_groups_and_damaged_ones_are_refused_by_name(tmp_path):
     with pytest.raises(InputError, match=r"a\.groups\.npy: no such file.*--group-by or --cluster"):
         balanced(prefix, cap=3)
     write_groups(prefix, np.zeros(19))
-    with pytest.raises(InputError, match=r"a\.groups\.npy: int32 \[19\]; .* 20 sequences"):
+    with pytest.raises(InputError, match=r"a\.groups\.npy: damaged \(int32 \[19\]; int32 \[20\] .* 20 sequences"):
         balanced(prefix, cap=3)
     write_groups(prefix, np.full(20, -1))
     with pytest.raises(InputError, match="group -1 is below 0"):

@@ -125,6 +125,26 @@ def test_a_killed_run_goes_on(models, tmp_path, monkeypatch, capsys):
     assert all(np.array_equal(whole.residues(i, 0), resumed.residues(i, 0)) for i in range(5))
 
 
+def test_kept_vectors_of_other_proteins_are_refused(models, tmp_path):
+    embed_once(models["esm"], SEQUENCES, tmp_path, device="cpu")
+    (path,) = tmp_path.glob("*.h5")
+    with h5py.File(path, "r+") as file:
+        file["length"][0] += 1
+    with pytest.raises(InputError, match=f"{path}: its lengths are not those of the proteins; remove it"):
+        embed_once(models["esm"], SEQUENCES, tmp_path, device="cpu")
+
+
+def test_a_directory_in_a_files_place_is_told_before_the_work(models, tmp_path):
+    options = {"layers": (0, -1), "device": "cpu"}
+    file = sorted(embed_once(models["esm"], SEQUENCES, tmp_path, **options)._files.items())[-1][1].path
+    file.unlink()
+    file.mkdir()
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(InputError, match=f"{file}: a directory; the output is a file"):
+        embed_once(models["esm"], SEQUENCES, tmp_path, **options)
+    assert sorted(tmp_path.iterdir()) == before
+
+
 @EACH
 def test_a_random_twin(models, kind):
     trained = open_encoder(models[kind], device="cpu")

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from probe.page import DARK, LIGHT, embed_json, make_page, table
+from probe.themes import draw_all, short
 from tests.browser import click_through
 
 NASTY = "</script><script>alert(1)</script><!-- \u2028 & \"quotes' <b>"
@@ -17,6 +18,12 @@ def test_whatever_the_data_hold_they_stay_data():
     assert "<b>" not in table({NASTY: [NASTY]}, NASTY)
     with pytest.raises(ValueError, match="JSON compliant"):
         embed_json([float("nan")])
+
+
+def test_a_picture_draws_names_as_they_are(tmp_path):
+    names = "a $x^$ and {b}", short("n" * 999), short("a\x01b"), "名"
+    (_, drawn, *_) = draw_all(tmp_path / "a", (9, 1), lambda figure, theme: figure.suptitle("\n".join(names)))
+    assert all(name in drawn.read_text() for name in ("$x^$", "n" * 59 + "…", "a?b"))
 
 
 def themed(page):

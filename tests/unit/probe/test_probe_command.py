@@ -234,7 +234,7 @@ def test_sequences_that_are_in_train_too_are_counted(folder):
 def test_files_that_were_damaged_are_named(model, folder, no_pictures, capsys):
     words = (model, "deeploc.csv", "--target", "location", *QUICK, "--arms", "pretrained")
     assert call(*words) == 0
-    for pattern in ("out/heads/*.npz", "embeddings/*.npy", "embeddings/*.h5"):
+    for pattern in ("out/heads/*.npz", "embeddings/*.npz", "embeddings/*.h5"):
         for path in folder.glob(pattern):
             path.write_bytes(b"not whole")
         assert call(*words) == 2

@@ -240,6 +240,13 @@ def test_damaged_results_are_one_line(output, capsys, name, content, line):
     assert line in error and error.count("\n") == 1 and not (output / "prottrans.md").exists()
 
 
+def test_a_directory_in_a_results_place_is_one_line(tmp_path, capsys):
+    (write(tmp_path, RESULTS) / "contacts.json").unlink()
+    (tmp_path / "contacts.json").mkdir()
+    assert command.cli([str(tmp_path)]) == 2
+    assert "contacts.json: a directory; should be a file" in capsys.readouterr().err
+
+
 def test_a_directory_without_results_is_one_line(tmp_path, capsys):
     assert command.cli([str(tmp_path)]) == 2
     assert "no results; should be OUT of scripts/reproduce_prottrans.sh" in capsys.readouterr().err

@@ -114,6 +114,7 @@ MISTAKES = {
     "a better one": (["wt.fasta", "dms.csv", "--offset", "23"], "with --offset 24 every mutation of the file fits"),
     "two wild types": (["two.fasta", "dms.csv"], "two.fasta: 2 proteins (A, A); a wild type is a file of one"),
     "a letter": (["j.fasta", "dms.csv"], "j.fasta, line 1: '1' at position 2 is no residue"),
+    "a genome": (["genome.fasta", "--scan"], "genome.fasta, line 1: 100,001 residues, more than 100,000; is this a"),
     "no such file": (["no.fasta", "dms.csv"], "no.fasta: no such file"),
     "empty": (["wt.fasta", "empty.csv"], "empty.csv: no proteins in it"),
     "no column": (["wt.fasta", "columns.csv"], "columns.csv: no column mutant or mutated_sequence; it has a, b"),
@@ -142,6 +143,7 @@ def test_a_mistake_is_one_line(models, folder, capsys, words, message):
     files = {
         "two.fasta": ">A\nMK\n>A\nMK\n",
         "j.fasta": ">A\nM1\n",
+        "genome.fasta": ">A\n" + "A" * 100_001 + "\n",
         "empty.csv": "mutant,DMS_score\n",
         "columns.csv": "a,b\n1,2\n",
         "twice.csv": "mutant\nM1A\nM1A\n",

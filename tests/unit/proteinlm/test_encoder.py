@@ -213,7 +213,8 @@ CONVERTER = r"python -m converter --load \S+ --save DIR --target tape"
         (lambda path: write_config(path, base_model="lstm"), "TAPE's lstm, .*; tape-embed lstm IN.fasta OUT "),
         (lambda path: write_config(path, hidden_size=16), "config.json: vocab_size is missing"),
         (lambda path: write_model(path, vocab_size=30, hidden_act="selu"), "hidden_act 'selu' is not one of gelu"),
-        (lambda path: write_model(path, layer_norm_eps="tiny"), "layer_norm_eps is 'tiny'; a number"),
+        (lambda path: write_model(path, layer_norm_eps="tiny"), "layer_norm_eps is 'tiny'; a small positive"),
+        (lambda path: write_model(path, layer_norm_eps=1.00001), "layer_norm_eps is 1.00001; a small positive number"),
         (lambda path: path.rmdir(), "no such directory"),
     ],
 )

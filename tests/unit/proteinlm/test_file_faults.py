@@ -1,11 +1,14 @@
 """Files where there is no room, and what killed processes leave: each reason in one line, with the file's own name."""
 
 import contextlib
+import json
 import os
 import re
 import resource
 import signal
+import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +16,7 @@ import torch
 
 from proteinlm import errors, files
 from proteinlm.errors import InputError, lost_peer
-from proteinlm.files import atomic_directory, atomic_path, need_room, write_text, writing
+from proteinlm.files import atomic_directory, atomic_path, need_room, write_json, write_text, writing
 from proteinlm.metrics_log import MetricsLog
 from proteinlm.model_dir.weights import write_weights
 from proteinlm.running.leftovers import sweep, temporary_beside
@@ -99,6 +102,61 @@ def test_output_that_goes_to_a_full_disk(capsys):
 
     assert errors.run(main) == 2
     assert capsys.readouterr().err == "error: the output cannot be written: No space left on device\n"
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_output_that_is_found_wanting_at_the_end(capsys, monkeypatch):
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr("sys.stdout", full)
+        assert errors.run(lambda argv: print("a line in a buffer")) == 2
+        monkeypatch.undo()
+        with contextlib.suppress(OSError):
+            full.flush()
+        assert capsys.readouterr().err == "error: the output cannot be written: No space left on device\n"
+        os.dup2(os.open(os.devnull, os.O_WRONLY), full.fileno())
+
+
+def test_output_that_nobody_reads(capsys, monkeypatch):
+    here, there = os.pipe()
+    os.close(here)
+    with os.fdopen(there, "w") as pipe:
+        monkeypatch.setattr("sys.stdout", pipe)
+        assert errors.run(lambda argv: print("a line", flush=True)) == errors.EXIT_UNREAD
+        print("and another", flush=True)
+        monkeypatch.undo()
+    assert capsys.readouterr().err == ""
+    with pytest.raises(BrokenPipeError):  # of something else
+        errors.run(lambda argv: (_ for _ in ()).throw(BrokenPipeError(32, "Broken pipe")))
+
+
+def test_a_name_that_is_no_text_is_written(tmp_path):
+    write_json(tmp_path / "a.json", {"caf\udce9": "é"})
+    assert json.loads((tmp_path / "a.json").read_bytes()) == {"caf\udce9": "é"}
+
+
+ROOT = Path(errors.__file__).parents[1]
+
+
+def test_output_that_is_closed():
+    line = "import sys; from proteinlm import errors; sys.exit(errors.run(lambda argv: sys.stdout.write('a') and 0))"
+    shell = f'exec "{sys.executable}" -c "{line}" >&-'
+    done = subprocess.run(["sh", "-c", shell], stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("name", ["WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_PORT"])
+def test_what_no_launcher_sets(capsys, monkeypatch, name):
+    monkeypatch.setenv(name, "two")
+    assert errors.run(print) == 2
+    assert capsys.readouterr().err.startswith(f"error: {name} is 'two' in the environment; should be a number")
+
+
+def test_a_directory_that_is_gone(capsys, monkeypatch, tmp_path):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert errors.run(print) == 2
+    assert capsys.readouterr().err.startswith("error: the current directory is gone")
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")

@@ -351,6 +351,7 @@ QUERY = "bert.encoder.layer.0.attention.self.query.weight"
             edit_weights(lambda state: state.update({QUERY: torch.ones(3, 16)})),
             r"weight has shape \[3, 16\], but config.json gives \[16, 16\]$",
         ),
+        (edit_weights(lambda state: state.update({QUERY: state[QUERY] > 0})), r"holds torch.bool, but config.json gi"),
         (edit_weights(lambda state: state[QUERY].fill_(torch.nan)), r"query.weight holds NaN or infinity"),
         (lambda path: (path / "vocab.txt").write_text(""), r"its tokenizer cannot be opened \(.*Missing \[UNK\]"),
         (pieces_of_two, r"its tokenizer \(BertTokenizer\): K, M are not one token, which each of the 20"),

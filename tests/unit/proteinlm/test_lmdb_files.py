@@ -64,6 +64,7 @@ def test_an_open_file_travels_and_closes(tmp_path):
         (10**12, "record 2: missing, though num_examples says 1000000000000"),
         (2**70, f"record 2: missing, though num_examples says {2**70}"),
         (3, "record 2: missing, though num_examples says 3"),
+        (1, "num_examples is 1, but there is a record 1 too"),
         (-1, "num_examples is -1, a whole number"),
         (True, "num_examples is True, a whole number"),
         (2.0, "num_examples is 2.0, a whole number"),

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import zipfile
 from pathlib import Path
 
 import h5py
@@ -11,7 +12,7 @@ import pytest
 from proteinlm.errors import LONGEST, InputError
 from proteinlm.files import write_json
 from proteinlm.untrusted import text_files
-from proteinlm.untrusted.array_files import H5, read_npy, read_npz
+from proteinlm.untrusted.array_files import H5, read_kept, read_npy, read_npz, write_kept
 from proteinlm.untrusted.csv_files import read_rows
 from proteinlm.untrusted.json_files import DEEPEST, read_json, read_json_lines, read_json_records
 from proteinlm.untrusted.shapes import NUMBER, misfits
@@ -52,6 +53,7 @@ def test_text_is_utf_8(tmp_path, content):
         (b"a\n\n\0", ", line 3: a NUL byte; should be"),
         (gzip.compress(b"text " * 99, mtime=0)[:-9], ": truncated gzip file"),
         (gzip.compress(b"text " * 99, mtime=0)[:-8] + bytes(8), ": broken gzip file"),
+        (gzip.compress(b"text ", mtime=0) + bytes(1 << 17), ": ends in zeros, so it was not written to its end; "),
         (gzip.compress(b"text " * 9999, mtime=0), ": more than 1,000 bytes; should be"),
     ],
 )
@@ -65,9 +67,8 @@ def test_a_file_of_zeros_without_end(tmp_path):
     path = write(tmp_path / "a", b"text\n")
     with path.open("r+b") as file:
         file.truncate(1 << 36)
-    assert line_of(read_text, path).startswith(", line 2: a NUL byte")
-    for read in (read_json, read_json_records, read_yaml):
-        assert ", line 2: a NUL byte" in line_of(read, path)
+    for read in (read_text, read_json, read_json_records, read_yaml):
+        assert line_of(read, path).startswith(": ends in zeros, so it was not written to its end")
 
 
 def test_a_file_too_large_to_be_what_is_expected(tmp_path, monkeypatch):
@@ -249,12 +250,41 @@ def test_damaged_npz(tmp_path):
 
 @pytest.mark.parametrize("mapped", [False, True])
 def test_damaged_npy(tmp_path, mapped):
-    np.save(tmp_path / "a.npy", np.arange(1000.0))
-    assert read_npy(tmp_path / "a.npy", mapped).sum() == 499_500
+    array = np.arange(1000.0).reshape(20, 50)
+
+    def read(path):
+        return read_npy(path, (20, 50), "<f8", mapped, "preprocess again")
+
+    np.save(tmp_path / "a.npy", array)
+    assert read(tmp_path / "a.npy").sum() == 499_500
     np.savez(tmp_path / "a.npz", x=np.ones(3))
     for content in (*damaged((tmp_path / "a.npy").read_bytes()), (tmp_path / "a.npz").read_bytes()):
-        path = write(tmp_path / "b.npy", content)
-        assert line_of(lambda path: read_npy(path, mapped, "preprocess again"), path).endswith("; preprocess again")
+        assert line_of(read, write(tmp_path / "b.npy", content)).endswith("; preprocess again")
+    for other in (array[:19], array[0, 0], array.astype(">f8"), array.astype("<f4"), np.asfortranarray(array)):
+        np.save(tmp_path / "b.npy", other)
+        assert "float64 [20, 50] was expected" in line_of(read, tmp_path / "b.npy")
+
+
+def test_kept_arrays_are_those_that_were_kept_and_no_others(tmp_path):
+    """Of another name, shape, place or content: what reads them need not look."""
+    arrays = {"length": np.arange(5), "mean": np.ones((5, 2), np.float32)}
+    path, whole = tmp_path / "part_1.npz", {}
+    write_kept(path, arrays)
+    assert read_kept(path).keys() == arrays.keys() and read_kept(path, "mean".__eq__)["mean"].shape == (5, 2)
+    content = path.read_bytes()
+    with np.load(path) as file:
+        whole = {name: file[name] for name in file.files}
+    changes = ({"length": np.float64(1)}, {"mean": np.zeros((5, 2), np.float32)}, {"more": np.ones(1)})
+    for others in (*({**arrays, **change} for change in changes), {"mean": arrays["mean"]}):
+        np.savez(path, **others)
+        assert "not those that were kept" in line_of(read_kept, path)  # no seal
+        with zipfile.ZipFile(path, "a") as archive:
+            archive.writestr("seal", whole["seal"])
+        assert "not those that were kept" in line_of(read_kept, path)
+    (tmp_path / "part_2.npz").write_bytes(content)
+    assert "not those that were kept" in line_of(read_kept, tmp_path / "part_2.npz")
+    for broken in damaged(content):
+        assert line_of(read_kept, write(path, broken)).endswith("; remove it, and it is made again")
 
 
 def test_damaged_h5(tmp_path):
@@ -267,6 +297,25 @@ def test_damaged_h5(tmp_path):
         path = write(tmp_path / "b.h5", content)
         assert line_of(lambda path: H5(path).read("x"), path).endswith("; remove it, and it is made again")
     assert "damaged" in line_of(lambda path: H5(path).read("y"), tmp_path / "a.h5")
+
+
+def test_kept_vectors_are_half_precision_of_one_shape(tmp_path):
+    good = np.arange(8, dtype=np.float16).reshape(4, 2)
+    bad = [good.astype("S8"), good[:3], good.astype(np.float32), np.where(good == 5, np.inf, good).astype(np.float16)]
+    for number, values in enumerate([good, *bad, np.where(good == 0, np.nan, good).astype(np.float16)]):
+        path = tmp_path / f"{number}.h5"
+        with h5py.File(path, "w") as file:
+            file.create_dataset("mean", data=values)
+
+        def read(path):
+            return H5(path).read_half("mean", slice(2), (4, 2))
+
+        if number == 0:
+            assert read(path).tolist() == [[0, 1], [2, 3]]
+        elif values.dtype == np.float16 and values[2, 1] == np.inf:
+            read(path)  # it is in a row that nobody asked for
+        else:
+            assert "damaged (mean " in line_of(read, path)
 
 
 def test_damaged_parquet(tmp_path):

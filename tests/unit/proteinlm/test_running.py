@@ -257,6 +257,15 @@ def test_what_is_no_file_is_not_replaced(tmp_path):
     assert pipe.is_fifo() and list(tmp_path.iterdir()) == [pipe]
 
 
+def test_words_that_are_no_text(capsys):
+    assert errors.run(print, ["--save", "caf\udce9"]) == 2
+    assert capsys.readouterr().err == (
+        "error: 'caf\\udce9': is not UTF-8 text; should be a name that is (a link to the file will do)\n"
+    )
+    assert errors.run(lambda argv: print("caf\udce9"), ["--save", "café"]) == 0, "a name that a directory holds"
+    assert capsys.readouterr().out == "caf\\udce9\n"
+
+
 def test_a_message_of_usual_length_is_as_it_was(capsys):
     text = "x.csv, line 3: " + "y" * (errors.LONGEST - 30)
     errors.tell(text)

@@ -55,6 +55,10 @@ def test_lines_are_those_of_the_file(tmp_path):
         ("id,sequence,label\nP1,MKV,x\nP2,MKV\n", "line 3: 2 cells, but there are 3 columns"),
         ("id;sequence\nP1;MKV\n", "line 1: columns separated by semicolons"),
         ("id,id\nP1,MKV\n", "line 1: two columns are named 'id'"),
+        (
+            f"id,{'x' * 1001}\nP1,MKV\n",
+            "line 1: a name with 1,001 letters ('xxxxxxxxxxxxxxxxxxxx' ...), more than 1,000",
+        ),
         ('id,sequence\nP1,"MKV\nP2,MKV\n', "line 2: not CSV"),
         (f"P1,{'MKVLA' * 8}\nP2,MK\n", "names no column"),
         (PLAIN.encode("utf-16"), "UTF-16 text; save it as CSV"),

@@ -313,8 +313,10 @@ def test_parts_leave_nothing_before_the_first_and_name_what_was_damaged(tmp_path
         store.load(0)
     (tmp_path / "file").write_text("")
     for output, message in (("file/out.h5", "file is not a directory"), ("new", "a directory; the output is a file")):
-        with pytest.raises(InputError, match=message), PartStore(tmp_path / output, {}).open():
-            pass
+        for store in (PartStore(tmp_path / output, {}), PartStore(tmp_path / "a.h5", {}, [tmp_path / output])):
+            with pytest.raises(InputError, match=message), store.open():
+                pass
+    assert not (tmp_path / "a.h5.parts").exists()
 
 
 def test_parts_that_are_being_removed_are_still_known(tmp_path, monkeypatch):

@@ -144,7 +144,7 @@ def test_a_pipe_is_preprocessed_as_the_file_is(tmp_path, stdin, complaint):
     assert one == two
     odd = fifo(tmp_path / "odd", b">a\nMKV\n>b\nMKJ\n")
     line = complaint(preprocess.main, "--strict", "--input", odd, "--output-prefix", tmp_path / "odd_out")
-    assert "pipe, line 4: letter 'J'" in line
+    assert f"{odd}, line 4: letter 'J'" in line
 
 
 def test_a_piped_table_trains(tmp_path, stdin):
@@ -183,6 +183,8 @@ def test_a_copy_of_a_pipe_is_made_once_and_a_file_is_not_copied(tmp_path, stdin)
     stdin(b">a\nMKV\n")
     copies = {files.reread("-", ".fasta") for _ in range(2)}
     assert {Path(copy).read_bytes() for copy in copies} == {b">a\nMKV\n"} and len(copies) == 1
+    for name, suffix in (("a.tsv", ".tsv"), ("a.csv.gz", ".csv"), ("a.b", ".fasta")):
+        assert Path(files.reread(str(fifo(tmp_path / name, b"x")), ".fasta")).suffix == suffix
 
 
 # ---- configurations

@@ -129,6 +129,8 @@ HEAD = "id,sequence,target\n"
         (f"P1,{A},inf\nP2,{B},2\n", {"kind": "regression"}, "'inf' is not a finite number"),
         (f"P1,{A},hhhhhh\nP2,{B},ccccccc\n", {"kind": "per_residue"}, "a label of 6 letters for 7 residues"),
         (f"P1,{A},x\nP2,{B},x\n", {}, "column target: one class only (x)"),
+        (f"P1,{A},x\nP2,{B},{'y' * 1001}\n", {}, "column target: a name with 1,001 letters"),
+        (f"P1,{A},x\n{'P' * 1001},{B},y\n", {}, "line 3, column id: a name with 1,001 letters"),
         (f"P1,{A},\nP2,{B},NA\n", {}, "none of its 2 proteins has a label in target"),
         ("".join(f"P{i},{A},text {i}\n" for i in range(12)), {}, "12 different texts among 12 proteins fit no kind"),
         (f"P1,{A},x\nP2,{B},y\n", {"target": ("sequence",)}, "is the column of the sequences"),

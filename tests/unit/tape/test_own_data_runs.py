@@ -132,7 +132,7 @@ def test_it_learns_and_labels_that_mean_nothing_are_not_learned(world, tmp_path)
 
 
 @pytest.mark.parametrize("kind", ["classification", "per_residue"])
-def test_kept_states_change_no_number(world, tmp_path, kind, monkeypatch):
+def test_kept_states_change_no_number(world, tmp_path, kind, capsys):
     flags = ("--num_train_epochs", 2, "--embeddings_dir")
     assert run(world, f"{kind}.csv", tmp_path / "without", *flags, "none") == 0
     assert run(world, f"{kind}.csv", tmp_path / "with", *flags, tmp_path / "states") == 0
@@ -147,6 +147,10 @@ def test_kept_states_change_no_number(world, tmp_path, kind, monkeypatch):
     np.save(path, np.load(path)[:, ::-1])
     assert run(world, f"{kind}.csv", tmp_path / "wrong", *flags, tmp_path / "states") == 0
     assert log(tmp_path / "wrong")[-1]["loss"] != pytest.approx(log(tmp_path / "with")[-1]["loss"], abs=1e-4)
+    for damaged in (np.load(path)[1:], np.load(path) * np.nan):
+        np.save(path, damaged)
+        assert run(world, f"{kind}.csv", tmp_path / "not", *flags, tmp_path / "states") == 2
+        assert capsys.readouterr().err.splitlines()[-1].startswith(f"error: {path}: ")
 
 
 def test_states_are_made_once(world, tmp_path, monkeypatch):

@@ -205,7 +205,8 @@ def test_wrong_directories_are_refused(directory, tmp_path):
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("num_hidden_layers", 10**6, "tensors cannot be the 1000000 layers of config.json"),
+        ("num_hidden_layers", 1000, "tensors cannot be the 1000 layers of config.json"),
+        ("num_hidden_layers", 1001, r"num_hidden_layers is 1001; a positive whole number is needed \(1,000 at most\)"),
         ("hidden_size", 10**12, "hidden_size is 1000000000000; a positive whole number is needed"),
         ("max_position_embeddings", 2**27, r"\[32, 16\], but config.json gives \[134217728, 16\]"),
         ("initializer_range", "0.02", "initializer_range is '0.02'"),

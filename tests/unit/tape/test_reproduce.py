@@ -130,6 +130,8 @@ def test_another_recipe_or_other_weights_are_refused(world, commands):
         run_job(jobs(world)[0])
     (world / "preset.yaml").write_text(PRESET)
     assert run_job(jobs(world, "--device", "cpu")[0]) == "was done"  # where it computes is no recipe
+    (world / "preset.yaml").write_text(PRESET.replace("{batch_size: 4, max_steps: 7}", "{max_steps: 7, batch_size: 4}"))
+    assert run_job(jobs(world)[0]) == "was done"  # nor the order of its keys
     (world / "model/model.safetensors").write_bytes(b"other weights")
     with pytest.raises(InputError, match="another command or from other weights"):
         run_job(jobs(world)[0])
@@ -143,7 +145,7 @@ def test_a_report_shows_no_numbers_of_other_weights(world, commands, monkeypatch
 
     def collect(jobs, failed, about):
         reported.update(failed)
-        return {"not_run": list(failed)}
+        return {"not_run": [{"why": why} for why in failed.values()]}
 
     monkeypatch.setattr("tape.reporting.collect.collect", collect)
     monkeypatch.setattr("tape.reporting.pages.write_pages", lambda results, out: None)
@@ -245,6 +247,8 @@ def test_a_damaged_record_is_named_with_its_key(world, commands, monkeypatch, ca
     assert errors.run(reproduce.main, words) == 2
     reason = json.loads((world / "out/results.json").read_text())["not_run"][0]["why"]
     assert reason.startswith(f"{job.directory / RECORD}: {message}") and "\n" not in reason
+    line = f"error: {reason} (1 of 1 runs of preset {world}/preset.yaml are not done; {world}/out/table.md"
+    assert capsys.readouterr().err.splitlines()[-1] == f"{line} names them)"
 
 
 @pytest.mark.parametrize("arm", ["pretrained", "random"])

@@ -49,6 +49,12 @@ def test_args_json(tmp_path, capsys, content, message):
         read_run(tmp_path)
 
 
+def test_args_json_that_is_no_file(tmp_path):
+    (tmp_path / "args.json").mkdir()
+    with pytest.raises(InputError, match=r"args\.json: a directory; should be a file"):
+        read_run(tmp_path)
+
+
 RESULT = {"task": "stability", "split": "test", "metric": "spearmanr", "value": 0.7, "n_examples": 9, "seed": 0}
 RESULT |= {"head": "tape", "checkpoint": {"weights_sha256": "f", "from_pretrained": None}}
 

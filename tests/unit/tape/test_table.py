@@ -1,12 +1,14 @@
 """tape-table: our numbers beside the published ones, seeds together, differences named."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 
 from proteinlm import errors
 from tape import table
+from tape.reporting import results_table
 from tape.reporting.results_table import COLUMNS, build_table
 
 
@@ -160,3 +162,11 @@ def test_results_of_a_plugins_task_are_found_below_a_directory(tmp_path):
     result(tmp_path, 0.5, task="num_mutations")
     (tmp_path / "other-notes.json").write_text("[]")
     assert [row["task"] for row in rows(tmp_path)] == ["num_mutations"]
+
+
+def test_a_pipe_is_read_once(tmp_path, monkeypatch):
+    """Where it lies among the files of a run."""
+    os.mkfifo(tmp_path / "stability-valid.json")
+    os.mkfifo(tmp_path / "other-file.json")
+    monkeypatch.setattr(results_table, "read_json", None)
+    assert results_table.find_results([tmp_path]) == [tmp_path / "stability-valid.json"]
