@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from proteinlm import errors
+from proteinlm.errors import InputError
 from tape import table
 from tape.reporting.results_table import COLUMNS, build_table
 
@@ -160,3 +161,15 @@ def test_results_of_a_plugins_task_are_found_below_a_directory(tmp_path):
     result(tmp_path, 0.5, task="num_mutations")
     (tmp_path / "other-notes.json").write_text("[]")
     assert [row["task"] for row in rows(tmp_path)] == ["num_mutations"]
+
+
+@pytest.mark.parametrize("damage", ["[" * 100_000, '{"task": "mine", "split": "test"}', ""])
+def test_a_damaged_result_beside_a_good_one_is_named(tmp_path, damage):
+    """Of one's own table, whose name nobody knows before."""
+    result(tmp_path, 0.7, task="mine")
+    path = result(tmp_path, 0.8, task="mine") / "mine-test.json"
+    (path.parent / "args.json").write_text("{}")
+    assert rows(tmp_path)[0]["runs"] == "2"
+    path.write_text(damage)
+    with pytest.raises(InputError, match=f"^{path}: "):
+        rows(tmp_path)
