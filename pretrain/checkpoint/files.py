@@ -86,6 +86,12 @@ def save_checkpoint(
 def _make_room(directory: Path, temporary: Path) -> None:
     """Make the directory, clear what dead runs left, and make this save's temporary directory."""
     directory.mkdir(parents=True, exist_ok=True)
+    clear_leftovers(directory)
+    temporary.mkdir()
+
+
+def clear_leftovers(directory: Path) -> None:
+    """Of saves that a kill cut off: what was coming or going goes, what was being replaced has its name again."""
     for replaced in directory.glob(".iter_*.replaced"):
         original = directory / replaced.name.removeprefix(".").removesuffix(".replaced")
         if original.exists():
@@ -94,7 +100,6 @@ def _make_room(directory: Path, temporary: Path) -> None:
             os.replace(replaced, original)
     for stale in directory.glob(".iter_*.tmp"):
         shutil.rmtree(stale)
-    temporary.mkdir()
 
 
 def _publish(temporary: Path, final: Path, iteration: int, meta: dict) -> None:
