@@ -1,7 +1,10 @@
 """Kills, full disks and silent peers: a few of what `make test-kill KILLS=50` tries on every command that writes."""
 
+import json
 import os
+import signal
 import sys
+from functools import partial
 from types import SimpleNamespace
 
 import kill_commands
@@ -129,3 +132,34 @@ def test_kills_are_dealt_out():
             kills * kill_harness.SHARE_OF_TORCHRUN
         )
     assert kill_harness.deal(3, ["torchrun_dp2"]) == {"torchrun_dp2": 3}
+
+
+def test_what_was_done_is_recorded_and_not_done_again(tmp_path, monkeypatch, capsys):
+    """And what is not as it should be is told, without ending the rest."""
+    done, record = [], tmp_path / "kills.json"
+
+    def work(name: str, wrong: bool = False) -> dict:
+        done.append(name)
+        assert not wrong, "a file is lost"
+        return {"kills": 2, "signals": {"SIGKILL": 2}}
+
+    def works(*_, wrong: bool = False):
+        yield "killed", "embed", lambda: work("embed", wrong)
+        yield "killed", "table", lambda: work("table")
+
+    for name in ("make_world", "preload"):
+        monkeypatch.setattr(kill_harness, name, lambda *_: None)
+    monkeypatch.setattr(jobs, "subprocess", jobs.subprocess)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    monkeypatch.setattr(torch, "set_num_threads", lambda *_: None)
+    monkeypatch.setattr(kill_harness, "works", partial(works, wrong=True))
+    monkeypatch.setattr(sys, "argv", ["kill_harness.py", "--record", str(record)])
+    assert kill_harness.main() == 1
+    printed = capsys.readouterr().out
+    assert "embed (killed): a file is lost" in printed and printed.endswith("NOT as it should be: embed (killed)\n")
+    assert json.loads(record.read_text())["killed"].keys() == {"table"}
+    monkeypatch.setattr(kill_harness, "works", works)
+    sys.argv.append("--resume")
+    assert kill_harness.main() == 0 and done == ["embed", "table", "embed"]
+    recorded = json.loads(record.read_text())
+    assert recorded["kills"] == 4 and recorded["killed"]["embed"]["commit"] == recorded["commit"]
