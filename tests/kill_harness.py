@@ -7,8 +7,11 @@ SHARE_OF_TORCHRUN of the kills are of processes under torchrun, which starts the
 these take seconds each; the others are dealt out evenly over the commands and layouts of tests/writing_commands.py
 (tests/kill_commands.py). Then each of these has a disk that is full, and one that is read-only (starve_commands.py),
 and each layout a process that stops in the middle of a save. A command with which something is not as it should be is
-told at once and at the end (status 1); the others go on. --resume goes on after the commands that the record has; each
-row of it names the commit that was run.
+told at once and at the end (status 1); the others go on.
+
+Commands that the records of --resume have are not tried again: of a call that was cut off, or of calls that had some of
+the commands each (--only, with as many kills as these get of the whole: then they are the same ones). A row names the
+commit that was run.
 """
 
 import argparse
@@ -89,16 +92,20 @@ def main() -> int:
     parser.add_argument("--only", nargs="+", choices=[*COMMANDS, *UNDER_TORCHRUN], metavar="COMMAND")
     parser.add_argument("--no-disks", action="store_true", help="no full disks and silent peers")
     parser.add_argument("--record", type=Path, help="file for what was done, as JSON, written after each command")
-    parser.add_argument("--resume", action="store_true", help="go on after the commands that the record has")
+    parser.add_argument("--resume", nargs="+", type=Path, default=[], help="records whose commands are done")
     args = parser.parse_args()
-    if args.resume and not args.record:
-        parser.error("--resume needs --record")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that what was started is ended
     torch.set_num_threads(1)
     about, failed = machine("tests/kill_harness.py", torch.device("cpu")), []
-    done = json.loads(args.record.read_text()) if args.resume and args.record.exists() else {}
-    parts = {part: done.get(part, {}) for part in ("killed", "disks", "silent_peers")}
-    began = time.monotonic() - done.get("seconds", 0)
+    parts, began = {"killed": {}, "disks": {}, "silent_peers": {}}, time.monotonic()
+    for done in (json.loads(path.read_text()) for path in args.resume):
+        parts = {part: rows | done[part] for part, rows in parts.items()}
+        began -= done["seconds"]
+
+    def record() -> None:
+        if args.record:
+            write_json(args.record, about | {"seconds": round(time.monotonic() - began)} | totals(parts) | parts)
+
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
         preload()
@@ -113,8 +120,8 @@ def main() -> int:
                 print(f"NOT as it should be: {failed[-1]}: {error}", flush=True)
                 continue
             print(f"{name} ({part}): {parts[part][name]}", flush=True)
-            if args.record:
-                write_json(args.record, about | {"seconds": round(time.monotonic() - began)} | totals(parts) | parts)
+            record()
+    record()
     print(f"{totals(parts)}, {len(parts['disks'])} commands on small disks, {time.monotonic() - began:.0f} s: ", end="")
     print(f"NOT as it should be: {', '.join(failed)}" if failed else "as it should be")
     return bool(failed)

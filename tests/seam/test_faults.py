@@ -159,7 +159,7 @@ def test_what_was_done_is_recorded_and_not_done_again(tmp_path, monkeypatch, cap
     assert "embed (killed): a file is lost" in printed and printed.endswith("NOT as it should be: embed (killed)\n")
     assert json.loads(record.read_text())["killed"].keys() == {"table"}
     monkeypatch.setattr(kill_harness, "works", works)
-    sys.argv.append("--resume")
+    sys.argv += ["--resume", str(record)]
     assert kill_harness.main() == 0 and done == ["embed", "table", "embed"]
     recorded = json.loads(record.read_text())
     assert recorded["kills"] == 4 and recorded["killed"]["embed"]["commit"] == recorded["commit"]
