@@ -108,12 +108,6 @@ def test_no_tracker_is_a_fresh_start(tmp_path):
         load_meta(tmp_path)
 
 
-def test_a_model_directory_is_no_fresh_start(tmp_path):
-    (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(InputError, match=f"^{tmp_path}: a model directory, .* converter --load {tmp_path} --save DIR"):
-        latest_iteration(tmp_path)
-
-
 def test_keep_last(tmp_path):
     for iteration in (1, 2, 3, 4):
         save(tmp_path, iteration, keep_last=2)
