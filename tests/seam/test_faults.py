@@ -15,7 +15,7 @@ import pytest
 import starve_commands
 import torch
 from small_disk import SmallDisk
-from writing_commands import COMMANDS, ForkedCommands, end_of, make_world, preload
+from writing_commands import COMMANDS, ForkedCommands, end_of, make_world, preload, start_forked
 
 from proteinlm.errors import InputError
 from tape.finetuning import frozen
@@ -53,6 +53,19 @@ def may_mount(tmp_path_factory) -> None:
 )
 def test_a_killed_command_goes_on_and_ends_as_the_undisturbed_one(name, kills, world, tmp_path):
     assert kill_commands.kill_and_compare(name, kills, world, tmp_path, seed=1).kills == kills
+
+
+@pytest.mark.slow
+def test_a_run_that_ended_before_its_moment_came_is_gone_on_with_too(world, tmp_path, monkeypatch):
+    """Say where a process that writes nothing was to be killed about to write: the run is done, which --resume sees."""
+
+    def comes_too_late(command, world, cwd, honest, rng, again, tally):
+        assert end_of(start_forked(command, world, cwd, again)) == 0
+        tally.moments["never"] += 1  # or it would be tried again
+        return False
+
+    monkeypatch.setattr(kill_commands, "strike", comes_too_late)
+    kill_commands.kill_and_compare("train_table", 1, world, tmp_path, seed=0)
 
 
 @pytest.mark.slow
