@@ -6,7 +6,8 @@ Each command is run in this process, on random proteins and an encoder so small 
 little beside any check. The functions that check, or read what comes from elsewhere, are replaced by themselves with a
 clock around: a share is their CPU time over the whole command's, start-up of Python left out. So it holds the reading,
 of which the guard is a part; the second table sets that beside readers without one, which take turns (CPU time, medians
-of READS). Shares are medians of --repeats.
+of READS). Shares are medians of --repeats; from the second on the table's states are there already, as in any further
+run on it.
 """
 
 import argparse

@@ -175,6 +175,8 @@ def embed_once(
     files = {layer: _existing(Path(directory), identity, layer, per_residue) for layer in layers}
     if None in files.values():
         files = _embed(encoder, list(number), Path(directory), identity, layers, per_residue, batch_tokens, quiet)
+    else:
+        _parts(Path(directory), identity, layers, per_residue).clear()
     return Embeddings(files, depth, place, lengths, encoder.source, _name(identity, [], False)[:16])
 
 
@@ -207,6 +209,11 @@ def _existing(directory: Path, identity: Mapping, layer: int, per_residue: bool)
     return next((directory / name for name in names if (directory / name).is_file()), None)
 
 
+def _parts(directory: Path, identity: Mapping, layers: list[int], per_residue: bool) -> PartStore:
+    settings = {"layers": layers, "per_residue": per_residue, "torch": torch.__version__}
+    return PartStore(directory / f"embedding-{_name(identity, layers, per_residue)}", {**identity, **settings})
+
+
 def _embed(
     encoder: Encoder,
     sequences: list[str],
@@ -229,8 +236,7 @@ def _embed(
     needed = 2 * (int((lengths + 2).sum()) * token_bytes + len(sequences) * vectors)
     check_room(directory, needed, "should be a directory on a larger disk, or fewer layers")
     bounds = plan_parts(lengths, PART_PROTEINS, token_bytes)
-    settings = {"layers": layers, "per_residue": per_residue, "torch": torch.__version__}
-    store = PartStore(directory / f"embedding-{_name(identity, layers, per_residue)}", {**identity, **settings})
+    store = _parts(directory, identity, layers, per_residue)
     with store.open() as resumed:
         _embed_parts(pooler, store, sequences, bounds, outputs, budget, resumed, quiet)
         return _join(store, len(bounds) - 1, directory, identity, layers, per_residue, widths)

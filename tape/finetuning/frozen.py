@@ -77,6 +77,8 @@ def attach_states(
     store = PartStore(directory / f"{key}.npy", manifest)
     if not store.output.is_file():
         _compute(encoder, output, sequences, store, processes)
+    elif processes.is_main:
+        store.clear()
     array = read_npy(store.output, mapped=output == "seq")
     lengths = np.array([len(sequence) for sequence in sequences], np.int64)
     rows = list(split_rows(lengths)) if output == "seq" else [slice(i, i + 1) for i in range(len(sequences))]

@@ -125,6 +125,19 @@ def test_a_killed_run_goes_on(models, tmp_path, monkeypatch, capsys):
     assert all(np.array_equal(whole.residues(i, 0), resumed.residues(i, 0)) for i in range(5))
 
 
+def test_parts_that_a_kill_left_when_the_files_were_there_go(models, tmp_path, monkeypatch):
+    def killed(self):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(parts.PartStore, "_remove", killed)
+        embed_once(models["esm"], SEQUENCES, tmp_path, device="cpu", quiet=True)
+    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".h5", ".parts"]
+    sizes = count_passes(monkeypatch)
+    embed_once(models["esm"], SEQUENCES, tmp_path, device="cpu", quiet=True)
+    assert sizes == [] and [path.suffix for path in tmp_path.iterdir()] == [".h5"]
+
+
 @EACH
 def test_a_random_twin(models, kind):
     trained = open_encoder(models[kind], device="cpu")
