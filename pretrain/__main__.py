@@ -9,11 +9,13 @@ import gc
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from pretrain.config.options import Config
 from pretrain.config.read import parse_config
 from pretrain.data.sources import require_shards
 from proteinlm.errors import process_count, process_number, run
+from proteinlm.files import writing
 from proteinlm.running import launch
 from proteinlm.running.locks import locked
 from proteinlm.tokenizer import build_tokenizer
@@ -45,9 +47,13 @@ def require_files(config: Config) -> None:
 
 def train(config: Config) -> None:
     """The whole run, on every process. KeyboardInterrupt once it was interrupted and has saved."""
+    from pretrain.checkpoint.files import clear_leftovers
     from pretrain.trainer import Trainer
     from proteinlm.devices import denormals_as_zero
 
+    if process_number() == 0:  # the others wait for it before they read anything; a finished run makes no save
+        with writing(config.checkpoint.save):
+            clear_leftovers(Path(config.checkpoint.save))
     with denormals_as_zero():
         trainer = Trainer(config)
         # What start-up made stays. Python's collector takes a tenth of a second to look through it, in whichever

@@ -187,6 +187,8 @@ def embed_once(
     files = {layer: _existing(Path(directory), identity, layer, per_residue) for layer in layers}
     if None in files.values():
         files = _embed(encoder, list(number), Path(directory), identity, layers, per_residue, batch_tokens, quiet)
+    else:
+        _parts(Path(directory), identity, layers, per_residue).clear()
     name = _name(identity, [], False)[:16]
     return Embeddings(files, depth, encoder.config.hidden_size, place, lengths, encoder.source, name)
 
@@ -220,6 +222,16 @@ def _existing(directory: Path, identity: Mapping, layer: int, per_residue: bool)
     return next((directory / name for name in names if (directory / name).is_file()), None)
 
 
+def _parts(directory: Path, identity: Mapping, layers: list[int], per_residue: bool) -> PartStore:
+    settings = {"layers": layers, "per_residue": per_residue, "torch": torch.__version__}
+    output = directory / f"embedding-{_name(identity, layers, per_residue)}"
+    return PartStore(output, {**identity, **settings}, _files(directory, identity, layers, per_residue).values())
+
+
+def _files(directory: Path, identity: Mapping, layers: list[int], per_residue: bool) -> dict[int, Path]:
+    return {layer: directory / _name(identity, [layer], per_residue) for layer in layers}
+
+
 def _embed(
     encoder: Encoder,
     sequences: list[str],
@@ -242,10 +254,8 @@ def _embed(
     needed = 2 * (int((lengths + 2).sum()) * token_bytes + len(sequences) * vectors)
     check_room(directory, needed, "should be a directory on a larger disk, or fewer layers")
     bounds = plan_parts(lengths, PART_PROTEINS, token_bytes)
-    settings = {"layers": layers, "per_residue": per_residue, "torch": torch.__version__}
-    files = {layer: directory / _name(identity, [layer], per_residue) for layer in layers}
-    name = f"embedding-{_name(identity, layers, per_residue)}"
-    store = PartStore(directory / name, {**identity, **settings}, files.values())
+    files = _files(directory, identity, layers, per_residue)
+    store = _parts(directory, identity, layers, per_residue)
     with store.open() as resumed:
         _embed_parts(pooler, store, sequences, bounds, outputs, budget, resumed, quiet)
         _join(store, len(bounds) - 1, files, identity, widths)

@@ -255,10 +255,10 @@ def kill_and_compare(name: str, kills: int, world: SimpleNamespace, folder: Path
         cwd, again = make_place(command, world, folder / f"killed_{run}"), False
         try:
             for _ in range(min(KILLS_A_RUN, kills - tally.kills)):
-                if not strike(command, world, cwd, honest, rng, again, tally):
+                struck, again = strike(command, world, cwd, honest, rng, again, tally), True
+                if not struck:
                     break
                 check_visible(cwd, command, honest)
-                again = True
             status = end_of(start_forked(command, world, cwd, again))
             said = log_of(cwd).read_text(errors="replace")
             # One that refuses to replace its result may have been killed after the last thing it does.

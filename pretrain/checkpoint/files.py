@@ -29,6 +29,7 @@ from pretrain.torch_internals import flatten_state_dict
 from proteinlm.errors import InputError
 from proteinlm.files import fsync_path, write_json, write_text, writing
 from proteinlm.model_dir.files import check_finite, count_not_finite
+from proteinlm.model_dir.find import CONFIG_NAME
 from proteinlm.untrusted.json_files import read_json
 from proteinlm.untrusted.safe_dcp import SafePlanner, SafeReader
 
@@ -85,6 +86,12 @@ def save_checkpoint(
 def _make_room(directory: Path, temporary: Path) -> None:
     """Make the directory, clear what dead runs left, and make this save's temporary directory."""
     directory.mkdir(parents=True, exist_ok=True)
+    clear_leftovers(directory)
+    temporary.mkdir()
+
+
+def clear_leftovers(directory: Path) -> None:
+    """Of saves that a kill cut off: what was coming or going goes, what was being replaced has its name again."""
     for replaced in directory.glob(".iter_*.replaced"):
         original = directory / replaced.name.removeprefix(".").removesuffix(".replaced")
         if original.exists():
@@ -93,7 +100,6 @@ def _make_room(directory: Path, temporary: Path) -> None:
             os.replace(replaced, original)
     for stale in directory.glob(".iter_*.tmp"):
         shutil.rmtree(stale)
-    temporary.mkdir()
 
 
 def _publish(temporary: Path, final: Path, iteration: int, meta: dict) -> None:
@@ -148,14 +154,14 @@ def read_tracker(tracker: Path) -> str:
 def latest_iteration(directory: str | Path) -> int | None:
     """The iteration that the tracker names, None without a tracker. InputError when it is missing or broken."""
     tracker = Path(directory) / TRACKER
+    conversion = f"; convert it first: python -m converter --load {directory} --save DIR --target dcp"
     if not tracker.exists():
+        if (Path(directory) / CONFIG_NAME).is_file():
+            raise InputError(f"{directory}: a model directory, no checkpoint{conversion}")
         return None
     text = read_tracker(tracker)
     if any(Path(directory).glob("*/mp_rank_*")) and not any(Path(directory).glob(f"iter_*/{META}")):
-        raise InputError(
-            f"{directory}: a Megatron checkpoint; convert it first: "
-            f"python -m converter --load {directory} --save DIR --target dcp"
-        )
+        raise InputError(f"{directory}: a Megatron checkpoint{conversion}")
     if not re.fullmatch(r"[0-9]{1,12}", text):
         raise InputError(f"{tracker}: holds {text[:40]!r}, not an iteration number{_offer(Path(directory))}")
     iteration = int(text)

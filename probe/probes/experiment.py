@@ -37,6 +37,7 @@ from proteinlm.untrusted.safe_load import safe_torch_load
 from tape.data.holdout import check_holdout, cluster_sequences, hold_out
 from tape.inference.parts import kept_array
 
+TRAINING = ".training"  # suffix of a fit's state between two epochs
 OF_THE_SEQUENCE = {True: ONE_HOT, False: COMPOSITION}  # the arm without an encoder, of a head that reads residues
 
 
@@ -209,6 +210,7 @@ class _Work:
             path = self.output / "heads" / f"{'_'.join(words)}-{digest}.npz"
             if not path.is_file():
                 self._fit(setup, inputs, vectors.lengths, seed, path)
+            path.with_suffix(TRAINING).unlink(missing_ok=True)  # whose end a kill may have come before
             outcome, counted = _read_fit(path, self.data)
             result.outcomes.append(outcome)
             for where, own in counted.items():
@@ -220,7 +222,7 @@ class _Work:
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             head = recipe.make(inputs.width, {name: target.classes for name, target in data.targets.items()})
-        saved = path.with_suffix(".training")
+        saved = path.with_suffix(TRAINING)
         what = ", ".join(f"{part}" for part in setup if part is not None)
         if checkpoint is None:
             inputs.scale = inputs.scale or scale_of(inputs, self.train)
@@ -245,7 +247,6 @@ class _Work:
             scale = {} if inputs.scale is None else {"scale": vars(inputs.scale)}
             torch.save({"state_dict": weights, **scale}, temporary)
         write_kept(path, arrays, compressed=True)
-        saved.unlink(missing_ok=True)
 
 
 def _recipes(data: ProbeData, options: Options) -> dict[str, Recipe]:

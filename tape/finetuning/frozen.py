@@ -81,6 +81,8 @@ def attach_states(
     shape = (count, encoder.widths((output,))[output])
     if not store.output.is_file():
         _compute(encoder, output, sequences, shape, store, processes)
+    elif processes.is_main:
+        store.clear()
     array = read_npy(store.output, shape, "<f4", mapped=output == "seq")
     if not all(np.isfinite(array[begin : begin + ROWS]).all() for begin in range(0, count, ROWS)):
         raise InputError(f"{store.output}: holds numbers that are not finite; {MADE_AGAIN}")

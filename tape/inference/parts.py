@@ -124,6 +124,15 @@ class PartStore:
         for output, whole in written.items():
             whole.replace(output)
         fsync_path(self.output.parent)
+        self._remove()
+
+    def clear(self) -> None:
+        """Where all outputs are there: remove the parts, if a kill came before `finish` had done so."""
+        if self.directory.is_dir():
+            with contextlib.suppress(InputError), self.open():  # another run's, or in use
+                self._remove()
+
+    def _remove(self) -> None:
         for path in self.directory.iterdir():  # the manifest last: what a kill leaves here is still known by it
             if path.name != MANIFEST:
                 path.unlink()

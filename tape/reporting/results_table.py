@@ -52,13 +52,17 @@ def find_results(paths: Iterable[str | Path]) -> list[Path]:
 
 
 def _is_result(file: Path) -> bool:
-    """Whether a JSON file has the keys of a result; a plugin's task may have any name."""
+    """Whether a JSON file has keys of a result, or cannot be read where one would be: read_result names the fault.
+
+    A plugin's task, or one's own table, may have any name.
+    """
     if "-" not in file.name:
         return False
     with contextlib.suppress(OSError, InputError):
         if file.is_file():  # what a pipe gives can be read once
-            return {"task", "split", "metric"} <= read_json(file).keys()
-    return any(file.name.startswith(f"{task}-") for task in PUBLISHED)  # read_result names the fault
+            return len({"task", "split", "metric"} & read_json(file).keys()) > 1
+    in_a_run = (file.parent / "args.json").is_file()
+    return in_a_run or any(file.name.startswith(f"{task}-") for task in PUBLISHED)
 
 
 def recipe_of(result: dict) -> str:

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from proteinlm.errors import EXIT_INTERRUPTED, EXIT_USAGE, InputError
 from proteinlm.files import made_directory, write_json, writing
+from proteinlm.running.leftovers import sweep
 from proteinlm.untrusted.json_files import read_json
 from proteinlm.untrusted.shapes import NUMBER
 
@@ -154,6 +155,8 @@ def run_job(job: Job) -> str:
 
 def _run_job(job: Job) -> str:
     path, log, record, done = job.directory / RECORD, job.directory / "log.txt", job.record(), []
+    with writing(path):
+        sweep(job.directory.absolute())  # what is done writes nothing more
     if "train_minutes" not in record:
         resume = (job.directory / "args.json").exists()
         resumed = resume or record.get("resumed", False)
@@ -166,10 +169,11 @@ def _run_job(job: Job) -> str:
     missing = job.missing()
     if missing:
         words = [*job.evaluate, "--split", *missing]
-        minutes = call("tape.evaluate", words, log)
         commands = [*record.get("eval_commands", []), f"python -m tape.evaluate {shlex.join(words)}"]
-        spent = record.get("eval_minutes", 0.0) + minutes
-        write_json(path, record | {"eval_commands": commands, "eval_minutes": spent})
+        record["eval_commands"] = list(dict.fromkeys(commands))  # noted first: a kill may come when all is scored
+        write_json(path, record)
+        minutes = call("tape.evaluate", words, log)
+        write_json(path, record | {"eval_minutes": record.get("eval_minutes", 0.0) + minutes})
         done.append(f"scored {', '.join(missing)} in {minutes:.1f} min")
     return "; ".join(done) or "was done"
 

@@ -196,6 +196,17 @@ def test_preprocessing_starts_once_its_letter_is_mended(call, tmp_path):
     assert call(line)[0] == 0 and (tmp_path / "out/v/x.model").is_file()
 
 
+def test_what_a_kill_after_the_last_save_left_goes(call, tmp_path):
+    """Between the last checkpoint and the end of the run an older one is removed; started again, nothing is saved."""
+    line = f"pretrain.__main__ {TINY} --train-iters 1 --data-path {{0}}/good --save out --load out"
+    assert call(line) == (0, "")
+    for name in (".iter_0000000.tmp", ".iter_0000001.replaced"):
+        (tmp_path / "out" / name).mkdir()
+        (tmp_path / "out" / name / ".metadata").touch()
+    assert call(line) == (0, "")
+    assert not [path.name for path in (tmp_path / "out").iterdir() if path.name.startswith(".")]
+
+
 # ---- Ctrl-C
 
 

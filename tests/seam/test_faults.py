@@ -1,7 +1,10 @@
 """Kills, full disks and silent peers: a few of what `make test-kill KILLS=50` tries on every command that writes."""
 
+import json
 import os
+import signal
 import sys
+from functools import partial
 from types import SimpleNamespace
 
 import kill_commands
@@ -12,7 +15,7 @@ import pytest
 import starve_commands
 import torch
 from small_disk import SmallDisk
-from writing_commands import COMMANDS, ForkedCommands, end_of, make_world, preload
+from writing_commands import COMMANDS, ForkedCommands, end_of, make_world, preload, start_forked
 
 from proteinlm.errors import InputError
 from tape.finetuning import frozen
@@ -50,6 +53,19 @@ def may_mount(tmp_path_factory) -> None:
 )
 def test_a_killed_command_goes_on_and_ends_as_the_undisturbed_one(name, kills, world, tmp_path):
     assert kill_commands.kill_and_compare(name, kills, world, tmp_path, seed=1).kills == kills
+
+
+@pytest.mark.slow
+def test_a_run_that_ended_before_its_moment_came_is_gone_on_with_too(world, tmp_path, monkeypatch):
+    """Say where a process that writes nothing was to be killed about to write: the run is done, which --resume sees."""
+
+    def comes_too_late(command, world, cwd, honest, rng, again, tally):
+        assert end_of(start_forked(command, world, cwd, again)) == 0
+        tally.moments["never"] += 1  # or it would be tried again
+        return False
+
+    monkeypatch.setattr(kill_commands, "strike", comes_too_late)
+    kill_commands.kill_and_compare("train_table", 1, world, tmp_path, seed=0)
 
 
 @pytest.mark.slow
@@ -129,3 +145,34 @@ def test_kills_are_dealt_out():
             kills * kill_harness.SHARE_OF_TORCHRUN
         )
     assert kill_harness.deal(3, ["torchrun_dp2"]) == {"torchrun_dp2": 3}
+
+
+def test_what_was_done_is_recorded_and_not_done_again(tmp_path, monkeypatch, capsys):
+    """And what is not as it should be is told, without ending the rest."""
+    done, record = [], tmp_path / "kills.json"
+
+    def work(name: str, wrong: bool = False) -> dict:
+        done.append(name)
+        assert not wrong, "a file is lost"
+        return {"kills": 2, "signals": {"SIGKILL": 2}}
+
+    def works(*_, wrong: bool = False):
+        yield "killed", "embed", lambda: work("embed", wrong)
+        yield "killed", "table", lambda: work("table")
+
+    for name in ("make_world", "preload"):
+        monkeypatch.setattr(kill_harness, name, lambda *_: None)
+    monkeypatch.setattr(jobs, "subprocess", jobs.subprocess)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    monkeypatch.setattr(torch, "set_num_threads", lambda *_: None)
+    monkeypatch.setattr(kill_harness, "works", partial(works, wrong=True))
+    monkeypatch.setattr(sys, "argv", ["kill_harness.py", "--record", str(record)])
+    assert kill_harness.main() == 1
+    printed = capsys.readouterr().out
+    assert "embed (killed): a file is lost" in printed and printed.endswith("NOT as it should be: embed (killed)\n")
+    assert json.loads(record.read_text())["killed"].keys() == {"table"}
+    monkeypatch.setattr(kill_harness, "works", works)
+    sys.argv += ["--resume", str(record)]
+    assert kill_harness.main() == 0 and done == ["embed", "table", "embed"]
+    recorded = json.loads(record.read_text())
+    assert recorded["kills"] == 4 and recorded["killed"]["embed"]["commit"] == recorded["commit"]

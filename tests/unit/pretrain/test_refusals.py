@@ -2,6 +2,7 @@
 
 import pytest
 
+from pretrain.checkpoint.files import latest_iteration
 from pretrain.config.read import parse_config
 from pretrain.parallel.mesh import Layout
 from pretrain.parallel.pipeline import layers_of_stage, stages_of_rank
@@ -51,6 +52,12 @@ PP = ["--pipeline-model-parallel-size", "2"]
 def test_what_cannot_work_is_refused(processes, flags, message):
     with pytest.raises(InputError, match=message):
         parse_config([*BASE, *flags], world_size=processes)
+
+
+def test_a_model_directory_is_no_checkpoint(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(InputError, match=f"^{tmp_path}: a model directory, .* converter --load {tmp_path} --save DIR"):
+        latest_iteration(tmp_path)
 
 
 def test_the_axes_of_a_layout():

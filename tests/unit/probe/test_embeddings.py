@@ -145,6 +145,19 @@ def test_a_directory_in_a_files_place_is_told_before_the_work(models, tmp_path):
     assert sorted(tmp_path.iterdir()) == before
 
 
+def test_parts_that_a_kill_left_when_the_files_were_there_go(models, tmp_path, monkeypatch):
+    def killed(self):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(parts.PartStore, "_remove", killed)
+        embed_once(models["esm"], SEQUENCES, tmp_path, device="cpu", quiet=True)
+    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".h5", ".parts"]
+    sizes = count_passes(monkeypatch)
+    embed_once(models["esm"], SEQUENCES, tmp_path, device="cpu", quiet=True)
+    assert sizes == [] and [path.suffix for path in tmp_path.iterdir()] == [".h5"]
+
+
 @EACH
 def test_a_random_twin(models, kind):
     trained = open_encoder(models[kind], device="cpu")

@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import signal
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -192,6 +193,16 @@ def test_a_killed_run_goes_on_embedding(world, tmp_path, monkeypatch):
     assert run(world, "regression.csv", tmp_path / "whole", *flags, tmp_path / "other") == 0
     (resumed,), (whole,) = (list((tmp_path / name).iterdir()) for name in ("states", "other"))
     assert resumed.name == whole.name and resumed.read_bytes() == whole.read_bytes()
+
+
+def test_parts_of_a_run_that_was_killed_when_its_states_were_there_go(world, tmp_path, monkeypatch):
+    flags = ("--max_steps", 2, "--embeddings_dir", tmp_path / "states")
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(frozen.PartStore, "_remove", lambda store: sys.exit(9))
+        run(world, "regression.csv", tmp_path / "run", *flags)
+    assert sorted(path.suffix for path in (tmp_path / "states").iterdir()) == [".npy", ".parts"]
+    assert run(world, "regression.csv", tmp_path / "run", *flags) == 0
+    assert [path.suffix for path in (tmp_path / "states").iterdir()] == [".npy"]
 
 
 def test_the_best_head_is_written_though_epochs_pass_in_between(world, tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """Planning and running the table: presets, arms, resuming, refusals. The runs themselves are replaced by short ones."""
 
 import json
+import os
 import shlex
 from pathlib import Path
 
@@ -9,9 +10,11 @@ from toy_data import write_config, write_data
 
 from proteinlm import errors
 from proteinlm.errors import InputError
+from proteinlm.running import leftovers
 from tape import reproduce
 from tape.finetuning.options import build_parser as train_parser
 from tape.reproduce import build_parser
+from tape.runs import jobs as jobs_module
 from tape.runs.flags import flag_words
 from tape.runs.jobs import RECORD, run_job, run_jobs
 from tape.runs.plan import plan, read_preset, recipe_of
@@ -109,6 +112,33 @@ def test_what_is_done_is_not_done_again(world, commands):
     assert run_job(job).startswith("scored valid") and len(commands) == 3
     record = json.loads((job.directory / RECORD).read_text())
     assert record["train_minutes"] == 0.5 and record["eval_minutes"] == 1.0 and not record["resumed"]
+
+
+def test_a_kill_when_all_is_scored_loses_no_command_and_leaves_nothing(world, commands, monkeypatch):
+    """It comes as the minutes are written: nothing is done any more when it is called again."""
+    job = jobs(world)[0]
+    run_job(job)
+    record = json.loads((job.directory / RECORD).read_text())
+    for suffix in ("json", "npz"):
+        (job.directory / f"stability-valid.{suffix}").unlink()
+    (job.directory / RECORD).write_text(json.dumps({k: v for k, v in record.items() if not k.startswith("eval")}))
+    write = jobs_module.write_json
+
+    def killed(path, value):
+        if "eval_minutes" in value:
+            raise SystemExit(9)
+        write(path, value)
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(jobs_module, "write_json", killed)
+        run_job(job)
+    gone = leftovers._process().replace(str(os.getpid()), "4194305")  # no process can have that number
+    (job.directory / f".{RECORD}.{gone}.abc.tmp").touch()
+    leftovers.sweep.cache_clear()
+    assert run_job(job) == "was done"
+    again = json.loads((job.directory / RECORD).read_text())
+    assert again["eval_commands"] == record["eval_commands"] and len(again["eval_commands"]) == 1
+    assert not list(job.directory.glob(".*"))
 
 
 def test_a_run_that_was_cut_off_goes_on(world, commands):

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from proteinlm import errors
+from proteinlm.errors import InputError
 from tape import table
 from tape.reporting import results_table
 from tape.reporting.results_table import COLUMNS, build_table
@@ -170,3 +171,15 @@ def test_a_pipe_is_read_once(tmp_path, monkeypatch):
     os.mkfifo(tmp_path / "other-file.json")
     monkeypatch.setattr(results_table, "read_json", None)
     assert results_table.find_results([tmp_path]) == [tmp_path / "stability-valid.json"]
+
+
+@pytest.mark.parametrize("damage", ["[" * 100_000, '{"task": "mine", "split": "test"}', ""])
+def test_a_damaged_result_beside_a_good_one_is_named(tmp_path, damage):
+    """Of one's own table, whose name nobody knows before."""
+    result(tmp_path, 0.7, task="mine")
+    path = result(tmp_path, 0.8, task="mine") / "mine-test.json"
+    (path.parent / "args.json").write_text("{}")
+    assert rows(tmp_path)[0]["runs"] == "2"
+    path.write_text(damage)
+    with pytest.raises(InputError, match=f"^{path}: "):
+        rows(tmp_path)
