@@ -117,7 +117,7 @@ METRIC = "@registry.register_metric('mine')\ndef mine(target, prediction):\n    
 CASES = [
     ("", "sys.exit(3)", ": called sys.exit(3) (line "),
     ("self.data = ", "self.data = 1 / 0 or ", "Lysines.__init__: ZeroDivisionError: division by zero (line "),
-    ("self.table = ", "self.other = lambda ids: torch.zeros(*ids.shape, 1)  # ", "Sums.__init__ should make a para"),
+    (
         "self.table = ",
         "self.other = lambda ids: torch.zeros(*ids.shape, 1)  # ",
         "Sums.__init__ should make a parameter",
