@@ -38,6 +38,7 @@ from proteinlm.progress import Progress
 from tape.data.batching import Share, num_steps, share_step, training_steps
 from tape.data.examples import TapeBatch
 from tape.data.splits import SplitData, batches
+from tape.data.users_code import refuse
 from tape.finetuning.layers import encoder_name, freeze, learning_rate_scales
 from tape.finetuning.norms import NormKeeper
 from tape.finetuning.options import TrainOptions
@@ -74,6 +75,8 @@ class Trainer:
         self.norms = NormKeeper(self.model, self.processes)
         self.frozen = freeze(self.model, options.freeze_layers, options.freeze_encoder)
         scales = learning_rate_scales(self.model, options.layer_decay, options.encoder_learning_rate_scale)
+        if not any(parameter.requires_grad for parameter in self.model.parameters()):
+            refuse(self.model, "__init__ should make a parameter that can be trained; there is none")
         self.optimizer = build_optimizer(self.model, options.learning_rate, options.weight_decay, lr_scale=scales)
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         half = self.precision == torch.float16

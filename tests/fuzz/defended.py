@@ -77,6 +77,7 @@ PASSES = [
     ),
     Rule("", "^reproduce", r"reproduce\.json content /(recipe|\w+_commands?)\b", "a record that is shown as it stands"),
     Rule("", "", r"^(table|values|residues|labels)\.(csv|tsv) file fifo$", "a pipe's table is called pipe in its run"),
+    Rule("", "^proteinlm project", r"^proteins\.fasta file fifo$", "a pipe is called pipe in the results"),
     Rule("", "", r"^\S+\.(pt|bin) content \S+: reordered$", "the order of names in a state dict says nothing"),
     Rule("", "", r"args\.json file missing$", "a model directory without a run's record is TAPE's own form"),
     Rule(

@@ -117,6 +117,11 @@ METRIC = "@registry.register_metric('mine')\ndef mine(target, prediction):\n    
 CASES = [
     ("", "sys.exit(3)", ": called sys.exit(3) (line "),
     ("self.data = ", "self.data = 1 / 0 or ", "Lysines.__init__: ZeroDivisionError: division by zero (line "),
+    (
+        "self.table = ",
+        "self.other = lambda ids: torch.zeros(*ids.shape, 1)  # ",
+        "Sums.__init__ should make a parameter",
+    ),
     ("super().__init__(config)", "return", "Sums.__init__ should call super().__init__(config)"),
     (LENGTH, "return -1", "Lysines.__len__: ValueError: __len__() should return >= 0"),
     (LENGTH, "return None", "Lysines.__len__: TypeError: "),
