@@ -4,6 +4,7 @@ import json
 import mmap
 import os
 import runpy
+import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -49,6 +50,18 @@ def test_attention_alone_on_a_tiny_shape(tmp_path, monkeypatch):
     monkeypatch.setitem(main.__globals__, "TOLERANCE", dict.fromkeys(main.__globals__["TOLERANCE"], 1e-9))
     with pytest.raises(AssertionError, match="buckets differs by"):
         main()
+
+
+@pytest.mark.slow
+def test_the_checks_of_a_few_proteins(tmp_path):
+    """In a process of its own, whose functions get clocks."""
+    sizes = ["--proteins", "10", "--shard_proteins", "30", "--steps", "1", "--chains", "5", "--repeats", "1"]
+    line = [sys.executable, str(FOLDER / "checks.py"), *sizes, "--output", str(tmp_path / "result.json")]
+    subprocess.run(line, cwd=tmp_path, check=True, capture_output=True, timeout=300)
+    result = json.loads((tmp_path / "result.json").read_text())
+    shares = {check: share for row in result["runs"].values() for check, share in row["share"].items()}
+    assert len(result["runs"]) == 10 and len(shares) == 12 and all(0 < share < 1 for share in shares.values())
+    assert all(row["guarded_ms"] > 0 < row["plain_ms"] for row in result["readers"].values())
 
 
 PACKED = ("--proteinlm", "tiny", "--rows", "2", "--seq_length", "256", "--proteins", "24", "--repeats", "1")
