@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from proteinlm.errors import InputError
@@ -100,6 +101,7 @@ class ProteinModel(nn.Module):
 
     config_class: ClassVar[type] = ProteinConfig
     base_model_prefix: ClassVar[str] = ""
+    sizes_first: ClassVar[bool] = False  # a file's sizes are compared before memory is taken for those of its config
     missing_head: ClassVar[str] = "no weights of a task head; finetune this model first"  # to who asks for a head
     load_report: tuple[str, ...] = ()  # what from_pretrained left out or could not find
 
@@ -143,6 +145,9 @@ class ProteinModel(nn.Module):
         directory = find_model(pretrained_dir)
         file = cls._read(directory, values, overrides)
         with naming(directory / CONFIG_NAME if directory.is_dir() else directory, cls.config_class):
+            if cls.sizes_first:
+                with torch.device("meta"):
+                    cls._made(file.config)._match(file.tensors, file.path, require_head)
             model = cls._made(file.config)
         state, notes = model._match(file.tensors, file.path, require_head)
         model.load_state_dict(state)

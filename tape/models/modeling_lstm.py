@@ -44,6 +44,7 @@ class ProteinLSTMConfig(BaselineConfig):
 
 class ProteinLSTMAbstractModel(kinds.BuiltInModel):
     config_class = ProteinLSTMConfig
+    sizes_first = True
     base_model_prefix = "lstm"
 
 

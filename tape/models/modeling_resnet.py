@@ -48,6 +48,7 @@ class ProteinResNetConfig(BaselineConfig):
 
 class ProteinResNetAbstractModel(kinds.BuiltInModel):
     config_class = ProteinResNetConfig
+    sizes_first = True
     base_model_prefix = "resnet"
 
     def _init_weights(self, module: nn.Module) -> None:

@@ -162,6 +162,7 @@ class TransformerEncoder(nn.Module):
 
 class TapeTransformerAbstractModel(kinds.BuiltInModel):
     config_class = TapeTransformerConfig
+    sizes_first = True
     base_model_prefix = "bert"
     of_others = ("bert",)  # ProtBert
 
