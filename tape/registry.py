@@ -195,11 +195,7 @@ def _model_of(spec: TAPETaskSpec, model_type: str) -> type:
         if not hasattr(model, "from_pretrained"):
             raise InputError(f"model {model_type!r} of {spec.name}: {model} should be a subclass of tape.ProteinModel")
         return model
-    try:
-        require_model_type(model_type, model_types())
-    except InputError as error:
-        with_plugins = f" (with {', '.join(map(str, _plugins))})" if _plugins else ""
-        raise InputError(f"{error}{with_plugins}") from None
+    require_model_type(model_type, model_types())
     raise InputError(f"task {spec.name} has no model {model_type!r}; it has {', '.join(spec.models) or 'none'}")
 
 

@@ -150,6 +150,9 @@ def what_is_unclear(errors: list[str], line: str, damage: str, words: list[str])
         return "long"
     if damage.startswith("flags "):
         return ""
+    unknown = re.search(r"'(\w+)': unknown; there are ", message)
+    if unknown and unknown[1] in words:  # what a plugin no longer registers, in the words of the command line
+        return ""
     victim = Path(damage.split(" ", 1)[0])
     names = {victim.name, *(str(parent) for parent in victim.parents if str(parent) != ".")}
     names |= {victim.name.split(".")[0]} if "_document" in victim.name else set()
