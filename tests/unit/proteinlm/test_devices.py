@@ -89,7 +89,7 @@ def test_denormals_count_as_zero_inside_alone():
     assert float((tiny * 0.1).sum()) > 0
 
 
-def test_training_runs_with_denormals_as_zero(monkeypatch):
+def test_training_runs_with_denormals_as_zero(monkeypatch, tmp_path):
     inside = []
 
     def run(*_args) -> int:
@@ -102,5 +102,5 @@ def test_training_runs_with_denormals_as_zero(monkeypatch):
     assert inside == [0]
     monkeypatch.setattr(pretrain.trainer, "Trainer", run)
     with pytest.raises(AttributeError):  # what stands in its place has no run()
-        pretrain.__main__.train(None)
+        pretrain.__main__.train(SimpleNamespace(checkpoint=SimpleNamespace(save=str(tmp_path))))
     assert inside == [0, 0]
