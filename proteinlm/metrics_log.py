@@ -11,7 +11,7 @@ import shutil
 from itertools import count
 from pathlib import Path
 
-from proteinlm.files import write_text, writing
+from proteinlm.files import require_plain, write_text, writing
 from proteinlm.untrusted.json_files import read_json_lines
 
 
@@ -31,6 +31,7 @@ class MetricsLog:
         same_run: bool = True,
     ):
         self.path, self._tensorboard_dir = Path(directory) / "metrics.jsonl", tensorboard_dir
+        require_plain(self.path)
         self._first, self._damaged = 0 if resume_at is None else resume_at + 1, []
         self._history = self._lines_up_to(resume_at) if self._is_there() and resume_at and same_run else None
         self._file = self._writer = None

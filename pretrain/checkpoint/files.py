@@ -156,6 +156,8 @@ def latest_iteration(directory: str | Path) -> int | None:
     tracker = Path(directory) / TRACKER
     conversion = f"; convert it first: python -m converter --load {directory} --save DIR --target dcp"
     if not tracker.exists():
+        if tracker.is_symlink():
+            raise InputError(f"{tracker}: a link to nothing{_offer(Path(directory))}")
         if (Path(directory) / CONFIG_NAME).is_file():
             raise InputError(f"{directory}: a model directory, no checkpoint{conversion}")
         return None

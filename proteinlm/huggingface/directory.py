@@ -74,6 +74,8 @@ def make_config(values: Mapping, where: str) -> object:
         config.is_encoder_decoder = False
     if config.is_encoder_decoder:
         raise InputError(f"{where}: {kind} is an encoder and a decoder; of these only T5's encoder can be opened")
+    if kind == "xlnet" and getattr(config, "bi_data", False):
+        raise InputError(f"{where}: bi_data is true, which halves a batch; should be false")
     if kind == "xlnet":  # each protein alone, without states of the ones before
         config.mem_len, config.use_mems_eval, config.use_mems_train = None, False, False
     return config

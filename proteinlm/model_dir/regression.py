@@ -50,6 +50,10 @@ def read_regression(path: str | Path) -> ContactRegression:
     if weight.dim() != 2 or len(weight) != 1 or bias.shape != (1,):
         shapes = f"{list(weight.shape)} and {list(bias.shape)}"
         raise InputError(f"{path}: weight and bias of shapes {shapes}; should be [1, layers * heads] and [1]")
+    if not (weight.is_floating_point() and bias.is_floating_point()):
+        raise InputError(
+            f"{path}: weight and bias are {weight.dtype} and {bias.dtype}; should be floating-point numbers"
+        )
     if not (weight.isfinite().all() and bias.isfinite().all()):
         raise InputError(f"{path}: a number of the regression is not finite")
     return ContactRegression(weight.float(), bias.float())

@@ -153,10 +153,10 @@ class LMDB:
             count = -1
         if count < 0:
             raise InputError(f"{self.path}: num_examples is {stored!r}, a whole number of records was expected")
-        if self.get(str(count).encode()) is not None:
-            raise InputError(f"{self.path}: num_examples is {count}, but there is a record {count} too")
         if count >= self.entries:
             raise InputError(f"{self.path} record {self.entries - 1}: missing, though num_examples says {count}")
+        if self.get(str(count).encode()) is not None:
+            raise InputError(f"{self.path}: num_examples is {count}, but there is a record {count} too")
         return count
 
     def record(self, index: int) -> object:

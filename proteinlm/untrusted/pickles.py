@@ -20,6 +20,7 @@ import numpy as np
 
 from proteinlm.errors import InputError
 
+LONGEST_INTEGER = 1024  # bits
 BUDGET_FACTOR, BUDGET_FLOOR = 64, 1 << 20  # bytes that building objects may copy: per byte of pickle, and at least
 MAX_DIMENSIONS, MAX_KEY_DEPTH, MAX_KEY_PARTS = 64, 16, 256  # numpy's and torch's limit; of what hashing a key visits
 ENCODINGS = {"latin1": "latin1", "latin-1": "latin1", "utf-8": "utf8", "utf8": "utf8", "ascii": "ascii"}
@@ -214,6 +215,18 @@ class Unpickler(pickle._Unpickler):
 
     def load_frame(self) -> None:
         self.read(8)  # its size, a hint to who reads a file in pieces; here all bytes are at hand, and it takes longer
+
+    def load_long1(self) -> None:
+        super().load_long1()
+        self._check_long()
+
+    def load_long4(self) -> None:
+        super().load_long4()
+        self._check_long()
+
+    def _check_long(self) -> None:
+        """No number here has as many digits, and Python refuses to print one of thousands."""
+        require(self.stack[-1].bit_length() <= LONGEST_INTEGER, "a whole number of thousands of digits")
 
     def load_bytearray8(self) -> None:
         self.load_binbytes8()  # Python's own allocates what the file claims before it reads

@@ -131,7 +131,7 @@ def load_predictor(args: argparse.Namespace) -> tuple[str, Predictor, dict]:
     directory = Path(args.run_dir)
     run = read_run(directory)
     flags, config = run.get("args", {}), {} if fair_esm_file(directory) else read_config(directory)
-    own = OwnData.load(directory, proteins=False) if (directory / DATA_JSON).is_file() else None
+    own = OwnData.load(directory, proteins=False) if (directory / DATA_JSON).exists() else None
     if own and is_table(args.data_file) and not is_fasta(args.data_file):
         own.columns.as_before(args, read_table(args.data_file).columns)
     name = own.name if own else args.task or flags.get("task") or config.get("finetuning_task")

@@ -32,7 +32,12 @@ EXTRA_METRICS = {"contact_prediction": ("precision_at_l5_medium_long",)}  # TAPE
 
 # What is read of a result beside what every table reads.
 MORE = {"model_type": str, "args": dict, "metrics": {"*": NUMBER | None}, "parameters": int, "precision": str}
-MORE |= {"device_name": str, "truncated": {"proteins_cropped": int}, "training?": dict, "validation?": dict}
+MORE |= {
+    "device_name": str,
+    "truncated": {"proteins_cropped": int},
+    "training?": {"steps?": int, "total_steps?": int, "best_step?": object, "residues?": object},
+    "validation?": dict,
+}
 
 
 @dataclass(frozen=True)

@@ -156,7 +156,7 @@ def evaluate_split(
 def choose_task(args: argparse.Namespace, run: dict) -> Task:
     """The task of RUN_DIR: TAPE's or a plugin's by its name, or the user's table as the run has it (or another one)."""
     directory, name = Path(args.run_dir), args.task or run.get("args", {}).get("task")
-    if not (directory / DATA_JSON).is_file():
+    if not (directory / DATA_JSON).exists():
         if args.csv or name is None:
             need = f"--csv {args.csv}: {directory} is no run on one's own table" if args.csv else "no task"
             raise InputError(

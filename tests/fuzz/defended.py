@@ -76,15 +76,36 @@ PASSES = [
         "", "^curves", r"metrics\.jsonl content line \d+ /\w+: (dropped|renamed \S+)$", "logs older than a key lack it"
     ),
     Rule("", "^reproduce", r"reproduce\.json content /(recipe|\w+_commands?)\b", "a record that is shown as it stands"),
-    Rule("", "", r"^(table|values|residues|labels)\.(csv|tsv) file fifo$", "a pipe's table is called pipe in its run"),
+    Rule(
+        "",
+        "",
+        r"^(table|values|residues|labels|labelled)\.(csv|tsv|fasta)(\.gz)? file fifo$",
+        "a pipe's table is called pipe in its run",
+    ),
     Rule("", "^proteinlm project", r"^proteins\.fasta file fifo$", "a pipe is called pipe in the results"),
     Rule("", "", r"^\S+\.(pt|bin) content \S+: reordered$", "the order of names in a state dict says nothing"),
+    Rule(
+        "",
+        "",
+        r"^proteins\.(txt|jsonl) (bytes whole a line|content line \d+ /text)",
+        "any text is letters of a protein",
+    ),
+    Rule("", "", rf"metrics\.jsonl content line \d+ /\w+: {NO_NUMBER}", "a log of other numbers is another log"),
+    Rule(
+        "", "", r"^(table|values)\.(csv|tsv) content cell \d+:2 '(nan|)'$", "no label: the protein is left out, counted"
+    ),
+    Rule("", "", r"^data_json/\S+ content /\d+: dropped$", "a record fewer"),
+    Rule(
+        *("", "^(tape-table|tape-eval)", r"^run\S*/\S+-\S+\.json content /intervals?\b\S*: (dropped|reordered)$"),
+        "results older than intervals lack them; the order of keys says nothing",
+    ),
     Rule("", "", r"args\.json file missing$", "a model directory without a run's record is TAPE's own form"),
     Rule(
         "^plugin$", "", r"^\S+\.py (content|bytes)", "the plugin's own code: what it gives in the right form is taken"
     ),
 ]
 LEFT = [
+    Rule("", "", r"^new \S+\.failed\.tsv$", "the list of what failed and why, which the message names"),
     Rule(
         *("", "^(tape-train|tune)", r"^new \S+/(metrics\.jsonl|args\.json|last/\S+|model\.safetensors|config\.json)$"),
         "a run that has taken steps goes on from there with the same line and --resume",

@@ -117,6 +117,10 @@ def damage_file(rng: random.Random, path: Path, others: list[Path]) -> str:
         with path.open("r+b") as file:
             file.truncate(1 << 36)
         return "file sparse"
+    other = rng.choice(others)
+    if how == "other":
+        path.write_bytes(other.read_bytes() if stat.S_ISREG(other.lstat().st_mode) else b"")
+        return f"file other {other.name}"
     path.unlink()
     if how == "directory":
         path.mkdir()
@@ -126,10 +130,6 @@ def damage_file(rng: random.Random, path: Path, others: list[Path]) -> str:
         path.symlink_to("nowhere")
     elif how == "fifo":
         feed(path, content)
-    elif how == "other":
-        other = rng.choice(others)
-        path.write_bytes(other.read_bytes() if stat.S_ISREG(other.lstat().st_mode) else b"")
-        return f"file other {other.name}"
     return f"file {how}"
 
 

@@ -175,7 +175,8 @@ def array(rng: random.Random, value: np.ndarray) -> np.ndarray:
         if value.dtype.kind not in "f":
             value = value.astype(np.float32)
         value = value.copy()
-        value.reshape(-1)[rng.randrange(value.size)] = rng.choice([np.nan, np.inf, -np.inf, 1e38, -1, 1e9])
+        with np.errstate(over="ignore"):
+            value.reshape(-1)[rng.randrange(value.size)] = rng.choice([np.nan, np.inf, -np.inf, 1e38, -1, 1e9])
         return value
     shape = (-1,) if value.ndim != 1 else (1, -1)
     return rng.choice(

@@ -32,6 +32,7 @@ STRANGE = re.compile(r"^\s|Warning: |Error\b|warnings\.warn")  # beside the mess
 LAUNCHER = re.compile(r"[EWI]\d{4} \d\d:\d\d:\d\d")  # a line of torchrun's log
 LONGEST = LONGEST_MESSAGE + 20  # the name of a process before it
 RESIDENT = 3 << 29  # bytes that no command needs beyond what it starts with
+LONGER = re.compile(r"^flags --(max_steps|num_train_epochs|epochs|train-iters|train-samples|resamples) \d")
 EXHAUSTED = re.compile(r"MemoryError|bad_alloc|can't allocate memory|Cannot allocate memory|Unable to allocate")
 FRAME = re.compile(r'^\s*File "(?P<file>[^"]+)", line \d+, in (?P<function>\S+)', re.MULTILINE)
 ROOT = Path(__file__).parents[2]
@@ -61,11 +62,15 @@ def judge(outcome: Outcome, surface: str, line: str, damage: str, honest: Honest
         return Verdict("foreign", f"{line.split()[0]} {damage}", "an input's code was run")
     errors = outcome.stderr.rstrip().splitlines()
     last = errors[-1] if errors else ""
+    if outcome.stopped and LONGER.match(damage) and not outcome.strays:
+        return Verdict("ok", "a longer run, as was asked for", last)
     if outcome.stopped:
         where = frame_of(outcome.stderr)
         return Verdict("hang", f"{outcome.stopped} {line.split()[0]} {where} {shape(damage)}", last)
     if outcome.status is None:
         return Verdict("crash", f"signal {outcome.signal} {line.split()[0]} {shape(damage)}", last)
+    if "--debug" in outcome.words and outcome.status == 2 and MESSAGE.match(last):  # its traceback was asked for
+        return Verdict("clear", shape(last), last)
     if "Traceback (most recent call last)" in outcome.stderr or outcome.status not in (0, 2):
         if EXHAUSTED.search(outcome.stderr):
             return Verdict("memory", frame_of(outcome.stderr), last)
@@ -150,7 +155,7 @@ def what_is_unclear(errors: list[str], line: str, damage: str, words: list[str])
         return "long"
     if damage.startswith("flags "):
         return ""
-    unknown = re.search(r"'(\w+)': unknown; there are ", message)
+    unknown = re.search(r"'(\w+)'(: unknown; there are | is unknown; should be )", message)
     if unknown and unknown[1] in words:  # what a plugin no longer registers, in the words of the command line
         return ""
     victim = Path(damage.split(" ", 1)[0])

@@ -174,13 +174,16 @@ def _tensors(model: object, file: Path) -> dict[str, Tensor]:
 def _contact_tensors(file: Path) -> dict[str, Tensor]:
     """What `<name>-contact-regression.pt` beside the file adds; nothing where it is missing."""
     path = file.with_name(file.stem + CONTACT_ENDING)
-    if not path.is_file():
+    if not path.exists() and not path.is_symlink():
         return {}
     content = safe_torch_load(path)
     if not isinstance(content, Mapping) or "model" not in content:
         raise InputError(f"{path}: not a contact regression of fair-esm; a dict of model was expected")
     tensors = _tensors(content["model"], path)
     other = next((name for name in tensors if not name.startswith(CONTACTS)), None)
+    numbers = next((name for name, tensor in tensors.items() if not tensor.is_floating_point()), None)
+    if numbers is not None:
+        raise InputError(f"{path}: {numbers[:80]} holds {tensors[numbers].dtype}, not floating-point numbers")
     if other is not None:
         raise InputError(f"{path}: {other[:80]} is no part of a contact regression ({CONTACTS}weight and .bias)")
     return tensors
