@@ -128,6 +128,8 @@ def _probe_note(content: Mapping) -> list[str]:
 def map_rows(content: Mapping, section: str, name: str) -> Iterator[Row]:
     """Purity and silhouette of each column of classes."""
     for column, numbers in content["columns"].items():
+        if not isinstance(numbers, Mapping):
+            raise TypeError(f"column {column} is {numbers!r}, not an object")
         if PRETRAINED not in numbers:
             continue
         arms = {arm: numbers[arm] for arm in ARMS if arm in numbers}

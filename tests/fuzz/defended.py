@@ -94,6 +94,12 @@ PASSES = [
     Rule(
         "", "", r"^(table|values)\.(csv|tsv) content cell \d+:2 '(nan|)'$", "no label: the protein is left out, counted"
     ),
+    Rule(
+        *("", "", r"^(proteins\.(txt|jsonl)|labelled\.fasta) bytes whole (itself twice|null)$"),
+        "proteins that come twice are twice there; null is four letters",
+    ),
+    Rule("", "^tape-eval", r"^run\S*/\S+-\S+\.json bytes truncate", "a result that cannot be read is made again"),
+    Rule("", "^prottrans", r"^prottrans/\S+ file missing$", "a page of the steps that are there"),
     Rule("", "", r"^data_json/\S+ content /\d+: dropped$", "a record fewer"),
     Rule(
         *("", "^(tape-table|tape-eval)", r"^run\S*/\S+-\S+\.json content /intervals?\b\S*: (dropped|reordered)$"),
@@ -114,7 +120,7 @@ LEFT = [
         *("", "", r"^new \S+/(\S+\.h5|\S+\.npy|(clusters|map)\S+\.npz|heads/\S+\.(npz|pt))$"),
         "whole files of embeddings, maps and fitted heads, which the next run finds",
     ),
-    Rule("", "tape-embed", r"^new \S+\.parts/\S+", "whole parts of embeddings; the next run goes on from them"),
+    Rule("", "", r"^new \S+\.parts/\S+", "whole parts of a long work; the next run goes on from them"),
     Rule(
         "", "pretrain", r"^new \S+/(metrics\.jsonl|iter_\S+|exit_reason\.json|latest_\S+)$", "checkpoints of steps done"
     ),

@@ -32,7 +32,9 @@ STRANGE = re.compile(r"^\s|Warning: |Error\b|warnings\.warn")  # beside the mess
 LAUNCHER = re.compile(r"[EWI]\d{4} \d\d:\d\d:\d\d")  # a line of torchrun's log
 LONGEST = LONGEST_MESSAGE + 20  # the name of a process before it
 RESIDENT = 3 << 29  # bytes that no command needs beyond what it starts with
-LONGER = re.compile(r"^flags --(max_steps|num_train_epochs|epochs|train-iters|train-samples|resamples) \d")
+LONGER = re.compile(
+    r"^flags (--(max_steps|num_train_epochs|epochs|train-iters|train-samples|resamples)|word) .*\d{5}|^wt\.fasta content line \d+ long"
+)
 EXHAUSTED = re.compile(r"MemoryError|bad_alloc|can't allocate memory|Cannot allocate memory|Unable to allocate")
 FRAME = re.compile(r'^\s*File "(?P<file>[^"]+)", line \d+, in (?P<function>\S+)', re.MULTILINE)
 ROOT = Path(__file__).parents[2]
@@ -69,9 +71,13 @@ def judge(outcome: Outcome, surface: str, line: str, damage: str, honest: Honest
         return Verdict("hang", f"{outcome.stopped} {line.split()[0]} {where} {shape(damage)}", last)
     if outcome.status is None:
         return Verdict("crash", f"signal {outcome.signal} {line.split()[0]} {shape(damage)}", last)
+    if outcome.status == 130 and "KeyboardInterrupt" in damage:
+        return Verdict("clear", shape(last), last)
     if "--debug" in outcome.words and outcome.status == 2 and MESSAGE.match(last):  # its traceback was asked for
         return Verdict("clear", shape(last), last)
     if "Traceback (most recent call last)" in outcome.stderr or outcome.status not in (0, 2):
+        if EXHAUSTED.search(outcome.stderr) and damage.startswith("run.yaml content /model: "):
+            return Verdict("defended", "the default model, which is larger than the memory there is", last)
         if EXHAUSTED.search(outcome.stderr):
             return Verdict("memory", frame_of(outcome.stderr), last)
         if "Traceback" in outcome.stderr:
