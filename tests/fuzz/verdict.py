@@ -33,7 +33,8 @@ LAUNCHER = re.compile(r"[EWI]\d{4} \d\d:\d\d:\d\d")  # a line of torchrun's log
 LONGEST = LONGEST_MESSAGE + 20  # the name of a process before it
 RESIDENT = 3 << 29  # bytes that no command needs beyond what it starts with
 LONGER = re.compile(
-    r"^flags (--(max_steps|num_train_epochs|epochs|train-iters|train-samples|resamples)|word) .*\d{5}|^wt\.fasta content line \d+ long"
+    r"^flags (--(max_steps|num_train_epochs|epochs|train-iters|train-samples|resamples)|word) .*\d{5}"
+    r"|^wt\.fasta content line \d+ long"
 )
 EXHAUSTED = re.compile(r"MemoryError|bad_alloc|can't allocate memory|Cannot allocate memory|Unable to allocate")
 FRAME = re.compile(r'^\s*File "(?P<file>[^"]+)", line \d+, in (?P<function>\S+)', re.MULTILINE)
