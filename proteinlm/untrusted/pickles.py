@@ -20,7 +20,7 @@ import numpy as np
 
 from proteinlm.errors import InputError
 
-LONGEST_INTEGER = 1024  # bits
+LONGEST_INTEGER = 8192  # bits; Python refuses to print 4,300 digits
 BUDGET_FACTOR, BUDGET_FLOOR = 64, 1 << 20  # bytes that building objects may copy: per byte of pickle, and at least
 MAX_DIMENSIONS, MAX_KEY_DEPTH, MAX_KEY_PARTS = 64, 16, 256  # numpy's and torch's limit; of what hashing a key visits
 ENCODINGS = {"latin1": "latin1", "latin-1": "latin1", "utf-8": "utf8", "utf8": "utf8", "ascii": "ascii"}

@@ -100,7 +100,7 @@ PASSES = [
     ),
     Rule("", "^tape-eval", r"^run\S*/\S+-\S+\.json bytes truncate", "a result that cannot be read is made again"),
     Rule("", "^prottrans", r"^prottrans/\S+ file missing$", "a page of the steps that are there"),
-    Rule("", "", r"^data_json/\S+ content /\d+: dropped$", "a record fewer"),
+    Rule("", "", r"^data_json/\S+ content /\d+: (dropped|repeated)$", "a record fewer or more"),
     Rule(
         *("", "^(tape-table|tape-eval)", r"^run\S*/\S+-\S+\.json content /intervals?\b\S*: (dropped|reordered)$"),
         "results older than intervals lack them; the order of keys says nothing",
