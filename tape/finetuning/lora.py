@@ -31,11 +31,14 @@ def add_lora(model: nn.Module, rank: int, alpha: float | None = None, dropout: f
     except ImportError as error:
         raise InputError(f"--lora needs the package peft ({error}); install this project's extra [lora]") from None
     prefix = encoder_name(model) + "."
-    linear = [name for name, part in model.named_modules() if type(part) is nn.Linear and name.startswith(prefix)]
+    linear = {name: part for name, part in model.named_modules() if type(part) is nn.Linear and name.startswith(prefix)}
     if not linear:
         raise InputError(f"--lora {rank}: the encoder of {type(model).__name__} has no linear layers")
+    widest = max(max(part.weight.shape) for part in linear.values())
+    if rank > widest:
+        raise InputError(f"--lora {rank}: the encoder's widest layer has {widest}; should be a small number, such as 8")
     alpha = 2 * rank if alpha is None else alpha
-    config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=linear, bias="none")
+    config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=list(linear), bias="none")
     inject_adapter_in_model(config, model)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(MARK in name or not name.startswith(prefix))

@@ -109,6 +109,11 @@ def test_a_model_without_linear_layers_is_refused():
         add_lora(model, 2)
 
 
+def test_a_rank_beyond_every_layer_is_refused():
+    with pytest.raises(InputError, match=rf"--lora {2**63}: the encoder's widest layer has \d+"):
+        add_lora(build(), 2**63)
+
+
 @pytest.mark.parametrize(
     ("name", "layer"),
     [
