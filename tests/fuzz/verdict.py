@@ -32,10 +32,7 @@ STRANGE = re.compile(r"^\s|Warning: |Error\b|warnings\.warn")  # beside the mess
 LAUNCHER = re.compile(r"[EWI]\d{4} \d\d:\d\d:\d\d")  # a line of torchrun's log
 LONGEST = LONGEST_MESSAGE + 20  # the name of a process before it
 RESIDENT = 3 << 29  # bytes that no command needs beyond what it starts with
-LONGER = re.compile(
-    r"^flags (--(max_steps|num_train_epochs|epochs|train-iters|train-samples|resamples)|word) .*\d{5}"
-    r"|^wt\.fasta content line \d+ long"
-)
+STEPS = re.compile(r"--(max_steps|num_train_epochs|epochs|train-iters|train-samples|resamples) \d{5}")
 EXHAUSTED = re.compile(r"MemoryError|bad_alloc|can't allocate memory|Cannot allocate memory|Unable to allocate")
 FRAME = re.compile(r'^\s*File "(?P<file>[^"]+)", line \d+, in (?P<function>\S+)', re.MULTILINE)
 ROOT = Path(__file__).parents[2]
@@ -65,7 +62,9 @@ def judge(outcome: Outcome, surface: str, line: str, damage: str, honest: Honest
         return Verdict("foreign", f"{line.split()[0]} {damage}", "an input's code was run")
     errors = outcome.stderr.rstrip().splitlines()
     last = errors[-1] if errors else ""
-    if outcome.stopped and LONGER.match(damage) and not outcome.strays:
+    asked = damage.startswith("flags ") and STEPS.search(" ".join(outcome.words))
+    asked = asked or re.match(r"wt\.fasta content line \d+ long", damage)
+    if outcome.stopped == "CPU time" and asked and not outcome.strays:  # one that only waits hangs all the same
         return Verdict("ok", "a longer run, as was asked for", last)
     if outcome.stopped:
         where = frame_of(outcome.stderr)
