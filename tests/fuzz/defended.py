@@ -42,7 +42,7 @@ PASSES = [
     Rule("", "", r"^\S+\.fasta\.gz content (inside|members)", "as of FASTA; gzip's members may follow each other"),
     Rule("", "", rf"^\S+\.(csv|tsv)(\.gz)? content {NO_NUMBER}", "a table of other cells is another table"),
     Rule(
-        *("", "", r"^(table|values|residues|labels)\.(csv|tsv) content cell (0:\d+|\d+:[01]) "),
+        *("", "", r"^(table|values|residues|labels)\.(csv|tsv) content (cell|label) (0:\d+|\d+:[01]) "),
         "names and residues: nan is a name, and with inf a protein of three",
     ),
     Rule(
@@ -106,6 +106,10 @@ PASSES = [
         "results older than intervals lack them; the order of keys says nothing",
     ),
     Rule("", "", r"args\.json file missing$", "a model directory without a run's record is TAPE's own form"),
+    Rule(
+        *("", "^tape-train", r"^model/config\.json content /(\w*_size|num_\w+): \d+$"),
+        "the sizes of an encoder that starts from random weights; the run's first line has its parameters",
+    ),
     Rule(
         "^plugin$", "", r"^\S+\.py (content|bytes)", "the plugin's own code: what it gives in the right form is taken"
     ),
