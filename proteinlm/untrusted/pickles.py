@@ -36,14 +36,11 @@ def named(what: object):
     """Whatever is wrong with the file that is read inside becomes an InputError that names `what`."""
     try:
         yield
+    except InputError as error:
+        raise InputError(f"{what}: {error}") from None
     except Exception as error:
-        raise in_words(what, error) from None
-
-
-def in_words(what: object, error: Exception) -> InputError:
-    """An error of any kind as one that names `what`."""
-    reason = " ".join(f"damaged, truncated or of another format: {type(error).__name__} {error}".split())[:250]
-    return InputError(f"{what}: {error if isinstance(error, InputError) else reason}")
+        reason = " ".join(f"damaged, truncated or of another format: {type(error).__name__} {error}".split())[:250]
+        raise InputError(f"{what}: {reason}") from None
 
 
 def require(condition: object, message: str, value=None):

@@ -13,7 +13,8 @@ import os
 
 from proteinlm.errors import InputError
 from proteinlm.untrusted import pickles
-from proteinlm.untrusted.pickles import Unpickler, in_words, named, require
+from proteinlm.untrusted.pickles import Unpickler, named, require
+from proteinlm.untrusted.plain_records import read_record
 
 StandIn = pickles.StandIn
 
@@ -29,10 +30,10 @@ def find(module: str, name: str) -> object:
 
 def safe_pickle_loads(data: bytes, what: str) -> object:
     """The object pickled in `data`. `what` names the value in errors ("pfam_train.lmdb key b'12'")."""
-    try:  # as `named` does, in a fifth of the time: there are records by the million
+    if (record := read_record(data)) is not None:
+        return record
+    with named(what):
         return Unpickler(find, io.BytesIO(data), len(data)).load()
-    except Exception as error:
-        raise in_words(what, error) from None
 
 
 def safe_torch_load(source, *, what: str | None = None, mmap: bool = False) -> object:
