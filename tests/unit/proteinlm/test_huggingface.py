@@ -295,6 +295,14 @@ def test_an_old_config_with_a_class_and_no_model_type(directories, tmp_path):
     np.testing.assert_array_equal(proteinlm.load(copy, device="cpu").embed(PROTEINS), expected)
 
 
+def test_a_t5_with_a_class_and_null_for_its_model_type(directories, tmp_path):
+    copy = shutil.copytree(directories["ProtT5"], tmp_path / "old")
+    changes = {"model_type": None, "architectures": ["T5ForConditionalGeneration"]}
+    write_json(copy / "config.json", read_json(copy / "config.json") | changes)
+    expected = proteinlm.load(directories["ProtT5"], device="cpu").embed(PROTEINS)
+    np.testing.assert_array_equal(proteinlm.load(copy, device="cpu").embed(PROTEINS), expected)
+
+
 def test_a_half_precision_file_computes_in_fp32(directories, tmp_path):
     """As Rostlab/prot_t5_xl_half_uniref50-enc has it."""
     copy = shutil.copytree(directories["ProtT5"], tmp_path / "half")
