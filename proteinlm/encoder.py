@@ -120,16 +120,19 @@ class OutOfMemory(InputError):
 
 
 @contextlib.contextmanager
-def computing(device: torch.device, dtype: torch.dtype, batch: str) -> Iterator[None]:
-    """No gradients; autocast to `dtype` where it is a half. Too little memory for `batch` is OutOfMemory."""
+def computing(device: torch.device, dtype: torch.dtype, batch: str, alone: bool = False) -> Iterator[None]:
+    """No gradients; autocast to `dtype` where it is a half. Too little memory for `batch` (alone: one protein, which no
+    other batches divide) is OutOfMemory."""
     try:
         with torch.no_grad(), torch.autocast(device.type, dtype, enabled=dtype in HALVES):
             yield
     except RuntimeError as error:  # on a CPU torch has no class of its own for it
         if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
             raise
-        text = f"a batch of {batch} does not fit in {device.type.upper()} memory; lower --tokens_per_batch (in Python: "
-        raise OutOfMemory(f"{text}batch_tokens)") from error
+        batch, advice = f"a batch of {batch}", "lower --tokens_per_batch (in Python: batch_tokens)"
+        if alone:
+            batch, advice = f"{batch.removeprefix('a batch of ')}, even alone,", "should be cropped or left out"
+        raise OutOfMemory(f"{batch} does not fit in {device.type.upper()} memory; {advice}") from error
 
 
 def at_least_fp32(values: Tensor) -> Tensor:
@@ -326,7 +329,9 @@ class Encoder:
     def run(self, compute: Callable[..., Computed], stream: Stream) -> Computed:
         """compute(tokens, positions, bounds) of one batch."""
         inputs = (to_device(array, self.device) for array in (stream.tokens, stream.positions, stream.bounds))
-        with computing(self.device, self.autocast, f"{len(stream.sizes)} proteins, {len(stream.tokens)} tokens"):
+        alone = len(stream.sizes) == 1
+        batch = f"{'a protein' if alone else f'{len(stream.sizes)} proteins'}, {len(stream.tokens):,} tokens"
+        with computing(self.device, self.autocast, batch, alone):
             return compute(*inputs)
 
     def _rows(

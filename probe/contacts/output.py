@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from proteinlm.encoder import Encoder
+from proteinlm.encoder import Encoder, OutOfMemory
 from proteinlm.errors import InputError
 from proteinlm.files import check_writable, need_room
 from proteinlm.progress import Progress
@@ -111,7 +111,10 @@ def write_contacts(
         with Progress("proteins", len(scan), done, quiet=quiet) as progress:
             for part, proteins in read_windows(scan, bounds, missing):
                 residues = [protein.residues for protein in proteins]
-                maps = encoder.contacts(residues, batch_tokens=batch_tokens, quiet=True)
+                try:
+                    maps = encoder.contacts(residues, batch_tokens=batch_tokens, quiet=True)
+                except OutOfMemory as error:
+                    raise OutOfMemory(f"{fasta}: {error}") from error
                 store.save(part, {"maps": np.concatenate([own.astype(np.float32).ravel() for own in maps])})
                 progress.add(len(proteins), sum(map(len, residues)))
         store.finish({output: lambda path: WRITERS[output.suffix](path, _stored(scan, bounds, store, pictures), top)})

@@ -46,7 +46,7 @@ def show(interval: Interval | None, percent: bool, sign: str = "") -> str:
 def verdict(row: Row) -> str:
     """better, worse or neither: where the interval of pretrained minus random lies."""
     gap = row.difference
-    if gap is None or gap["low"] is None or gap["high"] is None:
+    if gap is None or None in gap.values():
         return ""
     return "better" if gap["low"] > 0 else "worse" if gap["high"] < 0 else "neither"
 

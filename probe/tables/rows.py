@@ -3,12 +3,12 @@
     results = collect("OUT")
     results.rows[0].pretrained, results.rows[0].difference          {"value", "low", "high"} or None
 
-What must hold: a number is taken as its verb wrote it; a file that is not what its verb writes is one clear line; a
-directory has results of one model.
+What must hold: a number is taken as its verb wrote it; a file that is not what its verb writes (its shape stands above
+the rows that are made of it) is one clear line; a directory has results of one model.
 """
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -17,6 +17,7 @@ from probe.names import ARMS, PRETRAINED, RANDOM
 from probe.tables.published import PUBLISHED
 from proteinlm.errors import InputError
 from proteinlm.untrusted.json_files import read_json
+from proteinlm.untrusted.shapes import NUMBER, Shape
 from tape.metrics import BANDS, DIVISORS, precision_name
 
 SECTIONS = {
@@ -31,10 +32,13 @@ STEPS |= {"contacts": "contacts", "heads": "contacts", "variants": "variants", "
 TITLES = {"balanced_accuracy": "balanced accuracy, %", "mcc": "MCC"}
 FLOORS = {"one_hot": "one-hot", "blosum62": "BLOSUM62", "fewer_mutations": "fewer mutations"}
 FLOORS |= {"site_independent": "site-independent", "residue_pairs": "residue pairs"}
+FLOORS |= {"composition": "composition", "separation": "separation"}
 RANKINGS = {"spearman": "Spearman's rho", "ndcg": "NDCG", "top_recall": "top-decile recall, %"}
 BEST_HEADS = 5
 
 Interval = dict[str, float | None]
+INTERVAL: Shape = {"value": NUMBER | None, "low?": NUMBER, "high?": NUMBER}  # null: not defined
+METRICS: Shape = {"*": INTERVAL}
 
 
 @dataclass(frozen=True)
@@ -69,19 +73,37 @@ class Results:
 
 
 def interval(own: Mapping | None) -> Interval | None:
-    """value, low, high as floats or None; None of None."""
+    """value, low, high as floats or None; None of None. A number has both ends."""
     if own is None:
         return None
-    values = {name: own[name] if name == "value" else own.get(name) for name in ("value", "low", "high")}
+    values = {name: own.get(name) if own["value"] is None else own[name] for name in ("value", "low", "high")}
     return {name: None if value is None else float(value) for name, value in values.items()}
 
 
 def beside(arms: Mapping[str, Mapping], metric: str, *encoders: str) -> dict[str, Interval]:
     """The metric of every arm but the encoders."""
-    return {FLOORS.get(arm, arm): interval(own[metric]) for arm, own in arms.items() if arm not in encoders}
+    return {FLOORS[arm]: interval(own[metric]) for arm, own in arms.items() if arm not in encoders}
+
+
+def require_known(names: Collection[str], known: Collection[str], where: str) -> None:
+    """ValueError for a name that the verb does not write: one that was misspelt would be passed over."""
+    for name in names:
+        if name not in known:
+            raise ValueError(f"{where} holds {name!r}, which is none of {', '.join(known)}")
 
 
 # ---- proteinlm probe
+
+OPTIONS = {"seeds": [int], "random_seed": int}
+PROBE = {
+    "settings": {"model": str | None, "classes": {"*": list}, "splits": {"*": int}, "options": OPTIONS},
+    "rows": [
+        {
+            **dict.fromkeys(("target", "split", "head", "arm"), str),
+            **{"pooling?": str, "layer?": int, "proteins": int, "metrics": METRICS, "minus_random?": METRICS},
+        }
+    ],
+}
 
 
 def _measures(target: str, classes: int) -> dict[str, str]:
@@ -96,6 +118,8 @@ def probe_rows(content: Mapping, section: str) -> Iterator[Row]:
     """A row a split, head and measure. The sequence's arm has no layer, and belongs to all of its head's."""
     arms: dict[tuple, dict[str, Mapping]] = {}
     floors: dict[tuple, dict[str, Mapping]] = {}
+    require_known([row["arm"] for row in content["rows"]], ARMS, "arm")
+    require_known([row["split"] for row in content["rows"]], content["settings"]["splits"], "split")
     for row in content["rows"]:
         key = row["target"], row["split"], row["head"]
         if row["arm"] in (PRETRAINED, RANDOM):
@@ -124,19 +148,25 @@ def _probe_note(content: Mapping) -> list[str]:
 
 # ---- proteinlm project
 
+MEASURE = INTERVAL | {"points": int, "chance?": dict.fromkeys(("mean", "low", "high"), NUMBER | None)}
+COLUMN = {"points": int, "missing?": int, "classes?": dict, "purity_minus_random?": INTERVAL}
+COLUMN |= {f"{arm}?": {"purity": MEASURE, "silhouette": MEASURE} for arm in ARMS}
+MAP = {**dict.fromkeys(("model", "data", "metric"), str), **dict.fromkeys(("points", "neighbors"), int)}
+MAP |= {"random_seed": int | None, "relatives_excluded": bool, "columns": {"*": COLUMN}}
+
 
 def map_rows(content: Mapping, section: str, name: str) -> Iterator[Row]:
     """Purity and silhouette of each column of classes."""
     for column, numbers in content["columns"].items():
-        if not isinstance(numbers, Mapping):
-            raise TypeError(f"column {column} is {numbers!r}, not an object")
+        require_known(numbers, [name.removesuffix("?") for name in COLUMN], f"column {column!r}")
         if PRETRAINED not in numbers:
             continue
         arms = {arm: numbers[arm] for arm in ARMS if arm in numbers}
         for measure, title in (("purity", f"{content['neighbors']}-NN purity, %"), ("silhouette", "silhouette")):
             own = numbers[PRETRAINED][measure]
             others = beside(arms, measure, PRETRAINED, RANDOM)
-            if chance := own.get("chance"):
+            if own["value"] is not None:
+                chance = own["chance"]
                 others["chance"] = interval({"value": chance["mean"], "low": chance["low"], "high": chance["high"]})
             twin = arms.get(RANDOM, {measure: None})[measure]
             gap = numbers.get("purity_minus_random") if measure == "purity" else None
@@ -154,11 +184,19 @@ def _map_note(content: Mapping) -> list[str]:
 
 # ---- proteinlm contacts
 
+PRECISIONS = {"*": METRICS}
+CONTACTS = {"model": str, "contact": str, "test": list, "test_chains": int, "seeds?": [int], "proteins": int}
+CONTACTS |= {"random_seed": int | None, "arms": PRECISIONS, "differences": PRECISIONS}
+SHARES: Shape = {"share": [[NUMBER | None]], "weighted_share": [[NUMBER | None]]}
+PICTURED = SHARES | {"background": NUMBER, "threshold": NUMBER, "chains": int}
+HEADS = {"model": str, "data": str, "arms": {PRETRAINED: PICTURED, f"{RANDOM}?": SHARES}}
+
 
 def contact_rows(content: Mapping, section: str) -> Iterator[Row]:
     """Precisions, long range first."""
-    arms, gaps = content["arms"], content["differences"].get("minus_random")
+    arms, gaps = content["arms"], content["differences"]
     twin = arms.get(RANDOM)
+    require_known(arms, (PRETRAINED, RANDOM, *FLOORS), "arms")
     for band in ("long", "medium", "short", ""):
         low, high = BANDS[band]
         reach = f"{band or 'all'}, {low}-{high} apart" if high else f"{band or 'all'}, {low} and more apart"
@@ -166,13 +204,16 @@ def contact_rows(content: Mapping, section: str) -> Iterator[Row]:
             name, title = precision_name(divisor, band), f"P@L/{number}, %" if number > 1 else "P@L, %"
             yield Row(
                 section, reach, title, content["test_chains"], interval(arms[PRETRAINED][name]),
-                twin and interval(twin[name]), gaps and interval(gaps[name]),
+                twin and interval(twin[name]), twin and interval(gaps["minus_random"][name]),
                 beside(arms, name, PRETRAINED, RANDOM), divisor == "l" and band != "",
             )  # fmt: skip
 
 
 def _contact_note(content: Mapping) -> list[str]:
-    lines = [f"{content['test'][0]}, {content['test_chains']:,} chains; contact: {content['contact']}"]
+    name = content["test"][0]
+    if not isinstance(name, str):
+        raise TypeError(f"test begins with {name!r}, which is no file's name")
+    lines = [f"{name}, {content['test_chains']:,} chains; contact: {content['contact']}"]
     if content["seeds"] is None:
         return lines
     text = f"regressions on {content['proteins']} chains each, drawn by seeds {' '.join(map(str, content['seeds']))}"
@@ -183,14 +224,16 @@ def head_shares(content: Mapping) -> dict:
     """The heads whose attention lands on contacts most, and the best one of random weights."""
 
     def ranked(report: Mapping) -> list[dict]:
+        layers = zip(report["weighted_share"], report["share"], strict=True)
         cells = [
-            {"layer": layer + 1, "head": head + 1, "attention": own, "above": report["share"][layer][head]}
-            for layer, row in enumerate(report["weighted_share"])
-            for head, own in enumerate(row)
+            {"layer": layer, "head": head, "attention": own, "above": above}
+            for layer, rows in enumerate(layers, 1)
+            for head, (own, above) in enumerate(zip(*rows, strict=True), 1)
             if own is not None
         ]
         return sorted(cells, key=lambda cell: -cell["attention"])
 
+    require_known(content["arms"], (PRETRAINED, RANDOM), "arms")
     names = ("background", "threshold", "chains")
     twin = content["arms"].get(RANDOM)
     best = {"pretrained": ranked(content["arms"][PRETRAINED])[:BEST_HEADS], "random": ranked(twin)[:1] if twin else []}
@@ -200,16 +243,20 @@ def head_shares(content: Mapping) -> dict:
 
 # ---- proteinlm variants
 
+VARIANTS = {**dict.fromkeys(("data", "wild_type", "score"), str), "mutants": int, "random_seed": int | None}
+VARIANTS |= {"models": {"*": str}, "metrics": {"*": METRICS}, "minus_random": {"*": METRICS}}
+
 
 def variant_rows(content: Mapping, section: str) -> Iterator[Row]:
     """The three metrics of one assay."""
     metrics, (model,) = content["metrics"], content["models"]
+    require_known(metrics, (model, RANDOM, *FLOORS), "metrics")
     for metric, title in RANKINGS.items() if metrics else ():
-        twin = metrics.get("random")
+        twin = metrics.get(RANDOM)
         yield Row(
             section, Path(content["data"]).stem, title, content["mutants"], interval(metrics[model][metric]),
             twin and interval(twin[metric]), twin and interval(content["minus_random"][model][metric]),
-            beside(metrics, metric, model, "random"), metric == "spearman",
+            beside(metrics, metric, model, RANDOM), metric == "spearman",
         )  # fmt: skip
 
 
@@ -221,21 +268,21 @@ def _variant_note(content: Mapping) -> list[str]:
 # ---- all of it
 
 
-def _sources(output: Path) -> Iterator[tuple[Path, str, str, Callable, Callable]]:
-    """(file, its verb, section, rows of it, a note on it) of everything that a page can have."""
+def _sources(output: Path) -> Iterator[tuple[Path, str, Shape, str, Callable, Callable]]:
+    """(file, its verb, its shape, section, rows of it, a note on it) of everything that a page can have."""
     for section in ("secondary_structure", "deeploc"):
-        yield output / section / "results.json", "probe", section, probe_rows, _probe_note
+        yield output / section / "results.json", "probe", PROBE, section, probe_rows, _probe_note
     for name in ("scope", "deeploc"):
-        yield output / f"{name}_map.json", "project", "maps", partial(map_rows, name=name), _map_note
-    yield output / "contacts.json", "contacts", "contacts", contact_rows, _contact_note
+        yield output / f"{name}_map.json", "project", MAP, "maps", partial(map_rows, name=name), _map_note
+    yield output / "contacts.json", "contacts", CONTACTS, "contacts", contact_rows, _contact_note
     for path in sorted((output / "variants").glob("*.json")):
-        yield path, "variants", "variants", variant_rows, _variant_note
+        yield path, "variants", VARIANTS, "variants", variant_rows, _variant_note
 
 
-def _read(path: Path, verb: str, *uses: Callable[[dict], object]) -> list:
+def _read(path: Path, verb: str, shape: Shape, *uses: Callable[[dict], object]) -> list:
     """use(the file's JSON) of each; InputError where that is not what the verb writes."""
     own = f"what proteinlm {verb} wrote"
-    should, content = f"should be {own}", read_json(path, own)
+    should, content = f"should be {own}", read_json(path, own, shape)
     try:
         return [use(content) for use in uses]
     except KeyError as error:
@@ -259,15 +306,15 @@ def collect(output: str | Path) -> Results:
     output, rows, heads = Path(output), [], {}
     notes: dict[str, list[str]] = {}
     models: dict[Path, str] = {}
-    for path, verb, section, rows_of, note in _sources(output):
+    for path, verb, shape, section, rows_of, note in _sources(output):
         if os.path.lexists(path):
             made = partial(_rows_of, rows_of, section)
-            own, told, models[path] = _read(path, verb, made, note, _model_of)
+            own, told, models[path] = _read(path, verb, shape, made, note, _model_of)
             rows += own
             notes.setdefault(section, []).extend(told)
     path, verb = output / "contacts.heads.json", "contacts --heads"
     if os.path.lexists(path):
-        heads, models[path] = _read(path, verb, head_shares, _model_of)
+        heads, models[path] = _read(path, verb, HEADS, head_shares, _model_of)
     if not rows:
         raise InputError(f"{output}: no results; should be OUT of scripts/reproduce_prottrans.sh")
     first, model = next(iter(models.items()))

@@ -26,7 +26,7 @@ from probe.variants.mutations import AMINO_ACIDS, Assay, WildType, every_mutant,
 from probe.variants.ranking import METRICS, differences, intervals
 from proteinlm import errors
 from proteinlm.errors import InputError
-from proteinlm.files import atomic_path, check_writable, reread, write_json
+from proteinlm.files import atomic_path, check_writable, plain, reread, write_json
 from proteinlm.model_dir.find import find_model
 from proteinlm.running.locks import locked
 from proteinlm.tables import is_table
@@ -197,7 +197,7 @@ def write(
     settings = {"wild_type": wild.name, "residues": len(wild.sequence), "offset": wild.offset, "score": args.score}
     settings |= {"window": args.window, "mutants": len(mutants), "data": Path(args.words[-1]).name}
     settings |= {"models": dict(models), "random_seed": args.random_seed, "seconds": seconds}
-    write_json(output.with_suffix(".json"), settings | metrics)
+    write_json(output.with_suffix(".json"), plain(settings | metrics))
 
 
 cli = partial(errors.run, main, resumes=True)

@@ -67,7 +67,7 @@ def make_config(values: Mapping, where: str) -> object:
         right = "should be bert, albert, electra, esm, xlnet, t5, or another with a masked language model"
         raise InputError(f"{where}: model_type {ascii(kind)[:40]} is no encoder that transformers has; {right}")
     try:
-        config = transformers.CONFIG_MAPPING[kind].from_dict(dict(values))
+        config = transformers.CONFIG_MAPPING[kind].from_dict({**values, "model_type": kind})
     except Exception as error:  # strict dataclasses and checks of many kinds
         raise InputError(f"{where}: {str(error).strip().splitlines()[-1][:160]}") from None
     if kind == "t5":
@@ -184,6 +184,7 @@ def _tokens(directory: Path, config: object) -> TokenTable:
         raise
     except Exception as error:  # of many kinds, from transformers and from tokenizers
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
+        reason = "none of its files is there" if "not NoneType" in reason else reason
         raise InputError(f"{directory}: its tokenizer cannot be opened ({reason})") from None
 
 

@@ -21,6 +21,11 @@ def _number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
+def same_value(value: object, other: object) -> bool:
+    """Whether they are equal and of one kind: true is not 1."""
+    return type(value) is type(other) and value == other
+
+
 def one_of(choices: Collection) -> Rule:
     return lambda value: value in tuple(choices), f"{{!r}} is not one of {', '.join(map(str, choices))}"
 
@@ -36,7 +41,7 @@ LAYERS: Rule = (
 SIZE_OR_NONE: Rule = (lambda v: v is None or SIZE[0](v), SIZE[1])
 POSITIVE: Rule = (lambda v: _number(v) and 0 < v < LARGEST_SIZE, "is {!r}; a positive number is needed")
 NOT_NEGATIVE: Rule = (lambda v: _number(v) and 0 <= v < LARGEST_SIZE, "is {!r}; a number of 0 or more is needed")
-SMALL: Rule = (lambda v: _number(v) and 0 <= v < 0.1, "is {!r}; a small positive number is needed, such as 1e-12")
+SMALL: Rule = (lambda v: _number(v) and 0 < v < 0.1, "is {!r}; a small positive number is needed, such as 1e-12")
 COUNT: Rule = (lambda v: type(v) is int and 0 <= v < LARGEST_SIZE, "is {!r}; a whole number of 0 or more is needed")
 ID: Rule = (lambda v: v is None or (type(v) is int and 0 <= v < LARGEST_SIZE), "is {!r}; a token's number is needed")
 PROBABILITY: Rule = (lambda v: _number(v) and 0 <= v < 1, "{!r} must be at least 0 and below 1")

@@ -30,6 +30,7 @@ MEGATRON_NAME = "model_optim_rng.pt"
 # What pretraining and Megatron leave in a directory of checkpoints.
 CHECKPOINT_FILES = ("latest_checkpointed_iteration.txt", "iter_*", "meta.json", "mp_rank_*", MEGATRON_NAME)
 CONTACT_ENDING = "-contact-regression.pt"  # of the file that fair-esm has beside a model's
+KINDS = ("model_type?", "base_model?")  # of config.json: Hugging Face's and TAPE's word for the architecture
 TORCH_HEADS = (b"PK\x03\x04", b"\x80")  # how what torch.save wrote begins: a zip archive, or a pickle
 # songlab's names of models that have no counterpart here; trRosetta's five are xaa ... xae.
 LEFT_OUT = dict.fromkeys(("babbler-1900", "unirep"), "UniRep")
@@ -118,7 +119,7 @@ def read_config(directory: str | Path) -> dict:
     file = path / CONFIG_NAME if path.is_dir() else path
     if not file.is_file() or file.suffix in (".safetensors", ".bin", ".pt"):
         raise no_model_directory(path)
-    return read_json(file)
+    return read_json(file, shape=dict.fromkeys(KINDS, str))
 
 
 def no_model_directory(path: Path) -> InputError:

@@ -96,7 +96,7 @@ def from_tape(tensors: Mapping[str, Tensor], config: ModelConfig) -> tuple[dict[
         notes.append(f"{', '.join(unused)} left out deliberately: random and unused in the original too")
     final_norm = [name for name in tensors if name.startswith(FINAL_NORM) and not config.final_layernorm]
     if final_norm:
-        notes.append("encoder.final_ln.* left out, for final_layernorm is false")
+        notes.append("encoder.final_ln.* left out, for config.json has final_layernorm false")
     types = tensors.pop(TOKEN_TYPES, None)
     for name in (*unused, *final_norm):
         del tensors[name]

@@ -6,7 +6,7 @@ no biases, normalised queries and keys, an untied head) and AMPLIFY (RMSNorm, Sw
 layers and a factorised embedding (ALBERT) train fewer weights; written out, such a model is one of the others.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 # Names as Hugging Face and TAPE write them in config.json. "gelu" is the erf form, "gelu_new" the tanh approximation.
 ACTIVATIONS = ("gelu", "gelu_new", "relu", "swish")
@@ -57,6 +57,9 @@ class ModelConfig:
     embedding_size: int | None = None  # the word embedding is a product of matrices this wide inside (ALBERT)
 
     def __post_init__(self):
+        for field in fields(self):  # 0 and 0.0 in a file are the same network, and have the same digest
+            if field.type is float and type(getattr(self, field.name)) is int:
+                object.__setattr__(self, field.name, float(getattr(self, field.name)))
         if self.swiglu:
             object.__setattr__(self, "hidden_act", "swish")
         if self.ffn_hidden_size is None:

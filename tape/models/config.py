@@ -28,7 +28,6 @@ CONFIG_DEFAULTS = {
 RULES = ground.RULES | {
     **dict.fromkeys(("input_size", "type_vocab_size"), SIZE),
     "initializer_range": POSITIVE,
-    "layer_norm_eps": (lambda value: ground.SMALL[0](value) and value > 0, ground.SMALL[1]),
     "contact_dropout_prob": PROBABILITY,
     "head": one_of(HEADS),
     "use_evolutionary": ground.FLAG,

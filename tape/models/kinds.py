@@ -21,8 +21,9 @@ from torch import Tensor, nn
 
 from proteinlm.errors import InputError
 from proteinlm.huggingface.directory import model_type_in
+from proteinlm.model_dir.config import SHAPE_KEYS
 from proteinlm.model_dir.files import check_layers
-from proteinlm.model_dir.find import model_type_of, other_model_type
+from proteinlm.model_dir.find import CONFIG_NAME, model_type_of, other_model_type
 from proteinlm.network.contacts import ContactRegression, contact_logits
 from tape.models import heads, outputs
 from tape.models.base import ProteinConfig, ProteinModel, WeightFile
@@ -70,6 +71,10 @@ class BuiltInModel(ProteinModel):
         if not is_run and model_type_in(file.config) not in ("", *cls.of_others):
             model_type_of(file.config, directory)  # refuses a megatron-bert
             raise other_model_type(file.config, directory)
+        sizes = getattr(cls.config_class, "defaults", {})
+        for key in (*SHAPE_KEYS, "input_size"):
+            if sizes.get(key) is not None and key not in file.config:
+                raise InputError(f"{directory / CONFIG_NAME}: {key} is missing; a positive whole number is needed")
         if "num_hidden_layers" in vars(cls.config_class()):
             check_layers(file.config, file.tensors, file.path)
         return with_head_kind(file, overrides)

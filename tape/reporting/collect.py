@@ -23,7 +23,7 @@ from proteinlm.untrusted.shapes import NUMBER
 from tape.metrics import mean_and_spread
 from tape.reporting.published import PUBLISHED, metric_definition, reasons
 from tape.runs.jobs import RECORD, SHAPE, Job
-from tape.runs.results import finite, read_result
+from tape.runs.results import VALIDATION, finite, read_result
 from tape.scoring.bootstrap import Scores, confidence_interval, paired_difference
 from tape.scoring.files import load_ids, load_scores
 from tape.tasks import TASKS
@@ -36,7 +36,7 @@ MORE |= {
     "device_name": str,
     "truncated": {"proteins_cropped": int},
     "training?": {"steps?": int, "total_steps?": int, "best_step?": object, "residues?": object},
-    "validation?": dict,
+    "validation?": VALIDATION,
 }
 
 

@@ -20,11 +20,14 @@ from proteinlm.untrusted.json_files import read_json
 from proteinlm.untrusted.shapes import NUMBER
 
 # What is read of tape-train's record and of tape-eval's results. null: not a finite number.
-SOURCE = {"weights_sha256": str}
+SOURCE = {"weights_sha256": str, "path?": str, "weights?": str}
+ARGS = {"max_length?": int, "seed?": int}
+ARGS |= dict.fromkeys(("task?", "model_type?", "too_long?", "time_or_name?"), str)
+VALIDATION = {"method?": str, "train?": int, "held_out?": int}
 RUN = {
-    "args?": {"max_length?": int, "seed?": int} | dict.fromkeys(("task?", "model_type?", "too_long?"), str),
+    "args": ARGS | {"plugin?": [str]},
     "from_pretrained?": SOURCE,
-    "validation?": {"held_out?": int},
+    "validation?": VALIDATION,
     **{"best_step?": int, "best?": NUMBER, "minutes?": NUMBER, "recipe?": {"values?": dict}},
 }
 RESULT = {

@@ -71,6 +71,14 @@ PASSES = [
         "kept embeddings have no checksum: other finite numbers of the right shape are others",
     ),
     Rule("", "", r"^dms\.csv content (cell|label) \d+:2", "a column that is not read is handed on"),
+    Rule(
+        "",
+        "",
+        r"config\.json content /(\S+/)?(layer_norm_eps(ilon)?|rope_theta|rotary_base|residual_scale|\w*dropout\w*"
+        r"|initializer_(range|factor)): (\d[\d.e+-]*|True|False)$",
+        "of what gives no tensor its shape, a value that the format allows is another network, or another training; a "
+        "switch for a number, a number for a switch and one that no network has are refused",
+    ),
     Rule("", "", r"config\.json content /\w+: (dropped|renamed .+)$", "a key that is absent has its format's default"),
     Rule(
         "", "^curves", r"metrics\.jsonl content line \d+ /\w+: (dropped|renamed \S+)$", "logs older than a key lack it"
@@ -99,6 +107,24 @@ PASSES = [
         "what comes twice is there twice; null is four letters",
     ),
     Rule("", "^tape-eval", r"^run\S*/\S+-\S+\.json bytes truncate", "a result that cannot be read is made again"),
+    Rule(
+        "",
+        "^prottrans",
+        rf"^prottrans/\S+\.json content /\S+: {NO_NUMBER}(?!dropped|renamed|as |gets |twice)",
+        "a number, a name or null where the verb may write one is another result; another kind is refused by its shape",
+    ),
+    Rule(
+        "",
+        "^prottrans",
+        r"^prottrans/\S+\.json content /(arms|metrics|columns|columns/\w+|settings/splits)/\w+: dropped$",
+        "a column or an arm that is not there was not asked for; one whose name is no arm's is refused",
+    ),
+    Rule(
+        "",
+        "^prottrans",
+        r"^prottrans/\S+\.json content /(columns|settings/splits)/\w+: renamed",
+        "columns and splits have the names of the user's table",
+    ),
     Rule("", "^prottrans", r"^prottrans/\S+ file missing$", "a page of the steps that are there"),
     Rule("", "", r"^data_json/\S+ content /\d+: (dropped|repeated)$", "a record fewer or more"),
     Rule(

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from proteinlm.errors import InputError
-from proteinlm.model_dir.config import FLAG, POSITIVE, check_shape_keys, check_values, model_config_of
+from proteinlm.model_dir.config import FLAG, POSITIVE, check_shape_keys, check_values, model_config_of, same_value
 from proteinlm.model_dir.esm.common import EPSILON, INV_FREQ, computed_inv_freq
 from proteinlm.model_dir.esm.names import ESMC_NAMES, ESMC_NOT_STORED, ESMC_PARTS, ESMC_UNUSED
 from proteinlm.model_dir.files import (
@@ -105,7 +105,7 @@ def _check_same_network(values: Mapping, where: str) -> None:
         **TOKEN_IDS,
     }
     for key, right in only.items():
-        if values.get(key, right) != right:
+        if not same_value(values.get(key, right), right):
             raise InputError(f"{where}: {key} is {ascii(values[key])[:40]}; an ESM C of this shape has {right}")
 
 

@@ -12,7 +12,15 @@ from pathlib import Path
 from torch import Tensor
 
 from proteinlm.errors import InputError
-from proteinlm.model_dir.config import FLAG, POSITIVE, check_shape_keys, check_values, model_config_of, one_of
+from proteinlm.model_dir.config import (
+    FLAG,
+    POSITIVE,
+    check_shape_keys,
+    check_values,
+    model_config_of,
+    one_of,
+    same_value,
+)
 from proteinlm.model_dir.contact_head import expected_contacts, take_contacts
 from proteinlm.model_dir.esm.common import FIRST_POSITION, computed_inv_freq, same_inv_freq
 from proteinlm.model_dir.esm.names import (
@@ -87,7 +95,7 @@ def esm_config_of(stored: Mapping, where: str) -> ModelConfig:
     """The encoder of an EsmConfig; InputError for what is another network or another vocabulary."""
     values = DEFAULTS | {key: value for key, value in stored.items() if value is not None}
     for key, only in ONLY.items():
-        if values.get(key, only) != only:
+        if not same_value(values.get(key, only), only):
             raise InputError(f"{where}: {key} {ascii(values[key])[:40]} is another network; only {only} can be opened")
     check_values(values, RULES, where, RULES)
     check_shape_keys(values, where)

@@ -201,6 +201,7 @@ def without(name, *keys):
     return content
 
 
+BLAT = RESULTS["variants/blat.json"]["metrics"]
 DAMAGED = {
     "cut off": ("contacts.json", '{"model": "models/m', "contacts.json: not JSON"),
     "a list": (
@@ -216,12 +217,52 @@ DAMAGED = {
     "an interval": (
         "variants/blat.json",
         without("variants/blat.json", "metrics", "m", "ndcg", "value"),
-        "blat.json: 'value' is missing; should be what proteinlm variants wrote",
+        "blat.json: key 'metrics.m.ndcg.value' is missing; should be what proteinlm variants wrote",
     ),
     "text": (
         "contacts.json",
         RESULTS["contacts.json"] | {"arms": {"pretrained": {name: around(0) | {"low": "none"} for name in NAMES}}},
-        "contacts.json: could not convert string to float: 'none'; should be what proteinlm contacts wrote",
+        "contacts.json: key 'arms.pretrained.precision_at_l.low' is 'none'; a finite number was expected; ",
+    ),
+    "a seed": (
+        "scope_map.json",
+        RESULTS["scope_map.json"] | {"random_seed": "7"},
+        "scope_map.json: key 'random_seed' is '7'; a whole number or null was expected; should be what proteinlm ",
+    ),
+    "half an interval": (
+        "variants/blat.json",
+        without("variants/blat.json", "minus_random", "m", "ndcg", "low"),
+        "blat.json: 'low' is missing; should be what proteinlm variants wrote",
+    ),
+    "true for a count": (
+        "contacts.json",
+        RESULTS["contacts.json"] | {"test_chains": True},
+        "contacts.json: key 'test_chains' is True; a whole number was expected",
+    ),
+    "an arm's name": (
+        "variants/blat.json",
+        RESULTS["variants/blat.json"] | {"metrics": {"m": BLAT["m"], "randomx": BLAT["random"]}},
+        "blat.json: metrics holds 'randomx', which is none of m, random, ",
+    ),
+    "no chance": (
+        "scope_map.json",
+        without("scope_map.json", "columns", "class", "pretrained", "purity", "chance"),
+        "scope_map.json: 'chance' is missing; should be what proteinlm project wrote",
+    ),
+    "no difference": (
+        "contacts.json",
+        without("contacts.json", "differences", "minus_random"),
+        "contacts.json: 'minus_random' is missing; should be what proteinlm contacts wrote",
+    ),
+    "no file's name": (
+        "contacts.json",
+        RESULTS["contacts.json"] | {"test": [40, "proteinnet_test.lmdb"]},
+        "contacts.json: test begins with 40, which is no file's name",
+    ),
+    "an arm of a map": (
+        "scope_map.json",
+        RESULTS["scope_map.json"] | {"columns": {"class": {"points": 9, "Pretrained": space(0.5, 0.1)}}},
+        "scope_map.json: column 'class' holds 'Pretrained', which is none of points, ",
     ),
     "a table": (
         "contacts.heads.json",
@@ -257,6 +298,8 @@ def test_where_an_interval_lies():
     rows = [Row("maps", word, "m", 1, around(0), around(0), {"value": 0.0, "low": a, "high": b}, main=True)
             for word, (a, b) in gap.items()]  # fmt: skip
     assert [verdict(row) for row in rows] == list(gap)
+    undefined = {"value": None, "low": -0.1, "high": 0.1}
+    assert overview([Row("maps", "", "m", 1, around(0), around(0), undefined, main=True)]) == ""
     assert verdict(Row("maps", "", "m", 1, around(0))) == "" and overview([]) == ""
     drawn = overview(rows)
     assert [word for word in gap if f'class="{word}"' in drawn] == list(gap) and "not shown" not in drawn

@@ -171,6 +171,7 @@ def test_numbers_that_rank_nothing(models, folder, capsys):
     (folder / "dms.csv").write_text("mutant,DMS_score\n" + "".join(f"{mutant},2.5\n" for mutant in ROWS))
     assert run("variants", models[0], "wt.fasta", "dms.csv", "--offset", "24", "--device", "cpu") == 0
     assert "notice: every value of DMS_score is 2.5, so there is nothing to rank" in capsys.readouterr().out
+    assert '"value": null' in (record := (folder / "dms_scored.json").read_text()) and "NaN" not in record
 
 
 def test_verbs(capsys):

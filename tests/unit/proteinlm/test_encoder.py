@@ -215,6 +215,12 @@ CONVERTER = r"python -m converter --load \S+ --save DIR --target tape"
         (lambda path: write_model(path, vocab_size=30, hidden_act="selu"), "hidden_act 'selu' is not one of gelu"),
         (lambda path: write_model(path, layer_norm_eps="tiny"), "layer_norm_eps is 'tiny'; a small positive"),
         (lambda path: write_model(path, layer_norm_eps=1.00001), "layer_norm_eps is 1.00001; a small positive number"),
+        (lambda path: write_model(path, layer_norm_eps=0), "layer_norm_eps is 0; a small positive number"),
+        (lambda path: write_config(path, model_type=5), "config.json: key 'model_type' is 5; a text was expected"),
+        (
+            lambda path: write_config(path, base_model=True),
+            "config.json: key 'base_model' is True; a text was expected",
+        ),
         (lambda path: path.rmdir(), "no such directory"),
     ],
 )
@@ -223,6 +229,29 @@ def test_what_is_no_model_is_answered_with_what_to_do(tmp_path, make, message):
     make(tmp_path / "x.y")
     with pytest.raises(InputError, match=message):
         proteinlm.load(tmp_path / "x.y", device="cpu")
+
+
+def test_a_whole_number_in_a_config_is_the_same_network(tmp_path):
+    for name, base in (("whole", 10000), ("float", 10000.0), ("another", 500)):
+        write_model(tmp_path / name, rotary_base=base, residual_scale=1)
+    whole, float_, another = (
+        repr(proteinlm.load(tmp_path / n, device="cpu").config) for n in ("whole", "float", "another")
+    )
+    assert whole == float_ != another and "rotary_base=10000.0" in whole
+
+
+def test_a_protein_that_does_not_fit_alone(directory, monkeypatch):
+    def full(*_):
+        raise torch.OutOfMemoryError("full")
+
+    encoder = proteinlm.load(directory, device="cpu")
+    for proteins, line in (
+        (["MKV"], "a protein, 5 tokens, even alone, does not fit in CPU memory; should be cropped or left out"),
+        (["MKV", "AC"], "a batch of 2 proteins, 9 tokens does not fit in CPU memory; lower --tokens_per_batch "),
+    ):
+        with pytest.raises(InputError) as error:
+            encoder.run(full, encoder_module.make_stream(proteins, encoder.tokenizer))
+        assert str(error.value).startswith(line)
 
 
 def write_config(path, **values):

@@ -64,6 +64,8 @@ CONFIGS = {
     "dropout of a list": ({"hidden_dropout_prob": [0.1]}, "hidden_dropout_prob [0.1] must be"),
     "token dropout as a number": ({"token_dropout": 1}, "token_dropout 1 is not one of True, False"),
     "norm before as text": ({"emb_layer_norm_before": "no"}, "emb_layer_norm_before 'no' is not one of"),
+    "epsilon of zero": ({"layer_norm_eps": 0}, "layer_norm_eps is 0; a small positive number"),
+    "zero for false": ({"is_decoder": 0}, "is_decoder 0 is another network"),
     "base of zero": ({"rope_theta": 0}, "rope_theta is 0; a positive number"),
     "another mask token": ({"mask_token_id": 4}, "mask_token_id is 4; <mask> is 32"),
     "mask token as text": ({"mask_token_id": "32"}, "mask_token_id is '32'; <mask> is 32"),

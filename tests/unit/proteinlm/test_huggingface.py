@@ -285,13 +285,13 @@ def test_code_of_a_directory_is_not_run(directories, tmp_path):
     assert not marker.exists()
 
 
-def test_an_old_config_with_a_class_and_no_model_type(directories, tmp_path):
+@pytest.mark.parametrize(("name", "own"), [("ProtBert", "BertForMaskedLM"), ("ProtT5", "T5ForConditionalGeneration")])
+def test_an_old_config_with_a_class_and_no_model_type(directories, tmp_path, name, own):
     """As Rostlab/prot_bert has it."""
-    copy = shutil.copytree(directories["ProtBert"], tmp_path / "old")
-    config = read_json(copy / "config.json")
-    assert config.pop("model_type") == "bert" and config["architectures"] == ["BertForMaskedLM"]
-    write_json(copy / "config.json", config)
-    expected = proteinlm.load(directories["ProtBert"], device="cpu").embed(PROTEINS)
+    copy = shutil.copytree(directories[name], tmp_path / "old")
+    changes = {"model_type": None, "architectures": [own]}
+    write_json(copy / "config.json", read_json(copy / "config.json") | changes)
+    expected = proteinlm.load(directories[name], device="cpu").embed(PROTEINS)
     np.testing.assert_array_equal(proteinlm.load(copy, device="cpu").embed(PROTEINS), expected)
 
 

@@ -50,6 +50,17 @@ def test_values_of_a_file_are_checked(model_type, key, value, tmp_path):
 
 
 @pytest.mark.parametrize("model_type", SIZES)
+def test_a_size_that_is_missing_is_named(model_type, tmp_path):
+    """Its default would be another model's, at which the weights' shapes would be blamed."""
+    saved(tmp_path, model_type)
+    config = json.loads((tmp_path / "config.json").read_text())
+    for key in {"vocab_size": 30, **SIZES[model_type]}:
+        (tmp_path / "config.json").write_text(json.dumps({name: config[name] for name in config if name != key}))
+        with pytest.raises(InputError, match=rf"^{tmp_path}/config.json: {key} is missing; a positive whole number"):
+            MODELS[model_type]["embed"].from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("model_type", SIZES)
 def test_a_misspelt_override_is_refused(model_type, tmp_path):
     saved(tmp_path, model_type)
     for directory in (None, tmp_path):
