@@ -23,7 +23,7 @@ import numpy as np
 from probe.names import ENSEMBLE, RANDOM, SCORES, WINDOW
 from probe.variants import floors, heat_map
 from probe.variants.mutations import AMINO_ACIDS, Assay, WildType, every_mutant, name_of, read_assay, read_wild_type
-from probe.variants.ranking import METRICS, differences, intervals
+from probe.variants.ranking import METRICS, TOP, differences, intervals
 from proteinlm import errors
 from proteinlm.errors import InputError
 from proteinlm.files import atomic_path, check_writable, reread, write_json
@@ -106,6 +106,8 @@ def rank(
     for name, values in [*scores.items(), (assay.measured_column, measured)]:
         if np.ptp(values[known] if name in scores else values) == 0:
             print(f"notice: every value of {name} is {values[0]:.4g}, so there is nothing to rank", flush=True)
+    if known.sum() * TOP < 1:
+        print(f"notice: ndcg is of the best tenth, and {known.sum()} measured mutants have none", flush=True)
     metrics = {name: intervals(values[known], measured) for name, values in columns.items()}
     rivals = [name for name in scores if RANDOM in scores and name != RANDOM]
     return metrics, {name: differences(scores[name][known], scores[RANDOM][known], measured) for name in rivals}
