@@ -202,15 +202,15 @@ def write_text(final: str | Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
-def plain(value: object) -> object:
+def _plain(value: object) -> object:
     """A value as JSON can hold it: null for NaN and infinity, lists for tuples."""
     if isinstance(value, Mapping):
-        return {key: plain(own) for key, own in value.items()}
+        return {key: _plain(own) for key, own in value.items()}
     if isinstance(value, list | tuple):
-        return [plain(own) for own in value]
+        return [_plain(own) for own in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write_json(final: str | Path, value: object) -> None:
-    """Replace `final` with `value` as indented JSON in one step."""
-    write_text(final, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    """Replace `final` with `value` as indented JSON in one step. It is JSON: null stands for what is no number."""
+    write_text(final, json.dumps(_plain(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")

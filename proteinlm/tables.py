@@ -17,7 +17,7 @@ from pathlib import Path
 
 from proteinlm.errors import InputError, did_you_mean
 from proteinlm.sequences import SUFFIXES
-from proteinlm.untrusted.csv_files import read_rows
+from proteinlm.untrusted.csv_files import lines_of, read_rows
 from proteinlm.untrusted.text_files import read_text
 
 DELIMITERS = {".csv": ",", ".tsv": "\t", ".tab": "\t"}
@@ -95,7 +95,7 @@ def _delimiter(path: str, header: str) -> str:
 
 
 def _delimited_table(path: str, text: str) -> Table:
-    header = next((line for line in text.splitlines() if line.strip()), "")
+    header = next((line for line in lines_of(text) if line.strip()), "")
     columns, rows, lines = None, [], []
     for line, cells in read_rows(path, text, _delimiter(path, header)):
         cells = [cell.strip() for cell in cells]
@@ -130,7 +130,7 @@ def _fasta_table(path: str, text: str) -> Table:
 def fasta_records(path: str, text: str | None = None) -> Iterator[tuple[int, str, dict[str, str], str]]:
     """(line of the header, first word of the header, its KEY=value pairs, the letters as they stand) of each record."""
     line, header, parts = 0, None, []
-    for number, content in enumerate((read_text(path, SAVE_AS) if text is None else text).splitlines(), 1):
+    for number, content in enumerate(lines_of(read_text(path, SAVE_AS) if text is None else text), 1):
         if content.startswith(">"):
             if header is not None:
                 yield line, *header, "".join(parts)

@@ -29,6 +29,7 @@ from writing_commands import COMMANDS, Command, end_of, log_of, make_place, star
 
 from pretrain.checkpoint import files as checkpoint
 from pretrain.data.indexed import IndexedDataset
+from proteinlm.untrusted.array_files import SEAL, read_kept
 from proteinlm.untrusted.safe_load import safe_torch_load
 
 KILLS_A_RUN = 4
@@ -137,7 +138,8 @@ def read_value(path: Path) -> object:
         return [plain(json.loads(line)) for line in data.decode().splitlines()]
     if path.suffix == ".npz":
         with np.load(path, allow_pickle=True) as stored:
-            return {n: plain(stored[n][:3] if n == "outcome" else stored[n]) for n in stored.files}
+            arrays = read_kept(path) if SEAL in stored.files else {n: stored[n] for n in stored.files}
+        return {n: plain(array[:3] if n == "outcome" else array) for n, array in arrays.items()}
     if path.suffix in (".pt", ".training") or path.name == "pytorch_model.bin":
         return plain(safe_torch_load(path))
     if path.suffix == ".distcp" or path.name in (".metadata", "log.txt"):

@@ -46,8 +46,7 @@ def complaint(status: int, text: str, why: str) -> str:
     said = list(dict.fromkeys(first or [re.sub("process [0-9]+: ", "", line) for line in said]))
     if status != 2 or "Traceback" in text or "Exception ignored" in text:
         return f"status {status}"
-    if len(said) == 1 and said[0].endswith("table.md names them"):  # a table of many runs says why above
-        said = [f"error: {line.partition('FAILED: ')[2]}" for line in lines if "FAILED: " in line][:1]
+    said = [re.sub(r" \(\d+ of \d+ runs of .* are not done; \S+table\.md names them\)$", "", line) for line in said]
     match = re.fullmatch(LINES[why], said[0], re.IGNORECASE) if len(said) == 1 else None
     if match is None:
         return f"lines {said}"

@@ -13,6 +13,7 @@ import sys
 import time
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -139,6 +140,14 @@ def test_what_was_told_is_not_silent(tmp_path, monkeypatch):
     for place, (text, kind) in enumerate(((told, "defended"), (usual, "silent"), (other, "silent"))):
         toy = partial(call, partial(say, text), partial(write, b"other"))
         assert seen(toy, tmp_path / str(place), monkeypatch).kind == kind, text
+
+
+def test_a_count_of_no_numbers_may_name_the_checkpoint():
+    damage = "ckpt/iter_0000002/rank_0/a.pt content weight: tensor float32 [8] not finite"
+    for place, told in (("ckpt/iter_0000002", True), ("other/iter_0000002", False)):
+        text = f"note: {place} (TP 2): 1 numbers of 1 tensors are NaN or infinity, first in weight"
+        outcome = SimpleNamespace(stdout=text, stderr="")
+        assert bool(verdict.excuse(outcome, damage, ["out/model"], {verdict.SAID: ""})) is told
 
 
 def test_a_message_may_name_the_key():

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from pretrain.checkpoint import files as checkpoint
 from pretrain.config.options import Config, Training
 from pretrain.data.dataset import Dataset
-from pretrain.data.groups import read_groups
+from pretrain.data.groups import checksum, read_groups
 from pretrain.data.sources import parse_data_path
 from pretrain.data.stages import Sampling
 from pretrain.interval import MEANS, Interval
@@ -133,7 +133,7 @@ class RunState:
         return {
             "shards": [[len(index.documents) - 1, index.num_tokens] for index in indexes],
             "lengths": [zlib.crc32(index.lengths.view(np.uint8)) for index in indexes],  # tells their order
-            "groups": [zlib.crc32(np.ascontiguousarray(one).view(np.uint8)) for one in groups],
+            "groups": [checksum(one) for one in groups],
             "train": self.train_data.num_proteins,
         }
 

@@ -10,6 +10,7 @@ only.
 
 import os
 import re
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -19,6 +20,7 @@ from proteinlm.errors import InputError
 from proteinlm.files import atomic_path
 from proteinlm.masking import GROUP_STREAM, permutation, sample_rng
 from proteinlm.untrusted.array_files import read_npy
+from proteinlm.untrusted.json_files import read_json
 
 UNIT = 1 << 12  # a group's share of an epoch is counted in these parts of a protein
 
@@ -94,8 +96,14 @@ def write_groups(prefix: str, groups: np.ndarray) -> None:
         np.save(file, np.asarray(groups, "<i4"), allow_pickle=False)
 
 
+def checksum(groups: np.ndarray) -> int:
+    """CRC-32 of groups int [N], by which the summary beside a shard knows them."""
+    return zlib.crc32(np.ascontiguousarray(groups, "<i4").view(np.uint8))
+
+
 def read_groups(prefix: str, num_sequences: int) -> np.ndarray:
-    """int32 [N]. InputError where the file is missing, or not one group for every sequence of the shard."""
+    """int32 [N]. InputError where the file is missing, not one group for every sequence of the shard, or other than
+    what the summary beside it says (one that is older, or not there, says nothing)."""
     path = groups_path(prefix)
     if not os.path.isfile(path):
         raise InputError(
@@ -106,6 +114,11 @@ def read_groups(prefix: str, num_sequences: int) -> np.ndarray:
     groups = read_npy(path, (num_sequences,), "<i4", mapped=True, advice=advice)
     if num_sequences and groups.min() < 0:
         raise InputError(f"{path}: group {int(groups.min())} is below 0; preprocess again")
+    summary = f"{prefix}.summary.json"
+    if os.path.isfile(summary):
+        stored = read_json(summary, "what pretrain.preprocess wrote", {"groups?": {"crc32?": int}}).get("groups", {})
+        if stored.get("crc32") not in (None, checksum(groups)):
+            raise InputError(f"{path}: damaged, or of another run: not the groups that {summary} tells of; {advice}")
     return groups
 
 

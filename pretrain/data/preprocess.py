@@ -26,7 +26,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from pretrain.data.clustering import cluster
-from pretrain.data.groups import RULES, GroupNumbers, compile_rule, keys_of, write_groups
+from pretrain.data.groups import RULES, GroupNumbers, checksum, compile_rule, keys_of, write_groups
 from pretrain.data.indexed import IndexedDataset, IndexedWriter
 from proteinlm.errors import ArgumentParser, InputError, run
 from proteinlm.files import atomic_path, reread, write_json
@@ -249,7 +249,8 @@ def cluster_shard(prefix: str, tokenizer: Tokenizer) -> np.ndarray:
 def describe_groups(groups: np.ndarray, rule: str) -> dict:
     """Of the summary."""
     sizes = np.bincount(groups)
-    return {"by": rule, "number": len(sizes), "of_one_protein": int((sizes == 1).sum()), "largest": int(sizes.max())}
+    counts = {"number": len(sizes), "of_one_protein": int((sizes == 1).sum()), "largest": int(sizes.max())}
+    return {"by": rule, **counts, "crc32": checksum(groups)}
 
 
 def build_parser() -> ArgumentParser:

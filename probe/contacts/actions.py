@@ -21,7 +21,7 @@ from probe.contacts.view import head_view
 from probe.names import PRETRAINED, RANDOM
 from proteinlm.encoder import Encoder
 from proteinlm.errors import InputError
-from proteinlm.files import check_writable, plain, write_json, write_text
+from proteinlm.files import check_writable, write_json, write_text
 from proteinlm.model_dir.regression import check_export, export_regression, read_regression, write_regression
 from proteinlm.tables import is_fasta
 from tape.inference.fasta import Protein, Rules, read_proteins, scan_fasta
@@ -110,7 +110,7 @@ def fit_and_score(args: argparse.Namespace, stem: str) -> None:
         for path, regression in zip(written, regressions if written else (), strict=True):
             write_regression(path, regression)
         own = {"model": args.words[0], **settings}
-        store.finish({Path(f"{stem}.json"): lambda path: write_json(path, plain(own | result))})
+        store.finish({Path(f"{stem}.json"): lambda path: write_json(path, own | result)})
     if args.export:  # last: where it is, the same command is refused
         export_regression(args.words[0], regressions[0], args.export)
         written.append(args.export)
@@ -147,7 +147,7 @@ def families(args: argparse.Namespace, stem: str) -> None:
         caption = f"{many}; model {model}, {', '.join(seeds)}; contact: {DEFINITION}"
         write_text(written[-1], families_page(rows, pictures, caption))
         report = {"model": args.words[0], **settings, **result, "chains": [row.report() for row in rows]}
-        store.finish({Path(f"{stem}.families.json"): lambda path: write_json(path, plain(report))})
+        store.finish({Path(f"{stem}.families.json"): lambda path: write_json(path, report)})
     print(table_text(result["arms"]), table_text(result["differences"]), sep="\n\n")
     print(f"percent, means over {many}, 95% intervals over families")
     print(f"wrote {', '.join([f'{stem}.families.json', *map(str, written)])}")

@@ -13,7 +13,7 @@ from probe.probes.data import ProbeData
 from probe.probes.heads import Recipe
 from probe.probes.pictures import draw_confusion, draw_layers
 from probe.probes.scoring import METRICS, differences, intervals, values_of
-from proteinlm.files import plain, write_json, write_text
+from proteinlm.files import write_json, write_text
 from tape.reporting.tables import markdown_table
 
 TITLES = {"accuracy": "accuracy", "balanced_accuracy": "balanced accuracy", "mcc": "MCC", "f1_macro": "macro F1"}
@@ -42,7 +42,7 @@ def write_report(
     settings |= {"heads": recipe, "notices": list(data.notices), **notes}
     settings |= {"torch": torch.__version__, "python": platform.python_version()}
     report = {"settings": settings, "seconds": round(seconds, 1), "rows": rows}
-    write_json(output / "results.json", plain(report))
+    write_json(output / "results.json", report)
     table = [list(map(str, line)) for line in _table(rows)]
     write_text(output / "table.md", markdown_table(table) + "\n")
     pictures = [*_confusions(output, name, data, rows), *_curves(output, name, data, rows)]

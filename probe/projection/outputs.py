@@ -28,7 +28,7 @@ from probe.projection.maps import (
 from probe.projection.neighbors import RESAMPLES, purity_of, silhouette_of
 from probe.projection.points import FEWEST, Column, Points, amino_acids, read_points
 from proteinlm.errors import InputError
-from proteinlm.files import atomic_path, check_writable, plain, write_json, write_text
+from proteinlm.files import atomic_path, check_writable, write_json, write_text
 from tape.data.holdout import cluster_sequences
 from tape.scoring.bootstrap import mean_of, paired_difference
 
@@ -224,7 +224,7 @@ def write_outputs(output: Path, points: Points, maps: Mapping[str, Mapping[str, 
     write_text(written[0], explorer(title, caption, points, maps, table_of(results["columns"])))
     with atomic_path(written[1]) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
         _write_coordinates(file, points, maps)
-    write_json(output.with_name(f"{output.name}.json"), plain(results))
+    write_json(output.with_name(f"{output.name}.json"), results)
     print(f"wrote {output}.json, {', '.join(map(str, written))}")
 
 

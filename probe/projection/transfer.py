@@ -23,7 +23,7 @@ from probe.projection.maps import need
 from probe.projection.neighbors import RESAMPLES, nearest
 from probe.projection.points import read_points
 from proteinlm.errors import InputError
-from proteinlm.files import atomic_path, check_writable, plain, write_json
+from proteinlm.files import atomic_path, check_writable, write_json
 from proteinlm.tables import is_fasta
 from tape.data.holdout import cluster_sequences
 from tape.scoring.bootstrap import confidence_interval, mean_of
@@ -165,5 +165,5 @@ def annotate(
         "relatives_excluded": exclude_relatives, "farther_than_any": int((nearer >= 1).sum()),
         "reference": quality(calibration, labels, clusters, seed),
     }  # fmt: skip
-    write_json(Path(output).with_suffix(".json"), plain(results))
+    write_json(Path(output).with_suffix(".json"), results)
     return results

@@ -23,10 +23,10 @@ import numpy as np
 from probe.names import ENSEMBLE, RANDOM, SCORES, WINDOW
 from probe.variants import floors, heat_map
 from probe.variants.mutations import AMINO_ACIDS, Assay, WildType, every_mutant, name_of, read_assay, read_wild_type
-from probe.variants.ranking import METRICS, differences, intervals
+from probe.variants.ranking import METRICS, TOP, differences, intervals
 from proteinlm import errors
 from proteinlm.errors import InputError
-from proteinlm.files import atomic_path, check_writable, plain, reread, write_json
+from proteinlm.files import atomic_path, check_writable, reread, write_json
 from proteinlm.model_dir.find import find_model
 from proteinlm.running.locks import locked
 from proteinlm.tables import is_table
@@ -106,6 +106,8 @@ def rank(
     for name, values in [*scores.items(), (assay.measured_column, measured)]:
         if np.ptp(values[known] if name in scores else values) == 0:
             print(f"notice: every value of {name} is {values[0]:.4g}, so there is nothing to rank", flush=True)
+    if known.sum() * TOP < 1:
+        print(f"notice: ndcg is of the best tenth, and {known.sum()} measured mutants have none", flush=True)
     metrics = {name: intervals(values[known], measured) for name, values in columns.items()}
     rivals = [name for name in scores if RANDOM in scores and name != RANDOM]
     return metrics, {name: differences(scores[name][known], scores[RANDOM][known], measured) for name in rivals}
@@ -197,7 +199,7 @@ def write(
     settings = {"wild_type": wild.name, "residues": len(wild.sequence), "offset": wild.offset, "score": args.score}
     settings |= {"window": args.window, "mutants": len(mutants), "data": Path(args.words[-1]).name}
     settings |= {"models": dict(models), "random_seed": args.random_seed, "seconds": seconds}
-    write_json(output.with_suffix(".json"), plain(settings | metrics))
+    write_json(output.with_suffix(".json"), settings | metrics)
 
 
 cli = partial(errors.run, main, resumes=True)

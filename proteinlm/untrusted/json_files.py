@@ -15,6 +15,7 @@ from proteinlm.untrusted.shapes import Shape, misfits
 from proteinlm.untrusted.text_files import read_bytes, read_text
 
 DEEPEST = 64  # brackets within brackets
+LARGEST = 1 << 25  # bytes of an object; what Python makes of them can be 20 times as large
 LARGEST_INTEGER = 1 << 64
 
 
@@ -40,7 +41,7 @@ def decode_json(text: str | bytes) -> object:
 def read_json(path: str | Path, content: str = "", shape: Shape = dict) -> dict:
     """A JSON object. content: what it should be, for messages."""
     should = f"; should be {content}" if content else ""
-    value = _read(path, should)
+    value = _read(path, should, LARGEST)
     if not isinstance(value, dict):
         raise InputError(f"{path}: a JSON object was expected, found {type(value).__name__}{should}")
     for fault in (*_unwritable(value), *misfits(value, shape)):
@@ -50,11 +51,11 @@ def read_json(path: str | Path, content: str = "", shape: Shape = dict) -> dict:
 
 def read_json_records(path: str | Path) -> object:
     """JSON of any size and shape, not looked through: its reader checks each record."""
-    return _read(path, "")
+    return _read(path, "", None)
 
 
-def _read(path: str | Path, should: str) -> object:
-    text = read_text(path, f"should be {'JSON' if not should else should.removeprefix('; should be ')}")
+def _read(path: str | Path, should: str, largest: int | None) -> object:
+    text = read_text(path, f"should be {'JSON' if not should else should.removeprefix('; should be ')}", largest)
     try:
         return decode_json(text)
     except ValueError as error:
@@ -77,18 +78,21 @@ def read_json_lines(path: str | Path) -> Iterator[tuple[int, str, dict | None]]:
         yield number, line.decode("utf-8", "replace"), value if isinstance(value, dict) else None
 
 
-def _unwritable(whole: dict) -> Iterator[str]:
+def _unwritable(value: dict | list, key: str = "", depth: int = 0) -> Iterator[str]:
     """What can be read, but would stop whoever computes with it, prints it or writes it again."""
-    todo: list[tuple[object, str, int]] = [(whole, "", 0)]
-    while todo:
-        value, key, depth = todo.pop()
-        if isinstance(value, dict | list) and depth == DEEPEST:
-            yield f"key {key[:40]!r} ...: more than {DEEPEST} brackets within brackets"
-        elif isinstance(value, dict | list):
-            items = value.items() if isinstance(value, dict) else enumerate(value)
-            todo += [(own, f"{key}.{name}".lstrip("."), depth + 1) for name, own in items]
-            value = "".join(value) if isinstance(value, dict) else ""
-        if isinstance(value, str) and not value.isascii() and any("\ud800" <= letter <= "\udfff" for letter in value):
-            yield f"key {key!a}: half a surrogate pair, which is no text"
-        if isinstance(value, int) and abs(value) >= LARGEST_INTEGER:
-            yield f"key {key!r}: an integer of more than 64 bits"
+    if depth == DEEPEST:
+        yield f"key {key[:40]!r} ...: more than {DEEPEST} brackets within brackets"
+        return
+    if isinstance(value, dict) and _has_half("".join(value)):
+        yield f"key {key!a}: half a surrogate pair, which is no text"
+    for name, own in value.items() if isinstance(value, dict) else enumerate(value):
+        if isinstance(own, dict | list):
+            yield from _unwritable(own, f"{key}.{name}".lstrip("."), depth + 1)
+        elif isinstance(own, str) and _has_half(own):
+            yield f"key {f'{key}.{name}'.lstrip('.')!a}: half a surrogate pair, which is no text"
+        elif isinstance(own, int) and abs(own) >= LARGEST_INTEGER:
+            yield f"key {f'{key}.{name}'.lstrip('.')!r}: an integer of more than 64 bits"
+
+
+def _has_half(text: str) -> bool:
+    return not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text)

@@ -48,27 +48,27 @@ def _refuse_zeros(raw: BinaryIO, path: str | Path) -> None:
         raw.seek(0)
 
 
-def read_text(path: str | Path, advice: str = "should be UTF-8 text") -> str:
-    """The whole file. advice: ends the InputError for what is no text."""
+def read_text(path: str | Path, advice: str = "should be UTF-8 text", largest: int | None = None) -> str:
+    """The whole file. advice: ends the InputError for what is no text; largest: bytes that may be read."""
     if not Path(path).exists() or Path(path).is_dir():
         raise InputError(f"{path}: {'a directory; should be a file' if Path(path).is_dir() else 'no such file'}")
     with unzipped(path) as file:
-        return _decoded(_read(file, path, advice, until=b"\0"), path, advice)
+        return _decoded(_read(file, path, advice, largest or LARGEST, until=b"\0"), path, advice)
 
 
 def read_bytes(path: str | Path, advice: str = "should be a smaller file") -> bytes:
     """The whole file, as it is. InputError where it is too large to be what its reader expects."""
     with open(path, "rb") as file:
-        return bytes(_read(file, path, advice))
+        return bytes(_read(file, path, advice, LARGEST))
 
 
-def _read(file: BinaryIO, path: str | Path, advice: str, until: bytes | None = None) -> bytearray:
+def _read(file: BinaryIO, path: str | Path, advice: str, largest: int, until: bytes | None = None) -> bytearray:
     """All there is, or no more than a block behind `until`: a sparse file has zeros without end."""
     data = bytearray()
     while block := file.read(BLOCK):
         data += block
-        if len(data) > LARGEST:
-            raise InputError(f"{path}: more than {LARGEST:,} bytes; {advice}")
+        if len(data) > largest:
+            raise InputError(f"{path}: more than {largest:,} bytes; {advice}")
         if until is not None and until in block:
             break
     return data

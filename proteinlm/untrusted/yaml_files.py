@@ -15,6 +15,7 @@ import yaml
 from proteinlm.errors import InputError
 from proteinlm.untrusted.text_files import read_text
 
+LARGEST_FILE = 1 << 19  # bytes, which PyYAML reads in seconds
 LARGEST = 100_000  # values, each alias counted as what it stands for
 # What PyYAML's constructors raise beside their own: for 2001-99-99, !!float x, !!bool maybe, !!timestamp x, 10^5000 ...
 FAULTS = (ValueError, TypeError, LookupError, AttributeError, OverflowError)
@@ -30,7 +31,7 @@ class YamlMapping(dict):
 
 def read_yaml(path: str | Path) -> YamlMapping:
     """The file's mapping, empty for an empty file."""
-    text = read_text(path)
+    text = read_text(path, "should be lines of `key: value`", LARGEST_FILE)
     try:
         loader = yaml.SafeLoader(text)
         node = loader.get_single_node()

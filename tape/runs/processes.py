@@ -184,7 +184,7 @@ def run_together(device_name: str, work: Callable[[Processes, torch.device], int
 
     debug: the process whose mistake it was shows its traceback. A mistake that all ranks know of is printed by rank 0,
     and none leaves before that: torchrun ends the others as soon as one has failed. Any other exception leaves at once,
-    without a barrier that other ranks might not reach.
+    without a barrier that other ranks might not reach; a process that waits for one that left so is told what happened.
     """
     processes, device = start(device_name)
     try:
@@ -194,5 +194,10 @@ def run_together(device_name: str, work: Callable[[Processes, torch.device], int
             traceback.print_exception(error.__cause__)
         status = errors.tell(str(error)) if processes.is_main else errors.EXIT_USAGE
         processes.barrier()
+    except RuntimeError as error:
+        what = errors.lost_peer(error) if processes.size > 1 else None
+        if what is None:
+            raise
+        raise InputError(f"{what}, which may have said why; what is saved is whole, and can be gone on from") from error
     processes.close()
     return status

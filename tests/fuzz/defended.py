@@ -106,6 +106,10 @@ PASSES = [
         *("", "", r"^(proteins\.(txt|jsonl)|labelled\.fasta|ckpt/metrics\.jsonl) bytes whole (itself twice|null)$"),
         "what comes twice is there twice; null is four letters",
     ),
+    Rule(
+        *("^fasta$", "^preprocess", r"^proteins\.fasta bytes whole itself twice$"),
+        "a corpus may hold a protein any number of times, under any name: they are counted, and no name is kept",
+    ),
     Rule("", "^tape-eval", r"^run\S*/\S+-\S+\.json bytes truncate", "a result that cannot be read is made again"),
     Rule(
         "",

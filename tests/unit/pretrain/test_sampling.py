@@ -162,6 +162,9 @@ def test_groups_from_headers(workers, tmp_path, capsys):
         assert preprocess([*arguments, "--group-by", rule, "--workers", str(workers)]) == 0
         assert read_groups(prefix, 5).tolist() == [0, 1, 2, 0, 3]
     assert "4, 3 of one protein; the largest has 2" in capsys.readouterr().out
+    write_groups(prefix, np.array([0, 1, 2, 0, 4]))
+    with pytest.raises(InputError, match=r"groups\.npy: damaged, or of another run: not the groups .*summary"):
+        read_groups(prefix, 5)
     preprocess([*arguments, "--group-by", "pfam", "--max-length", "3"])
     assert read_groups(prefix, 4).tolist() == [0, 1, 0, 2]
     preprocess(arguments)

@@ -168,10 +168,13 @@ def test_numbers_that_rank_nothing(models, folder, capsys):
     assert run("variants", models[0], "wt.fasta", "dms.csv", "--offset", "24", "--device", "cpu") == 2
     line = "dms.csv, line 5, column DMS_score: '-inf' is no finite number; NA says that there is none"
     assert capsys.readouterr().err.strip() == f"error: {line}"
-    (folder / "dms.csv").write_text("mutant,DMS_score\n" + "".join(f"{mutant},2.5\n" for mutant in ROWS))
+    (folder / "dms.csv").write_text("mutant,DMS_score\n" + "".join(f"{mutant},2.5\n" for mutant in ROWS[:9]))
     assert run("variants", models[0], "wt.fasta", "dms.csv", "--offset", "24", "--device", "cpu") == 0
-    assert "notice: every value of DMS_score is 2.5, so there is nothing to rank" in capsys.readouterr().out
-    assert '"value": null' in (record := (folder / "dms_scored.json").read_text()) and "NaN" not in record
+    printed = capsys.readouterr().out
+    assert "notice: every value of DMS_score is 2.5, so there is nothing to rank" in printed
+    assert "notice: ndcg is of the best tenth, and 9 measured mutants have none" in printed
+    report = json.loads((folder / "dms_scored.json").read_text(), parse_constant=lambda word: pytest.fail(word))
+    assert report["metrics"]["esm0"]["ndcg"]["value"] is None
 
 
 def test_verbs(capsys):

@@ -1,7 +1,10 @@
 """One guarded reader a format: what people have is taken, what is damaged is one line with the file and the place."""
 
+import csv
 import gzip
+import io
 import json
+import random
 import zipfile
 from pathlib import Path
 
@@ -11,7 +14,7 @@ import pytest
 
 from proteinlm.errors import LONGEST, InputError
 from proteinlm.files import write_json
-from proteinlm.untrusted import text_files
+from proteinlm.untrusted import csv_files, json_files, text_files, yaml_files
 from proteinlm.untrusted.array_files import H5, read_kept, read_npy, read_npz, write_kept
 from proteinlm.untrusted.csv_files import read_rows
 from proteinlm.untrusted.json_files import DEEPEST, read_json, read_json_lines, read_json_records
@@ -120,11 +123,28 @@ def test_what_is_no_record(tmp_path, content, message):
 
 
 def test_what_is_read_can_be_written(tmp_path):
-    values = b'{"a": [18446744073709551615, -1e308, NaN, "\\ud83d\\ude00", "\xc3\xa9"]}'
+    values = b'{"a": [18446744073709551615, -1e308, "\\ud83d\\ude00", "\xc3\xa9"]}'
     for content in (DEEP, values):
         value = read_json(write(tmp_path / "a.json", b"\xef\xbb\xbf" + content))
         write_json(tmp_path / "b.json", value)
         assert repr(read_json(tmp_path / "b.json")) == repr(value)
+
+
+def test_what_is_written_is_json(tmp_path):
+    write_json(tmp_path / "a.json", {"a": (1.5, float("nan"), {"b": float("-inf")}), "c": np.float64("inf")})
+    refused = lambda word: pytest.fail(word)  # noqa: E731
+    read = json.loads((tmp_path / "a.json").read_text(), parse_constant=refused)
+    assert read == {"a": [1.5, None, {"b": None}], "c": None}
+
+
+def test_records_and_configurations_are_small(tmp_path, monkeypatch):
+    """A gzip file of a few kilobytes can hold a list that takes all the memory there is."""
+    monkeypatch.setattr(json_files, "LARGEST", 1000)
+    monkeypatch.setattr(yaml_files, "LARGEST_FILE", 1000)
+    path = write(tmp_path / "a", gzip.compress(b'{"a": [' + b"1," * 1000 + b"1]}"))
+    for read in (read_json, read_yaml):
+        assert line_of(read, path).startswith(": more than 1,000 bytes; should be ")
+    assert len(read_json_records(path)["a"]) == 1001
 
 
 def test_json_records_are_handed_on(tmp_path):
@@ -217,9 +237,21 @@ def test_yaml_that_people_write(tmp_path):
 # ---- CSV
 
 
-def test_a_cell_may_be_of_any_length():
+def test_a_cell_may_be_as_long_as_any_protein():
     long = "A" * 200_000  # of more than csv's 131,072 letters
     assert list(read_rows("t.csv", f'id,x\r\n\n"{long}",1\n', ",")) == [(1, ["id", "x"]), (3, [long, "1"])]
+    with pytest.raises(InputError, match=r"^t\.csv, line 2: not CSV \(.*16777216\)"):
+        list(read_rows("t.csv", "id,x\n" + "A" * (csv_files.LONGEST + 1)))
+
+
+def test_lines_are_those_of_the_csv_module():
+    """io.StringIO(newline="") is what its documentation gives it."""
+    rng = random.Random(0)
+    signs = ["a", "\n", "\r", "\r\n", '"p\nq",', ",", "\x0b", "\x0c", "\x1c", "\x85", "\u2028", " "]
+    for text in ("".join(rng.choices(signs, k=20)) for _ in range(1000)):
+        expected = list(csv.reader(io.StringIO(text, newline=""), strict=True))
+        assert [cells for _, cells in read_rows("t.csv", text)] == [own for own in expected if any(map(str.strip, own))]
+        assert list(csv_files.lines_of(text)) == list(io.StringIO(text, newline=""))
 
 
 def test_an_open_quote_is_named_by_its_line():

@@ -16,7 +16,8 @@ from tape.data.lengths import residue_limit
 from tape.finetuning import norms, runs
 from tape.finetuning.options import parse_options
 from tape.finetuning.trainer import Trainer
-from tape.runs.processes import Processes, SharedInputError
+from tape.runs import processes
+from tape.runs.processes import Processes, SharedInputError, run_together
 from tape.scoring.inference import predict
 from tape.tasks import TASKS
 
@@ -245,3 +246,23 @@ def test_one_ranks_mistake_is_everyones():
     in_threads(3, work)
     with pytest.raises(InputError, match="alone"):
         Processes().together(lambda: (_ for _ in ()).throw(InputError("alone")))
+
+
+@pytest.mark.parametrize(
+    ("size", "text", "raised"),
+    [
+        (2, "[pair.cc:553] Connection closed by peer [127.0.0.1]:9", InputError),
+        (2, "shape mismatch", RuntimeError),
+        (1, "Connection closed by peer", RuntimeError),
+    ],
+)
+def test_a_process_whose_peer_has_ended_says_so(size, text, raised, monkeypatch):
+    """A disk that is full when rank 0 writes ends that process, and the other one's next sum."""
+
+    def work(*_):
+        raise RuntimeError(text)
+
+    monkeypatch.setattr(processes, "start", lambda _: (Processes(size - 1, size), torch.device("cpu")))
+    with pytest.raises(raised) as caught:
+        run_together("cpu", work)
+    assert ("another process of the run has ended, which" in str(caught.value)) is (raised is InputError)
