@@ -98,7 +98,8 @@ def run(model: str | None, data: ProbeData, output: str | Path, options: Options
             f"{data.name}: no split to score beside train; --test names a table, --split_column none divides"
         )
     if options.checkpoint is None:
-        check_holdout(options.holdout, len(data.splits["train"]))
+        where = data.where[0].partition(",")[0]
+        check_holdout(options.holdout, [data.sequences[i] for i in data.splits["train"]], where)
     check_writable(output / "heads" / "head.npz")
     with locked(output, "--output"):
         work = _Work(model, data, output, options)

@@ -179,12 +179,15 @@ def _choose(groups: np.ndarray, number: int, seed: int, labels: np.ndarray | Non
     return _take(visits[np.argsort(sizes[visits], kind="stable")], groups, labels, 1, len(groups) // 2)
 
 
-def check_holdout(fraction: float, number: int) -> None:
-    """InputError where no such fraction of so many proteins can be held out."""
+def check_holdout(fraction: float, sequences: Sequence[str], where: str = "") -> None:
+    """InputError where no such fraction of train can be held out. where: the file, for the message."""
+    train = f"train of {where}" if where else "train"
     if not 0 < fraction < 0.5:
         raise InputError(f"--holdout {fraction}: should lie between 0 and 0.5, for instance 0.1")
-    if number < 4:
-        raise InputError(f"--holdout {fraction}: train has {number} proteins, at least 4 are needed")
+    if len(sequences) < 4:
+        raise InputError(f"--holdout {fraction}: {train} has {len(sequences)} proteins, at least 4 are needed")
+    if len(set(sequences)) < 2:
+        raise InputError(f"--holdout {fraction}: {train} has one distinct sequence, of which no part can be held out")
 
 
 def hold_out(
@@ -198,7 +201,7 @@ def hold_out(
 
     clusters: int[N], of `cluster_sequences` (of more proteins than these, where they are a part), if known already.
     """
-    check_holdout(fraction, len(sequences))
+    check_holdout(fraction, sequences)
     clusters = cluster_sequences(sequences) if clusters is None else np.unique(clusters, return_inverse=True)[1]
     sizes = np.bincount(clusters)
     number = max(1, round(fraction * len(sequences)))
@@ -216,5 +219,5 @@ def hold_out(
         out = _choose(clusters, number, seed, None)
         method = "whole clusters, some with classes that train then lacks, since each class has one sequence"
     if not out.any():
-        raise InputError(f"--holdout {fraction}: train has one distinct sequence, of which no part can be held out")
+        raise InputError(f"--holdout {fraction}: train has too few distinct sequences for a part to be held out")
     return Holdout(np.flatnonzero(~out), np.flatnonzero(out), method, len(sizes), int(sizes.max()))

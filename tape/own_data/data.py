@@ -170,10 +170,13 @@ class OwnData:
         stored = read_json(path, own, SHAPE)
         if stored["kind"] not in KINDS:
             raise InputError(f"{path}: key 'kind' is {stored['kind'][:40]!r}; should be one of {', '.join(KINDS)}")
+        target = stored["columns"]["target"]
+        if len(set(target)) != max(len(target), 1):
+            raise InputError(f"{path}: key 'columns.target' is {target}; should be columns that differ, at least one")
         columns = {name: stored["columns"][name] for name in Columns.__dataclass_fields__}
         values = {name: stored[name] for name in cls.__dataclass_fields__}
         values |= {name: tuple(stored[name]) for name in ("classes", "ignore", "notices")} | {"proteins": []}
-        data = cls(**values | {"columns": Columns(**columns | {"target": tuple(columns["target"])})})
+        data = cls(**values | {"columns": Columns(**columns | {"target": tuple(target)})})
         if not proteins:
             return data
         data = replace(data, proteins=list(data._read(directory / DATA_CSV)))

@@ -110,7 +110,12 @@ PASSES = [
         *("^fasta$", "^preprocess", r"^proteins\.fasta bytes whole itself twice$"),
         "a corpus may hold a protein any number of times, under any name: they are counted, and no name is kept",
     ),
-    Rule("", "^tape-eval", r"^run\S*/\S+-\S+\.json bytes truncate", "a result that cannot be read is made again"),
+    Rule(
+        *("", "^tape-eval", r"^run\S*/\S+-\S+\.json (bytes truncate|content /(task|split): )"),
+        "a result that cannot be read, or is another's, is made again",
+    ),
+    Rule("", "^tape-table", r"^run\S*/\S+-\S+\.json content /split: '", "a result's own word for its split is shown"),
+    Rule("", "", r"\.safetensors content rename bert\.(\S+) to \1$", "TAPE's encoder alone has names without bert."),
     Rule(
         "",
         "^prottrans",

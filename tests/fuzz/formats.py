@@ -102,7 +102,9 @@ def safetensors_file(rng: random.Random, path: Path) -> str:
     elif how == "drop":
         del tensors[name]
     elif how == "rename":
-        tensors[rng.choice([name + "x", name.upper(), "", "é", name.split(".", 1)[-1]])] = tensors.pop(name)
+        new = rng.choice([name + "x", name.upper(), "", "é", name.split(".", 1)[-1]])
+        tensors[new] = tensors.pop(name)
+        what += f" to {new}"
     elif how == "extra":
         tensors["extra"] = torch.zeros(3)
     else:
