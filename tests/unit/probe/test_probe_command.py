@@ -56,6 +56,16 @@ def call(*words):
 QUICK = ("--device", "cpu", "--epochs", "2", "--seeds", "0", "1", "--output", "out")
 
 
+def test_a_train_of_one_sequence_is_refused_before_it_is_embedded(model, folder, capsys):
+    table = folder / "deeploc.csv"
+    head, *rows = [line.split(",") for line in table.read_text().splitlines()]
+    table.write_text("\n".join(",".join([row[0], "MKTAYIAKQRQI", *row[2:]]) for row in [head, *rows]) + "\n")
+    table.write_text(table.read_text().replace("id,MKTAYIAKQRQI", "id,sequence"))
+    assert call(model, "deeploc.csv", "--target", "location", *QUICK) == 2
+    assert "train of deeploc.csv has one distinct sequence" in capsys.readouterr().err
+    assert not (folder / "out").exists()
+
+
 def test_arms_heads_poolings_and_layers_in_one_table(model, folder, no_pictures, capsys):
     words = ("deeploc.csv", "--target", "location", "membrane", "--heads", "fnn", "logistic", "--layers", "0", "2")
     assert call(model, *words, "--poolings", "mean", "max_min", *QUICK, "--epochs", "1") == 0

@@ -130,6 +130,12 @@ def test_impossible_requests(sequences, fraction):
         holdout.hold_out(sequences, fraction)
 
 
+def test_one_sequence_is_refused_by_its_file():
+    with pytest.raises(InputError, match=r"train of t\.csv has one distinct sequence"):
+        holdout.check_holdout(0.1, ["ACD"] * 10, "t.csv")
+    holdout.check_holdout(0.1, ["ACD"] * 9 + ["ACE"], "t.csv")
+
+
 def test_thousands_of_proteins_in_seconds():
     sequences, _ = families(1000, 5)
     begin = time.perf_counter()

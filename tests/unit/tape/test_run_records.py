@@ -142,6 +142,10 @@ def own(tmp_path) -> Path:
             {"columns": {"sequence": "s", "target": "t", "id": None, "split": None}},
             "key 'columns.target' is 't'; a list",
         ),
+        (
+            {"columns": {"sequence": "s", "target": ["t", "t"], "id": None, "split": None}},
+            "key 'columns.target' is ['t', 't']; should be columns that differ",
+        ),
         ({"division": "x"}, "key 'division' is 'x'; an object was expected"),
         ({"division": {"leak": {"test": {"proteins": 4}}}}, "key 'division.leak.test.relative_in_train' is missing"),
         ({"proteins": 41}, "40 proteins, data.json says 41"),
