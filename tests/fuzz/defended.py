@@ -85,7 +85,7 @@ PASSES = [
     ),
     Rule("", "", r"config\.json content /\w+: (dropped|renamed .+)$", "a key that is absent has its format's default"),
     Rule(
-        "", "^curves", r"metrics\.jsonl content line \d+ /\w+: (dropped|renamed \S+)$", "logs older than a key lack it"
+        "", "^curves", r"metrics\.jsonl content line \d+ /\w+: (dropped|renamed .+)$", "logs older than a key lack it"
     ),
     Rule("", "^reproduce", r"reproduce\.json content /(recipe|\w+_commands?)\b", "a record that is shown as it stands"),
     Rule(
