@@ -48,8 +48,10 @@ def read_recipe(path: str | Path, checks: Mapping[str, Callable[[object], object
     path = Path(path)
     if not path.is_file():
         raise InputError(f"--recipe {path}: no such file; should be default, none or a YAML file of flags and values")
-    recipe = {}
-    for key, value in read_yaml(path).items():
+    recipe, values = {}, read_yaml(path)
+    if not values:
+        raise InputError(f"{path}: empty; should be lines of `flag: value`, or --recipe none")
+    for key, value in values.items():
         if key not in BUILT_IN:
             near = get_close_matches(str(key), BUILT_IN, n=1)
             hint = f"did you mean {near[0]}?" if near else f"a recipe has {', '.join(BUILT_IN)}"

@@ -86,7 +86,9 @@ def _started(options: TrainOptions) -> dict:
     output = Path(options.output_dir)
     if options.from_pretrained and output.resolve() == find_model(options.from_pretrained).resolve():
         raise InputError(f"--output_dir {output} is --from_pretrained too; finetuning would overwrite that model")
-    check_writable(output / "args.json")
+    own = ("metrics.jsonl", CONFIG_NAME, SAFE_NAME)
+    for name in ("args.json", *own, *(STATE.parent / name for name in own[1:]), STATE):
+        check_writable(output / name)
     started = read_run(output)
     if not started:
         refuse_to_overwrite(output, "--output_dir")

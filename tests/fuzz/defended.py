@@ -115,7 +115,7 @@ PASSES = [
         "a corpus may hold a protein any number of times, under any name: they are counted, and no name is kept",
     ),
     Rule(
-        *("", "^tape-eval", r"^run\S*/\S+-\S+\.json (bytes truncate|content /(task|split): )"),
+        *("", "^tape-eval", r"^run\S*/\S+-\S+\.json (bytes truncate|content /(task|split|device): )"),
         "a result that cannot be read, or is another's, is made again",
     ),
     Rule("", "^tape-table", r"^run\S*/\S+-\S+\.json content /split: '", "a result's own word for its split is shown"),

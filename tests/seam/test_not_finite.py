@@ -159,3 +159,15 @@ def test_a_megatron_checkpoint_keeps_them(tmp_path, convert_to):
     written, printed = convert_to(tmp_path / "megatron", "tape", "--target", "tape", "--verify")
     assert "1 numbers of 1 tensors are NaN or infinity, first in layers.0.input_layernorm.weight" in printed
     assert sum(count_not_finite(load_file(written / "model.safetensors")).values()) == 1
+
+
+def test_weights_too_large_to_compute_with_are_compared_as_tensors(good, tmp_path, convert_to):
+    state = load_file(good / "tape" / "model.safetensors")
+    shutil.copytree(good / "tape", tmp_path / "tape")
+    state["mlm.transform.dense.weight"].fill_(3e38)
+    save_file(state, tmp_path / "tape" / "model.safetensors")
+    written, printed = convert_to(tmp_path / "tape", "out", "--target", "tape", "--verify")
+    assert "logits nan (through tape)" in printed and "the source's own outputs are NaN or infinity" in printed
+    assert torch.equal(
+        load_file(written / "model.safetensors")["mlm.transform.dense.weight"], state["mlm.transform.dense.weight"]
+    )

@@ -91,6 +91,7 @@ def test_switching_off(tmp_path):
         ("pooling: max", "should be one of first, mean"),
         ("freeze_encoder: 3", "should be true or false"),
         ("- 1", "should hold lines of"),
+        ("# nothing", "empty; should be lines of"),
         ("a: [", "not YAML"),
     ],
 )

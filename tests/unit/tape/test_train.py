@@ -131,6 +131,13 @@ def test_resume_with_nothing_saved_starts_afresh(world, tmp_path, capsys):
     assert "starting afresh" in capsys.readouterr().out
 
 
+def test_a_directory_in_a_files_place_is_refused_before_the_first_step(world, tmp_path, capsys):
+    (tmp_path / "run/last/state.pt").mkdir(parents=True)
+    assert run(world, "stability", tmp_path / "run", "--max_steps", 2, "--resume") == 2
+    assert "state.pt: a directory; the output is a file" in capsys.readouterr().err
+    assert sorted(path.name for path in (tmp_path / "run").rglob("*")) == ["last", "state.pt"]
+
+
 def first_steps(world: Path, out: Path) -> dict[int, tuple[float, float]]:
     """(loss, gradient norm) of one step on all 64 proteins, by the number of parts it is computed in."""
     config = write_config(world / "no_dropout.json", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
