@@ -16,6 +16,7 @@ from proteinlm.errors import ArgumentParser, InputError, run
 from proteinlm.files import check_writable, write_json, write_text
 from proteinlm.tokenizer import build_tokenizer
 
+LARGEST_NODE = 4096  # GPUs
 POSITIVE = ("gpus_per_node", "nodes", "gpu_memory", "bandwidth", "price_per_gpu_hour", "tokens", "rows")
 
 
@@ -45,6 +46,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name in POSITIVE:
         if (value := getattr(own, name)) is not None and not 0 < value < float("inf"):
             raise InputError(f"--{name.replace('_', '-')} {value} must be more than 0")
+    if own.gpus_per_node > LARGEST_NODE:
+        raise InputError(f"--gpus-per-node {own.gpus_per_node} must be at most {LARGEST_NODE}")
     source = read_flags(flags).config
     for path in filter(None, (own.json, own.html)):
         check_writable(path, *filter(None, (own.calibration, source)))

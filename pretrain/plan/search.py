@@ -240,10 +240,10 @@ def _pieces(config: Config, layers: int) -> int:
 
 def configurations(config: Config, cluster: Cluster) -> Iterator[Config]:
     """The configuration in every layout that it allows on so many GPUs."""
-    for tp in _divisors(cluster.gpus_per_node):
-        for pp in _divisors(cluster.size // tp):
-            if pp <= min(LARGEST_PP, config.model.num_layers):
-                yield from _with_data_parallelism(config, cluster, tp, pp)
+    deepest = min(LARGEST_PP, config.model.num_layers)
+    for tp in _divisors(cluster.gpus_per_node, cluster.gpus_per_node):
+        for pp in _divisors(cluster.size // tp, deepest):
+            yield from _with_data_parallelism(config, cluster, tp, pp)
 
 
 def _with_data_parallelism(config: Config, cluster: Cluster, tp: int, pp: int) -> Iterator[Config]:
@@ -283,5 +283,5 @@ def _valid(config: Config, size: int) -> Iterator[Config]:
         return
 
 
-def _divisors(number: int) -> list[int]:
-    return [n for n in range(1, number + 1) if number % n == 0]
+def _divisors(number: int, most: int) -> list[int]:
+    return [n for n in range(1, min(number, most) + 1) if number % n == 0]

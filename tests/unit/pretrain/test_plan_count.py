@@ -129,6 +129,10 @@ def test_the_command_plans_and_writes(tmp_path, capsys):
 def test_what_cannot_be_planned_is_one_line():
     with pytest.raises(InputError, match="--nodes 0 must be more than 0"):
         main([*SHAPE, "--nodes", "0"])
+    with pytest.raises(InputError, match="--gpus-per-node 1180591620717411303424 must be at most 4096"):
+        main([*SHAPE, "--gpus-per-node", str(2**70)])
+    with pytest.raises(InputError, match=r"no layout of .* GPUs divides global-batch-size"):  # and in a moment
+        main([*SHAPE, "--num-layers", "2", "--nodes", str(2**70 + 1)])
     with pytest.raises(InputError, match=r"--price-per-gpu-hour -1.0 must be more than 0"):
         main([*SHAPE, "--price-per-gpu-hour", "-1"])
     with pytest.raises(InputError, match="--gpu abacus is not one of"):
