@@ -7,7 +7,8 @@
 and takes them out whole. A protein without an accession that shares two or more 8-mers with them is dropped from
 training too (it is probably a member that nobody annotated); how many is printed. `evaluate` masks 15% of every protein
 once (fixed seed), and gives the perplexity with a 95% bootstrap interval that resamples families, not residues, beside
-that of the best unigram model (amino-acid frequencies of the held-out masked residues themselves).
+that of the best unigram model (amino-acid frequencies of the held-out masked residues themselves). A protein of no
+family counts as one of its own, so that proteins without accessions can be judged as well.
 """
 
 import argparse
@@ -61,7 +62,10 @@ def split(train_fasta: str, out: Path, number: int = NUM_FAMILIES, seed: int = 0
 
 
 def family_losses(checkpoint: str, fasta: str, mask_prob: float, seed: int, device: str = "cpu"):
-    """Per family [sum of masked cross-entropies in nats, masked residues], and the masked residues by letter."""
+    """Per family [sum of masked cross-entropies in nats, masked residues], and the masked residues by letter.
+
+    A protein without a family is its number in the file.
+    """
     import torch
 
     from converter.sources import read
@@ -102,7 +106,7 @@ def family_losses(checkpoint: str, fasta: str, mask_prob: float, seed: int, devi
         tokens = np.concatenate([[tokenizer.cls_id], residue_ids, end]).astype(np.int64)
         rng = sample_rng(seed, number)
         masked, places, answer = mask_tokens(tokens, np.isin(tokens, tokenizer.residue_ids), tokenizer, rng, mask_prob)
-        batch.append((accession(header), masked, places, answer))
+        batch.append((accession(header) or str(number), masked, places, answer))
         if len(batch) == 64:
             flush()
     if batch:
@@ -115,18 +119,20 @@ def evaluate(
 ) -> dict:
     totals, letters = family_losses(checkpoint, fasta, mask_prob, seed, device)
     table = np.array([totals[name] for name in sorted(totals)])
+    families = {name: own for name, own in totals.items() if not name.isdigit()}
     draws = np.random.default_rng(seed).integers(0, len(table), (10_000, len(table)))
     sums = table[draws].sum(1)
     low, high = np.percentile(np.exp(sums[:, 0] / sums[:, 1]), [2.5, 97.5])
     frequencies = letters[letters > 0] / letters.sum()
     answer = {
         "checkpoint": Path(checkpoint).name,
-        "families": len(table),
+        "families": len(families),
+        "proteins_of_none": len(totals) - len(families),
         "masked_residues": int(table[:, 1].sum()),
         "perplexity": math.exp(table[:, 0].sum() / table[:, 1].sum()),
         "interval_95": [float(low), float(high)],
         "unigram_of_these_residues": math.exp(-(frequencies * np.log(frequencies)).sum()),
-        "per_family": {name: math.exp(total / count) for name, (total, count) in sorted(totals.items())},
+        "per_family": {name: math.exp(total / count) for name, (total, count) in sorted(families.items())},
     }
     print(json.dumps(answer, indent=1))
     if result:
