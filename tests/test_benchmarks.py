@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from pretrain.plan.cluster import make_cluster
+from probe.variants.floors import BLOSUM62
 
 pytest.importorskip("transformers")
 FOLDER = Path(__file__).resolve().parent.parent / "benchmarks"
@@ -183,3 +184,71 @@ def test_a_leak_is_seen_and_flat_memory_is_flat(monkeypatch):
     low, high = rows["leak"]["interval"]
     assert 0.5 < low < 1 < high < 1.5
     assert soak["summary"](taken["leak"])["files"]["interval"] == [0, 0]
+
+
+def test_the_nearest_training_protein_by_hand(tmp_path, monkeypatch, capsys):
+    """Beside one that is as near but for too short a stretch, and proteins without any."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    nearest = runpy.run_path(str(FOLDER / "learning/nearest.py"))
+    rng = np.random.default_rng(0)
+    protein, other, *rest = ("".join(rng.choice(list("ACDEFGHIKLMNPQRSTVWY"), 100)) for _ in range(20))
+
+    def changed(every: int) -> str:
+        """`protein` with each residue in front of a multiple of `every` replaced, but for the last one."""
+        letters = [("W" if a != "W" else "A") if n % every == 0 else a for n, a in enumerate(protein[:-1], 1)]
+        return "".join(letters) + protein[-1]
+
+    def measure(*training: str) -> dict:
+        for name, proteins in (("train", (*rest, *training)), ("judged", (protein, other))):
+            (tmp_path / f"{name}.fasta").write_text("".join(f">{n}\n{a}\n" for n, a in enumerate(proteins)))
+        words = [str(tmp_path / "train.fasta"), str(tmp_path / "judged.fasta"), "--json", str(tmp_path / "a.json")]
+        monkeypatch.setattr(sys, "argv", ["nearest.py", *words])
+        nearest["main"]()
+        result = json.loads((tmp_path / "a.json").read_text())
+        assert result["training"]["proteins"] == len(rest) + len(training)
+        return result["judged"][0]
+
+    # Nine of 100 residues replaced: nine stretches of nine residues with two 8-mers each, one of ten with three.
+    row = measure(changed(6), changed(10))
+    near = {"aligned": 0.5, "median": 0.91, "largest": 0.91, "above": {"30%": 0.5, "50%": 0.5, "90%": 0.5}}
+    assert row["related"] == near and row["shared_8mers"] == 9 * 2 + 3
+    assert (
+        "| judged.fasta, 2 | related | 50.0% | 91.0% | 91.0% | 50.0% | 50.0% | 50.0% | 21 |" in capsys.readouterr().out
+    )
+    assert measure(changed(6))["related"]["largest"] == 0.84  # 16 of 100
+    none = {"aligned": 0.0, "median": None, "largest": None, "above": {"30%": 0.0, "50%": 0.0, "90%": 0.0}}
+    assert row["reversed"]["related"] == none
+    row = measure(rest[0] + protein[:49] + rest[1])
+    assert row["related"] == none and row["shared_8mers"] == 42
+    assert measure(rest[0] + protein[:50] + rest[1])["related"]["largest"] == 1
+
+
+def test_candidates_are_those_of_a_plain_search(monkeypatch):
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    find_candidates = runpy.run_path(str(FOLDER / "learning/nearest.py"))["find_candidates"]
+    rng = np.random.default_rng(1)
+    # Few letters, so that words are shared; X is none, a word of two letters does not count.
+    letters, lengths = list("ACDE" * 4 + "X"), rng.integers(0, 32, 74)
+    judged, training = (["".join(rng.choice(letters, n)) for n in some] for some in (lengths[:4], lengths[4:]))
+
+    def score(a: str, b: str, seed: int) -> int:
+        """The best stretch of a diagonal on which counted words cover `seed` letters."""
+        best = 0
+        for shift in range(-len(b), len(a)):
+            row = [(a[i], b[i - shift]) for i in range(max(0, shift), min(len(a), len(b) + shift))]
+            same = "".join(x if x == y else "X" for x, y in row)
+            words = [n for n in range(len(row) - 3) if "X" not in same[n : n + 4] and len(set(same[n : n + 4])) > 2]
+            if len({n + k for n in words for k in range(4)}) >= seed:
+                sums = np.cumsum([0, *(BLOSUM62.get(pair, -1) for pair in row)])
+                best = max(best, *(sums[i:].max() - sums[i] for i in range(len(sums))))
+        return best
+
+    def nearest(a: str, seed: int = 5) -> list[str]:
+        order = sorted((-score(a, b, seed), n) for n, b in enumerate(training))
+        return [training[n] for negative, n in order[:20] if negative]
+
+    candidates, residues = find_candidates(judged, training)
+    assert candidates == list(map(nearest, judged)) and residues == sum(map(len, training))
+    assert candidates != [nearest(a, seed=6) for a in judged] and max(map(len, candidates)) == 20
+    assert find_candidates(judged, training, residues=1)[0] == candidates
+    assert find_candidates(judged, ["W" * 9])[0] == [[]] * 4
