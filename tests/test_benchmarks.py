@@ -187,7 +187,7 @@ def test_a_leak_is_seen_and_flat_memory_is_flat(monkeypatch):
 
 
 def test_the_nearest_training_protein_by_hand(tmp_path, monkeypatch, capsys):
-    """Beside one that is as near but for too short a stretch, and proteins without any."""
+    """Among some that are further or near for too short a stretch; one of the two judged proteins has none."""
     monkeypatch.setattr(sys, "path", list(sys.path))
     nearest = runpy.run_path(str(FOLDER / "learning/nearest.py"))
     rng = np.random.default_rng(0)
@@ -212,9 +212,8 @@ def test_the_nearest_training_protein_by_hand(tmp_path, monkeypatch, capsys):
     row = measure(changed(6), changed(10))
     near = {"aligned": 0.5, "median": 0.91, "largest": 0.91, "above": {"30%": 0.5, "50%": 0.5, "90%": 0.5}}
     assert row["related"] == near and row["shared_8mers"] == 9 * 2 + 3
-    assert (
-        "| judged.fasta, 2 | related | 50.0% | 91.0% | 91.0% | 50.0% | 50.0% | 50.0% | 21 |" in capsys.readouterr().out
-    )
+    line = "| judged.fasta, 2 | related | 50.0% | 91.0% | 91.0% | 50.0% | 50.0% | 50.0% | 21 |"
+    assert line in capsys.readouterr().out
     assert measure(changed(6))["related"]["largest"] == 0.84  # 16 of 100
     none = {"aligned": 0.0, "median": None, "largest": None, "above": {"30%": 0.0, "50%": 0.0, "90%": 0.0}}
     assert row["reversed"]["related"] == none
@@ -224,11 +223,13 @@ def test_the_nearest_training_protein_by_hand(tmp_path, monkeypatch, capsys):
 
 
 def test_candidates_are_those_of_a_plain_search(monkeypatch):
+    """Whatever the blocks; with another least number of letters they are others."""
     monkeypatch.setattr(sys, "path", list(sys.path))
     find_candidates = runpy.run_path(str(FOLDER / "learning/nearest.py"))["find_candidates"]
+    monkeypatch.setitem(find_candidates.__globals__, "CANDIDATES", 3)
     rng = np.random.default_rng(1)
     # Few letters, so that words are shared; X is none, a word of two letters does not count.
-    letters, lengths = list("ACDE" * 4 + "X"), rng.integers(0, 32, 74)
+    letters, lengths = list("ACD" * 5 + "X"), rng.integers(0, 32, 74)
     judged, training = (["".join(rng.choice(letters, n)) for n in some] for some in (lengths[:4], lengths[4:]))
 
     def score(a: str, b: str, seed: int) -> int:
@@ -243,12 +244,12 @@ def test_candidates_are_those_of_a_plain_search(monkeypatch):
                 best = max(best, *(sums[i:].max() - sums[i] for i in range(len(sums))))
         return best
 
-    def nearest(a: str, seed: int = 5) -> list[str]:
+    def nearest(a: str, seed: int = 6) -> list[str]:
         order = sorted((-score(a, b, seed), n) for n, b in enumerate(training))
-        return [training[n] for negative, n in order[:20] if negative]
+        return [training[n] for negative, n in order[:3] if negative]
 
     candidates, residues = find_candidates(judged, training)
     assert candidates == list(map(nearest, judged)) and residues == sum(map(len, training))
-    assert candidates != [nearest(a, seed=6) for a in judged] and max(map(len, candidates)) == 20
+    assert candidates != [nearest(a, seed=5) for a in judged] and max(map(len, candidates)) == 3
     assert find_candidates(judged, training, residues=1)[0] == candidates
     assert find_candidates(judged, ["W" * 9])[0] == [[]] * 4

@@ -3,7 +3,7 @@
     python benchmarks/learning/nearest.py TRAIN.fasta JUDGED ... [--proteins 300] [--json F]
 
 JUDGED is a FASTA, a table or an LMDB; of each a fixed draw of --proteins is looked at. The training FASTA is read once.
-Where a training protein shares 4-mers with a judged one that cover five letters or more of one diagonal (place in one
+Where a training protein shares 4-mers with a judged one that cover six letters or more of one diagonal (place in one
 minus place in the other), the diagonal is scored as BLAST does before it allows gaps; the CANDIDATES training proteins
 with the highest scores are aligned (probe/contacts/coevolution/alignment.py: best local alignment, BLOSUM62). An
 alignment counts that covers at least half of the shorter protein; its identity is the share of equal letters among its
@@ -13,15 +13,15 @@ columns.
     median, largest   over these, of the highest identity that each has
     above         share of all proteins with a training protein above 30%, 50%, 90%
     related       the same of alignments alone that chance makes in this whole FASTA once in 1,000 times
-    reversed      all of it for the same proteins read backwards: what chance and composition give
+    reversed      all of it for every third of the proteins read backwards: what chance and composition give
     shared_8mers  the most that a protein has in common with one candidate (benchmarks/balanced_corpus.py leaves out
                   what has three in common with all judged proteins together)
 
 Chance alone makes 30% of two short stretches and more of shorter ones; that is in `aligned` and in `reversed`, not in
 `related`. What is not seen: a relative without such 4-mers (or with words of one or two letters alone, which are left
 out as of low complexity), and one behind CANDIDATES others. Of judged proteins of 80 residues or more that were put
-into a corpus of 367,545 with residues replaced at random, with gaps and without, 96-99% were among the candidates at
-50% identity, 71-86% at 40%, 24-35% at 30%; of proteins of 50 residues 45-60%, 17-18%, 2-3%. A relative that evolved
+into a corpus of 367,545 with residues replaced at random, with gaps and without, 91-99% were among the candidates at
+50% identity, 61-83% at 40%, 15-31% at 30%; of proteins of 50 residues 35-45%, 8-12%, 0-2%. A relative that evolved
 keeps its letters in stretches and is seen more often; remote ones are not.
 
 What must hold: the result is a function of the files, the order of the training FASTA's records included.
@@ -29,6 +29,7 @@ What must hold: the result is a function of the files, the order of the training
 
 import argparse
 import heapq
+import itertools
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -48,11 +49,12 @@ from proteinlm.files import write_json
 from proteinlm.progress import Progress
 from proteinlm.sequences import read_fasta
 
-WORD, SEED = 4, 5  # letters: of a word, of a diagonal's words together
+WORD, SEED = 4, 6  # letters: of a word, of a diagonal's words together
 LETTERS = GAP + 1  # GAP between proteins, and for what is no amino acid
-CANDIDATES = 20
+CANDIDATES, THIRD = 20, 3
+SCORES = SUBSTITUTION[:, :LETTERS].astype(np.int64).ravel()
 FALL = 1 << 32  # more than any sum of scores in a block
-BLOCK = 1 << 16  # training residues compared at a time
+BLOCK = 1 << 12  # training residues compared at a time: what a processor's cache holds
 COVERED, ABOVE, EXPECTED = 0.5, (0.3, 0.5, 0.9), 1e-3
 
 
@@ -63,8 +65,10 @@ class Joined:
         gap = np.full(1, GAP, np.uint8)
         self.lengths = np.array([len(protein) for protein in proteins])
         self.begins = np.cumsum(self.lengths + 1) - self.lengths - 1
-        self.codes = np.concatenate([part for protein in proteins for part in (codes_of(protein), gap)])
-        codes = np.append(self.codes, np.full(WORD, GAP)).astype(np.int64)
+        self.codes = np.concatenate([part for protein in proteins for part in (codes_of(protein), gap)]).astype(
+            np.int64
+        )
+        codes = np.append(self.codes, np.full(WORD, GAP))
         self.words = sum(codes[k : k + len(self.codes)] * LETTERS ** (WORD - 1 - k) for k in range(WORD))
         self.owners = np.repeat(np.arange(len(proteins)), self.lengths + 1)
 
@@ -113,12 +117,13 @@ class Index:
         behind = self.own.begins[owners] - other.begins[others] + shifts  # how far apart two are in their rows
         starts = np.cumsum(lengths) - lengths
         here = np.arange(lengths.sum()) + np.repeat(self.own.begins[owners] + first - starts, lengths)
-        pairs = SUBSTITUTION[self.own.codes[here], other.codes[here - np.repeat(behind, lengths)]]
-        # Before each diagonal the sum falls below all that was: so the lowest sum so far is one of the diagonal's own.
-        steps = pairs.astype(np.int64)
-        sums = np.cumsum(steps) - np.repeat(np.arange(len(lengths)) * FALL, lengths)
-        lowest = np.minimum.accumulate(sums - steps)
-        return np.maximum.reduceat(sums - lowest, starts) if len(starts) else lengths
+        there = here - np.repeat(behind, lengths)
+        pairs = SCORES.take(self.own.codes.take(here) * LETTERS + other.codes.take(there))
+        # In front of each diagonal the sum falls below all that was: so the lowest so far is the diagonal's own.
+        falling = pairs.copy()
+        falling[starts] -= FALL
+        sums = np.cumsum(falling)
+        return np.maximum.reduceat(sums - np.minimum.accumulate(sums - pairs), starts) if len(starts) else lengths
 
 
 def _grouped(reduce: np.ufunc, ordered: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -205,7 +210,6 @@ def draw(path: str, number: int, column: str) -> tuple[list[str], int]:
 def measure(train: str, judged: Sequence[str], number: int, column: str = "sequence") -> tuple[list[dict], dict]:
     """(of each judged file its row, what the training FASTA is)."""
     draws = [draw(path, number, column) for path in judged]
-    drawn = [protein for proteins, _ in draws for protein in proteins]
     headers = 0
 
     def training() -> Iterator[str]:
@@ -214,16 +218,20 @@ def measure(train: str, judged: Sequence[str], number: int, column: str = "seque
             headers += 1
             yield residues
 
-    candidates, residues = find_candidates([*drawn, *(protein[::-1] for protein in drawn)], training())
-    rows, begin = [], 0
+    reverses = [[protein[::-1] for protein in proteins[::THIRD]] for proteins, _ in draws]
+    everything = itertools.chain(*(proteins for proteins, _ in draws), *reverses)
+    candidates, residues = find_candidates(list(everything), training())
+    forward = iter(candidates)
+    backward = itertools.islice(candidates, sum(len(proteins) for proteins, _ in draws), None)
+    rows = []
     with Progress("judged files", len(judged)) as progress:
-        for path, (proteins, size) in zip(judged, draws, strict=True):
-            forward, backward = (candidates[first : first + len(proteins)] for first in (begin, len(drawn) + begin))
-            begin += len(proteins)
-            shared = [len(words(a) & words(b)) for a, near in zip(proteins, forward, strict=True) for b in near]
+        for path, (proteins, size), reverse in zip(judged, draws, reverses, strict=True):
+            near = list(itertools.islice(forward, len(proteins)))
+            shared = [len(words(a) & words(b)) for a, some in zip(proteins, near, strict=True) for b in some]
             row = {"file": Path(path).name, "proteins": size, "drawn": len(proteins)}
-            row |= summary(proteins, forward, residues) | {"shared_8mers": max(shared, default=0)}
-            rows.append(row | {"reversed": summary([protein[::-1] for protein in proteins], backward, residues)})
+            row |= summary(proteins, near, residues) | {"shared_8mers": max(shared, default=0)}
+            near = list(itertools.islice(backward, len(reverse)))
+            rows.append(row | {"reversed": {"drawn": len(reverse)} | summary(reverse, near, residues)})
             progress.add(1)
     return rows, {"file": Path(train).name, "proteins": headers, "residues": residues}
 
@@ -233,11 +241,12 @@ def table(rows: Iterable[dict]) -> str:
     lines = ["| file, proteins | alignments | aligned | median | largest | >30% | >50% | >90% | 8-mers |"]
     lines.append("|---" * (lines[0].count("|") - 1) + "|")
     for row in rows:
-        for name, part in ((f"{row['file']}, {row['drawn']}", row), ("reversed", row["reversed"])):
+        for name, part in ((row["file"], row), ("reversed", row["reversed"])):
             for kind in ("all", "related"):
                 *numbers, above = part[kind].values()
                 cells = ["" if share is None else f"{share:.1%}" for share in (*numbers, *above.values())]
-                lines.append(f"| {' | '.join((name, kind, *cells, str(part.get('shared_8mers', ''))))} |")
+                cells = [f"{name}, {part['drawn']}", kind, *cells, str(part.get("shared_8mers", ""))]
+                lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
