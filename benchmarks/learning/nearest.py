@@ -59,16 +59,16 @@ COVERED, ABOVE, EXPECTED = 0.5, (0.3, 0.5, 0.9), 1e-3
 
 
 class Joined:
-    """Proteins in a row, each with a gap behind it. int64 [R]: the word that begins at a residue, whose it is."""
+    """Proteins in a row, each with a gap behind it. codes, words, owners int64 [R]: a residue's own code, the word that
+    begins there, whose it is."""
 
     def __init__(self, proteins: Sequence[str]):
         gap = np.full(1, GAP, np.uint8)
         self.lengths = np.array([len(protein) for protein in proteins])
         self.begins = np.cumsum(self.lengths + 1) - self.lengths - 1
-        self.codes = np.concatenate([part for protein in proteins for part in (codes_of(protein), gap)]).astype(
-            np.int64
-        )
-        codes = np.append(self.codes, np.full(WORD, GAP))
+        codes = np.concatenate([part for protein in proteins for part in (codes_of(protein), gap)] + [gap] * WORD)
+        codes = codes.astype(np.int64)
+        self.codes = codes[:-WORD]
         self.words = sum(codes[k : k + len(self.codes)] * LETTERS ** (WORD - 1 - k) for k in range(WORD))
         self.owners = np.repeat(np.arange(len(proteins)), self.lengths + 1)
 
@@ -91,7 +91,7 @@ class Index:
         self.first = np.cumsum(self.many) - self.many
 
     def near(self, block: Sequence[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Of pairs with enough words on one diagonal: (which of our proteins, which of the block, the best score)."""
+        """Of pairs with enough words on a diagonal, int64 [pairs] each: (ours, the block's, the best score of any)."""
         own, other = self.own, Joined(block)
         many = self.many[other.words]
         there = np.repeat(np.arange(len(many)), many)
@@ -203,6 +203,8 @@ def shares(identity: np.ndarray) -> dict:
 def draw(path: str, number: int, column: str) -> tuple[list[str], int]:
     """(`number` proteins of a file or all, always the same ones; how many it has)."""
     proteins = [protein for protein in sequences_of(path, column) if protein]
+    if not proteins:
+        raise SystemExit(f"{path}: holds no protein")
     order = np.random.default_rng(0).permutation(len(proteins))[:number]
     return [proteins[place] for place in order], len(proteins)
 
