@@ -87,7 +87,12 @@ PASSES = [
     Rule(
         "", "^curves", r"metrics\.jsonl content line \d+ /\w+: (dropped|renamed .+)$", "logs older than a key lack it"
     ),
-    Rule("", "^reproduce", r"reproduce\.json content /(recipe|\w+_commands?|train_minutes)\b", "a record that is shown as it stands"),
+    Rule(
+        "",
+        "^reproduce",
+        r"reproduce\.json content /(recipe|\w+_commands?|train_minutes)\b",
+        "a record that is shown as it stands",
+    ),
     Rule(
         "",
         "",
