@@ -90,7 +90,7 @@ PASSES = [
     Rule(
         "",
         "^reproduce",
-        r"reproduce\.json content /(recipe|\w+_commands?|\w+_minutes)\b",
+        r"reproduce\.json content /(training/)?(recipe|\w+_commands?|\w+_minutes)\b",
         "a record that is shown as it stands",
     ),
     Rule(
