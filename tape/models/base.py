@@ -141,7 +141,7 @@ class ProteinModel(nn.Module):
         if pretrained_dir is None:
             if require_head:
                 raise InputError("from_pretrained: a trained head was asked for, but no directory was given")
-            return cls._made(values).eval()
+            return cls._made(values)
         directory = find_model(pretrained_dir)
         file = cls._read(directory, values, overrides)
         with naming(directory / CONFIG_NAME if directory.is_dir() else directory, cls.config_class):
@@ -154,7 +154,7 @@ class ProteinModel(nn.Module):
         model.load_report = (*file.notes, *notes)
         for note in model.load_report:
             logger.warning("%s", note)
-        return model.eval()
+        return model
 
     @classmethod
     def _made(cls, values: Mapping) -> "ProteinModel":
@@ -162,7 +162,8 @@ class ProteinModel(nn.Module):
             model = cls(cls.config_class.from_dict(values))
         if not hasattr(model, "_modules"):
             refuse(cls, "__init__ should call super().__init__(config)")
-        return model
+        with calling(cls, "__init__"):  # its parts are modules too
+            return model.eval()
 
     @classmethod
     def _read(cls, directory: Path, values: dict, overrides: dict) -> WeightFile:

@@ -123,6 +123,11 @@ CASES = [
         "Sums.__init__ should make a parameter",
     ),
     ("super().__init__(config)", "return", "Sums.__init__ should call super().__init__(config)"),
+    (
+        "self.table = ",
+        "self.part = type('Part', (torch.nn.Module,), {'__init__': lambda self: None})(); self.table = ",
+        "Sums.__init__: AttributeError: 'Part' object has no attribute '_modules'",
+    ),
     (LENGTH, "return -1", "Lysines.__len__: ValueError: __len__() should return >= 0"),
     (LENGTH, "return None", "Lysines.__len__: TypeError: "),
     (ITEM, "raise KeyError('a key')", "Lysines.__getitem__(0): KeyError: a key (line "),
