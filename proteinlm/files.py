@@ -45,7 +45,9 @@ def check_writable(path: str | Path, *inputs: str | Path) -> None:
 
 
 def require_plain(path: Path) -> None:
-    """InputError where something is in a file's place that must not be replaced: a device, a pipe, a socket."""
+    """InputError where something is in a file's place that must not be replaced: a device, a pipe, a broken link."""
+    if path.is_symlink() and not path.exists():
+        raise InputError(f"{path}: a link to nothing; an output takes the place of what is there")
     if path.exists() and not path.is_file() and not path.is_dir():
         raise InputError(f"{path}: no regular file; an output takes the place of what is there")
 

@@ -119,6 +119,7 @@ PASSES = [
         *("^fasta$", "^preprocess", r"^proteins\.fasta bytes whole itself twice$"),
         "a corpus may hold a protein any number of times, under any name: they are counted, and no name is kept",
     ),
+    Rule("", "", r"^table\.(csv|tsv)(\.gz)? content (cell|label) \d+:2 ", "a class may have any name"),
     Rule("", "^tape-eval", r"^run\S*/\S+-\S+\.json ", "tape-eval writes its result anew, and reads none"),
     Rule("", "^tape-table", r"^run\S*/\S+-\S+\.json content /split: '", "a result's own word for its split is shown"),
     Rule("", "", r"\.safetensors content rename bert\.(\S+) to \1$", "TAPE's encoder alone has names without bert."),

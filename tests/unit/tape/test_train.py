@@ -138,6 +138,13 @@ def test_a_directory_in_a_files_place_is_refused_before_the_first_step(world, tm
     assert sorted(path.name for path in (tmp_path / "run").rglob("*")) == ["last", "state.pt"]
 
 
+def test_a_link_to_nothing_is_no_fresh_start(world, tmp_path, capsys):
+    (tmp_path / "run/last").mkdir(parents=True)
+    (tmp_path / "run/last/state.pt").symlink_to(tmp_path / "gone.pt")
+    assert run(world, "stability", tmp_path / "run", "--max_steps", 2, "--resume") == 2
+    assert "state.pt: a link to nothing" in capsys.readouterr().err
+
+
 def first_steps(world: Path, out: Path) -> dict[int, tuple[float, float]]:
     """(loss, gradient norm) of one step on all 64 proteins, by the number of parts it is computed in."""
     config = write_config(world / "no_dropout.json", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
