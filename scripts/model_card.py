@@ -99,14 +99,16 @@ def layer_lines(content: Mapping) -> Iterator[str]:
         gap = row.get("minus_random", {}).get("accuracy")
         values = cell(row["metrics"]["accuracy"]), cell(twins.get(tuple(row[k] for k in keys))), cell(gap, sign="+")
         rows.append((row["target"], row["split"], row["head"], row["layer"], *values))
-    yield f"Accuracy of a head on each layer (0: the embedding). ESM-2 8M: {NONE_PUBLISHED}."
+    floors = [f"{row['arm']} {cell(row['metrics']['accuracy'])}" for row in content["rows"] if row["layer"] is None]
+    alone = f" The sequence alone: {', '.join(floors)}." if floors else ""
+    yield f"Accuracy of a head on each layer (0: the embedding).{alone} ESM-2 8M: {NONE_PUBLISHED}."
     yield from ("", *markdown(rows))
 
 
 def perplexity_lines(content: Mapping) -> Iterator[str]:
     """Held-out families, or another FASTA."""
     value, (low, high) = content["perplexity"], content["interval_95"]
-    parts = {"families": content["families"], "proteins of none": content.get("proteins_of_none", 0)}
+    parts = {"families": content["families"], "proteins of no family": content.get("proteins_of_none", 0)}
     judged = " and ".join(f"{number:,} {name}" for name, number in parts.items() if number)
     yield f"- **{value:.2f} [{low:.2f}, {high:.2f}]** over {judged}, whose letters alone give"
     yield f"  {content['unigram_of_these_residues']:.2f} ({content['masked_residues']:,} masked residues)."

@@ -128,6 +128,8 @@ def _calibrated(rates: Rates, path: str, gpu: Gpu, name: str) -> Rates:
 
 def _replaced(rates: Rates, values: dict) -> Rates:
     changes: dict[str, object] = {"error": _positive(values["error"])}
+    if changes["error"] >= 1:
+        raise ValueError(f"error {changes['error']} must be a share of a step's time, below 1")
     rows = [
         (*(_positive(row[side]) for side in "mnk"), 1e12 * _positive(row["tflops"])) for row in values["gemm_tflops"]
     ]

@@ -149,8 +149,8 @@ PASSES = [
     ),
     Rule("", "", r"args\.json file missing$", "a model directory without a run's record is TAPE's own form"),
     Rule(
-        *("", "^tape-train", r"^model/config\.json content /(\w*_size|num_\w+): \d+$"),
-        "the sizes of an encoder that starts from random weights; the run's first line has its parameters",
+        *("", "^tape-train", r"^model/config\.json content /(\w*_size|num_\w+|final_layernorm): (\d+|True|False)$"),
+        "the shape of an encoder that starts from random weights; the run's first line has its parameters",
     ),
     Rule(
         "^plugin$", "", r"^\S+\.py (content|bytes)", "the plugin's own code: what it gives in the right form is taken"

@@ -71,6 +71,8 @@ def judge(outcome: Outcome, surface: str, line: str, damage: str, honest: Honest
         return Verdict("hang", f"{outcome.stopped} {line.split()[0]} {where} {shape(damage)}", last)
     if outcome.status is None:
         return Verdict("crash", f"signal {outcome.signal} {line.split()[0]} {shape(damage)}", last)
+    if outcome.status == 3 and "could not be embedded (listed in " in outcome.stdout:  # as docs/formats.md says
+        return Verdict("clear", "some proteins could not be embedded", last)
     if outcome.status == 130 and "KeyboardInterrupt" in damage:
         return Verdict("clear", shape(last), last)
     if "--debug" in outcome.words and outcome.status == 2 and MESSAGE.match(last):  # its traceback was asked for

@@ -58,7 +58,7 @@ def test_an_unknown_gpu_and_a_calibration_of_another_are_refused(tmp_path):
     path.write_text(json.dumps(measured | {"gemm": 3}))
     with pytest.raises(InputError, match="gemm is not a key of a calibration"):
         make_cluster("A100", 8, 1, calibration=str(path))
-    for wrong in ({"gemm_tflops": []}, {"hbm_gbs": 0}, {"error": math.nan}, {"links": []}):
+    for wrong in ({"gemm_tflops": []}, {"hbm_gbs": 0}, {"error": math.nan}, {"error": 1.1}, {"links": []}):
         path.write_text(json.dumps(measured | wrong))
         with pytest.raises(InputError, match="not a calibration"):
             make_cluster("A100", 8, 1, calibration=str(path))
