@@ -32,6 +32,7 @@ td:first-child, th:first-child { text-align: left }"""
 
 Point = dict[str, float]  # AXES, MEASURES and "unigram", as far as the log has them
 # What is read of a line of metrics.jsonl; one of evaluation has `dataset`, one of training has `seconds`.
+LONGEST_NAME = 200  # of a set, which is a plot's title
 LINE = {"consumed_tokens": int, "consumed_proteins": int, "dataset?": str, "flops?": NUMBER}
 LINE |= {f"{prefix}{name}?": NUMBER for prefix in ("", "valid_") for name in ("mask_loss", "mask_accuracy")}
 LINE |= {"unigram_entropy?": NUMBER}
@@ -58,7 +59,7 @@ def read_run(argument: str) -> Curves:
     damaged = []
     for number, _, values in read_json_lines(path):
         shape = LINE if "dataset" in (values or {}) else LINE | {"seconds": NUMBER}
-        if values is None or next(misfits(values, shape), None):
+        if values is None or next(misfits(values, shape), None) or len(values.get("dataset", "")) > LONGEST_NAME:
             damaged.append(f"line {number} is not a line of a pretraining run")
         else:
             curves.sets.setdefault(values.get("dataset", "train"), []).append(_point(values, sums))

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from proteinlm.errors import InputError
 from proteinlm.untrusted.json_files import read_json
 from proteinlm.untrusted.shapes import NUMBER
 from tape.metrics import mean_and_spread
@@ -64,9 +65,14 @@ def measure(jobs: Sequence[Job], task: str, split: str, metric: str, arm: str) -
     records = tuple(read_json(directory / RECORD, "what tape.reproduce wrote", SHAPE) for directory in directories)
     files = [directory / f"{task}-{split}.npz" for directory in directories]
     scores = tuple(load_scores(file, None if metric == results[0]["metric"] else metric) for file in files)
-    ids = {tuple(load_ids(file)) for file in files}
-    assert len(ids) == 1, f"{arm} {task} {split}: seeds scored different proteins"
-    return Measured(task, split, metric, arm, results, records, scores, ids.pop())
+    ids = [tuple(load_ids(file)) for file in files]
+    for file, result, own, names in zip(files, results, scores, ids, strict=True):
+        if not len(own.columns) == len(names) == result["n_examples"]:
+            count = f"{len(own.columns)} scores of {len(names)} proteins, where {file.stem}.json has"
+            raise InputError(f"{file}: {count} {result['n_examples']}; tape-eval --save_predictions makes both again")
+        if names != ids[0]:
+            raise InputError(f"{file}: other proteins than in {files[0]}; should be runs on the same data")
+    return Measured(task, split, metric, arm, results, records, scores, ids[0])
 
 
 def row_of(measured: Measured) -> dict:

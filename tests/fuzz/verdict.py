@@ -63,7 +63,7 @@ def judge(outcome: Outcome, surface: str, line: str, damage: str, honest: Honest
     errors = outcome.stderr.rstrip().splitlines()
     last = errors[-1] if errors else ""
     asked = damage.startswith("flags ") and STEPS.search(" ".join(outcome.words))
-    asked = asked or re.match(r"wt\.fasta content line \d+ long", damage)
+    asked = asked or re.match(r"wt\.fasta content line \d+ long|run\.yaml content num_workers: ", damage)
     if outcome.stopped == "CPU time" and asked and not outcome.strays:  # one that only waits hangs all the same
         return Verdict("ok", "a longer run, as was asked for", last)
     if outcome.stopped:

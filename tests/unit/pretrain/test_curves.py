@@ -1,5 +1,6 @@
 """`python -m pretrain.curves`: what is read from logs, and that the page and the picture show it."""
 
+import json
 import re
 from itertools import pairwise
 
@@ -51,6 +52,10 @@ def test_refusals(tmp_path):
     with pytest.raises(InputError, match=r"metrics\.jsonl: no such file"):
         main([str(tmp_path)])
     (tmp_path / "metrics.jsonl").write_text('{"iteration": 1, "loss": 2}\n')
+    with pytest.raises(InputError, match="line 1 is not a line of a pretraining run"):
+        main([str(tmp_path)])
+    line = {"consumed_tokens": 9, "consumed_proteins": 1, "valid_mask_loss": 2.9, "dataset": "A" * 100_000}
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(line) + "\n")
     with pytest.raises(InputError, match="line 1 is not a line of a pretraining run"):
         main([str(tmp_path)])
 

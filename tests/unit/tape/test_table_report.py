@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from proteinlm.errors import InputError
 from tape.reporting import collect as report
 from tape.reporting import pages
 from tape.runs.jobs import RECORD, Arm, Job
@@ -70,6 +71,17 @@ def test_a_row_is_the_mean_over_seeds_with_an_interval_over_proteins(jobs):
     )
     assert (row["steps"], row["residues_seen"], row["train_minutes"]) == ([2, 2], [640, 640], [1.5, 1.5])
     assert row["train_proteins"] == 53_614  # the held-out part is of train
+
+
+@pytest.mark.parametrize(("change", "message"), [("fewer", "59 scores of 59 proteins"), ("others", "other proteins")])
+def test_scores_of_other_proteins_are_named(jobs, change, message):
+    file = jobs[1].directory / "stability-test.npz"
+    arrays = dict(np.load(file))
+    per_protein = [name for name, array in arrays.items() if array.shape[:1] == (60,)]
+    changed = {name: arrays[name][:59] for name in per_protein} if change == "fewer" else {"ids": arrays["ids"][::-1]}
+    np.savez(file, **arrays | changed)
+    with pytest.raises(InputError, match=rf"stability-test\.npz: {message}"):
+        collect(jobs)
 
 
 def test_pairs_are_the_first_arm_minus_each_other(jobs):
