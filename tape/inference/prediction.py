@@ -16,6 +16,7 @@ from torch import Tensor
 from proteinlm.devices import choose_device
 from proteinlm.encoder import Stream, computing, default_batch_tokens, make_stream, to_device, token_batches
 from proteinlm.errors import InputError
+from proteinlm.files import reread
 from proteinlm.model_dir.find import fair_esm_file, read_config
 from proteinlm.progress import Progress
 from proteinlm.tables import is_fasta, is_table, read_table
@@ -132,6 +133,7 @@ def load_predictor(args: argparse.Namespace) -> tuple[str, Predictor, dict]:
     run = read_run(directory)
     flags, config = run.get("args", {}), {} if fair_esm_file(directory) else read_config(directory)
     own = OwnData.load(directory, proteins=False) if (directory / DATA_JSON).exists() else None
+    args.data_file = reread(args.data_file)  # a pipe's columns are looked at before its proteins are
     if own and is_table(args.data_file) and not is_fasta(args.data_file):
         own.columns.as_before(args, read_table(args.data_file).columns)
     name = own.name if own else args.task or flags.get("task") or config.get("finetuning_task")

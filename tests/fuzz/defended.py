@@ -158,6 +158,7 @@ PASSES = [
     ),
 ]
 LEFT = [
+    Rule("", "^reproduce .*--report_only", r"/(results\.json|table\.(md|html))$", "a page of the runs that are there"),
     Rule("", "", r"^new \S+\.failed\.tsv$", "the list of what failed and why, which the message names"),
     Rule(
         *("", "^(tape-train|tune)", r"^new \S+/(metrics\.jsonl|args\.json|last/\S+|model\.safetensors|config\.json)$"),

@@ -156,6 +156,10 @@ def test_a_piped_table_trains(tmp_path, stdin):
     assert errors.run(train.main, [str(word) for word in (*words, "--max_steps", 1, "--eval_steps", 1)]) == 0
     assert json.loads((tmp_path / "run/data.json").read_text())["kind"] == "classification"
     assert list((tmp_path / "run/embeddings").iterdir())  # not beside a copy that goes as the process ends
+    table = fifo(tmp_path / "new.csv", b"id,sequence\na,MKVLA\nb,MKTAY\n")  # its columns, then its proteins
+    words = (tmp_path / "run", table, tmp_path / "p.csv", "--device", "cpu")
+    assert errors.run(predict.main, [str(word) for word in words]) == 0
+    assert len((tmp_path / "p.csv").read_text().splitlines()) == 3
 
 
 @pytest.mark.slow
