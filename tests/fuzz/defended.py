@@ -121,6 +121,9 @@ PASSES = [
     ),
     Rule("", "", r"^table\.(csv|tsv)(\.gz)? content (cell|label) \d+:2 ", "a class may have any name"),
     Rule("", "^tape-eval", r"^run\S*/\S+-\S+\.json ", "tape-eval writes its result anew, and reads none"),
+    Rule(
+        "", "^reproduce", r"^table/runs/\S+-\S+\.json content /training/recipe/", "a recipe is handed on as it stands"
+    ),
     Rule("", "^curves", r"metrics\.jsonl content line \d+ /dataset: '", "a set has the name that its log gives it"),
     Rule("", "^tape-table", r"^run\S*/\S+-\S+\.json content /split: '", "a result's own word for its split is shown"),
     Rule("", "", r"\.safetensors content rename bert\.(\S+) to \1$", "TAPE's encoder alone has names without bert."),
