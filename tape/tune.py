@@ -218,7 +218,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         scores = ranked([trial.result() for trial in waiting], task)
     best = scores[0]
     if math.isnan(best.mean):
-        what = f"{task.metric} is undefined in every trial (predictions or labels all alike)"
+        start = trials[0].options.from_pretrained
+        of = f" of {start}" if start else ""
+        what = f"{task.metric} is undefined in every trial{of} (predictions or labels all alike)"
         raise InputError(f"{out}: {what}; should have more proteins held out, or other values in the grid")
     record = {"command": f"python -m tape.tune {shlex.join(argv)}", "task": task.name, "metric": task.metric}
     rows = [{**vars(score), "trial": dict(score.trial.values), "mean": score.mean} for score in scores]

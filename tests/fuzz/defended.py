@@ -171,6 +171,7 @@ LEFT = [
         *("", "", r"^new \S+/(\S+\.h5|\S+\.npy|(clusters|map)\S+\.npz|heads/\S+\.(npz|pt))$"),
         "whole files of embeddings, maps and fitted heads, which the next run finds",
     ),
+    Rule("", "^tune", r"^new \S+/trials/[^/\s]+\.txt$", "what a trial that took its steps printed, beside its run"),
     Rule("", "", r"^new \S+\.parts/\S+", "whole parts of a long work; the next run goes on from them"),
     Rule(
         "", "pretrain", r"^new \S+/(metrics\.jsonl|iter_\S+|exit_reason\.json|latest_\S+)$", "checkpoints of steps done"

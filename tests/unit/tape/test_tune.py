@@ -131,6 +131,15 @@ def test_a_trial_that_fails_ends_the_rest(world, tmp_path, monkeypatch):
     assert len(started) < 9 and not (tmp_path / "out" / "recipe.yaml").exists()
 
 
+def test_trials_without_a_number_name_the_weights(world, tmp_path, monkeypatch, capsys):
+    """Weights that overflow give one prediction for all: which ones did is said."""
+    monkeypatch.setattr(tune, "run_trial", lambda trial: Score(trial, (math.nan,), (0,), 0.0))
+    line = [tmp_path / "out", "--grid", "learning_rate", "1e-2", "--", *words(world)]
+    for flags, of in ([], ""), (["--from_pretrained", str(world)], f" of {world}"):
+        assert errors.run(tune.main, [*line, *flags]) == 2
+        assert f"spearmanr is undefined in every trial{of} (predictions" in capsys.readouterr().err
+
+
 def test_the_order_of_scores():
     def score(*best):
         return Score(Trial({}, Path(), (), None), best, (1,) * len(best), 1.0)
