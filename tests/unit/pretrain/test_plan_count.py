@@ -108,6 +108,12 @@ def test_a_pipeline_declares_its_logits_as_they_come(monkeypatch, flags):
     assert declared.dtype == torch.bfloat16
 
 
+def test_heads_of_any_size():
+    """The kernels want multiples of 8, so these are padded, and scaled by the size they had: here in fp32."""
+    config, model = configured(["--hidden-size", "24", "--no-bf16", "--num-layers", "1", "--micro-batch-size", "1"])
+    assert count(config, model, Layout(1, 1, 1, 1), 0, 1).work
+
+
 def test_the_command_plans_and_writes(tmp_path, capsys):
     html, path = tmp_path / "plan.html", tmp_path / "plan.json"
     cluster = ["--gpus-per-node", "1", "--nodes", "1", "--price-per-gpu-hour", "2"]
