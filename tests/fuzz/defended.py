@@ -80,7 +80,7 @@ PASSES = [
         "",
         "",
         r"config\.json content /(\S+/)?(layer_norm_eps(ilon)?|rope_theta|rotary_base|residual_scale|\w*dropout\w*"
-        r"|initializer_(range|factor)): (\d[\d.e+-]*|True|False)$",
+        r"|num_attention_heads|initializer_(range|factor)): (\d[\d.e+-]*|True|False)$",
         "of what gives no tensor its shape, a value that the format allows is another network, or another training; a "
         "switch for a number, a number for a switch and one that no network has are refused",
     ),
@@ -127,6 +127,10 @@ PASSES = [
     ),
     Rule("", "^curves", r"metrics\.jsonl content line \d+ /dataset: '", "a set has the name that its log gives it"),
     Rule("", "^tape-table", r"^run\S*/\S+-\S+\.json content /split: '", "a result's own word for its split is shown"),
+    Rule(
+        *("", "", r"\.safetensors content header \S+: (as list|reordered)$"),
+        "the header in another notation; the same weights, and a record of the file's sha256 tells the two apart",
+    ),
     Rule("", "", r"\.safetensors content rename bert\.(\S+) to \1$", "TAPE's encoder alone has names without bert."),
     Rule(
         "",
