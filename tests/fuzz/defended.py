@@ -156,6 +156,7 @@ PASSES = [
         *("", "^(tape-table|tape-eval)", r"^run\S*/\S+-\S+\.json content /intervals?\b\S*: (dropped|reordered)$"),
         "results older than intervals lack them; the order of keys says nothing",
     ),
+    Rule("", "^converter", r"contact-regression\.pt file missing$", "an ESM checkpoint without its contact regression"),
     Rule("", "", r"args\.json file missing$", "a model directory without a run's record is TAPE's own form"),
     Rule(
         *("", "^tape-train", r"^model/config\.json content /(\w*_size|num_\w+|final_layernorm): (\d+|True|False)$"),
