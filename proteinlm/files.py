@@ -15,6 +15,7 @@ import shutil
 import stat
 import tempfile
 from collections.abc import Iterator, Mapping
+from numbers import Integral, Real
 from pathlib import Path
 
 from proteinlm.errors import InputError, name_copy
@@ -204,15 +205,17 @@ def write_text(final: str | Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
-def _plain(value: object) -> object:
-    """A value as JSON can hold it: null for NaN and infinity, lists for tuples."""
+def finite(value: object) -> object:
+    """A value as JSON can hold it: None for NaN and infinity, lists for tuples, Python's numbers for NumPy's."""
     if isinstance(value, Mapping):
-        return {key: _plain(own) for key, own in value.items()}
+        return {key: finite(own) for key, own in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(own) for own in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+        return [finite(own) for own in value]
+    if isinstance(value, int) or not isinstance(value, Real):
+        return value
+    return int(value) if isinstance(value, Integral) else float(value) if math.isfinite(value) else None
 
 
 def write_json(final: str | Path, value: object) -> None:
     """Replace `final` with `value` as indented JSON in one step. It is JSON: null stands for what is no number."""
-    write_text(final, json.dumps(_plain(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    write_text(final, json.dumps(finite(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")

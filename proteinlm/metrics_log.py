@@ -6,12 +6,11 @@ aside to `metrics.jsonl.1` or the next free number, where a log with damaged lin
 """
 
 import json
-import math
 import shutil
 from itertools import count
 from pathlib import Path
 
-from proteinlm.files import require_plain, write_text, writing
+from proteinlm.files import finite, require_plain, write_text, writing
 from proteinlm.untrusted.json_files import read_json_lines
 
 
@@ -72,7 +71,7 @@ class MetricsLog:
 
     def write(self, values: dict) -> None:
         """Append one line. `iteration` is required; a NaN or an infinity becomes null, which JSON can carry."""
-        clean = {key: _finite(value) for key, value in values.items()}
+        clean = finite(values)
         with writing(self.path):
             if self._file is None:
                 self._open()
@@ -99,7 +98,3 @@ class NoLog:
 
     def close(self) -> None:
         pass
-
-
-def _finite(value):
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -43,7 +43,7 @@ from tape.recipes import BUILT_IN
 from tape.runs.flags import flag_words, positive
 from tape.runs.jobs import call, side_by_side
 from tape.runs.plugins import load_plugins, model_types, task_names
-from tape.runs.results import finite, read_run
+from tape.runs.results import read_run
 
 if TYPE_CHECKING:
     from tape.tasks import Task
@@ -224,7 +224,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise InputError(f"{out}: {what}; should have more proteins held out, or other values in the grid")
     record = {"command": f"python -m tape.tune {shlex.join(argv)}", "task": task.name, "metric": task.metric}
     rows = [{**vars(score), "trial": dict(score.trial.values), "mean": score.mean} for score in scores]
-    write_json(out / "trials.json", finite(record | {"higher_is_better": task.higher_is_better, "trials": rows}))
+    write_json(out / "trials.json", record | {"higher_is_better": task.higher_is_better, "trials": rows})
     write_text(out / "recipe.yaml", recipe_text(best, task, len(trials)))
     print(f"best: {table([best], task)} -> {out / 'recipe.yaml'}")
     for key in at_the_edge(grid, best.trial.values):

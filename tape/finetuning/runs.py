@@ -34,7 +34,7 @@ from tape.own_data.read import read_own_data
 from tape.registry import own_data_task, resolve_trained_task
 from tape.runs.flags import is_main_process
 from tape.runs.processes import Processes, choose_precision, run_together
-from tape.runs.results import finite, read_run, weights_identity
+from tape.runs.results import read_run, weights_identity
 from tape.runs.run_dir import (
     RunProgress,
     check_same_weights,
@@ -217,7 +217,7 @@ def train_one(
     path = trainer.output / "args.json"
     before = read_run(trainer.output) if resume and processes.is_main else {}
     trainer.on_best = lambda progress: write_json(
-        path, finite(record | {"best_step": progress.best_step, "best": progress.best})
+        path, record | {"best_step": progress.best_step, "best": progress.best}
     )
 
     def keep_record() -> None:
@@ -234,7 +234,7 @@ def train_one(
     progress = trainer.run(resume)
     minutes = (time.perf_counter() - begin) / 60
     if processes.is_main and "minutes" not in before:  # a run that was finished already stays as it is
-        write_json(path, finite(record | _summary(options, train, progress, minutes)))
+        write_json(path, record | _summary(options, train, progress, minutes))
     if processes.is_main:
         best = f"best {task.metric} {progress.best:.4f}" if progress.best is not None else "not evaluated, weights"
         print(

@@ -19,12 +19,13 @@ import numpy as np
 import torch
 
 from proteinlm.errors import InputError
+from proteinlm.files import finite
 from proteinlm.untrusted.json_files import read_json
 from proteinlm.untrusted.shapes import NUMBER
 from tape.metrics import mean_and_spread
 from tape.reporting.published import PUBLISHED, metric_definition, reasons
 from tape.runs.jobs import RECORD, SHAPE, Job
-from tape.runs.results import VALIDATION, finite, read_result
+from tape.runs.results import VALIDATION, read_result
 from tape.scoring.bootstrap import Scores, confidence_interval, paired_difference
 from tape.scoring.files import load_ids, load_scores
 from tape.tasks import TASKS

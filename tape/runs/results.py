@@ -5,14 +5,11 @@ are null in a file.
 """
 
 import hashlib
-import math
 import os
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
-
-import numpy as np
 
 from proteinlm.errors import InputError
 from proteinlm.model_dir.find import SAFE_NAME, TORCH_NAME, fair_esm_file
@@ -79,14 +76,3 @@ def require_directory(model: Path) -> None:
     if model.is_file() and fair_esm_file(model) is not None:
         conversion = f"python -m converter --load {shlex.quote(str(model))} --save DIR --target tape"
         raise InputError(f"{model}: a file, and this command needs a model's directory; {conversion} makes one")
-
-
-def finite(value: object) -> object:
-    """NaN and infinities become None, which JSON can carry; inside dicts and lists too."""
-    if isinstance(value, dict):
-        return {key: finite(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(entry) for entry in value]
-    if isinstance(value, float | np.floating):
-        return float(value) if math.isfinite(value) else None
-    return int(value) if isinstance(value, np.integer) else value

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from proteinlm.errors import InputError
-from proteinlm.files import write_json
+from proteinlm.files import finite, write_json
 from tape.data.lengths import residue_limit
 from tape.data.splits import choose_splits, load_split
 from tape.metrics import canonical_metric
@@ -26,7 +26,7 @@ from tape.runs.flags import (
 )
 from tape.runs.plugins import plugins_of
 from tape.runs.processes import Processes, choose_precision, run_together
-from tape.runs.results import finite, weights_identity
+from tape.runs.results import weights_identity
 from tape.scoring.bootstrap import Scores, confidence_interval, mean_of, several_intervals
 from tape.scoring.files import (
     per_protein_metrics,

@@ -48,7 +48,9 @@ PASSES = [
     Rule(
         "", "", rf"^\S+\.(csv|tsv) {INSIDE}", "a table has no checksum: other letters are other names, labels, residues"
     ),
-    Rule("", "", r"^\S+/spiece\.model bytes (flip|overwrite|insert|block)", "SentencePiece's file has no checksum either"),
+    Rule(
+        "", "", r"^\S+/spiece\.model bytes (flip|overwrite|insert|block)", "SentencePiece's file has no checksum either"
+    ),
     Rule("", "", r"^\S+\.jsonl? bytes (flip|overwrite|insert|block)", "JSON of another value has no checksum"),
     Rule("", "", r"metrics\.jsonl bytes truncate", "a log that ends early, as a killed process leaves it"),
     Rule(
