@@ -202,6 +202,8 @@ def _read_meta(path: Path) -> dict:
     for missing in (path, path / META):
         if not missing.exists():
             raise InputError(f"{missing} is missing")
+    if not (path / META).is_file():  # a pipe would give it to one process alone
+        raise InputError(f"{path / META} is no regular file")
     meta = read_json(path / META, "this project's checkpoint description", SHAPE)
     if meta["format"] != META_FORMAT:
         raise InputError(f"{path / META}: format {meta['format']!r} is not {META_FORMAT}, which this version reads")

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field, fields
 
 from proteinlm.network.config import ACTIVATIONS as ACTS
 from proteinlm.network.config import MOST_LAYERS, NORMALIZATIONS, POSITION_EMBEDDING_TYPES, ModelConfig
+from proteinlm.running import MOST_WORKERS
 from proteinlm.tokenizer import TOKENIZER_TYPES, Tokenizer
 
 SCHEDULES = ("1f1b", "interleaved", "zero-bubble")
@@ -69,7 +70,9 @@ class Data:
     mask_only_samples: int = opt(0, "rows until which each residue to predict is shown as [MASK]", low=0)
     tokenizer_type: str = opt("iupac", "vocabulary", choices=TOKENIZER_TYPES)
     vocab_file: str | None = opt(None, "SentencePiece model, or the original's iupac_vocab.txt")
-    num_workers: int | None = opt(None, "processes that prepare batches (2 on a GPU, 0 on a CPU unless given)", low=0)
+    num_workers: int | None = opt(
+        None, "processes that prepare batches (2 on a GPU, 0 on a CPU unless given)", low=0, high=MOST_WORKERS
+    )
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,10 @@ def write_h5(path: Path, maps: Maps, top: int | None) -> None:
         for protein, contacts in maps:
             need_room(path, HDF5_ROOM + contacts.nbytes)
             data = file.create_dataset(id_key(protein.id), data=contacts, compression="gzip", shuffle=True)
-            data.attrs["original_id"], data.attrs["sequence"] = protein.id, protein.residues
+            data.attrs["original_id"] = protein.id
+            data.attrs["sequence"] = protein.residues.replace(
+                "\0", "X"
+            )  # unknown either way; HDF5's strings hold no NUL
 
 
 def top_pairs(contacts: np.ndarray, top: int) -> tuple[np.ndarray, np.ndarray]:

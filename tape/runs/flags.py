@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 
 from proteinlm.errors import InputError, process_number
+from proteinlm.running import MOST_WORKERS
 
 
 def within(kind: type, low: float, high: float = math.inf) -> Callable[[str], float]:
@@ -40,7 +41,11 @@ FLAGS: dict[str, dict] = {  # name -> add_argument's keywords
     "no_cuda": {"action": "store_const", "dest": "device", "const": "cpu", "help": "the same as --device cpu"},
     "bf16": {"action": "store_true", "help": "bfloat16 autocast (CPU too)"},
     "fp16": {"action": "store_true", "help": "float16 autocast with loss scaling in training"},
-    "num_workers": {"type": count, "default": 0, "help": "processes that prepare batches (0: none)"},
+    "num_workers": {
+        "type": within(int, 0, MOST_WORKERS),
+        "default": 0,
+        "help": "processes that prepare batches (0: none)",
+    },
 }
 DEVICE_FLAGS = ("device", "no_cuda", "bf16", "fp16")
 

@@ -73,6 +73,12 @@ PASSES = [
         *("", "", rf"^(kept|frozen)/\S+ (content (array \S+ )?array float(16|32)|{INSIDE}) {NO_NUMBER}"),
         "kept embeddings have no checksum: other finite numbers of the right shape are others",
     ),
+    Rule(
+        *("", "^tape-embed .*--duplicates", r"^proteins\.fasta bytes whole itself twice$"),
+        "the first of each is taken; the digest of the whole file is kept with the vectors",
+    ),
+    Rule("", "^tape-eval", r"args\.json content /args/output_dir: '", "any text is a name"),
+    Rule("", "", r"^data\S*\.mdb content record \S+ /id: ", "any text or number is a protein's name"),
     Rule("", "", r"^dms\.csv content (cell|label) \d+:2", "a column that is not read is handed on"),
     Rule(
         *("", "^tape-embed", r"^table\.(csv|tsv) content (cell|label) \d+:[23]"),
@@ -131,7 +137,7 @@ PASSES = [
     Rule("", "^tape-table", r"^run\S*/\S+-\S+\.json content /split: '", "a result's own word for its split is shown"),
     Rule(
         *("", "", r"\.safetensors content header \S+: (as list|reordered)$"),
-        "the header in another notation; the same weights, and a record of the file's sha256 tells the two apart",
+        "the header in another notation, or the shape of a tensor that is not read; the file's sha256 is recorded",
     ),
     Rule("", "", r"\.safetensors content rename bert\.(\S+) to \1$", "TAPE's encoder alone has names without bert."),
     Rule(
@@ -179,6 +185,7 @@ LEFT = [
         *("", "", r"^new \S+/(\S+\.h5|\S+\.npy|(clusters|map)\S+\.npz|heads/\S+\.(npz|pt))$"),
         "whole files of embeddings, maps and fitted heads, which the next run finds",
     ),
+    Rule("", "^tape-eval", r"^new run\S*/\S+-\S+\.json$", "the results of the splits that were scored before"),
     Rule("", "^tune", r"^new \S+/trials/[^/\s]+\.txt$", "what a trial that took its steps printed, beside its run"),
     Rule("", "", r"^new \S+\.parts/\S+", "whole parts of a long work; the next run goes on from them"),
     Rule(

@@ -36,7 +36,8 @@ STEPS = re.compile(r"--(max_steps|num_train_epochs|epochs|train-iters|train-samp
 EXHAUSTED = re.compile(r"MemoryError|bad_alloc|can't allocate memory|Cannot allocate memory|Unable to allocate")
 FRAME = re.compile(r'^\s*File "(?P<file>[^"]+)", line \d+, in (?P<function>\S+)', re.MULTILINE)
 ROOT = Path(__file__).parents[2]
-TIMED = ("metrics.jsonl", "args.json", "meta.json", "reproduce.json", "log.txt")  # they hold seconds
+# They hold seconds.
+TIMED = re.compile(r"(^|/)(metrics\.jsonl|(args|meta|reproduce)\.json|log\.txt|trials/[^/]+\.txt)$")
 SAID = "said"
 TOLD = re.compile(r"notice|warning|left out|damaged", re.IGNORECASE)
 TEMPORARY = re.compile(r"(^|/)\.[^/]*(tmp|part)|\.tmp($|/)|\.tmp\.")
@@ -63,7 +64,9 @@ def judge(outcome: Outcome, surface: str, line: str, damage: str, honest: Honest
     errors = outcome.stderr.rstrip().splitlines()
     last = errors[-1] if errors else ""
     asked = damage.startswith("flags ") and STEPS.search(" ".join(outcome.words))
-    asked = asked or re.match(r"wt\.fasta content line \d+ long|run\.yaml content num_workers: ", damage)
+    asked = asked or re.match(
+        r"wt\.fasta content line \d+ long|run\.yaml content (num_workers|/training/train_\w+): ", damage
+    )
     if outcome.stopped == "CPU time" and asked and not outcome.strays:  # one that only waits hangs all the same
         return Verdict("ok", "a longer run, as was asked for", last)
     if outcome.stopped:
@@ -149,7 +152,7 @@ def said(outcome: Outcome) -> str:
 def outputs(outcome: Outcome) -> dict[str, str]:
     """What was written, or else printed: path -> content."""
     new = {name: what for name, what in outcome.after.items() if outcome.before.get(name) != what}
-    files = {name: what for name, what in new.items() if Path(name).name not in TIMED}
+    files = {name: what for name, what in new.items() if not TIMED.search(name)}
     return files or {"stdout": outcome.stdout}
 
 

@@ -239,36 +239,12 @@ def load_two(directory: Path):
     load_checkpoint(directory, latest_iteration(directory), zeros_like(make_state(0)))
 
 
-def damage_missing(path):
-    shutil.rmtree(path)
-
-
-def damage_shard_missing(path):
-    next(path.glob("*.distcp")).unlink()
-
-
-def damage_truncated(path):
+def truncate_a_shard(path):
     shard = next(path.glob("*.distcp"))
     shard.write_bytes(shard.read_bytes()[:-100])
 
 
-def damage_meta(path):
-    (path / "meta.json").write_text("{")
-
-
-def damage_meta_list(path):
-    (path / "meta.json").write_text("[]")
-
-
-def damage_metadata(path):
-    (path / ".metadata").write_bytes(bytes((path / ".metadata").stat().st_size))
-
-
-def damage_no_metadata(path):
-    (path / ".metadata").unlink()
-
-
-def damage_bits(path):
+def flip_a_bit(path):
     shard = next(path.glob("*.distcp"))
     raw = bytearray(shard.read_bytes())
     where = raw.find(make_state(2)["model"]["layers.0.weight"].numpy().tobytes())
@@ -276,10 +252,21 @@ def damage_bits(path):
     shard.write_bytes(raw)
 
 
-DAMAGES = [value for name, value in list(globals().items()) if name.startswith("damage_")]
+DAMAGES = {
+    "no directory": shutil.rmtree,
+    "no shard": lambda path: next(path.glob("*.distcp")).unlink(),
+    "truncated shard": truncate_a_shard,
+    "bit": flip_a_bit,
+    "meta": lambda path: (path / "meta.json").write_text("{"),
+    "meta list": lambda path: (path / "meta.json").write_text("[]"),
+    # a pipe would give its content to one process, and the others would wait
+    "meta pipe": lambda path: (path / "meta.json").unlink() or os.mkfifo(path / "meta.json"),
+    "metadata": lambda path: (path / ".metadata").write_bytes(bytes((path / ".metadata").stat().st_size)),
+    "no metadata": lambda path: (path / ".metadata").unlink(),
+}
 
 
-@pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
 def test_damage_is_named_and_the_other_offered(two, damage):
     load_two(two)  # control
     damage(two / "iter_0000002")

@@ -184,6 +184,7 @@ def test_underscores_are_dashes_in_flags_but_not_in_values():
 
 WRONG = [
     ("--num-layers 0", "--num-layers is 0, but must be at least 1"),
+    ("--num-workers 257", "--num-workers is 257, but must be at most 256"),
     ("--num-layers two", "--num-layers is 'two', not a number"),
     ("--num-layers 2.5", "--num-layers is 2.5, not a whole number"),
     ("--lr nan", "--lr is nan, not a finite number"),
@@ -240,7 +241,6 @@ WRONG = [
         "tensor-model-parallel-size 16 must divide ffn-hidden-size 40",
     ),
     ("--disable-bias-linear --add-bias-linear", "--disable-bias-linear means --add-bias-linear False"),
-    ("--keep-last 0", "--keep-last is 0, but must be at least 1"),
     ("--override-lr-scheduler --use-checkpoint-lr-scheduler", "exclude each other"),
 ]
 

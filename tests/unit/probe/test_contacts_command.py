@@ -2,6 +2,7 @@
 
 import csv
 import json
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -204,6 +205,13 @@ def test_a_page_without_structure(folder, tmp_path):
     assert run(folder / "prott5", "--view", folder / "in.fasta", "--id", "P3", "--output", "t5") == 0
     report = click_through(tmp_path / "t5.html", tmp_path, "return at('#known').style.display;")
     assert report.errors == [] and report.value == "none"
+
+
+def test_a_zero_byte_is_an_unknown_residue(folder):
+    Path("zero.fasta").write_text(">P1\nMKTA\0IAKQRQ\n")
+    assert run(folder / "esm", "zero.fasta", "out.h5") == 0
+    with h5py.File("out.h5") as file:
+        assert file["P1"].shape == (11, 11) and file["P1"].attrs["sequence"] == "MKTAXIAKQRQ"
 
 
 @pytest.mark.parametrize(

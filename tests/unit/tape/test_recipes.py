@@ -126,10 +126,17 @@ def test_flags_that_do_not_go_together(words, message):
         options(*words)
 
 
-def test_a_wrong_log_level(capsys):
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--log_level", "LOUD"), "--log_level: invalid choice: 'LOUD' (choose from 'DEBUG', 'INFO'"),
+        (("--num_workers", 2**63), "--num_workers: 9223372036854775808 should be between 0 and 256"),
+    ],
+)
+def test_values_that_are_none(words, message, capsys):
     with pytest.raises(SystemExit):
-        options("--log_level", "LOUD")
-    assert "--log_level: invalid choice: 'LOUD' (choose from 'DEBUG', 'INFO'" in capsys.readouterr().err
+        options(*words)
+    assert message in capsys.readouterr().err
 
 
 def test_tapes_own_flags_are_taken(capsys):
