@@ -9,7 +9,7 @@
 # flags     for the last step: --tasks stability --arms pretrained random --jobs 2 ...
 #
 # CONFIG    model and training, a YAML file (default: pretrain/configs/proteinlm_2m.yaml, under an hour on a CPU)
-# PRESET    recipes and seeds of finetuning: cpu, full or a YAML file (default: cpu)
+# PRESET    recipes and seeds of finetuning: cpu, cpu_long, full or a YAML file (default: cpu)
 #
 # Run the same command again after an interruption: it resumes where it stopped.
 set -euo pipefail

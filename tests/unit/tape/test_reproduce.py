@@ -215,7 +215,7 @@ def test_a_failure_stops_nothing_else_and_is_reported(world, commands, capsys):
         (("--arms", "pretrianed"), "--arms pretrianed: should be pretrained, random"),
         (("--arms", "random", "random"), "each name once"),
         (("--arms", "a=nowhere"), "nowhere"),
-        (("--preset", "gpu"), "should be a YAML file or cpu, full"),
+        (("--preset", "gpu"), "should be a YAML file or cpu, cpu_long, full"),
     ],
 )
 def test_mistakes_are_reported_in_one_line(world, capsys, words, message):
