@@ -4,7 +4,7 @@
 
 A cell is the mean over seeds of the arm's number minus the recipe's with the same seed, in brackets the least and the
 most of them. Losses are at [MASK], in thousandths of a nat, below 0 where the arm is better; probes in percent right,
-above 0 where it is better. An arm that is better or worse with every seed is in bold.
+above 0 where it is better. What is better with every seed, of more than one, is in bold.
 """
 
 import argparse
