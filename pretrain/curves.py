@@ -3,8 +3,8 @@
     python -m pretrain.curves RUN [RUN ...] --output curves.html [--png curves.png]
 
 One row of plots for the training set and for each validation set; the dotted line is the loss of amino-acid
-frequencies alone. The page is one file without links, in the light or dark colours of its reader. RUN is a directory
-of --save, or NAME=DIRECTORY.
+frequencies alone. Residues are tokens less one a protein: ESM's second, a protein's end, stays in. The page is one file
+without links, in the light or dark colours of its reader. RUN is a directory of --save, or NAME=DIRECTORY.
 """
 
 import html

@@ -75,7 +75,8 @@ def training_record(checkpoint: Path) -> dict:
     lines = [json.loads(line) for line in log.read_text().splitlines()] if log.is_file() else []
     steps = {line["iteration"]: line for line in lines if "lm_loss" in line and line["iteration"] <= iteration}
     record = {"iteration": iteration, "seconds_of_steps": sum(line["seconds"] for line in steps.values())}
-    record |= {key: steps[max(steps)][key] if steps else 0 for key in ("consumed_tokens", "consumed_proteins")}
+    done = [line for line in lines if line["iteration"] <= iteration]  # the last step need not have been logged
+    record |= {key: max((line[key] for line in done), default=0) for key in ("consumed_tokens", "consumed_proteins")}
     return record | {"config": _without_folders(meta["config"])}
 
 

@@ -322,11 +322,12 @@ def test_what_training_left_of_itself(tmp_path):
         {"iteration": i, "lm_loss": 3, "seconds": 1.5, "consumed_tokens": i, "consumed_proteins": 1}
         for i in (10, 20, 20)
     ]
-    log = [*steps, {"iteration": 20, "valid_loss": 3}, {**steps[0], "iteration": 30}]
+    judged = {"iteration": 20, "valid_loss": 3, "consumed_tokens": 22, "consumed_proteins": 1}
+    log = [*steps, judged, {**steps[0], "iteration": 30}]
     (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, log)))
     record = ship_model.training_record(tmp_path)
     assert record["config"] == {"data": {"data_path": ["shard", "valid=x"]}, "optim": {"lr": 0.1}}
-    assert (record["seconds_of_steps"], record["consumed_tokens"], record["iteration"]) == (3.0, 20, 20)
+    assert (record["seconds_of_steps"], record["consumed_tokens"], record["iteration"]) == (3.0, 22, 20)
 
 
 def results_of(place: Path) -> Path:
