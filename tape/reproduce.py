@@ -38,7 +38,7 @@ def build_parser() -> errors.ArgumentParser:
     parser.add_argument("model_dir", metavar="MODEL_DIR", help="the pretrained encoder, TAPE's or ESM's (its name too)")
     parser.add_argument("data_dir", metavar="DATA_DIR", help="holds the tasks' folders")
     parser.add_argument("out", metavar="OUT", nargs="?", default="table", help="where everything goes (default: table)")
-    parser.add_argument("--preset", default="full", help="full, cpu, cpu_long, or a YAML file like tape/recipes/tables/cpu.yaml")
+    parser.add_argument("--preset", default="full", help="full, cpu, cpu_long, or a YAML file (tape/recipes/tables/)")
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
     parser.add_argument("--arms", nargs="+", default=list(ARMS), metavar="ARM", help=" ".join(ARMS))
     parser.add_argument("--seeds", nargs="+", type=int, help="default: the preset's")
