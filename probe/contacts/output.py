@@ -49,9 +49,8 @@ def write_h5(path: Path, maps: Maps, top: int | None) -> None:
             need_room(path, HDF5_ROOM + contacts.nbytes)
             data = file.create_dataset(id_key(protein.id), data=contacts, compression="gzip", shuffle=True)
             data.attrs["original_id"] = protein.id
-            data.attrs["sequence"] = protein.residues.replace(
-                "\0", "X"
-            )  # unknown either way; HDF5's strings hold no NUL
+            # a zero byte is an unknown residue either way, and HDF5's strings hold none
+            data.attrs["sequence"] = protein.residues.replace("\0", "X")
 
 
 def top_pairs(contacts: np.ndarray, top: int) -> tuple[np.ndarray, np.ndarray]:

@@ -241,6 +241,7 @@ WRONG = [
         "tensor-model-parallel-size 16 must divide ffn-hidden-size 40",
     ),
     ("--disable-bias-linear --add-bias-linear", "--disable-bias-linear means --add-bias-linear False"),
+    ("--keep-last 0", "--keep-last is 0, but must be at least 1"),
     ("--override-lr-scheduler --use-checkpoint-lr-scheduler", "exclude each other"),
 ]
 
@@ -389,10 +390,9 @@ def test_esm2_configs_are_the_published_models(name):
 
 
 def test_3b_says_that_its_shape_is_unknown():
-    text = (CONFIGS / "proteinlm_3b.yaml").read_text()
     config = parse_config(["--config", str(CONFIGS / "proteinlm_3b.yaml")], required=())
     assert (config.model.num_layers, config.model.hidden_size, config.model.num_attention_heads) == (36, 2560, 40)
-    assert "without its shape" in text
+    assert "without its shape" in (CONFIGS / "proteinlm_3b.yaml").read_text()
 
 
 def test_frozen():
