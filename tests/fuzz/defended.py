@@ -185,7 +185,6 @@ LEFT = [
         *("", "", r"^new \S+/(\S+\.h5|\S+\.npy|(clusters|map)\S+\.npz|heads/\S+\.(npz|pt))$"),
         "whole files of embeddings, maps and fitted heads, which the next run finds",
     ),
-    Rule("", "^tape-eval", r"^new run\S*/\S+-\S+\.json$", "the results of the splits that were scored before"),
     Rule("", "^tune", r"^new \S+/trials/[^/\s]+\.txt$", "what a trial that took its steps printed, beside its run"),
     Rule("", "", r"^new \S+\.parts/\S+", "whole parts of a long work; the next run goes on from them"),
     Rule(

@@ -182,11 +182,13 @@ def what_is_unclear(errors: list[str], line: str, damage: str, words: list[str])
 
 
 def leftovers(outcome: Outcome, line: str) -> list[str]:
-    """What should not be there. A directory stands for itself only where it is empty."""
+    """What should not be there. A directory stands for itself only where it is empty; a result that the command has
+    told of (tape-eval: of one split, before another fails) stays."""
     if outcome.strays:
         return [f"{outcome.strays} processes"]
     before, after, words = outcome.before, outcome.after, line.split()
-    new = sorted(name for name in after if name not in before)
+    told = re.findall(r" -> (\S+)", outcome.stdout)
+    new = sorted(name for name in after if name not in before and name not in told)
     empty = {name for name in new if after[name] == "d" and not any(other.startswith(f"{name}/") for other in after)}
     if outcome.status:
         found = [f"{'empty' if name in empty else 'new'} {name}" for name in new if name in empty or after[name] != "d"]
